@@ -1,0 +1,1 @@
+"""The operator graph of a model before any parallelism: named dims, few kinds of operators."""

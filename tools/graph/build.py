@@ -1,0 +1,410 @@
+"""A model's operator graph: one function per block kind, each a readable list of operators.
+
+`embed_body`, `layer_body`, `head_body` are the three bodies every decoder-only model is made of. Prefill and decode have
+the same operators except for MLA, whose decode form absorbs the KV up-projection into the query and the output.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from tools.graph.ir import Body, BodyBuilder, Sizes, Tensor
+from tools.spec.base import Refused
+from tools.spec.model import LayerKind, ModelSpec
+from tools.spec.strategy import Phase
+
+X = ("batch_size", "seq_len", "hidden")
+VOCAB_ALIGNMENT = 64
+"""Engines pad the vocabulary to a multiple of 64 (vLLM and SGLang `vocab_parallel_embedding.py`)."""
+
+
+def padded_vocab(model: ModelSpec) -> int:
+    return -(-model.vocab_size // VOCAB_ALIGNMENT) * VOCAB_ALIGNMENT
+
+
+def vocab_dim(model: ModelSpec) -> str:
+    return "vocab" if padded_vocab(model) == model.vocab_size else "padded_vocab"
+
+
+def model_sizes(model: ModelSpec) -> dict[str, int]:
+    """Length of every dim that the model fixes; batch_size, seq_len and kv_len come from the workload."""
+    a, mla = model.attention, model.attention.mla
+    sizes = {
+        "hidden": model.hidden_size,
+        "heads": a.num_heads,
+        "kv_heads": a.num_kv_heads,
+        "d_k": a.head_dim,
+        "vocab": model.vocab_size,
+        "padded_vocab": padded_vocab(model),
+        "positions": model.position.max_positions + model.position.learned_offset,
+    }
+    if mla:
+        sizes |= {
+            "q_lora": mla.q_lora_rank or 0,
+            "kv_lora": mla.kv_lora_rank,
+            "qk_nope": mla.qk_nope_head_dim,
+            "qk_rope": mla.qk_rope_head_dim,
+            "v_dim": mla.v_head_dim,
+        }
+    if model.mlp:
+        sizes["ffn"] = model.mlp.intermediate_size
+    if model.moe:
+        sizes |= {
+            "experts": model.moe.num_experts,
+            "top_k": model.moe.top_k,
+            "expert_ffn": model.moe.intermediate_size,
+            "shared_ffn": model.moe.shared_intermediate_size,
+        }
+    return sizes
+
+
+def all_sizes(model: ModelSpec, *, batch_size: Any, seq_len: Any, kv_len: Any) -> Sizes:
+    return {**model_sizes(model), "batch_size": batch_size, "seq_len": seq_len, "kv_len": kv_len}
+
+
+@lru_cache(maxsize=256)
+def embed_body(model: ModelSpec) -> Body:
+    ids = Tensor("ids", ("batch_size", "seq_len"), "index", "index")
+    b = BodyBuilder("embed", {"ids": ids})
+    table = b.weight("embed_tokens", (vocab_dim(model), "hidden"), "embedding")
+    x = b.op("embed", "embed", ("ids", table), X, kernel="embedding", module="embed_tokens")
+    if model.embed_scale != 1.0:
+        attrs = {"c": model.embed_scale}
+        x = b.op("embed_scale", "elementwise", (x,), X, kernel="embedding", module="embed_tokens", fn="scale", attrs=attrs)
+    if model.position.kind == "learned":
+        wpe = b.weight("embed_positions", ("positions", "hidden"), "embedding")
+        attrs = {"offset": model.position.learned_offset}
+        pos = b.op("pos_lookup", "pos_lookup", ("ids", wpe), X, kernel="embedding", module="embed_positions", attrs=attrs)
+        x = b.op("pos_add", "elementwise", (x, pos), X, kernel="embedding", module="embed_positions", fn="add")
+    if model.embedding_norm:
+        x = _norm(b, model, "embed_norm", x, kernel="embedding", module="embed_norm")
+    return b.build(x)
+
+
+@lru_cache(maxsize=1024)
+def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = True) -> Body:
+    """One transformer layer. `absorb`: MLA decode in its absorbed form (same numbers, other operators)."""
+    if model.unsupported:
+        raise Refused(f"{model.name}: {'; '.join(model.unsupported)}; no operator graph for these blocks yet")
+    b = BodyBuilder(_layer_name(model, kind), {"x": Tensor("x", X)})
+    attend = _mla if model.attention.mla else _gqa
+    if model.block == "parallel":
+        return _parallel_block(b, model, kind, phase, absorb, attend)
+    pre, post = model.block != "post", model.block in ("sandwich", "post")
+    h = _norm(b, model, "input_norm", "x", kernel="input_norm", module="input_layernorm") if pre else "x"
+    attn = attend(b, model, kind, phase, absorb, h)
+    if post:
+        attn = _norm(b, model, "post_attn_norm", attn, kernel="attn_add_norm", module="post_attention_layernorm")
+    x1 = _residual(b, model, "attn_residual", "x", attn, kernel="attn_add_norm", module="self_attn.residual")
+    h2 = _norm(b, model, "ffn_norm", x1, kernel="attn_add_norm", module="pre_ffn_layernorm") if pre else x1
+    out = _ffn(b, model, kind, h2)
+    if post:
+        out = _norm(b, model, "post_ffn_norm", out, kernel="ffn_add", module="post_ffn_layernorm")
+    return b.build(_residual(b, model, "ffn_residual", x1, out, kernel="ffn_add", module="mlp.residual"))
+
+
+@lru_cache(maxsize=256)
+def head_body(model: ModelSpec, logits: str = "last") -> Body:
+    """Final norm, LM head, sampling (greedy). `logits="all"` keeps every position (used to compare with references)."""
+    b = BodyBuilder("head", {"x": Tensor("x", X)})
+    h = _norm(b, model, "final_norm", "x", kernel="final_norm", module="norm")
+    dims: tuple[str, ...] = X
+    if logits == "last":
+        dims = ("batch_size", "hidden")
+        h = b.op("select_last", "select_last", (h,), dims, kernel="final_norm", module="logits_processor")
+    v = vocab_dim(model)
+    w = b.weight("embed_tokens" if model.tie_word_embeddings else "lm_head", (v, "hidden"), "embedding")
+    out = (*dims[:-1], v)
+    y = b.op("logits", "einsum", (h, w), out, kernel="lm_head", module="lm_head", dtype="fp32")
+    if model.lm_head_bias:
+        bias = b.weight("lm_head_bias", (v,), "vector")
+        y = b.op("logits_bias", "elementwise", (y, bias), out, kernel="lm_head", module="lm_head", fn="add", dtype="fp32")
+    if model.logit_scale != 1.0:
+        attrs = {"c": model.logit_scale}
+        y = b.op("logits_scale", "elementwise", (y,), out, kernel="sampler", module="lm_head", fn="scale", attrs=attrs, dtype="fp32")
+    if model.logit_softcap:
+        attrs = {"c": model.logit_softcap}
+        y = b.op("logits_softcap", "elementwise", (y,), out, kernel="sampler", module="lm_head", fn="softcap", attrs=attrs, dtype="fp32")
+    if v == "padded_vocab":
+        attrs = {"vocab": model.vocab_size}
+        y = b.op("logits_unpad", "unpad", (y,), (*dims[:-1], "vocab"), kernel="sampler", module="lm_head", dtype="fp32", attrs=attrs)
+    tok = b.op("sample", "argmax", (y,), dims[:-1], kernel="sampler", module="sampler", tensor_kind="index", dtype="index")
+    return b.build(tok)
+
+
+# ---------------------------------------------------------------------------------------------------------------- blocks
+
+
+def _layer_name(model: ModelSpec, kind: LayerKind) -> str:
+    parts = ["layer", kind.ffn]
+    if kind.sliding:
+        parts.append("chunked" if model.attention.chunk_size else "sliding")
+    if model.position.kind == "rope" and not kind.rope:
+        parts.append("nope")
+    return "_".join(parts)
+
+
+def _norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, *, kernel: str, module: str, dim: str = "hidden") -> str:
+    w = b.weight(f"{name}.weight", (dim,), "vector")
+    inputs: tuple[str, ...] = (x, w)
+    if model.norm_bias:
+        inputs = (*inputs, b.weight(f"{name}.bias", (dim,), "vector"))
+    attrs = {"eps": model.norm_eps, "offset": model.norm_offset}
+    t = b.tensors[x]
+    return b.op(name, "norm", inputs, t.dims, kernel=kernel, module=module, fn=model.norm, attrs=attrs, routed=t.routed)
+
+
+def _rms(b: BodyBuilder, model: ModelSpec, name: str, x: str, dim: str, *, kernel: str, module: str) -> str:
+    """RMSNorm over one inner dim whatever the model's block norm is (QK-norm, MLA latents)."""
+    w = b.weight(f"{name}.weight", (dim,), "vector")
+    attrs = {"eps": model.norm_eps, "offset": model.norm_offset}
+    return b.op(name, "norm", (x, w), b.tensors[x].dims, kernel=kernel, module=module, fn="rmsnorm", attrs=attrs)
+
+
+def _residual(b: BodyBuilder, model: ModelSpec, name: str, x: str, branch: str, *, kernel: str, module: str) -> str:
+    if model.residual_scale != 1.0:
+        attrs = {"c": model.residual_scale}
+        branch = b.op(f"{name}_scale", "elementwise", (branch,), X, kernel=kernel, module=module, fn="scale", attrs=attrs)
+    return b.op(name, "elementwise", (x, branch), X, kernel=kernel, module=module, fn="add")
+
+
+def _linear(
+    b: BodyBuilder, name: str, x: str, w_dims: tuple[str, ...], out: tuple[str, ...], *,
+    kernel: str, module: str, bias: bool = False, dtype: str = "matrix", routed: bool = False,
+) -> str:  # fmt: skip
+    w = b.weight(f"{name}.weight", w_dims, dtype)  # type: ignore[arg-type]
+    y = b.op(name, "einsum", (x, w), out, kernel=kernel, module=module, routed=routed)
+    if bias:
+        bias_dims = tuple(d for d in w_dims if d in out and (d not in b.tensors[x].dims or d == "experts"))
+        wb = b.weight(f"{name}.bias", bias_dims, "vector")
+        y = b.op(f"{name}_bias", "elementwise", (y, wb), out, kernel=kernel, module=module, fn="add", routed=routed)
+    return y
+
+
+def _rope(b: BodyBuilder, model: ModelSpec, name: str, x: str, dim: str) -> str:
+    p = model.position
+    attrs = {"theta": p.theta, "rotary_dim": p.rotary_dim if dim == "d_k" else None, "interleaved": p.interleaved, "dim": dim}
+    return b.op(name, "rope", (x,), b.tensors[x].dims, kernel="rope", module="self_attn.rotary_emb", attrs=attrs)
+
+
+def _qk_norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, heads: str) -> str:
+    module = f"self_attn.{name}"
+    if model.attention.qk_norm == "head":
+        return _rms(b, model, name, x, "d_k", kernel="rope", module=module)
+    # Over heads x d_k: the heads are split under tp, so the sum of squares is its own operator and gets its all-reduce.
+    w = b.weight(f"{name}.weight", (heads, "d_k"), "vector")
+    ssq = b.op(f"{name}_sumsq", "sumsq", (x,), ("batch_size", "seq_len"), kernel=f"{name}_sumsq", module=module, dtype="fp32")
+    count = (model.attention.num_heads if heads == "heads" else model.attention.num_kv_heads) * model.attention.head_dim
+    attrs = {"eps": model.norm_eps, "count": count}
+    return b.op(name, "rms_apply", (x, ssq, w), b.tensors[x].dims, kernel="rope", module=module, attrs=attrs)
+
+
+def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str) -> str:
+    a = model.attention
+    q_dims, kv_dims = ("batch_size", "seq_len", "heads", "d_k"), ("batch_size", "seq_len", "kv_heads", "d_k")
+    lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias}
+    q = _linear(b, "q_proj", h, ("hidden", "heads", "d_k"), q_dims, module="self_attn.q_proj", **lin)
+    k = _linear(b, "k_proj", h, ("hidden", "kv_heads", "d_k"), kv_dims, module="self_attn.k_proj", **lin)
+    v = _linear(b, "v_proj", h, ("hidden", "kv_heads", "d_k"), kv_dims, module="self_attn.v_proj", **lin)
+    if a.qk_norm != "none":
+        q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, "kv_heads")
+    if kind.rope:
+        q, k = _rope(b, model, "q_rope", q, "d_k"), _rope(b, model, "k_rope", k, "d_k")
+    k, v = _cache(b, "k_cache", k), _cache(b, "v_cache", v)
+    if a.num_kv_heads != a.num_heads:
+        group = a.num_heads // a.num_kv_heads
+        k, v = _repeat(b, "k_heads", k, group), _repeat(b, "v_heads", v, group)
+    scores = b.op(
+        "scores", "einsum", (q, k), ("batch_size", "heads", "seq_len", "kv_len"), kernel="attention", module="self_attn.scores"
+    )
+    probs = _attention_probs(b, model, kind, scores, a.scale or a.head_dim**-0.5)
+    ctx = b.op("attn_values", "einsum", (probs, v), q_dims, kernel="attention", module="self_attn.values")
+    return _linear(b, "o_proj", ctx, ("heads", "d_k", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias)
+
+
+def _cache(b: BodyBuilder, name: str, new: str) -> str:
+    dims = tuple("kv_len" if d == "seq_len" else d for d in b.tensors[new].dims)
+    return b.op(name, "cache", (new,), dims, kernel="attention", module=f"self_attn.{name}", tensor_kind="cache", dtype="kv")
+
+
+def _repeat(b: BodyBuilder, name: str, x: str, group: int) -> str:
+    dims = tuple("heads" if d == "kv_heads" else d for d in b.tensors[x].dims)
+    return b.op(name, "repeat_heads", (x,), dims, kernel="attention", module="self_attn.repeat_kv", attrs={"group": group})
+
+
+def _attention_probs(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: str, scale: float) -> str:
+    a, dims = model.attention, b.tensors[scores].dims
+    kw: dict[str, Any] = {"kernel": "attention", "module": "self_attn.softmax"}
+    s = b.op("scaled", "elementwise", (scores,), dims, fn="scale", attrs={"c": scale}, **kw)
+    if a.softcap:
+        s = b.op("softcap", "elementwise", (s,), dims, fn="softcap", attrs={"c": a.softcap}, **kw)
+    if model.position.kind == "alibi":
+        s = b.op("alibi", "mask", (s,), dims, fn="alibi", attrs={"num_heads": a.num_heads}, **kw)
+    attrs = {"window": a.sliding_window if kind.sliding else None, "chunk": a.chunk_size if kind.sliding else None}
+    s = b.op("masked", "mask", (s,), dims, fn="causal", attrs=attrs, **kw)
+    inputs: tuple[str, ...] = (s,)
+    if a.sinks:
+        inputs = (s, b.weight("sinks", ("heads",), "vector"))
+    return b.op("probs", "softmax", inputs, dims, fn="sinks" if a.sinks else "", attrs={"dim": "kv_len"}, **kw)
+
+
+def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str) -> str:
+    mla = model.attention.mla
+    assert mla is not None
+    bs = ("batch_size", "seq_len")
+    nope, rope = (*bs, "heads", "qk_nope"), (*bs, "heads", "qk_rope")
+    if mla.q_lora_rank:
+        qa = _linear(b, "q_a_proj", h, ("hidden", "q_lora"), (*bs, "q_lora"), kernel="qkv_a_proj", module="self_attn.q_a_proj")
+        qa = _rms(b, model, "q_a_norm", qa, "q_lora", kernel="latent_norm", module="self_attn.q_a_layernorm")
+        src, inner = qa, "q_lora"
+    else:
+        src, inner = h, "hidden"
+    qn = _linear(b, "q_nope", src, (inner, "heads", "qk_nope"), nope, kernel="q_b_proj", module="self_attn.q_b_proj")
+    qr = _linear(b, "q_pe", src, (inner, "heads", "qk_rope"), rope, kernel="q_b_proj", module="self_attn.q_b_proj")
+    c = _linear(b, "kv_a", h, ("hidden", "kv_lora"), (*bs, "kv_lora"), kernel="qkv_a_proj", module="self_attn.kv_a_proj")
+    kr = _linear(b, "k_pe", h, ("hidden", "qk_rope"), (*bs, "qk_rope"), kernel="qkv_a_proj", module="self_attn.kv_a_proj")
+    c = _rms(b, model, "kv_a_norm", c, "kv_lora", kernel="latent_norm", module="self_attn.kv_a_layernorm")
+    qr, kr = _rope(b, model, "q_rope", qr, "qk_rope"), _rope(b, model, "k_rope", kr, "qk_rope")
+    c, kr = _cache(b, "c_cache", c), _cache(b, "pe_cache", kr)
+    absorbed = phase == "decode" and absorb
+    ctx = (_mla_absorbed if absorbed else _mla_expanded)(b, model, kind, qn, qr, c, kr)
+    return _linear(b, "o_proj", ctx, ("heads", "v_dim", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=model.attention.out_bias)
+
+
+def _mla_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, nope_scores: str, qr: str, kr: str) -> str:
+    mla = model.attention.mla
+    assert mla is not None
+    dims = b.tensors[nope_scores].dims
+    pe = b.op("scores_pe", "einsum", (qr, kr), dims, kernel="attention", module="self_attn.scores")
+    s = b.op("scores", "elementwise", (nope_scores, pe), dims, kernel="attention", module="self_attn.scores", fn="add")
+    scale = model.attention.scale or (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5
+    return _attention_probs(b, model, kind, s, scale)
+
+
+def _mla_expanded(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str) -> str:
+    """Prefill: expand the latent into per-head keys and values, then ordinary attention."""
+    bt, dims = ("batch_size", "kv_len"), ("batch_size", "heads", "seq_len", "kv_len")
+    uk = b.weight("k_up.weight", ("kv_lora", "heads", "qk_nope"))
+    uv = b.weight("v_up.weight", ("kv_lora", "heads", "v_dim"))
+    k = b.op("k_up", "einsum", (c, uk), (*bt, "heads", "qk_nope"), kernel="kv_b_proj", module="self_attn.kv_b_proj")
+    v = b.op("v_up", "einsum", (c, uv), (*bt, "heads", "v_dim"), kernel="kv_b_proj", module="self_attn.kv_b_proj")
+    s = b.op("scores_nope", "einsum", (qn, k), dims, kernel="attention", module="self_attn.scores")
+    probs = _mla_scores(b, model, kind, s, qr, kr)
+    out = ("batch_size", "seq_len", "heads", "v_dim")
+    return b.op("attn_values", "einsum", (probs, v), out, kernel="attention", module="self_attn.values")
+
+
+def _mla_absorbed(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str) -> str:
+    """Decode: fold W_UK into the query and W_UV into the output, so that attention reads the latent only."""
+    bs, dims = ("batch_size", "seq_len"), ("batch_size", "heads", "seq_len", "kv_len")
+    uk = b.weight("k_up.weight", ("kv_lora", "heads", "qk_nope"))
+    uv = b.weight("v_up.weight", ("kv_lora", "heads", "v_dim"))
+    q = b.op("q_absorbed", "einsum", (qn, uk), (*bs, "heads", "kv_lora"), kernel="q_absorb", module="self_attn.kv_b_proj")
+    s = b.op("scores_nope", "einsum", (q, c), dims, kernel="attention", module="self_attn.scores")
+    probs = _mla_scores(b, model, kind, s, qr, kr)
+    lat = b.op("attn_latent", "einsum", (probs, c), (*bs, "heads", "kv_lora"), kernel="attention", module="self_attn.values")
+    return b.op("attn_values", "einsum", (lat, uv), (*bs, "heads", "v_dim"), kernel="v_absorb", module="self_attn.kv_b_proj")
+
+
+def _parallel_block(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, attend: Any) -> Body:
+    h = _norm(b, model, "input_norm", "x", kernel="input_norm", module="input_layernorm")
+    h2 = h
+    if model.parallel_norms == 2:
+        h2 = _norm(b, model, "ffn_norm", "x", kernel="input_norm", module="mlp_layernorm")
+    attn = attend(b, model, kind, phase, absorb, h)
+    out = _ffn(b, model, kind, h2)
+    both = b.op("branch_add", "elementwise", (attn, out), X, kernel="ffn_add", module="branch_add", fn="add")
+    return b.build(_residual(b, model, "residual", "x", both, kernel="ffn_add", module="residual"))
+
+
+# ------------------------------------------------------------------------------------------------------------ FFN and MoE
+
+
+def _ffn(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str) -> str:
+    if kind.ffn == "moe":
+        return _moe(b, model, h)
+    m = model.mlp
+    if m is None:
+        raise Refused(f"{model.name}: layer is dense, but no intermediate_size is known; state intermediate_size")
+    out = ("batch_size", "seq_len", "ffn")
+    return _mlp(b, h, "ffn", out, gated=m.gated, activation=m.activation, bias=m.bias, module="mlp", prefix="")
+
+
+def _mlp(
+    b: BodyBuilder, h: str, dim: str, mid: tuple[str, ...], *, gated: bool, activation: str, bias: bool, module: str, prefix: str
+) -> str:
+    """Gate and up (or up alone), activation, down."""
+    p, kernels = prefix, {"up": f"{prefix}gate_up_proj", "act": f"{prefix}act", "down": f"{prefix}down_proj"}
+    up = _linear(b, f"{p}up_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.up_proj", bias=bias)
+    src = up
+    if gated:
+        src = _linear(b, f"{p}gate_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.gate_proj", bias=bias)
+    a = b.op(f"{p}act", "elementwise", (src,), mid, kernel=kernels["act"], module=f"{module}.act_fn", fn=activation)
+    if gated:
+        a = b.op(f"{p}act_mul", "elementwise", (a, up), mid, kernel=kernels["act"], module=f"{module}.act_mul", fn="mul")
+    return _linear(b, f"{p}down_proj", a, (dim, "hidden"), X, kernel=kernels["down"], module=f"{module}.down_proj", bias=bias)
+
+
+def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
+    """Gate scores → chosen experts (`expert_ids`) and their weights, both [batch_size, seq_len, top_k]."""
+    m = model.moe
+    assert m is not None
+    wide, narrow = ("batch_size", "seq_len", "experts"), ("batch_size", "seq_len", "top_k")
+    kw: dict[str, Any] = {"kernel": "gate_topk", "module": "mlp.gate"}
+    logits = _linear(b, "router", h, ("hidden", "experts"), wide, kernel="router", module="mlp.gate", bias=m.router_bias, dtype="vector")
+    scores = logits
+    if m.gate == "softmax_topk":
+        scores = b.op("gate_scores", "softmax", (logits,), wide, dtype="fp32", attrs={"dim": "experts"}, **kw)
+    elif m.gate == "sigmoid_topk":
+        scores = b.op("gate_scores", "elementwise", (logits,), wide, fn="sigmoid", dtype="fp32", **kw)
+    choice = scores
+    if m.correction_bias:
+        wb = b.weight("gate_correction_bias", ("experts",), "vector")
+        choice = b.op("gate_choice", "elementwise", (scores, wb), wide, fn="add", dtype="fp32", **kw)
+    attrs = {"top_k": m.top_k, "n_group": m.n_group, "topk_group": m.topk_group}
+    ids = b.op("expert_ids", "topk", (choice,), narrow, tensor_kind="index", dtype="index", attrs=attrs, **kw)
+    w = b.op("expert_scores", "gather_scores", (scores, ids), narrow, dtype="fp32", **kw)
+    if m.gate == "topk_softmax":
+        w = b.op("expert_weights", "softmax", (w,), narrow, dtype="fp32", attrs={"dim": "top_k"}, **kw)
+    elif m.norm_topk_prob:
+        w = b.op("expert_weights", "renormalise", (w,), narrow, dtype="fp32", attrs={"dim": "top_k"}, **kw)
+    if m.routed_scaling_factor != 1.0:
+        w = b.op("expert_weights_scaled", "elementwise", (w,), narrow, fn="scale", dtype="fp32", attrs={"c": m.routed_scaling_factor}, **kw)
+    return ids, w
+
+
+def _moe(b: BodyBuilder, model: ModelSpec, h: str) -> str:
+    m = model.moe
+    assert m is not None
+    ids, weights = _router(b, model, h)
+    tok = ("experts", "batch_size", "seq_len")
+    wide, mid = (*tok, "hidden"), (*tok, "expert_ffn")
+    send = (h, ids, weights) if m.input_scaled else (h, ids)
+    x = b.op("dispatch", "dispatch", send, wide, kernel="dispatch", module="mlp.dispatch", routed=True, fn="scaled" if m.input_scaled else "")
+    lin: dict[str, Any] = {"dtype": "expert_matrix", "routed": True, "bias": m.expert_bias}
+    up = _linear(b, "expert_up", x, ("experts", "hidden", "expert_ffn"), mid, kernel="expert_gate_up", module="mlp.experts.up_proj", **lin)
+    gate = up
+    if m.gated:
+        gate = _linear(b, "expert_gate", x, ("experts", "hidden", "expert_ffn"), mid, kernel="expert_gate_up", module="mlp.experts.gate_proj", **lin)
+    act: dict[str, Any] = {"kernel": "expert_act", "routed": True}
+    a = b.op("expert_act", "elementwise", (gate,), mid, module="mlp.experts.act_fn", fn=m.activation, **act)
+    if m.gated:
+        if m.activation == "swiglu_oai":
+            up = b.op("expert_up_clamp", "elementwise", (up,), mid, module="mlp.experts.act_fn", fn="clamp_add_one", **act)
+        a = b.op("expert_act_mul", "elementwise", (a, up), mid, module="mlp.experts.act_mul", fn="mul", **act)
+    y = _linear(b, "expert_down", a, ("experts", "expert_ffn", "hidden"), wide, kernel="expert_down", module="mlp.experts.down_proj", **lin)
+    back = (y, ids) if m.input_scaled else (y, ids, weights)
+    out = b.op("combine", "combine", back, X, kernel="combine", module="mlp.combine", fn="unweighted" if m.input_scaled else "")
+    if not m.shared_intermediate_size:
+        return out
+    shared = _mlp(
+        b, h, "shared_ffn", ("batch_size", "seq_len", "shared_ffn"), gated=m.gated,
+        activation="silu" if m.activation == "swiglu_oai" else m.activation, bias=False, module="mlp.shared_expert", prefix="shared_",
+    )  # fmt: skip
+    if m.shared_gate:
+        g = _linear(b, "shared_gate", h, ("hidden",), ("batch_size", "seq_len"), kernel="router", module="mlp.shared_expert_gate", dtype="vector")
+        kw: dict[str, Any] = {"kernel": "moe_add", "module": "mlp.shared_expert_gate"}
+        g = b.op("shared_gate_sigmoid", "elementwise", (g,), ("batch_size", "seq_len"), fn="sigmoid", **kw)
+        shared = b.op("shared_gated", "elementwise", (shared, g), X, fn="mul", **kw)
+    return b.op("moe_add", "elementwise", (out, shared), X, kernel="moe_add", module="mlp.shared_add", fn="add")

@@ -1,0 +1,268 @@
+"""What each operator computes, in numpy: the executable spec of the graph.
+
+The same function runs the unpartitioned model and one device's shard of it. A shard knows where it lies through
+`Place.index(dim)`: the global positions of its part of a dim (RoPE, masks, vocabulary offsets need it); the unpartitioned
+model lies everywhere. Routed tensors are computed densely here: every expert sees all tokens, zero where not routed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tools.graph.ir import Body, Op
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a shard lies: `index(dim)` gives global positions; `past` tokens are in the cache already."""
+
+    index: Callable[[str], Array]
+    past: int
+    body: Body
+    out_dims: tuple[str, ...]
+
+    def dims(self, tensor: str) -> tuple[str, ...]:
+        return self.body.tensors[tensor].dims
+
+
+def run(op: Op, args: Sequence[Array], place: Place, dims: Sequence[tuple[str, ...]]) -> Array:
+    """Value of `op.output`. `dims[i]` names the axes of `args[i]`."""
+    return RUN[op.kind](op, args, place, dims)
+
+
+# ------------------------------------------------------------------------------------------------------- broadcasting
+
+
+def align(x: Array, have: Sequence[str], want: Sequence[str]) -> Array:
+    """Axes of `x` reordered to `want`, with length-1 axes where `x` lacks the dim."""
+    order = [have.index(d) for d in want if d in have]
+    x = np.transpose(x, order)
+    return x.reshape([x.shape[[d for d in want if d in have].index(d)] if d in have else 1 for d in want])
+
+
+def _letters(dims: Sequence[Sequence[str]]) -> dict[str, str]:
+    names = list(dict.fromkeys(d for ds in dims for d in ds))
+    return {d: chr(ord("a") + i) for i, d in enumerate(names)}
+
+
+def einsum(args: Sequence[Array], dims: Sequence[tuple[str, ...]], out: tuple[str, ...]) -> Array:
+    """Named einsum: dims that are missing from `out` are contracted."""
+    m = _letters([*dims, out])
+    eq = ",".join("".join(m[d] for d in ds) for ds in dims) + "->" + "".join(m[d] for d in out)
+    return np.einsum(eq, *args, optimize=len(args) > 2 or args[0].ndim + args[1].ndim > 5)
+
+
+# ------------------------------------------------------------------------------------------------------------ operators
+
+
+def _embed(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    ids, table = args
+    rows = place.index(dims[1][0])
+    local = np.full(int(rows.max(initial=-1)) + 2, -1)
+    local[rows] = np.arange(len(rows))
+    slot = np.where(ids < len(local), local[np.minimum(ids, len(local) - 1)], -1)
+    return np.where((slot >= 0)[..., None], table[np.maximum(slot, 0)], 0.0)
+
+
+def _pos_lookup(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    ids, table = args
+    rows = table[place.index("seq_len") + op.attrs["offset"]]
+    return np.broadcast_to(rows, (*ids.shape, table.shape[-1])).copy()
+
+
+def _einsum(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return einsum(args, dims, place.out_dims)
+
+
+def _gelu(x: Array) -> Array:
+    # Abramowitz-Stegun is not accurate enough for 1e-9; math.erf vectorised is.
+    return 0.5 * x * (1.0 + _erf(x / np.sqrt(2.0)))
+
+
+def _erf(x: Array) -> Array:
+    from math import erf
+
+    return np.frompyfunc(erf, 1, 1)(x).astype(float)
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
+"""Constants of gpt-oss's clamped SwiGLU (openai/gpt-oss, torch/model.py)."""
+
+
+def _clamped_glu(x: Array) -> Array:
+    g = np.minimum(x, OAI_LIMIT)
+    return g * _sigmoid(OAI_ALPHA * g)
+
+
+UNARY: dict[str, Callable[[Array, Any], Array]] = {
+    "scale": lambda x, a: x * a["c"],
+    "softcap": lambda x, a: a["c"] * np.tanh(x / a["c"]),
+    "silu": lambda x, a: x * _sigmoid(x),
+    "gelu": lambda x, a: _gelu(x),
+    "gelu_tanh": lambda x, a: 0.5 * x * (1.0 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x, a: np.maximum(x, 0.0),
+    "sigmoid": lambda x, a: _sigmoid(x),
+    "swiglu_oai": lambda x, a: _clamped_glu(x),
+    "clamp_add_one": lambda x, a: np.clip(x, -OAI_LIMIT, OAI_LIMIT) + 1.0,
+}
+BINARY: dict[str, Callable[[Array, Array], Array]] = {"add": np.add, "mul": np.multiply}
+LINEAR_UNARY = frozenset({"scale"})
+"""Functions that commute with a sum, and so may act before a pending reduction."""
+
+
+def _elementwise(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    if op.fn in UNARY:
+        return UNARY[op.fn](args[0], op.attrs)
+    a, b = (align(x, ds, place.out_dims) for x, ds in zip(args, dims, strict=True))
+    return BINARY[op.fn](a, b)
+
+
+def _norm(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    x, w, eps = args[0], args[1] + op.attrs["offset"], op.attrs["eps"]
+    if op.fn == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
+    return y + args[2] if len(args) == 3 else y
+
+
+def _sumsq(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return (args[0] ** 2).sum(axis=tuple(dims[0].index(d) for d in dims[0] if d not in place.out_dims))
+
+
+def _rms_apply(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    x, ssq, w = args
+    mean = ssq / op.attrs["count"]
+    return x * align(1.0 / np.sqrt(mean + op.attrs["eps"]), dims[1], dims[0]) * w
+
+
+def _softmax(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    x, axis = args[0], dims[0].index(op.attrs["dim"])
+    top = x.max(axis, keepdims=True, initial=-np.inf)
+    if op.fn == "sinks":
+        sink = align(args[1], dims[1], [d if d != op.attrs["dim"] else "" for d in dims[0]])
+        top = np.maximum(top, sink)
+        e = np.exp(x - top)
+        return e / (e.sum(axis, keepdims=True) + np.exp(sink - top))
+    e = np.exp(x - top)
+    return e / e.sum(axis, keepdims=True)
+
+
+def _mask(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    x, want = args[0], dims[0]
+    q, k = place.index("seq_len")[:, None], place.index("kv_len")[None, :]
+    if op.fn == "alibi":
+        slopes = alibi_slopes(op.attrs["num_heads"])[place.index("heads")]
+        bias = slopes[:, None, None] * k[None].astype(float)
+        return x + align(bias + 0.0 * q[None], ("heads", "seq_len", "kv_len"), want)
+    seen = k <= q
+    if op.attrs.get("window"):
+        seen &= k > q - op.attrs["window"]
+    if op.attrs.get("chunk"):
+        seen &= k // op.attrs["chunk"] == q // op.attrs["chunk"]
+    return np.where(align(seen, ("seq_len", "kv_len"), want), x, -np.inf)
+
+
+def alibi_slopes(num_heads: int) -> Array:
+    """Geometric slopes of ALiBi (arXiv 2108.12409, §3), with the interleaving for counts that are no power of two."""
+    base = 2 ** int(np.floor(np.log2(num_heads)))
+    slopes = [2 ** (-8 * (i + 1) / base) for i in range(base)]
+    slopes += [2 ** (-8 * (2 * i + 1) / (2 * base)) for i in range(num_heads - base)]
+    return np.array(slopes)
+
+
+def _rope(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    x, a = args[0], op.attrs
+    rot = a["rotary_dim"] or x.shape[-1]
+    freq = a["theta"] ** (-np.arange(0, rot, 2) / rot)
+    angle = place.index("seq_len")[:, None] * freq[None]
+    shape = [x.shape[i] if d == "seq_len" else 1 for i, d in enumerate(dims[0][:-1])] + [rot // 2]
+    cos, sin = np.cos(angle).reshape(shape), np.sin(angle).reshape(shape)
+    part, rest = x[..., :rot], x[..., rot:]
+    if a["interleaved"]:
+        a0, a1 = part[..., 0::2], part[..., 1::2]
+        out = np.stack([a0 * cos - a1 * sin, a1 * cos + a0 * sin], axis=-1).reshape(part.shape)
+    else:
+        a0, a1 = part[..., : rot // 2], part[..., rot // 2 :]
+        out = np.concatenate([a0 * cos - a1 * sin, a1 * cos + a0 * sin], axis=-1)
+    return np.concatenate([out, rest], axis=-1)
+
+
+def _repeat_heads(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    """Each query head reads the KV head of its group: head h → kv head h // (heads / kv_heads)."""
+    group = op.attrs["group"]
+    held, wanted = place.index("kv_heads"), place.index("heads") // group
+    where = np.searchsorted(held, wanted)
+    if len(held) == 0 or (where >= len(held)).any() or (held[where] != wanted).any():
+        raise ValueError(f"{op.name}: heads {place.index('heads')} need kv heads {wanted}, device holds {held}")
+    return np.take(args[0], where, axis=dims[0].index("kv_heads"))
+
+
+def _topk(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    x, a = args[0], op.attrs
+    if a["n_group"] > 1:
+        g = x.reshape(*x.shape[:-1], a["n_group"], -1)
+        score = np.sort(g, axis=-1)[..., -2:].sum(-1)
+        keep = np.argsort(-score, axis=-1, kind="stable")[..., : a["topk_group"]]
+        live = np.zeros(score.shape, bool)
+        np.put_along_axis(live, keep, True, -1)
+        x = np.where(live[..., None], g, -np.inf).reshape(x.shape)
+    return np.argsort(-x, axis=-1, kind="stable")[..., : a["top_k"]]
+
+
+def _gather_scores(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return np.take_along_axis(args[0], args[1], axis=-1)
+
+
+def _renormalise(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return args[0] / (args[0].sum(-1, keepdims=True) + 1e-20)
+
+
+def _onehot(ids: Array, place: Place) -> Array:
+    """[batch_size, seq_len, top_k, experts held here]"""
+    return (ids[..., None] == place.index("experts")).astype(float)
+
+
+def _dispatch(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    x, hot = args[0], _onehot(args[1], place)
+    gate = (hot * args[2][..., None]).sum(2) if op.fn == "scaled" else hot.sum(2)
+    return np.einsum("bsh,bse->ebsh", x, gate)
+
+
+def _combine(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    y, hot = args[0], _onehot(args[1], place)
+    gate = hot.sum(2) if op.fn == "unweighted" else (hot * args[2][..., None]).sum(2)
+    return np.einsum("ebsh,bse->bsh", y, gate)
+
+
+def _select_last(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return args[0][:, -1]
+
+
+def _unpad(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return args[0][..., : op.attrs["vocab"]]
+
+
+def _argmax(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return args[0].argmax(-1)
+
+
+def _cache(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    raise RuntimeError("cache append has state; the executor does it")
+
+
+RUN: dict[str, Callable[[Op, Sequence[Array], Place, Any], Array]] = {
+    "embed": _embed, "pos_lookup": _pos_lookup, "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
+    "sumsq": _sumsq, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
+    "repeat_heads": _repeat_heads, "topk": _topk, "gather_scores": _gather_scores, "renormalise": _renormalise,
+    "dispatch": _dispatch, "combine": _combine, "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,
+}  # fmt: skip

@@ -1,0 +1,233 @@
+"""Runs the unpartitioned model, and all devices of a program, in numpy float64.
+
+Devices run the operators of `tools.graph.semantics` on their shards only; what crosses devices does so through the
+collectives below, group by group, as the program says. Nothing here knows what the result should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tools.graph.ir import Body, Op
+from tools.graph.semantics import Place, run
+from tools.partition.layout import Comm, Layout, positions
+from tools.partition.lower import PBody, Program, Stage
+from tools.partition.mesh import Mesh
+
+Array = np.ndarray
+Weights = Mapping[tuple[int | None, str], Array]
+"""Global weights by (layer index, or None outside layers; name)."""
+Caches = dict[tuple[int, str], Array]
+
+
+@dataclass(slots=True)
+class Trace:
+    """Values of every tensor of one forward pass: (layer or None, body name, tensor) → value (one, or one per rank)."""
+
+    values: dict[tuple[int | None, str, str], Array | list[Array]] = field(default_factory=dict)
+
+
+def weight_of(weights: Weights, layer: int | None, name: str) -> Array:
+    return weights[(layer, name)] if (layer, name) in weights else weights[(None, name)]
+
+
+# ------------------------------------------------------------------------------------------------- unpartitioned model
+
+
+def run_reference(
+    bodies: Sequence[tuple[int | None, Body]], weights: Weights, ids: Array, caches: Caches, past: int
+) -> Trace:
+    """Forward pass of the whole model on one device. `bodies` in order with their layer index; `caches` is extended."""
+    trace, carried = Trace(), ids
+    for layer, body in bodies:
+        env: dict[str, Array] = {body.inputs[0]: carried}
+        for op in body.ops:
+            args = [env[n] if n in env else weight_of(weights, layer, n) for n in op.inputs]
+            if op.kind == "cache":
+                key = (layer if layer is not None else -1, op.output)
+                caches[key] = append_cache(caches.get(key), args[0])
+                env[op.output] = caches[key]
+            else:
+                env[op.output] = run(op, args, _whole_place(op, body, env, weights, layer, past), [body.tensors[n].dims for n in op.inputs])
+            trace.values[(layer, body.name, op.output)] = env[op.output]
+        carried = env[body.output]
+    return trace
+
+
+def append_cache(old: Array | None, new: Array) -> Array:
+    """KV length is the second dim of every cache."""
+    return new if old is None else np.concatenate([old, new], axis=1)
+
+
+def _whole_place(op: Op, body: Body, env: Mapping[str, Array], weights: Weights, layer: int | None, past: int) -> Place:
+    sizes: dict[str, int] = {}
+    for n in op.inputs:
+        shape = env[n].shape if n in env else weight_of(weights, layer, n).shape
+        sizes.update(zip(body.tensors[n].dims, shape, strict=True))
+
+    def index(dim: str) -> Array:
+        if dim == "heads" and op.kind == "repeat_heads":
+            return np.arange(sizes["kv_heads"] * op.attrs["group"])
+        if dim == "experts" and dim not in sizes:
+            return np.arange(weight_of(weights, layer, "router.weight").shape[1])
+        start = past if dim == "seq_len" else 0
+        return np.arange(start, start + sizes[dim])
+
+    return Place(index, past, body, body.tensors[op.output].dims)
+
+
+# ------------------------------------------------------------------------------------------------------------- devices
+
+
+@dataclass(slots=True)
+class Devices:
+    """All ranks of one stage. `sizes` are global; `groups` may be overridden to simulate a wrong program."""
+
+    mesh: Mesh
+    sizes: Mapping[str, int]
+    past: int
+    groups: Callable[[Comm], Sequence[Sequence[int]]] | None = None
+    shard: Callable[[int, str, tuple[str, ...], int], Array] | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        return int(self.mesh.size)
+
+    def index(self, layout: Layout, dim: str, rank: int) -> Array:
+        """Global positions of `dim` that `rank` holds; token positions start after the cached ones."""
+        start = self.past if dim == "seq_len" else 0
+        if self.shard is not None:
+            return start + self.shard(self.sizes[dim], dim, layout.axes(dim), rank)
+        return start + positions(self.sizes[dim], layout.axes(dim), self.mesh, rank)
+
+    def cut(self, x: Array, dims: Sequence[str], layout: Layout, rank: int) -> Array:
+        """The part of a global tensor that `rank` holds."""
+        for axis, d in enumerate(dims):
+            if layout.axes(d):
+                start = self.past if d == "seq_len" else 0
+                x = np.take(x, self.index(layout, d, rank) - start, axis=axis)
+        return x
+
+    def members(self, comm: Comm) -> Sequence[Sequence[int]]:
+        return self.groups(comm) if self.groups else self.mesh.groups(comm.axes)
+
+
+def run_body(pbody: PBody, devices: Devices, carried: list[Array], weights: Weights, layer: int | None, caches: list[Caches]) -> dict[str, list[Array]]:
+    """One body on all ranks of a stage: every tensor, rank by rank."""
+    env: dict[str, list[Array]] = {pbody.inputs[0]: carried}
+    for w in pbody.weights():
+        dims, whole = pbody.spec(w.name).dims, weight_of(weights, layer, w.name)
+        env[w.name] = [devices.cut(whole, dims, w.layout, r) for r in range(devices.num_ranks)]
+    for p in pbody.ops:
+        if p.comm is not None:
+            env[p.output] = communicate(p.comm, env[p.inputs[0]], pbody.spec(p.output).dims, devices)
+        else:
+            assert p.op is not None
+            env[p.output] = [_run_op(p.op, p.inputs, p.output, pbody, env, devices, r, layer, caches[r]) for r in range(devices.num_ranks)]
+    return env
+
+
+def _run_op(
+    op: Op, inputs: Sequence[str], output: str, pbody: PBody, env: Mapping[str, list[Array]], devices: Devices, rank: int,
+    layer: int | None, cache: Caches,
+) -> Array:  # fmt: skip
+    args = [env[n][rank] for n in inputs]
+    if op.kind == "cache":
+        key = (layer if layer is not None else -1, op.output)
+        cache[key] = append_cache(cache.get(key), args[0])
+        return cache[key]
+    layouts = [pbody.layout(n) for n in (*inputs, output)]
+    dims = [pbody.spec(n).dims for n in (*inputs, output)]
+
+    def index(dim: str) -> Array:
+        # The output says where this shard lies; dims it lost are where the input had them.
+        for layout, ds in (*((layouts[-1], dims[-1]),), *zip(layouts[:-1], dims[:-1], strict=True)):
+            if dim in ds:
+                return devices.index(layout, dim, rank)
+        return devices.index(layouts[0], dim, rank)
+
+    return run(op, args, Place(index, devices.past, pbody.body, dims[-1]), dims[:-1])
+
+
+# ---------------------------------------------------------------------------------------------------------- collectives
+
+
+def communicate(comm: Comm, xs: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
+    """One collective over every group it names."""
+    out: list[Array] = list(xs)
+    for group in devices.members(comm):
+        parts = [xs[r] for r in group]
+        for r, value in zip(group, COLLECTIVES[comm.kind](comm, parts, dims, devices), strict=True):
+            out[r] = value
+    return out
+
+
+def _split(x: Array, dim: str, comm: Comm, dims: Sequence[str], devices: Devices) -> list[Array]:
+    """Pieces of `x` along `dim`, one per member, cut axis by axis as layouts do."""
+    pieces = [x]
+    for a in comm.axes:
+        pieces = [q for piece in pieces for q in np.array_split(piece, int(devices.mesh.degrees[a]), axis=dims.index(dim))]
+    return pieces
+
+
+def _all_reduce(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
+    total = parts[0]
+    for p in parts[1:]:
+        total = total + p
+    return [total for _ in parts]
+
+
+def _reduce_scatter(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
+    assert comm.dst_dim
+    return _split(_all_reduce(comm, parts, dims, devices)[0], comm.dst_dim, comm, dims, devices)
+
+
+def _all_gather(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
+    assert comm.src_dim
+    whole = np.concatenate(parts, axis=dims.index(comm.src_dim))
+    return [whole for _ in parts]
+
+
+def _all_to_all(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
+    assert comm.src_dim and comm.dst_dim
+    sent = [_split(p, comm.dst_dim, comm, dims, devices) for p in parts]
+    axis = dims.index(comm.src_dim)
+    return [np.concatenate([row[j] for row in sent], axis=axis) for j in range(len(parts))]
+
+
+def _slice(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
+    assert comm.dst_dim
+    return [_split(p, comm.dst_dim, comm, dims, devices)[i] for i, p in enumerate(parts)]
+
+
+COLLECTIVES: dict[str, Callable[[Comm, list[Array], Sequence[str], Devices], list[Array]]] = {
+    "all_reduce": _all_reduce, "reduce_scatter": _reduce_scatter, "all_gather": _all_gather, "all_to_all": _all_to_all, "slice": _slice,
+}  # fmt: skip
+
+
+def run_program(program: Program, weights: Weights, ids: Array, caches: dict[int, list[Caches]], past: int, devices: Devices) -> Trace:
+    """One forward pass of a replica: stage after stage, each on its own ranks. `caches[stage][rank]` is extended."""
+    trace = Trace()
+    dims = ("batch_size", "seq_len")
+    carried: list[Array] = []
+    for stage in program.stages:
+        if stage.embed is not None:
+            layout = stage.embed.layout("ids")
+            carried = [devices.cut(ids, dims, layout, r) for r in range(devices.num_ranks)]
+        for layer, pbody in stage_bodies(stage):
+            env = run_body(pbody, devices, carried, weights, layer, caches[stage.index])
+            for p in pbody.ops:
+                trace.values[(layer, pbody.name, p.output)] = env[p.output]
+            carried = env[pbody.output]
+    return trace
+
+
+def stage_bodies(stage: Stage) -> list[tuple[int | None, PBody]]:
+    """Bodies of a stage in execution order, with the index of each layer."""
+    out: list[tuple[int | None, PBody]] = [(None, stage.embed)] if stage.embed else []
+    for r in stage.runs:
+        out += [(layer, r.bodies[i % len(r.bodies)]) for i, layer in enumerate(r.layers)]
+    return [*out, (None, stage.head)] if stage.head else out

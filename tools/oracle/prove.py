@@ -1,0 +1,235 @@
+"""The proof: a program, reduced and executed on all its devices, equals the unpartitioned model tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tools.graph.build import all_sizes, embed_body, head_body, layer_body
+from tools.graph.ir import Body
+from tools.oracle.execute import Caches, Devices, Trace, Weights, run_program, run_reference, stage_bodies
+from tools.oracle.reduce import Reduced, reduce
+from tools.partition.layout import Comm
+from tools.partition.lower import PBody, Program, lower
+from tools.spec.base import Bug, Frozen
+from tools.spec.model import ModelSpec
+from tools.spec.strategy import Phase, Strategy
+
+TOLERANCE = 1e-9
+MARGIN = 1e-6
+"""Top-k scores closer than this could be ordered differently by rounding; inputs are redrawn."""
+
+
+class Proof(Frozen):
+    """Result of one proof. `digest` is the structure of the graph that was executed; it equals the published one's."""
+
+    strategy: str
+    phase: Phase
+    devices_simulated: int
+    tensors_compared: int
+    steps: int
+    max_relative_error: float
+    worst_tensor: str
+    digest: str
+    idle_experts: int = 0
+    ok: bool = True
+    failures: tuple[str, ...] = ()
+
+
+Programs = dict[Phase, Program]
+
+
+def prove(
+    model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: int, decode_steps: int = 4, seed: int = 0,
+    alter: Callable[[Programs], Programs] | None = None, alter_devices: Callable[[Devices], None] | None = None,
+) -> dict[Phase, Proof]:  # fmt: skip
+    """Prefill and `decode_steps` decode steps with carried caches, on every device of one replica.
+
+    `alter` and `alter_devices` let tests break the program or the devices; a sound oracle must then report a failure.
+    """
+    small = reduce(model, strategy, batch_size=batch_size, seq_len=seq_len, decode_steps=decode_steps)
+    programs = _programs(small)
+    published = {p: lower(model, strategy, p, {}).digest() for p in ("prefill", "decode")}
+    for phase, program in programs.items():
+        if program.digest() != published[phase]:
+            raise Bug(f"{strategy.label()} {phase}: reduced graph {program.digest()} is not the published graph {published[phase]}")
+    if alter:
+        programs = alter(programs)
+    return _compare_phases(small, programs, seed, alter_devices)
+
+
+def _programs(small: Reduced) -> Programs:
+    m, s = small.model, small.strategy
+    sizes = all_sizes(m, batch_size=small.batch_size, seq_len=small.seq_len, kv_len=small.seq_len)
+    decode = {**sizes, "seq_len": 1, "kv_len": small.seq_len + small.decode_steps}
+    return {"prefill": lower(m, s, "prefill", sizes), "decode": lower(m, s, "decode", decode)}
+
+
+def reference_bodies(model: ModelSpec, phase: Phase, absorb: bool = True, logits: str = "last") -> list[tuple[int | None, Body]]:
+    """The unpartitioned model, body by body."""
+    layers = [(i, layer_body(model, model.layer_kind(i), phase, absorb)) for i in range(model.num_hidden_layers)]
+    return [(None, embed_body(model)), *layers, (None, head_body(model, logits))]
+
+
+def draw_weights(model: ModelSpec, rng: np.random.Generator) -> Weights:
+    """Random weights with fan-in scaling; the router is skewed so hard that one expert receives no token."""
+    sizes = all_sizes(model, batch_size=1, seq_len=1, kv_len=1)
+    out: dict[tuple[int | None, str], np.ndarray] = {}
+    for layer, body in reference_bodies(model, "prefill"):
+        for t in body.weights():
+            key = (None if t.dtype == "embedding" else layer, t.name)
+            if key in out:
+                continue
+            shape = [int(sizes[d]) for d in t.dims]
+            fan_in = shape[0] if len(shape) > 1 and t.dims[0] != "experts" else shape[1] if len(shape) > 1 else 4
+            out[key] = rng.normal(size=shape) / np.sqrt(fan_in)
+            if t.dtype == "vector" and t.name.endswith("norm.weight"):
+                out[key] = 1.0 + 0.1 * rng.normal(size=shape)
+            if t.dtype == "embedding":
+                # A common component in all tokens, for the router's skew to act on (also under tied heads).
+                out[key] = 0.6 + rng.normal(size=shape)
+            if t.name == "router.weight":
+                out[key][:, -1] -= 0.75
+    return out
+
+
+def _top_k_margin(trace: Trace, model: ModelSpec) -> tuple[float, int]:
+    """Smallest gap between the last chosen and the first rejected score, and the experts without a token."""
+    gap, idle = np.inf, 0
+    for (layer, body, name), ids in trace.values.items():
+        if name != "expert_ids" or model.moe is None:
+            continue
+        source = "gate_choice" if model.moe.correction_bias else "gate_scores" if model.moe.gate != "topk_softmax" else None
+        if source is None:
+            source = "router_bias" if model.moe.router_bias else "router"
+        scores = trace.values[(layer, body, source)]
+        assert isinstance(scores, np.ndarray) and isinstance(ids, np.ndarray)
+        flat = np.sort(scores.reshape(-1, scores.shape[-1]), axis=-1)
+        gap = min(gap, float(np.diff(flat, axis=-1).min(initial=np.inf)))
+        idle += model.moe.num_experts - len(np.unique(ids))
+    return gap, idle
+
+
+def _draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarray], dict[Phase, list[Trace]], int]:
+    """Weights and tokens, redrawn until no top-k choice hangs on rounding; with the reference's traces of all steps."""
+    m, best = small.model, None
+    for attempt in range(20):
+        rng = np.random.default_rng([seed, attempt])
+        weights = draw_weights(m, rng)
+        ids = rng.integers(0, m.vocab_size, size=(small.batch_size, small.seq_len))
+        nexts = [rng.integers(0, m.vocab_size, size=(small.batch_size, 1)) for _ in range(small.decode_steps)]
+        caches: Caches = {}
+        traces: dict[Phase, list[Trace]] = {"prefill": [run_reference(reference_bodies(m, "prefill"), weights, ids, caches, 0)], "decode": []}
+        for step, tok in enumerate(nexts):
+            traces["decode"].append(run_reference(reference_bodies(m, "decode"), weights, tok, caches, small.seq_len + step))
+        margins = [_top_k_margin(t, m) for ts in traces.values() for t in ts]
+        best = (weights, ids, nexts, traces, max(i for _, i in margins))
+        if min(g for g, _ in margins) > MARGIN:
+            return best
+    raise Bug("no random input with a clear top-k choice in 20 draws")
+
+
+def _compare_phases(small: Reduced, programs: Programs, seed: int, alter_devices: Callable[[Devices], None] | None) -> dict[Phase, Proof]:
+    weights, ids, nexts, traces, idle = _draw(small, seed)
+    num = int(programs["prefill"].mesh.size)
+    caches: dict[int, list[Caches]] = {s.index: [{} for _ in range(num)] for s in programs["prefill"].stages}
+    out: dict[Phase, Proof] = {}
+    for phase, program in programs.items():
+        tally = _Tally()
+        tokens = [ids] if phase == "prefill" else nexts
+        for step, tok in enumerate(tokens):
+            past = 0 if phase == "prefill" else small.seq_len + step
+            sizes = {**program.sizes, "batch_size": small.batch_size, "seq_len": tok.shape[1], "kv_len": past + tok.shape[1]}
+            devices = Devices(program.mesh, {k: int(v) for k, v in sizes.items()}, past)
+            if alter_devices:
+                alter_devices(devices)
+            try:
+                got = run_program(program, weights, tok, caches, past, devices)
+            except (ValueError, IndexError, KeyError, TypeError) as e:
+                tally.failures.append(f"{phase} step {step}: devices cannot execute the program: {type(e).__name__}: {e}")
+                break
+            honest = Devices(program.mesh, devices.sizes, past)
+            tally.compare(program, got, traces[phase][step], honest)
+        out[phase] = Proof(
+            strategy=small.strategy.label(), phase=phase, devices_simulated=num * len(program.stages), steps=len(tokens),
+            tensors_compared=tally.count, max_relative_error=tally.worst, worst_tensor=tally.where, digest=program.digest(),
+            idle_experts=idle, ok=not tally.failures, failures=tuple(tally.failures[:10]),
+        )  # fmt: skip
+    return out
+
+
+class _Tally:
+    def __init__(self) -> None:
+        self.count, self.worst, self.where = 0, 0.0, ""
+        self.failures: list[str] = []
+
+    def compare(self, program: Program, got: Trace, ref: Trace, devices: Devices) -> None:
+        """Every tensor of every rank against its part of the reference."""
+        for stage in program.stages:
+            for layer, pbody in stage_bodies(stage):
+                for p in pbody.ops:
+                    mine = got.values[(layer, pbody.name, p.output)]
+                    want = ref.values.get((layer, pbody.name, pbody.tensors[p.output].origin))
+                    assert isinstance(mine, list) and isinstance(want, np.ndarray)
+                    self._tensor(f"layer {layer} {p.output}", pbody, p.output, mine, want, devices)
+
+    def _tensor(self, where: str, pbody: PBody, name: str, mine: list[np.ndarray], want: np.ndarray, devices: Devices) -> None:
+        layout, dims = pbody.layout(name), pbody.spec(name).dims
+        self.count += 1
+        if layout.pending:
+            summed = list(mine)
+            for group in devices.mesh.groups(layout.pending):
+                shapes = {mine[r].shape for r in group}
+                if len(shapes) > 1:
+                    self.failures.append(f"{where}: summands of shapes {sorted(shapes)}")
+                    return
+                total = sum(mine[r] for r in group)
+                for r in group:
+                    summed[r] = np.asarray(total)
+            mine = summed
+        for rank, x in enumerate(mine):
+            self._shard(f"{where} rank {rank}", x, devices.cut(want, dims, layout.without_pending(), rank), want)
+
+    def _shard(self, where: str, x: np.ndarray, part: np.ndarray, want: np.ndarray) -> None:
+        if x.shape != part.shape:
+            self.failures.append(f"{where}: shape {x.shape}, should be {part.shape}")
+            return
+        if x.size == 0:
+            return
+        error = relative_error(x, part, want)
+        if not error <= TOLERANCE:
+            self.failures.append(f"{where}: relative error {error:.3g}")
+        if not error <= self.worst:
+            self.worst, self.where = error, where
+
+
+def relative_error(x: np.ndarray, part: np.ndarray, want: np.ndarray) -> float:
+    """max|x − part| / max|want|; NaN fails, infinities must be where the reference has them, all-zero compares absolutely."""
+    finite = np.isfinite(part)
+    if np.isnan(x).any() or (np.isfinite(x) != finite).any() or (x[~finite] != part[~finite]).any():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+    return float(np.abs(x[finite] - part[finite]).max()) / (scale or 1.0)
+
+
+def rewrite_error(model: ModelSpec, *, batch_size: int = 3, seq_len: int = 5, seed: int = 0) -> float:
+    """Named rewrite "absorbed MLA": largest relative difference of logits between its decode and the plain form's."""
+    small = reduce(model, Strategy(), batch_size=batch_size, seq_len=seq_len)
+    weights, ids, nexts, _, _ = _draw(small, seed)
+    worst, caches = 0.0, ({}, {})
+    for store in caches:
+        run_reference(reference_bodies(small.model, "prefill"), weights, ids, store, 0)
+    for step, tok in enumerate(nexts):
+        a, b = (
+            run_reference(reference_bodies(small.model, "decode", absorb), weights, tok, store, small.seq_len + step).values[(None, "head", "logits")]
+            for absorb, store in zip((True, False), caches, strict=True)
+        )
+        assert isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+        worst = max(worst, relative_error(a, b, b))
+    return worst
+
+
+__all__: Sequence[str] = ["MARGIN", "TOLERANCE", "Comm", "Proof", "prove", "rewrite_error"]

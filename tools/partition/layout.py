@@ -1,0 +1,153 @@
+"""How a tensor lies on a mesh, and the collectives that change it.
+
+A layout maps dims to mesh axes (outermost first) and lists axes along which every rank holds only a summand (`pending`).
+Axes that appear nowhere hold copies. A dim splits axis by axis, outermost first, each split as even as possible with the
+longer parts first; so shards of a dim that does not divide differ by at most one element per axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tools.graph.ir import Size
+from tools.partition.mesh import Axes, Mesh
+
+CommKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "p2p"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`split`: (dim, axes) pairs, sorted by dim, none empty. `pending`: axes awaiting a sum, sorted."""
+
+    split: tuple[tuple[str, Axes], ...] = ()
+    pending: Axes = ()
+
+    @staticmethod
+    def of(split: Mapping[str, Axes], pending: Axes = ()) -> Layout:
+        return Layout(tuple(sorted((d, a) for d, a in split.items() if a)), tuple(sorted(pending)))
+
+    def axes(self, dim: str) -> Axes:
+        return next((a for d, a in self.split if d == dim), ())
+
+    def as_dict(self) -> dict[str, Axes]:
+        return dict(self.split)
+
+    def used(self) -> frozenset[str]:
+        return frozenset(a for _, axes in self.split for a in axes) | frozenset(self.pending)
+
+    def without_pending(self) -> Layout:
+        return Layout(self.split)
+
+    def __str__(self) -> str:
+        parts = [f"{d}:{'·'.join(a)}" for d, a in self.split]
+        if self.pending:
+            parts.append(f"pending({'·'.join(self.pending)})")
+        return ", ".join(parts) or "replicated"
+
+
+REPLICATED = Layout()
+
+
+@dataclass(frozen=True, slots=True)
+class Comm:
+    """One step of a redistribution. `axes` outermost first; `src_dim` loses them, `dst_dim` gains them.
+
+    all_reduce: neither dim. reduce_scatter, slice: dst_dim. all_gather: src_dim. all_to_all: both.
+    """
+
+    kind: CommKind
+    axes: Axes
+    src_dim: str | None = None
+    dst_dim: str | None = None
+
+
+def local_size(n: Size, degree: Size) -> Size:
+    """Longest shard of a dim of length `n` cut `degree` ways."""
+    return -(-n // degree)
+
+
+def positions(n: int, axes: Axes, mesh: Mesh, rank: int) -> np.ndarray:
+    """Global indices of the part of a dim of length `n` that `rank` holds."""
+    lo, hi = 0, n
+    for a in axes:
+        d, c, length = int(mesh.degrees[a]), mesh.coordinate(rank, a), hi - lo
+        base, extra = divmod(length, d)
+        lo, hi = lo + c * base + min(c, extra), lo + (c + 1) * base + min(c + 1, extra)
+    return np.arange(lo, hi)
+
+
+def redistribute(src: Layout, dst: Layout) -> tuple[tuple[Comm, Layout], ...]:
+    """Steps from `src` to `dst`, each with the layout it reaches. Pending axes that both have stay pending."""
+    steps: list[tuple[Comm, Layout]] = []
+    cur = _settle_pending(src, dst, steps)
+    # Axes leave from the inside: slicing before gathering would interleave the shards.
+    while (move := _next_departure(cur, dst)) is not None:
+        cur = _apply(cur, move)
+        steps.append((move, cur))
+    for dim, axes in dst.split:
+        have = cur.axes(dim)
+        if len(have) < len(axes):
+            comm = Comm("slice", axes[len(have) :], dst_dim=dim)
+            cur = _apply(cur, comm)
+            steps.append((comm, cur))
+    assert cur == dst, f"redistribute({src} → {dst}) ended at {cur}"
+    return tuple(steps)
+
+
+def _settle_pending(src: Layout, dst: Layout, steps: list[tuple[Comm, Layout]]) -> Layout:
+    """Reduce-scatter where the destination splits a dim over the pending axes next, all-reduce the rest."""
+    cur, todo = src, [a for a in src.pending if a not in dst.pending]
+    for dim, axes in dst.split:
+        have = cur.axes(dim)
+        run: list[str] = []
+        if axes[: len(have)] == have:
+            for a in axes[len(have) :]:
+                if a not in todo:
+                    break
+                run.append(a)
+        if run:
+            comm = Comm("reduce_scatter", tuple(run), dst_dim=dim)
+            cur = _apply(cur, comm)
+            steps.append((comm, cur))
+            todo = [a for a in todo if a not in run]
+    if todo:
+        comm = Comm("all_reduce", tuple(todo))
+        cur = _apply(cur, comm)
+        steps.append((comm, cur))
+    return cur
+
+
+def _next_departure(cur: Layout, dst: Layout) -> Comm | None:
+    for dim, axes in cur.split:
+        want = dst.axes(dim)
+        keep = 0
+        while keep < min(len(axes), len(want)) and axes[keep] == want[keep]:
+            keep += 1
+        tail = axes[keep:]
+        if not tail:
+            continue
+        for cut in range(len(tail)):
+            moving = tail[cut:]
+            for other, wanted in dst.split:
+                have = cur.axes(other)
+                if other != dim and wanted[: len(have)] == have and wanted[len(have) : len(have) + len(moving)] == moving:
+                    return Comm("all_to_all", moving, src_dim=dim, dst_dim=other)
+        return Comm("all_gather", tail, src_dim=dim)
+    return None
+
+
+def _apply(cur: Layout, comm: Comm) -> Layout:
+    split, pending = cur.as_dict(), cur.pending
+    if comm.kind in ("all_reduce", "reduce_scatter"):
+        pending = tuple(a for a in pending if a not in comm.axes)
+    if comm.src_dim:
+        have = split[comm.src_dim]
+        assert have[len(have) - len(comm.axes) :] == comm.axes, f"{comm} on {cur}"
+        split[comm.src_dim] = have[: len(have) - len(comm.axes)]
+    if comm.dst_dim:
+        split[comm.dst_dim] = split.get(comm.dst_dim, ()) + comm.axes
+    return Layout.of(split, pending)

@@ -1,0 +1,315 @@
+"""Walks a body, applies the rules, inserts the collectives; assembles pipeline stages into one Program.
+
+A `PBody` is the program that every rank of a device group runs (SPMD): its operators carry layouts, its collectives
+carry axes. It has no sizes and no degrees; `Bound` adds those. A `Program` is one replica: stages of bodies, with the
+layers of each, and the ranks of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from tools.graph.build import embed_body, head_body, layer_body
+from tools.graph.ir import Body, Op, Size, Sizes, Tensor
+from tools.partition.layout import Comm, Layout, local_size, redistribute
+from tools.partition.mesh import Mesh, build_mesh
+from tools.partition.placement import Placement
+from tools.partition.rules import RULES, Context
+from tools.spec.base import Refused, ToolError
+from tools.spec.model import LayerKind, ModelSpec
+from tools.spec.strategy import Phase, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class PTensor:
+    """A tensor of the per-device program: `origin` is its name in the unpartitioned graph."""
+
+    name: str
+    origin: str
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class POp:
+    """One step of every rank: an operator (`comm` None) or a collective (`op` None) on `inputs` → `output`."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    op: Op | None = None
+    comm: Comm | None = None
+
+    @property
+    def kernel(self) -> str:
+        return self.op.kernel if self.op else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class PBody:
+    """Per-device program of one body: steps in execution order, every tensor with its layout."""
+
+    body: Body
+    ops: tuple[POp, ...]
+    tensors: Mapping[str, PTensor]
+    inputs: tuple[str, ...]
+    output: str
+
+    @property
+    def name(self) -> str:
+        return self.body.name
+
+    def spec(self, tensor: str) -> Tensor:
+        """Dims, kind and dtype of a tensor of this program."""
+        return self.body.tensors[self.tensors[tensor].origin]
+
+    def layout(self, tensor: str) -> Layout:
+        return self.tensors[tensor].layout
+
+    def weights(self) -> Iterator[PTensor]:
+        return (self.tensors[t.name] for t in self.body.weights())
+
+    def kernels(self) -> Iterator[tuple[str, tuple[POp, ...]]]:
+        """Operators that run as one launch, in order; a collective is a kernel of its own."""
+        seen: dict[str, list[POp]] = {}
+        for p in self.ops:
+            seen.setdefault(p.kernel, []).append(p)
+        return ((k, tuple(v)) for k, v in seen.items())
+
+    def digest(self) -> str:
+        """Hash of structure: operators, wiring, layouts, collectives; no sizes. Equal for the published and the proven graph."""
+        rows: list[Any] = []
+        for p in self.ops:
+            what = (p.op.kind, p.op.fn) if p.op else (p.comm.kind, p.comm.axes, p.comm.src_dim, p.comm.dst_dim)  # type: ignore[union-attr]
+            rows.append((p.name, p.inputs, p.output, what, str(self.layout(p.output)), self.spec(p.output).dims))
+        rows += sorted((t.name, str(t.layout)) for t in self.tensors.values())
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+class _Lowering:
+    def __init__(self, body: Body, placement: Placement, inputs: Mapping[str, Layout]):
+        self.body, self.placement = body, placement
+        self.ops: list[POp] = []
+        self.tensors: dict[str, PTensor] = {t.name: PTensor(t.name, t.name, placement.weight(t)) for t in body.weights()}
+        for name, layout in inputs.items():
+            self.tensors[name] = PTensor(name, name, layout)
+        self.moved: dict[tuple[str, Layout], str] = {}
+        self.layouts = {t.name: t.layout for t in self.tensors.values()}
+
+    def bring(self, name: str, want: Layout) -> str:
+        """`name` in layout `want`: itself, or a redistributed copy, made once."""
+        if self.layouts[name] == want:
+            return name
+        current = name
+        for comm, layout in redistribute(self.layouts[name], want):
+            key = (name, layout)
+            if key not in self.moved:
+                copy = f"{name}@{comm.kind}" if f"{name}@{comm.kind}" not in self.tensors else f"{name}@{comm.kind}{len(self.moved)}"
+                self.tensors[copy] = PTensor(copy, name, layout)
+                self.ops.append(POp(copy, (current,), copy, comm=comm))
+                self.moved[key] = copy
+            current = self.moved[key]
+        return current
+
+    def step(self, op: Op) -> None:
+        if op.kind == "combine":
+            op = Op(op.name, op.kind, op.inputs, op.output, op.kernel, op.module, op.fn, {**op.attrs, "dispatched": "dispatch"})
+        need = RULES[op.kind](op, Context(self.body, self.layouts, self.placement))
+        inputs = tuple(self.bring(n, want) for n, want in zip(op.inputs, need.inputs, strict=True))
+        self.ops.append(POp(op.name, inputs, op.output, op=op))
+        self.tensors[op.output] = PTensor(op.output, op.output, need.output)
+        self.layouts[op.output] = need.output
+
+
+def partition_body(body: Body, placement: Placement, inputs: Mapping[str, Layout], want: Layout | None) -> PBody:
+    """Per-device program of `body`; its output is brought to `want` (None: left as it comes)."""
+    low = _Lowering(body, placement, inputs)
+    for op in body.ops:
+        low.step(op)
+    output = low.bring(body.output, want) if want is not None else body.output
+    return PBody(body, tuple(low.ops), dict(low.tensors), body.inputs, output)
+
+
+@lru_cache(maxsize=4096)
+def partition_embed(model: ModelSpec, placement: Placement) -> PBody:
+    return partition_body(embed_body(model), placement, {"ids": Layout.of(placement.tokens())}, placement.residual())
+
+
+@lru_cache(maxsize=4096)
+def partition_layer(model: ModelSpec, kind: LayerKind, placement: Placement, absorb: bool = True) -> PBody:
+    body = layer_body(model, kind, placement.phase, absorb)
+    return partition_body(body, placement, {"x": placement.residual()}, placement.residual())
+
+
+@lru_cache(maxsize=4096)
+def partition_head(model: ModelSpec, placement: Placement, logits: str = "last") -> PBody:
+    return partition_body(head_body(model, logits), placement, {"x": placement.residual()}, None)
+
+
+# --------------------------------------------------------------------------------------------------------------- program
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`repeat` copies of a sequence of layer bodies; `layers` lists the model's layer indices, repeat-major."""
+
+    bodies: tuple[PBody, ...]
+    repeat: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pipeline stage of one replica. `ranks` are global device ids in mesh order."""
+
+    index: int
+    ranks: tuple[int, ...]
+    embed: PBody | None
+    runs: tuple[Run, ...]
+    head: PBody | None
+
+    def bodies(self) -> Iterator[tuple[PBody, int]]:
+        """Every distinct body with the number of times this stage runs it."""
+        if self.embed:
+            yield self.embed, 1
+        for run in self.runs:
+            for b in run.bodies:
+                yield b, run.repeat
+        if self.head:
+            yield self.head, 1
+
+    @property
+    def num_layers(self) -> int:
+        return sum(len(r.layers) for r in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The per-device graph of one replica, with its sizes. Replicas (dp) are copies of it on the following ranks."""
+
+    model: ModelSpec
+    strategy: Strategy
+    phase: Phase
+    mesh: Mesh
+    stages: tuple[Stage, ...]
+    sizes: Sizes = field(compare=False)
+
+    @property
+    def num_devices(self) -> int:
+        return self.strategy.num_devices
+
+    def digest(self) -> str:
+        """Structure of all stages, repeats written as "more than one or not", no sizes."""
+        rows = [
+            (s.index, len(s.ranks), [(b.name, b.digest(), n > 1) for b, n in s.bodies()]) for s in self.stages
+        ]
+        return hashlib.sha256(repr((self.phase, rows)).encode()).hexdigest()[:16]
+
+
+def default_layers_per_stage(num_layers: int, pp: int) -> tuple[int, ...]:
+    """As even as can be; the remainder goes to the middle stages, because the ends also hold embedding and head."""
+    base, extra = divmod(num_layers, pp)
+    counts = [base] * pp
+    order = sorted(range(pp), key=lambda i: (i in (0, pp - 1), i == pp - 1, -i))
+    for i in order[:extra]:
+        counts[i] += 1
+    return tuple(counts)
+
+
+def compress(kinds: Sequence[LayerKind]) -> list[tuple[tuple[LayerKind, ...], int]]:
+    """Runs of repeated patterns: [A, B, B, B] → [((A,), 1), ((B,), 3)]; [A, B, A, B] → [((A, B), 2)]."""
+    out: list[tuple[tuple[LayerKind, ...], int]] = []
+    i = 0
+    while i < len(kinds):
+        best_period, best_count = 1, 1
+        for period in range(1, min(12, len(kinds) - i) + 1):
+            pattern = tuple(kinds[i : i + period])
+            count = 1
+            while tuple(kinds[i + count * period : i + (count + 1) * period]) == pattern:
+                count += 1
+            if count > 1 and period * count > best_period * best_count:
+                best_period, best_count = period, count
+        out.append((tuple(kinds[i : i + best_period]), best_count))
+        i += best_period * best_count
+    return out
+
+
+def lower(model: ModelSpec, strategy: Strategy, phase: Phase, sizes: Sizes, *, absorb: bool = True, logits: str = "last") -> Program:
+    """Per-device graph of one replica of `model` under `strategy`.
+
+    `sizes` as from `tools.graph.build.all_sizes` with batch_size per replica. Raises Refused with op, dim and axis for
+    what cannot be represented, ToolError for degrees that contradict the model.
+    """
+    _check_degrees(model, strategy)
+    mesh = build_mesh(strategy, model.attention.num_kv_heads if not model.attention.mla else model.attention.num_heads)
+    placement = Placement(mesh.shape, phase, strategy.sp, strategy.moe_comm)
+    per_stage = strategy.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, strategy.pp)
+    kinds, stages, first = model.layers(), [], 0
+    for i, count in enumerate(per_stage):
+        runs, at = [], first
+        for pattern, repeat in compress(kinds[first : first + count]):
+            bodies = tuple(partition_layer(model, k, placement, absorb) for k in pattern)
+            runs.append(Run(bodies, repeat, tuple(range(at, at + repeat * len(pattern)))))
+            at += repeat * len(pattern)
+        stages.append(
+            Stage(
+                index=i,
+                ranks=tuple(range(i * strategy.group, (i + 1) * strategy.group)),
+                embed=partition_embed(model, placement) if i == 0 else None,
+                runs=tuple(runs),
+                head=partition_head(model, placement, logits) if i == strategy.pp - 1 else None,
+            )
+        )
+        first += count
+    return Program(model, strategy, phase, mesh, tuple(stages), sizes)
+
+
+def _check_degrees(model: ModelSpec, s: Strategy) -> None:
+    """What no layout can express. Engine rules are stricter and live in tools.engines.rules."""
+    a = model.attention
+    if s.cp > 1:
+        raise Refused(f"cp({s.cp}): context parallelism splits kv_len over cp, which attention cannot do yet; use cp=1")
+    if a.num_heads % s.tp:
+        ok = [t for t in range(1, a.num_heads + 1) if a.num_heads % t == 0]
+        raise ToolError(f"heads({a.num_heads}) % tp({s.tp}) = {a.num_heads % s.tp}; tp must be one of {ok}")
+    if not a.mla and s.tp <= a.num_kv_heads and a.num_kv_heads % s.tp:
+        raise ToolError(
+            f"kv_heads({a.num_kv_heads}) % tp({s.tp}) = {a.num_kv_heads % s.tp}; tp must divide kv_heads or be a multiple of it"
+        )
+    if model.moe is None and s.ep > 1:
+        raise ToolError(f"ep({s.ep}) on {model.name}, which has no experts; use ep=1")
+    if s.layers_per_stage and sum(s.layers_per_stage) != model.num_hidden_layers:
+        raise ToolError(f"layers_per_stage {list(s.layers_per_stage)} sums to {sum(s.layers_per_stage)}, the model has {model.num_hidden_layers} layers")
+    if s.pp > model.num_hidden_layers:
+        raise ToolError(f"pp({s.pp}) exceeds the {model.num_hidden_layers} layers; use pp <= {model.num_hidden_layers}")
+
+
+# ----------------------------------------------------------------------------------------------------------------- sizes
+
+
+def local_dims(pbody: PBody, tensor: str, sizes: Sizes, mesh: Mesh) -> dict[str, Size]:
+    """Longest local length of every dim of a tensor; for routed tensors batch_size x seq_len read `expert_tokens`."""
+    t, layout = pbody.spec(tensor), pbody.layout(tensor)
+    dims = {d: local_size(sizes[d], mesh.degree(layout.axes(d))) for d in t.dims}
+    if not t.routed:
+        return dims
+    tokens = dims.pop("batch_size") * dims.pop("seq_len")
+    rest = dict(dims)
+    out = {"experts": rest.pop("experts"), "expert_tokens": -(-tokens * sizes["top_k"] // sizes["experts"])}
+    return out | rest
+
+
+def num_elements(dims: Mapping[str, Size]) -> Size:
+    n: Size = 1
+    for v in dims.values():
+        n = n * v
+    return n
+
+
+def refuse_unknown_dims(body: Body, sizes: Sizes) -> None:
+    unknown = {d for t in body.tensors.values() for d in t.dims} - set(sizes)
+    if unknown:
+        raise Refused(f"{body.name}: no length known for dims {sorted(unknown)}")

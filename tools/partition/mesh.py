@@ -1,0 +1,118 @@
+"""One device group and its axes.
+
+A group of ranks is factorised twice, into attention axes (attn_dp, cp, tp) and expert axes (edp, ep, etp). Both
+factorisations cut the same line of ranks at some strides; the *atomic* axes are the pieces between all cuts together. So
+every logical axis is a tuple of atomic ones (outermost first), and a tensor that moves from the attention factorisation
+to the expert one is an ordinary redistribution. tp itself is cut at `tp_rep`, the number of ranks that share one KV
+head when tp exceeds the number of KV heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tools.graph.ir import Size
+from tools.spec.base import Refused
+from tools.spec.strategy import Strategy
+
+Axes = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeshShape:
+    """Structure of a group: names of the atomic axes from outermost to innermost, and what each logical axis is made of.
+
+    No degrees here: candidates whose axes nest alike share one MeshShape, and so one partitioned graph.
+    """
+
+    atoms: Axes
+    logical: tuple[tuple[str, Axes], ...]
+
+    def axis(self, name: str) -> Axes:
+        return dict(self.logical)[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """A MeshShape with degrees: ints for one strategy, arrays for a candidate set."""
+
+    shape: MeshShape
+    degrees: Mapping[str, Size]
+
+    def degree(self, axes: Axes) -> Size:
+        d: Size = 1
+        for a in axes:
+            d = d * self.degrees[a]
+        return d
+
+    @property
+    def size(self) -> Size:
+        return self.degree(self.shape.atoms)
+
+    def stride(self, atom: str) -> Size:
+        """Rank distance between neighbours along the axis."""
+        return self.degree(self.shape.atoms[self.shape.atoms.index(atom) + 1 :])
+
+    def coordinate(self, rank: int, atom: str) -> int:
+        return int(rank // self.stride(atom) % self.degrees[atom])
+
+    def groups(self, axes: Axes) -> tuple[tuple[int, ...], ...]:
+        """Ranks that differ only along `axes`, in the order of `axes` (outermost first); every rank is in one group."""
+        n = int(self.size)
+        grid = np.arange(n).reshape([int(self.degrees[a]) for a in self.shape.atoms])
+        keep = [i for i, a in enumerate(self.shape.atoms) if a not in axes]
+        move = [self.shape.atoms.index(a) for a in axes]
+        rows = grid.transpose(keep + move).reshape(-1, int(self.degree(axes)))
+        return tuple(tuple(int(r) for r in row) for row in rows)
+
+
+LOGICAL: tuple[tuple[str, str, str], ...] = (
+    # name, stride where it starts (inner), stride where it ends (outer)
+    ("tp_rep", "one", "tp_rep"), ("tp_kv", "tp_rep", "tp"), ("tp", "one", "tp"), ("cp", "tp", "cp"),
+    ("attn_dp", "cp", "group"), ("etp", "one", "etp"), ("ep", "etp", "ep"), ("edp", "ep", "group"),
+)  # fmt: skip
+
+
+def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int) -> dict[str, Any]:
+    """Strides at which the line of ranks is cut, by name. Works on ints and on arrays."""
+    tp_rep = np.where(tp > num_kv_heads, tp // num_kv_heads, 1) if isinstance(tp, np.ndarray) else max(1, tp // num_kv_heads)
+    one = np.ones_like(tp) if isinstance(tp, np.ndarray) else 1
+    return {
+        "one": one, "tp_rep": tp_rep, "tp": tp, "cp": tp * cp, "etp": etp, "ep": etp * ep, "group": tp * cp * attn_dp,
+    }  # fmt: skip
+
+
+def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
+    """Mesh of one stage of one replica. Refuses factorisations that do not nest, with the two strides that clash."""
+    assert strategy.attn_dp is not None and strategy.etp is not None
+    if strategy.tp > num_kv_heads and strategy.tp % num_kv_heads:
+        raise Refused(
+            f"tp({strategy.tp}) exceeds kv_heads({num_kv_heads}) and is no multiple of it: KV heads cannot be replicated "
+            f"evenly; choose tp among the divisors or multiples of {num_kv_heads}"
+        )
+    named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads)
+    return mesh_from_cuts({k: int(v) for k, v in named.items()})
+
+
+def mesh_from_cuts(named: Mapping[str, int]) -> Mesh:
+    strides = sorted(set(named.values()))
+    for inner, outer in pairwise(strides):
+        if outer % inner:
+            a = next(k for k, v in named.items() if v == inner)
+            b = next(k for k, v in named.items() if v == outer)
+            raise Refused(
+                f"axes do not nest: {a} ends at stride {inner}, {b} at {outer}, and {inner} does not divide {outer}; "
+                f"choose degrees where one divides the other"
+            )
+    atoms = [f"a{i}" for i in range(len(strides) - 1)]
+    degrees = {a: outer // inner for a, (inner, outer) in zip(atoms, pairwise(strides), strict=True)}
+    ends = dict(zip(strides, range(len(strides)), strict=True))
+    logical = tuple(
+        (name, tuple(reversed(atoms[ends[named[lo]] : max(ends[named[lo]], ends[named[hi]])]))) for name, lo, hi in LOGICAL
+    )
+    return Mesh(MeshShape(tuple(reversed(atoms)), logical), degrees)

@@ -1,0 +1,71 @@
+"""The strategy, said in layouts: which axis splits which dim of the weights, and how the residual stream lies.
+
+Weights never move. Everything else follows from them by the rules in `rules.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tools.graph.ir import Tensor
+from tools.partition.layout import Layout
+from tools.partition.mesh import Axes, MeshShape
+from tools.spec.strategy import Phase
+
+WEIGHT_DIMS: tuple[tuple[str, str], ...] = (
+    # Tensor parallelism splits every weight along the dim that the next operator contracts or that heads own
+    # (Megatron-LM, arXiv 1909.08053 §3); KV heads split only as far as there are some.
+    ("heads", "tp"), ("kv_heads", "tp_kv"), ("ffn", "tp"), ("shared_ffn", "tp"),
+    ("vocab", "tp"), ("padded_vocab", "tp"), ("experts", "ep"), ("expert_ffn", "etp"),
+)  # fmt: skip
+WHOLE: frozenset[str] = frozenset({"router.weight", "router.bias", "gate_correction_bias", "shared_gate.weight"})
+"""Weights that every rank keeps whole: each token is scored against all experts where it lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Layouts that the strategy fixes for one phase of one device group."""
+
+    mesh: MeshShape
+    phase: Phase
+    sp: bool = False
+    moe_comm: str = "auto"
+
+    def axis(self, name: str) -> Axes:
+        return self.mesh.axis(name)
+
+    def weight(self, t: Tensor) -> Layout:
+        if t.name in WHOLE:
+            return Layout()
+        return Layout.of({dim: self.axis(axis) for dim, axis in WEIGHT_DIMS if dim in t.dims})
+
+    def tokens(self) -> Mapping[str, Axes]:
+        """How tokens are dealt out between attention and FFN: by sequences over attn_dp, by positions over cp."""
+        return {"batch_size": self.axis("attn_dp"), "seq_len": self.axis("cp")}
+
+    def residual(self) -> Layout:
+        """Sequence parallelism (arXiv 2205.05198) also splits tokens over tp: positions in prefill, sequences in decode."""
+        split = dict(self.tokens())
+        if self.sp:
+            dim = "seq_len" if self.phase == "prefill" else "batch_size"
+            split[dim] = split[dim] + self.axis("tp")
+        return Layout.of(split)
+
+    def routed(self, tokens: Layout) -> Layout:
+        """Tokens that lie as `tokens`, spread so that no expert rank sends a token twice; ranks that slice the same
+        expert (etp) need the same tokens."""
+        etp, ep = self.axis("etp"), self.axis("ep")
+        split = {d: tuple(a for a in tokens.axes(d) if a not in etp) for d in ("batch_size", "seq_len")}
+        idle = tuple(a for a in ep if a not in tokens.used())
+        dim = "seq_len" if self.phase == "prefill" else "batch_size"
+        return Layout.of({**split, dim: split[dim] + idle})
+
+    def gathered(self, tokens: Layout) -> Layout:
+        """Tokens as ranks need them that pick their own experts' share: whole over ep and etp."""
+        inside = self.axis("ep") + self.axis("etp")
+        return Layout.of({d: tuple(a for a in tokens.axes(d) if a not in inside) for d in ("batch_size", "seq_len")})
+
+    def dispatches(self, tokens: Layout) -> bool:
+        """Whether experts see tokens of other ranks, so that dispatch and combine must communicate."""
+        return bool(set(self.axis("ep")) & tokens.used()) and self.moe_comm != "allgather"

@@ -1,0 +1,243 @@
+"""One rule per operator kind: given how the inputs lie, how they must lie, and how the output then lies.
+
+A rule is `rule(op, ctx) -> Need`. It never guesses: what it cannot do it refuses with op, dim and axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tools.graph.ir import Body, Op, Tensor
+from tools.graph.semantics import LINEAR_UNARY
+from tools.partition.layout import Layout
+from tools.partition.mesh import Axes
+from tools.partition.placement import Placement
+from tools.spec.base import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Layouts that an operator needs its inputs in, and the one its output has."""
+
+    inputs: tuple[Layout, ...]
+    output: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    body: Body
+    layouts: Mapping[str, Layout]
+    placement: Placement
+
+    def tensor(self, name: str) -> Tensor:
+        return self.body.tensors[name]
+
+    def settled(self, name: str) -> Layout:
+        """The input's layout once its pending sum is done; residual-shaped tensors return to the residual layout."""
+        have = self.layouts[name]
+        if not have.pending:
+            return have
+        t = self.tensor(name)
+        home = self.placement.residual() if t.dims == ("batch_size", "seq_len", "hidden") else have.without_pending()
+        return home
+
+    def is_weight(self, name: str) -> bool:
+        return self.tensor(name).kind == "weight"
+
+
+def project(layout: Layout, dims: Sequence[str], pending: Axes = ()) -> Layout:
+    """The part of a layout that concerns `dims`."""
+    return Layout.of({d: layout.axes(d) for d in dims}, pending)
+
+
+def _whole(layout: Layout, dim: str) -> Layout:
+    """`layout` with `dim` on one rank."""
+    return Layout.of({d: a for d, a in layout.split if d != dim}, layout.pending)
+
+
+def einsum_rule(op: Op, ctx: Context) -> Need:
+    """Derived from the equation: weights stay; a contracted split dim leaves a pending sum; an axis splits one dim only."""
+    weights = [n for n in op.inputs if ctx.is_weight(n)]
+    acts = [n for n in op.inputs if not ctx.is_weight(n)]
+    want: dict[str, Axes] = {}
+    for n in weights:
+        want.update(ctx.layouts[n].as_dict())
+    taken = {a for axes in want.values() for a in axes}
+    for n in acts:
+        for dim, axes in ctx.settled(n).split:
+            if dim in want:
+                continue
+            free = _leading(axes, taken)
+            if free:
+                want[dim] = free
+                taken |= set(free)
+    inputs = tuple(ctx.layouts[n] if n in weights else Layout.of({d: want.get(d, ()) for d in ctx.tensor(n).dims}) for n in op.inputs)
+    out = ctx.tensor(op.output).dims
+    pending = tuple(a for d, axes in want.items() if d not in out for a in axes)
+    return Need(inputs, Layout.of({d: want.get(d, ()) for d in out}, pending))
+
+
+def _leading(axes: Axes, taken: set[str]) -> Axes:
+    """Axes that can stay: up to the first one that another dim of this operator needs."""
+    keep: list[str] = []
+    for a in axes:
+        if a in taken:
+            break
+        keep.append(a)
+    return tuple(keep)
+
+
+def elementwise_rule(op: Op, ctx: Context) -> Need:
+    """Inputs lie alike. A sum of summands may stay pending if all of them await the same axes."""
+    acts = [n for n in op.inputs if not ctx.is_weight(n)]
+    have = [ctx.layouts[n] for n in acts]
+    out = ctx.tensor(op.output).dims
+    if len(op.inputs) == 1 and (not have[0].pending or op.fn in LINEAR_UNARY):
+        return Need((have[0],), have[0])
+    if op.fn == "add" and len(acts) == len(op.inputs) and all(h == have[0] for h in have):
+        return Need(tuple(have), have[0])
+    # The widest settled input decides; the residual stream, where there is one, is never moved.
+    lead = next((h for n, h in zip(acts, have, strict=True) if not h.pending and ctx.tensor(n).dims == out), None)
+    target = lead or ctx.settled(acts[0])
+    inputs = []
+    for n in op.inputs:
+        if ctx.is_weight(n):
+            inputs.append(_check_weight(op, n, ctx, target))
+        else:
+            inputs.append(project(target, ctx.tensor(n).dims))
+    return Need(tuple(inputs), target)
+
+
+def _check_weight(op: Op, name: str, ctx: Context, target: Layout) -> Layout:
+    have = ctx.layouts[name]
+    for dim in ctx.tensor(name).dims:
+        if have.axes(dim) != target.axes(dim):
+            raise Refused(
+                f"{op.name}: weight {name} splits {dim} over {have.axes(dim) or 'nothing'}, the activation over "
+                f"{target.axes(dim) or 'nothing'}; weights cannot move"
+            )
+    return have
+
+
+def norm_rule(op: Op, ctx: Context) -> Need:
+    """Normalises its last dim, which must be whole."""
+    x = op.inputs[0]
+    target = _whole(ctx.settled(x), ctx.tensor(x).dims[-1])
+    return Need((target, *(ctx.layouts[w] for w in op.inputs[1:])), target)
+
+
+def sumsq_rule(op: Op, ctx: Context) -> Need:
+    src = ctx.settled(op.inputs[0])
+    out = ctx.tensor(op.output).dims
+    pending = tuple(a for d, axes in src.split if d not in out for a in axes)
+    return Need((src,), project(src, out, pending))
+
+
+def rms_apply_rule(op: Op, ctx: Context) -> Need:
+    src = ctx.settled(op.inputs[0])
+    ssq = project(src, ctx.tensor(op.inputs[1]).dims)
+    return Need((src, ssq, _check_weight(op, op.inputs[2], ctx, src)), src)
+
+
+def softmax_rule(op: Op, ctx: Context) -> Need:
+    target = _whole(ctx.settled(op.inputs[0]), op.attrs["dim"])
+    rest = tuple(_check_weight(op, n, ctx, target) for n in op.inputs[1:])
+    return Need((target, *rest), target)
+
+
+def local_rule(op: Op, ctx: Context) -> Need:
+    """Acts where its one input lies (mask, RoPE, renormalise). RoPE rotates pairs inside d_k, which stays whole."""
+    target = ctx.settled(op.inputs[0])
+    dim = op.attrs.get("dim")
+    if op.kind in ("rope", "renormalise") and dim:
+        target = _whole(target, dim)
+    return Need((target,), target)
+
+
+def cache_rule(op: Op, ctx: Context) -> Need:
+    """A cache lies the same in every phase: tokens as attention deals them out, whatever sequence parallelism did before."""
+    src, tokens = ctx.settled(op.inputs[0]), ctx.placement.tokens()
+    split = {d: a for d, a in src.split if d not in tokens}
+    target = Layout.of({**split, **tokens})
+    return Need((target,), Layout.of({**split, "batch_size": tokens["batch_size"]}))
+
+
+def repeat_heads_rule(op: Op, ctx: Context) -> Need:
+    """KV heads split over tp_kv; their copies for the query heads over all of tp. No data moves."""
+    src = ctx.settled(op.inputs[0])
+    have, tp = src.axes("kv_heads"), ctx.placement.axis("tp")
+    if have != tp[: len(have)]:
+        raise Refused(f"{op.name}: kv_heads lie over {have}, heads over {tp}; the KV axes must lead the head axes")
+    return Need((src,), Layout.of({**{d: a for d, a in src.split if d != "kv_heads"}, "heads": tp}))
+
+
+def embed_rule(op: Op, ctx: Context) -> Need:
+    """A vocabulary shard answers for its own rows and gives zero for the rest: a pending sum."""
+    ids, table = ctx.settled(op.inputs[0]), ctx.layouts[op.inputs[1]]
+    rows = table.axes(ctx.tensor(op.inputs[1]).dims[0])
+    return Need((ids, table), Layout.of(ids.as_dict(), rows))
+
+
+def pos_lookup_rule(op: Op, ctx: Context) -> Need:
+    ids = ctx.settled(op.inputs[0])
+    return Need((ids, ctx.layouts[op.inputs[1]]), ids)
+
+
+def topk_rule(op: Op, ctx: Context) -> Need:
+    target = _whole(ctx.settled(op.inputs[0]), "experts")
+    return Need((target,), target)
+
+
+def gather_scores_rule(op: Op, ctx: Context) -> Need:
+    target = _whole(ctx.settled(op.inputs[0]), "experts")
+    return Need((target, project(target, ctx.tensor(op.inputs[1]).dims)), project(target, ctx.tensor(op.output).dims))
+
+
+def dispatch_rule(op: Op, ctx: Context) -> Need:
+    """Experts on ranks that see the tokens anyway: each rank picks its own. Else tokens are spread over the expert ranks
+    first and leave by all-to-all (the next operator asks for experts split, tokens whole)."""
+    p = ctx.placement
+    x = ctx.settled(op.inputs[0])
+    if p.dispatches(x):
+        tokens = p.routed(x)
+        split = tokens.as_dict()
+    else:
+        tokens = p.gathered(x)
+        split = {**tokens.as_dict(), "experts": p.axis("ep")}
+    inputs = tuple(project(tokens, ctx.tensor(n).dims) for n in op.inputs)
+    return Need(inputs, Layout.of(split))
+
+
+def combine_rule(op: Op, ctx: Context) -> Need:
+    """The mirror image of dispatch; a pending sum of sliced experts passes through, because combining is linear."""
+    y, ids = op.inputs[0], op.inputs[1]
+    p, have = ctx.placement, ctx.layouts[y]
+    sent = ctx.layouts[op.attrs["dispatched"]] if "dispatched" in op.attrs else ctx.layouts[ids]
+    experts = () if not sent.axes("experts") else have.axes("experts")
+    tokens = {d: sent.axes(d) for d in ("batch_size", "seq_len")}
+    pending = tuple(a for a in have.pending if not any(a in axes for axes in tokens.values()))
+    need_y = Layout.of({**tokens, "experts": experts}, pending)
+    rest = tuple(project(Layout.of(tokens), ctx.tensor(n).dims) for n in op.inputs[1:])
+    return Need((need_y, *rest), Layout.of(tokens, (*pending, *experts)))
+
+
+def select_last_rule(op: Op, ctx: Context) -> Need:
+    """Only the rank with the last position has it; under sequence parallelism the sequence is gathered first."""
+    target = _whole(ctx.settled(op.inputs[0]), "seq_len")
+    return Need((target,), project(target, ctx.tensor(op.output).dims))
+
+
+def sampler_rule(op: Op, ctx: Context) -> Need:
+    dims = ctx.tensor(op.inputs[0]).dims
+    target = _whole(ctx.settled(op.inputs[0]), dims[-1])
+    return Need((target,), project(target, ctx.tensor(op.output).dims))
+
+
+RULES: dict[str, Callable[[Op, Context], Need]] = {
+    "einsum": einsum_rule, "elementwise": elementwise_rule, "norm": norm_rule, "sumsq": sumsq_rule, "rms_apply": rms_apply_rule,
+    "softmax": softmax_rule, "mask": local_rule, "rope": local_rule, "renormalise": local_rule, "cache": cache_rule,
+    "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule, "topk": topk_rule,
+    "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule, "select_last": select_last_rule,
+    "unpad": sampler_rule, "argmax": sampler_rule,
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""The vocabulary of meshwright. Imports nothing of ours but itself."""

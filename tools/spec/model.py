@@ -1,0 +1,191 @@
+"""What a transformer is, as far as its operator graph needs to know. Names follow Hugging Face configs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tools.spec.base import Frozen
+
+DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "mxfp4", "nvfp4", "fp4"]
+
+BITS: dict[str, float] = {
+    "fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "fp8": 8.0, "int8": 8.0,
+    # group-quantised formats: 4-bit values plus their scales (AWQ/GPTQ g128: fp16 scale + 4-bit zero = 20/128;
+    # mxfp4: one e8m0 byte per 32 values; nvfp4: one e4m3 byte per 16 values)
+    "int4": 4.0 + 20 / 128, "mxfp4": 4.0 + 8 / 32, "nvfp4": 4.0 + 8 / 16, "fp4": 4.0,
+}  # fmt: skip
+
+
+def dtype_bytes(dtype: str) -> float:
+    """Bytes per element, scales of group-quantised formats included."""
+    return BITS[dtype] / 8
+
+
+class MLA(Frozen):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): KV is a latent of `kv_lora_rank` plus a shared RoPE key."""
+
+    q_lora_rank: int | None = None
+    kv_lora_rank: int = 512
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+
+
+class Attention(Frozen):
+    """One attention block. `num_kv_heads == num_heads` is MHA, 1 is MQA, between is GQA; `mla` set is MLA."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mla: MLA | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """`head`: RMSNorm over d_k of each head (Qwen3); `full`: over heads x d_k (MiniMax-M2, OLMo-2)."""
+    sliding_window: int | None = None
+    """Window of the layers that slide; which layers do is `ModelSpec.sliding_layers`."""
+    chunk_size: int | None = None
+    """Chunked attention (Llama-4): a token sees only its own chunk; layers as in `ModelSpec.sliding_layers`."""
+    sinks: bool = False
+    """A learned logit per head joins the softmax's denominator (gpt-oss)."""
+    softcap: float | None = None
+    scale: float | None = None
+    """Multiplier of the scores; None means head_dim ** -0.5 (for MLA: (nope + rope) ** -0.5)."""
+
+
+class Position(Frozen):
+    kind: Literal["rope", "learned", "alibi", "none"] = "rope"
+    theta: float = 10000.0
+    rotary_dim: int | None = None
+    """Leading dims of d_k that rotate; None means all (GPT-J 64, phi-2 32, GLM-4.5 half)."""
+    interleaved: bool = False
+    """True: pairs (0,1),(2,3)… (GPT-J, DeepSeek); False: pairs (i, i + d/2) (Llama)."""
+    max_positions: int = 4096
+    learned_offset: int = 0
+    """Rows skipped at the start of a learned table (OPT: 2)."""
+    rope_layers: tuple[bool, ...] | None = None
+    """Per layer, whether it rotates at all; None means every layer (Llama-4 and Cohere leave some without)."""
+
+
+class MLP(Frozen):
+    intermediate_size: int
+    gated: bool = True
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    bias: bool = False
+
+
+class MoE(Frozen):
+    """Routed experts of a layer, plus shared ones. `gate` says how scores become weights.
+
+    softmax_topk: softmax over all experts, take top-k (renormalised if norm_topk_prob). topk_softmax: top-k of the
+    logits, softmax over those (Mixtral, gpt-oss). sigmoid_topk: sigmoid, selection by score + correction bias, within the
+    best `topk_group` of `n_group` groups, weights renormalised and scaled (DeepSeek-V3).
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    gate: Literal["softmax_topk", "topk_softmax", "sigmoid_topk"] = "softmax_topk"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    n_group: int = 1
+    topk_group: int = 1
+    correction_bias: bool = False
+    router_bias: bool = False
+    expert_bias: bool = False
+    gated: bool = True
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_oai"] = "silu"
+    shared_intermediate_size: int = 0
+    """Total width of the shared expert(s); 0 means none."""
+    shared_gate: bool = False
+    """A sigmoid gate of one logit multiplies the shared expert's output (Qwen2-MoE)."""
+    input_scaled: bool = False
+    """Gate weight multiplies the expert's *input* (Llama-4)."""
+
+
+class LayerKind(Frozen):
+    """What distinguishes one layer from the next: its FFN, and whether its attention slides and rotates."""
+
+    ffn: Literal["dense", "moe"] = "dense"
+    sliding: bool = False
+    rope: bool = True
+
+
+class ModelSpec(Frozen):
+    """A decoder-only transformer. `layers()` is the only place that knows which layer is which kind."""
+
+    name: str
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    attention: Attention
+    position: Position = Position()
+    mlp: MLP | None = None
+    moe: MoE | None = None
+    moe_layers: tuple[bool, ...] | None = None
+    """Per layer, whether its FFN is the MoE; None means all when `moe` is set, none otherwise."""
+    sliding_layers: tuple[bool, ...] | None = None
+    """Per layer, whether sliding/chunked attention applies; None means none (all, when sliding_window is set)."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-6
+    norm_bias: bool = False
+    norm_offset: float = 0.0
+    """Added to the norm's weight (Gemma: 1)."""
+    embedding_norm: bool = False
+    """A norm directly after the embedding (BLOOM)."""
+    block: Literal["sequential", "parallel", "sandwich", "post"] = "sequential"
+    """parallel: attention and MLP read the same norm and are added together (GPT-J, Falcon-7B, phi-2).
+    sandwich: norms before and after each half (Gemma-2/3). post: norms only after each half (OLMo-2)."""
+    parallel_norms: int = 1
+    """Norms in a parallel block (Falcon-40B/180B and GPT-NeoX: 2)."""
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
+    logit_scale: float = 1.0
+    residual_scale: float = 1.0
+    tie_word_embeddings: bool = False
+    lm_head_bias: bool = False
+    weight_dtype: DType = "bf16"
+    """Native dtype of the released checkpoint's matrices."""
+    quantized_experts_only: bool = False
+    """Native quantisation covers the routed experts only (gpt-oss: mxfp4 experts, bf16 attention)."""
+    quant_group: int | None = None
+    """Block or group size of the quantisation along both/contracted dims (block-FP8: 128)."""
+    declared_parameters: float | None = None
+    declared_active_parameters: float | None = None
+    max_context: int | None = None
+    unsupported: tuple[str, ...] = ()
+    """Why the operator graph of this model is refused, if it is ("linear attention layers")."""
+    architecture: str | None = None
+    """HF architecture class, for engines' legality rules."""
+    sources: tuple[str, ...] = ()
+    confidence: Literal["high", "medium", "low"] = "high"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        if self.mlp is None and self.moe is None:
+            raise ValueError(f"{self.name}: a model needs an mlp or a moe")
+        for label in ("moe_layers", "sliding_layers"):
+            flags = getattr(self, label)
+            if flags is not None and len(flags) != self.num_hidden_layers:
+                raise ValueError(f"{label} has {len(flags)} entries for {self.num_hidden_layers} layers")
+        return self
+
+    def layer_kind(self, index: int) -> LayerKind:
+        moe = self.moe is not None and (self.moe_layers is None or self.moe_layers[index])
+        windowed = self.attention.sliding_window is not None or self.attention.chunk_size is not None
+        sliding = windowed and (self.sliding_layers is None or self.sliding_layers[index])
+        rope = self.position.kind == "rope" and (self.position.rope_layers is None or self.position.rope_layers[index])
+        return LayerKind(ffn="moe" if moe else "dense", sliding=sliding, rope=rope)
+
+    def layers(self) -> tuple[LayerKind, ...]:
+        return tuple(self.layer_kind(i) for i in range(self.num_hidden_layers))
+
+
+class Quantization(Frozen):
+    """The dtypes a plan runs with."""
+
+    weights: DType = "bf16"
+    kv_cache: DType = "bf16"
+    activations: DType = Field(default="bf16")

@@ -1,0 +1,182 @@
+"""What the search answers and what a run publishes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from tools.spec.base import Frozen
+from tools.spec.deployment import Assumption, Deployment, Objective
+from tools.spec.finding import Cause, Finding
+from tools.spec.strategy import Strategy
+from tools.spec.term import Breakdown, Prediction
+
+
+class StageMemory(Frozen):
+    """Bytes per rank of one pipeline stage (its fullest rank)."""
+
+    stage: int
+    ranks: int
+    layers: int
+    weights_bytes: float
+    kv_bytes: float
+    activation_bytes: float
+    overhead_bytes: float
+    reserve_bytes: float
+    capacity_bytes: float
+    terms: Breakdown
+
+    @property
+    def total_bytes(self) -> float:
+        return self.weights_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes + self.reserve_bytes
+
+    @property
+    def free_bytes(self) -> float:
+        return self.capacity_bytes - self.total_bytes
+
+
+class ModuleParts(Frozen):
+    """How one module is divided: d distinct shards, shard i in c copies; Σ copies = devices that host it x shards per device."""
+
+    module: str
+    weight: str
+    global_dims: dict[str, int]
+    local_dims: dict[str, int]
+    axis: str
+    """Axes that split it, in words: "heads over tp(8)"."""
+    collective: str
+    """What restores it: "all-reduce after o_proj over tp"; "" if nothing has to."""
+    num_shards: int
+    copies: int
+    devices: int
+    layers: int
+    matches: bool
+    sentence: str
+
+
+class Estimate(Frozen):
+    """Predicted performance of one strategy at one operating point. Times in seconds; bands relative."""
+
+    strategy: Strategy
+    feasible: bool
+    findings: tuple[Finding, ...]
+    ttft_s: float
+    tpot_s: float
+    ttft_percentiles: dict[str, float]
+    tpot_percentiles: dict[str, float]
+    e2e_s: float
+    output_tok_s: float
+    total_tok_s: float
+    input_tok_s: float
+    num_devices: int
+    concurrency: int
+    """Requests in flight over the whole deployment."""
+    batch: int
+    """Decode sequences per replica."""
+    request_rate: float
+    max_batch: int
+    """Most sequences per replica that memory and engine limits allow."""
+    burst_ttft_s: float
+    """TTFT of the last request when all `concurrency` requests arrive at once."""
+    predictions: tuple[Prediction, ...]
+    memory: tuple[StageMemory, ...]
+    breakdown: dict[str, Breakdown]
+    """"ttft" and "tpot": where the time of one prefill and of one decode step goes."""
+    utilisation: dict[str, float]
+    """compute, memory, network, busy: shares of 0..1."""
+    time_imbalance: float
+    memory_imbalance: float
+    """max/mean over devices, of step time and of bytes."""
+
+    @property
+    def output_tok_s_per_device(self) -> float:
+        return self.output_tok_s / self.num_devices
+
+
+class Change(Frozen):
+    """The nearest change of the conditions that makes a plan possible; `deployment` is the conditions with it applied."""
+
+    description: str
+    kind: Literal["devices", "ttft", "tpot", "throughput", "weight_dtype", "kv_dtype", "context", "memory", "rate", "engine", "batch"]
+    value: float | str
+    deployment: Deployment
+
+
+class Infeasible(Frozen):
+    """Proven: the whole space was enumerated and every strategy breaks something. `binding` names it with its numbers."""
+
+    cause: Cause
+    binding: Finding
+    findings: tuple[Finding, ...]
+    nearest: tuple[Change, ...]
+    num_searched: int
+    closest: Estimate | None = None
+
+
+class WhatIf(Frozen):
+    """Marginal value of one change: "one more device", "TTFT limit +20 %", "fp8 weights"."""
+
+    description: str
+    strategy: str
+    objective_value: float
+    relative_gain: float
+
+
+class Candidate(Frozen):
+    rank: int
+    estimate: Estimate
+    objective_value: float
+    reason: str = ""
+    """Why it is where it is relative to the best one: the number that decided."""
+
+
+class SearchResult(Frozen):
+    objective: Objective
+    best: Candidate | None
+    ranked: tuple[Candidate, ...]
+    """Feasible candidates, best first, at most the number asked for."""
+    pareto: tuple[Candidate, ...]
+    baseline: Candidate
+    """The stated baseline or the default one; priced even when it does not fit (then feasible is False)."""
+    asked: tuple[Candidate, ...] = ()
+    """Strategies the conditions ask about by name."""
+    infeasible: Infeasible | None = None
+    num_enumerated: int
+    num_legal: int
+    num_fitting: int
+    num_feasible: int
+    seconds: float = 0.0
+    what_ifs: tuple[WhatIf, ...] = ()
+    devices_table: tuple[dict[str, Any], ...] = ()
+    """For ample devices: devices x throughput of the best strategy at that size."""
+
+
+class Plan(Frozen):
+    """`plan.json`. `status` proven or infeasible; everything under `predictions` is predicted, the rest is proven."""
+
+    schema_version: Literal["1"] = "1"
+    status: Literal["proven", "infeasible"]
+    headline: str
+    at_risk: tuple[str, ...] = ()
+    deployment: Deployment
+    objective: Objective
+    strategy: Strategy | None
+    phases: dict[str, dict[str, Any]] = {}
+    """prefill / decode: batch, tokens, digest of the per-device graph, proof."""
+    num_devices: int = 0
+    rank_map: tuple[dict[str, Any], ...] = ()
+    """One row per stage and replica: ranks, node, axes."""
+    parts: tuple[ModuleParts, ...] = ()
+    estimate: Estimate | None = None
+    runner_up: Estimate | None = None
+    baseline: Estimate | None = None
+    asked: tuple[Estimate, ...] = ()
+    what_ifs: tuple[WhatIf, ...] = ()
+    infeasible: Infeasible | None = None
+    assumptions: tuple[Assumption, ...] = ()
+    conflicts: tuple[dict[str, Any], ...] = ()
+    findings: tuple[Finding, ...] = ()
+    search: dict[str, Any] = {}
+    proposal: dict[str, Any] = {}
+    """What the LLM or the policy proposed, its justification, and its regret against the search's best."""
+    knowledge: tuple[dict[str, Any], ...] = ()
+    """Passages that were used: id, file:line, title."""
