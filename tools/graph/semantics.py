@@ -208,15 +208,31 @@ def _repeat_heads(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Arr
 
 
 def _topk(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
-    x, a = args[0], op.attrs
-    if a["n_group"] > 1:
-        g = x.reshape(*x.shape[:-1], a["n_group"], -1)
-        score = np.sort(g, axis=-1)[..., -2:].sum(-1)
-        keep = np.argsort(-score, axis=-1, kind="stable")[..., : a["topk_group"]]
-        live = np.zeros(score.shape, bool)
-        np.put_along_axis(live, keep, True, -1)
-        x = np.where(live[..., None], g, -np.inf).reshape(x.shape)
-    return np.argsort(-x, axis=-1, kind="stable")[..., : a["top_k"]]
+    return np.argsort(-_eligible(args[0], op)[0], axis=-1, kind="stable")[..., : op.attrs["top_k"]]
+
+
+def _eligible(x: Array, op: Op) -> tuple[Array, Array]:
+    """Scores with the experts of rejected groups at -inf (DeepSeek-V3: a group scores the sum of its best two), and the
+    group scores."""
+    a = op.attrs
+    if a["n_group"] <= 1:
+        return x, np.zeros((*x.shape[:-1], 0))
+    g = x.reshape(*x.shape[:-1], a["n_group"], -1)
+    score = np.sort(g, axis=-1)[..., -2:].sum(-1)
+    live = np.zeros(score.shape, bool)
+    np.put_along_axis(live, np.argsort(-score, axis=-1, kind="stable")[..., : a["topk_group"]], True, -1)
+    return np.where(live[..., None], g, -np.inf).reshape(x.shape), score
+
+
+def topk_margin(op: Op, x: Array) -> float:
+    """Smallest difference of two scores whose order decides the outcome of a top-k."""
+
+    def gap(scores: Array, keep: int) -> float:
+        top = -np.sort(-scores, axis=-1)[..., : keep + 1]
+        return float(np.abs(np.diff(top, axis=-1)).min(initial=np.inf)) if top.shape[-1] > 1 else float("inf")
+
+    scores, groups = _eligible(x, op)
+    return min(gap(scores, op.attrs["top_k"]), gap(groups, op.attrs["topk_group"]) if groups.shape[-1] else float("inf"))
 
 
 def _gather_scores(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:

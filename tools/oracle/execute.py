@@ -108,11 +108,18 @@ class Devices:
         for axis, d in enumerate(dims):
             if layout.axes(d):
                 start = self.past if d == "seq_len" else 0
-                x = np.take(x, self.index(layout, d, rank) - start, axis=axis)
+                x = take(x, self.index(layout, d, rank) - start, axis)
         return x
 
     def members(self, comm: Comm) -> Sequence[Sequence[int]]:
         return self.groups(comm) if self.groups else self.mesh.groups(comm.axes)
+
+
+def take(x: Array, where: Array, axis: int) -> Array:
+    """np.take, as a view where the positions are one run."""
+    if len(where) and where[-1] - where[0] == len(where) - 1 and where[-1] < x.shape[axis] and (np.diff(where) == 1).all():
+        return x[(slice(None),) * axis + (slice(int(where[0]), int(where[-1]) + 1),)]
+    return np.take(x, where, axis=axis)
 
 
 def run_body(pbody: PBody, devices: Devices, carried: list[Array], weights: Weights, layer: int | None, caches: list[Caches]) -> dict[str, list[Array]]:
@@ -217,12 +224,24 @@ def run_program(program: Program, weights: Weights, ids: Array, caches: dict[int
         if stage.embed is not None:
             layout = stage.embed.layout("ids")
             carried = [devices.cut(ids, dims, layout, r) for r in range(devices.num_ranks)]
+        else:
+            carried = deliver(program, stage, carried)
         for layer, pbody in stage_bodies(stage):
             env = run_body(pbody, devices, carried, weights, layer, caches[stage.index])
             for p in pbody.ops:
                 trace.values[(layer, pbody.name, p.output)] = env[p.output]
             carried = env[pbody.output]
     return trace
+
+
+def deliver(program: Program, stage: Stage, sent: list[Array]) -> list[Array]:
+    """The residual stream crosses from one stage to the next, rank to rank, as the stage says it receives."""
+    before = program.stages[stage.index - 1].ranks
+    sender = {dst: src for src, dst in stage.receives}
+    missing = [r for r in stage.ranks if r not in sender]
+    if missing:
+        raise ValueError(f"ranks {missing} of stage {stage.index} receive nothing")
+    return [sent[before.index(sender[r])] for r in stage.ranks]
 
 
 def stage_bodies(stage: Stage) -> list[tuple[int | None, PBody]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import Body
+from tools.graph.semantics import topk_margin
 from tools.oracle.execute import Caches, Devices, Trace, Weights, run_program, run_reference, stage_bodies
 from tools.oracle.reduce import Reduced, reduce
 from tools.partition.layout import Comm
@@ -94,21 +95,18 @@ def draw_weights(model: ModelSpec, rng: np.random.Generator) -> Weights:
     return out
 
 
-def _top_k_margin(trace: Trace, model: ModelSpec) -> tuple[float, int]:
-    """Smallest gap between the last chosen and the first rejected score, and the experts without a token."""
-    gap, idle = np.inf, 0
-    for (layer, body, name), ids in trace.values.items():
-        if name != "expert_ids" or model.moe is None:
-            continue
-        source = "gate_choice" if model.moe.correction_bias else "gate_scores" if model.moe.gate != "topk_softmax" else None
-        if source is None:
-            source = "router_bias" if model.moe.router_bias else "router"
-        scores = trace.values[(layer, body, source)]
-        assert isinstance(scores, np.ndarray) and isinstance(ids, np.ndarray)
-        flat = np.sort(scores.reshape(-1, scores.shape[-1]), axis=-1)
-        gap = min(gap, float(np.diff(flat, axis=-1).min(initial=np.inf)))
-        idle += model.moe.num_experts - len(np.unique(ids))
-    return gap, idle
+def _top_k_margin(trace: Trace, bodies: Sequence[tuple[int | None, Body]]) -> tuple[float, int]:
+    """Smallest score difference that decides a routing choice, and the experts that received no token."""
+    margin, idle = float("inf"), 0
+    for layer, body in bodies:
+        for op in body.ops:
+            if op.kind != "topk":
+                continue
+            scores, ids = trace.values[(layer, body.name, op.inputs[0])], trace.values[(layer, body.name, op.output)]
+            assert isinstance(scores, np.ndarray) and isinstance(ids, np.ndarray)
+            margin = min(margin, topk_margin(op, scores))
+            idle += scores.shape[-1] - len(np.unique(ids))
+    return margin, idle
 
 
 def _draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarray], dict[Phase, list[Trace]], int]:
@@ -123,7 +121,7 @@ def _draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarr
         traces: dict[Phase, list[Trace]] = {"prefill": [run_reference(reference_bodies(m, "prefill"), weights, ids, caches, 0)], "decode": []}
         for step, tok in enumerate(nexts):
             traces["decode"].append(run_reference(reference_bodies(m, "decode"), weights, tok, caches, small.seq_len + step))
-        margins = [_top_k_margin(t, m) for ts in traces.values() for t in ts]
+        margins = [_top_k_margin(t, reference_bodies(m, phase)) for phase, ts in traces.items() for t in ts]
         best = (weights, ids, nexts, traces, max(i for _, i in margins))
         if min(g for g, _ in margins) > MARGIN:
             return best
@@ -188,31 +186,38 @@ class _Tally:
                 for r in group:
                     summed[r] = np.asarray(total)
             mine = summed
+        scale = magnitude(want)
         for rank, x in enumerate(mine):
-            self._shard(f"{where} rank {rank}", x, devices.cut(want, dims, layout.without_pending(), rank), want)
+            self._shard(f"{where} rank {rank}", x, devices.cut(want, dims, layout.without_pending(), rank), scale)
 
-    def _shard(self, where: str, x: np.ndarray, part: np.ndarray, want: np.ndarray) -> None:
+    def _shard(self, where: str, x: np.ndarray, part: np.ndarray, scale: float) -> None:
         if x.shape != part.shape:
             self.failures.append(f"{where}: shape {x.shape}, should be {part.shape}")
             return
         if x.size == 0:
             return
-        error = relative_error(x, part, want)
+        error = relative_error(x, part, scale)
         if not error <= TOLERANCE:
             self.failures.append(f"{where}: relative error {error:.3g}")
         if not error <= self.worst:
             self.worst, self.where = error, where
 
 
-def relative_error(x: np.ndarray, part: np.ndarray, want: np.ndarray) -> float:
-    """max|x − part| / max|want|; NaN fails, infinities must be where the reference has them, all-zero compares absolutely."""
+def magnitude(x: np.ndarray) -> float:
+    """Largest finite magnitude; 1 for an all-zero tensor, which is thereby compared absolutely."""
+    return float(np.abs(x[np.isfinite(x)]).max(initial=0.0)) or 1.0
+
+
+def relative_error(x: np.ndarray, part: np.ndarray, scale: float) -> float:
+    """max|x − part| / scale; NaN fails, infinities must be where the reference has them."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(x - part)
+    if np.isfinite(difference).all():
+        return float(difference.max()) / scale
     finite = np.isfinite(part)
     if np.isnan(x).any() or (np.isfinite(x) != finite).any() or (x[~finite] != part[~finite]).any():
         return float("inf")
-    if not finite.any():
-        return 0.0
-    scale = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
-    return float(np.abs(x[finite] - part[finite]).max()) / (scale or 1.0)
+    return float(difference[finite].max(initial=0.0)) / scale
 
 
 def rewrite_error(model: ModelSpec, *, batch_size: int = 3, seq_len: int = 5, seed: int = 0) -> float:
@@ -228,7 +233,7 @@ def rewrite_error(model: ModelSpec, *, batch_size: int = 3, seq_len: int = 5, se
             for absorb, store in zip((True, False), caches, strict=True)
         )
         assert isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-        worst = max(worst, relative_error(a, b, b))
+        worst = max(worst, relative_error(a, b, magnitude(b)))
     return worst
 
 

@@ -170,6 +170,8 @@ class Stage:
     embed: PBody | None
     runs: tuple[Run, ...]
     head: PBody | None
+    receives: tuple[tuple[int, int], ...] = ()
+    """(sender, receiver) global ranks of the residual stream that arrives from the previous stage."""
 
     def bodies(self) -> Iterator[tuple[PBody, int]]:
         """Every distinct body with the number of times this stage runs it."""
@@ -261,6 +263,7 @@ def lower(model: ModelSpec, strategy: Strategy, phase: Phase, sizes: Sizes, *, a
                 embed=partition_embed(model, placement) if i == 0 else None,
                 runs=tuple(runs),
                 head=partition_head(model, placement, logits) if i == strategy.pp - 1 else None,
+                receives=tuple(((i - 1) * strategy.group + r, i * strategy.group + r) for r in range(strategy.group)) if i else (),
             )
         )
         first += count

@@ -1,0 +1,46 @@
+# meshwright: `make` prints this help.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+help:  ## what each verb does
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## make the virtual environment (pip only; nothing outside .venv)
+
+run: setup  ## plan the example deployment with the built-in policy, no key, no GPU
+	@$(BIN)/meshwright plan examples/conditions/llama3_70b_8xh100.md --out runs/llama3_70b_8xh100
+
+test: setup  ## offline tests
+	@$(BIN)/python -m pytest
+
+check: setup  ## format, lint, types, import layers, docs drift
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m agent.docs --check
+
+docs: setup  ## regenerate the generated pages of docs/
+	@$(BIN)/python -m agent.docs --write
+
+bench: setup  ## timings, reported and never asserted
+	@$(BIN)/python benchmarks/run.py
+
+wheel: setup  ## build the wheel into dist/
+	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+
+tour: setup  ## layers, tools, checks, axes, engines, the ten longest functions
+	@$(BIN)/python -m agent.docs --tour
+
+clean:  ## remove what was built
+	@rm -rf dist build .pytest_cache .ruff_cache .mypy_cache
+
+.PHONY: help setup run test check docs bench wheel tour clean

@@ -1,0 +1,79 @@
+"""Measured efficiency, as tables on logarithmic grids.
+
+A table says what fraction of the roofline a kernel reaches: efficiency = ideal seconds / measured seconds, by shape. The
+ideal uses the device's own datasheet, so that a table can be carried over to a device that nobody measured. Between grid
+points the logarithm of the efficiency is interpolated linearly in the logarithm of every coordinate; outside the grid the
+edge holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`axes[i]`: increasing grid of coordinate `names[i]`; `log_efficiency`: natural logarithms, one per grid point."""
+
+    names: tuple[str, ...]
+    axes: tuple[np.ndarray, ...]
+    log_efficiency: np.ndarray
+    residual: float = 0.0
+    """Median of |ln(measured / table)| over all measured points."""
+    _log_axes: tuple[np.ndarray, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_log_axes", tuple(np.log(a) for a in self.axes))
+
+    def efficiency(self, coordinates: Sequence[Any]) -> np.ndarray:
+        """Efficiency at one point, or at arrays of points (broadcast against each other)."""
+        return np.exp(interpolate(self._log_axes, self.log_efficiency, [np.log(np.maximum(c, 1e-12)) for c in coordinates]))
+
+
+def corners(grids: Sequence[np.ndarray], points: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Lower grid index and fraction of every point along every axis, clamped to the grid."""
+    index, fraction = [], []
+    for grid, x in zip(grids, points, strict=True):
+        if len(grid) == 1:
+            index.append(np.zeros(np.shape(x), int))
+            fraction.append(np.zeros(np.shape(x)))
+            continue
+        x = np.clip(x, grid[0], grid[-1])
+        i = np.clip(np.searchsorted(grid, x, side="right") - 1, 0, len(grid) - 2)
+        index.append(i)
+        fraction.append((x - grid[i]) / (grid[i + 1] - grid[i]))
+    return index, fraction
+
+
+def interpolate(grids: Sequence[np.ndarray], values: np.ndarray, points: Sequence[Any]) -> np.ndarray:
+    """Multilinear interpolation; `points[i]` are coordinates along axis i."""
+    arrays = np.broadcast_arrays(*[np.asarray(p, float) for p in points])
+    index, fraction = corners(grids, arrays)
+    out = np.zeros(arrays[0].shape)
+    for corner in range(1 << len(grids)):
+        weight, at = np.ones(arrays[0].shape), []
+        skip = False
+        for axis, (i, f) in enumerate(zip(index, fraction, strict=True)):
+            upper = corner >> axis & 1
+            if upper and len(grids[axis]) == 1:
+                skip = True
+                break
+            weight = weight * (f if upper else 1.0 - f)
+            at.append(i + upper)
+        if not skip:
+            out = out + weight * values[tuple(at)]
+    return out
+
+
+def unpack(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> dict[str, Table]:
+    """Tables by key ("gemm/h100_sxm_80gb/vllm/bf16") from the arrays of one archive and its description."""
+    out = {}
+    for key, about in meta["tables"].items():
+        axes = tuple(np.array(meta["grids"][about["kind"]][n], float) for n in meta["coordinates"][about["kind"]])
+        values = arrays[key.replace("/", "__")].astype(float) / meta["scale"]
+        out[key] = Table(tuple(meta["coordinates"][about["kind"]]), axes, values, about["residual"])
+    return out
