@@ -64,7 +64,7 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
     if model.moe:
         updates["moe"] = _reduce_moe(model, s, pick)
     batch = pick.take(batch_size, s.attn_dp * (s.tp if s.sp else 1))
-    seq = pick.take(max(seq_len, 5), s.tp if s.sp else 1, at_least=5)
+    seq = pick.take(max(seq_len, 5), s.cp * (s.tp if s.sp else 1), at_least=5)
     position = model.position.model_copy(update={"rotary_dim": rotary, "max_positions": seq + decode_steps + 3})
     kinds, per_stage = _layers(model, s)
     updates |= {"vocab_size": vocab, "position": position.model_copy(update={"rope_layers": tuple(k.rope for k in kinds)})}
@@ -80,8 +80,9 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
 def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
     a = model.attention
     update: dict = {}
+    ranks = s.tp * s.cp
     if a.mla:
-        heads = pick.take(a.num_heads, s.tp)
+        heads = pick.take(a.num_heads, ranks)
         m = a.mla
         mla = MLA(
             q_lora_rank=pick.take(m.q_lora_rank) if m.q_lora_rank else None,
@@ -92,12 +93,12 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
         )
         return a.model_copy(update={"num_heads": heads, "num_kv_heads": heads, "mla": mla, "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim})
     group = a.num_heads // a.num_kv_heads
-    if a.num_kv_heads < s.tp:
+    if a.num_kv_heads < ranks:
         # Ranks share KV heads: their number is fixed by the mesh, query heads per rank stay at least one.
         kv = a.num_kv_heads
-        heads = s.tp * (2 if a.num_heads > s.tp else 1)
+        heads = lcm(kv, ranks) * (2 if a.num_heads > lcm(kv, ranks) else 1)
     else:
-        kv = s.tp * (2 if a.num_kv_heads > s.tp else 1)
+        kv = ranks * (2 if a.num_kv_heads > ranks else 1)
         heads = kv * min(group, 3)
     pick.used |= {kv, heads}
     update = {"num_heads": heads, "num_kv_heads": kv, "head_dim": pick.take(4, 2, at_least=4)}

@@ -136,7 +136,10 @@ def _next_departure(cur: Layout, dst: Layout) -> Comm | None:
                 have = cur.axes(other)
                 if other != dim and wanted[: len(have)] == have and wanted[len(have) : len(have) + len(moving)] == moving:
                     return Comm("all_to_all", moving, src_dim=dim, dst_dim=other)
-        return Comm("all_gather", tail, src_dim=dim)
+        # Gather only what lies inside the first axis that another dim waits for; that one can then leave by all-to-all.
+        waiting = {wanted[len(cur.axes(d))] for d, wanted in dst.split if d != dim and len(cur.axes(d)) < len(wanted)}
+        inner = next((i + 1 for i, a in enumerate(tail[:-1]) if a in waiting), 0)
+        return Comm("all_gather", tail[inner:], src_dim=dim)
     return None
 
 

@@ -273,8 +273,11 @@ def lower(model: ModelSpec, strategy: Strategy, phase: Phase, sizes: Sizes, *, a
 def _check_degrees(model: ModelSpec, s: Strategy) -> None:
     """What no layout can express. Engine rules are stricter and live in tools.engines.rules."""
     a = model.attention
-    if s.cp > 1:
-        raise Refused(f"cp({s.cp}): context parallelism splits kv_len over cp, which attention cannot do yet; use cp=1")
+    if s.cp > 1 and a.num_heads % (s.tp * s.cp):
+        raise ToolError(
+            f"heads({a.num_heads}) % (tp({s.tp}) * cp({s.cp})) = {a.num_heads % (s.tp * s.cp)}: the exchange of positions for heads "
+            f"needs tp * cp to divide the heads"
+        )
     if a.num_heads % s.tp:
         ok = [t for t in range(1, a.num_heads + 1) if a.num_heads % t == 0]
         raise ToolError(f"heads({a.num_heads}) % tp({s.tp}) = {a.num_heads % s.tp}; tp must be one of {ok}")

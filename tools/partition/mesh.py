@@ -73,17 +73,23 @@ class Mesh:
 
 LOGICAL: tuple[tuple[str, str, str], ...] = (
     # name, stride where it starts (inner), stride where it ends (outer)
-    ("tp_rep", "one", "tp_rep"), ("tp_kv", "tp_rep", "tp"), ("tp", "one", "tp"), ("cp", "tp", "cp"),
+    ("tp_rep", "one", "tp_rep"), ("tp_kv", "tp_rep", "tp"), ("tp", "one", "tp"),
+    ("cp_rep", "tp", "cp_rep"), ("cp_kv", "cp_rep", "cp"), ("cp", "tp", "cp"),
     ("attn_dp", "cp", "group"), ("etp", "one", "etp"), ("ep", "etp", "ep"), ("edp", "ep", "group"),
 )  # fmt: skip
 
 
 def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int) -> dict[str, Any]:
-    """Strides at which the line of ranks is cut, by name. Works on ints and on arrays."""
-    tp_rep = np.where(tp > num_kv_heads, tp // num_kv_heads, 1) if isinstance(tp, np.ndarray) else max(1, tp // num_kv_heads)
-    one = np.ones_like(tp) if isinstance(tp, np.ndarray) else 1
+    """Strides at which the line of ranks is cut, by name. Works on ints and on arrays.
+
+    KV heads are dealt out to tp first, what is left of them to cp; ranks beyond that hold copies (`tp_rep`, `cp_rep`).
+    """
+    tp_rep = np.maximum(tp // num_kv_heads, 1)
+    heads_left = np.maximum(num_kv_heads // tp, 1)
+    cp_rep = np.maximum(cp // np.gcd(cp, heads_left), 1)
     return {
-        "one": one, "tp_rep": tp_rep, "tp": tp, "cp": tp * cp, "etp": etp, "ep": etp * ep, "group": tp * cp * attn_dp,
+        "one": np.ones_like(tp), "tp_rep": tp_rep, "tp": tp, "cp_rep": tp * cp_rep, "cp": tp * cp, "etp": etp,
+        "ep": etp * ep, "group": tp * cp * attn_dp,
     }  # fmt: skip
 
 

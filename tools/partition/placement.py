@@ -41,8 +41,18 @@ class Placement:
         return Layout.of({dim: self.axis(axis) for dim, axis in WEIGHT_DIMS if dim in t.dims})
 
     def tokens(self) -> Mapping[str, Axes]:
-        """How tokens are dealt out between attention and FFN: by sequences over attn_dp, by positions over cp."""
-        return {"batch_size": self.axis("attn_dp"), "seq_len": self.axis("cp")}
+        """How tokens are dealt out outside attention: by sequences over attn_dp, by positions over cp. A decode step has
+        one position per sequence, which every cp rank holds."""
+        return {"batch_size": self.axis("attn_dp"), "seq_len": self.axis("cp") if self.phase == "prefill" else ()}
+
+    def attention(self) -> Mapping[str, Axes]:
+        """What attention itself asks for: whole sequences, heads over tp and what cp exchanged for positions
+        (DeepSpeed-Ulysses, arXiv 2309.14509)."""
+        return {"heads": self.axis("tp") + self.axis("cp"), "seq_len": (), "kv_len": ()}
+
+    def cache(self) -> Mapping[str, Axes]:
+        """How the KV cache lies, in every phase."""
+        return {"batch_size": self.axis("attn_dp"), "seq_len": (), "kv_heads": self.axis("tp_kv") + self.axis("cp_kv"), "heads": self.axis("tp") + self.axis("cp")}
 
     def residual(self) -> Layout:
         """Sequence parallelism (arXiv 2205.05198) also splits tokens over tp: positions in prefill, sequences in decode."""

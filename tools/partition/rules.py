@@ -62,10 +62,13 @@ def einsum_rule(op: Op, ctx: Context) -> Need:
     acts = [n for n in op.inputs if not ctx.is_weight(n)]
     want: dict[str, Axes] = {}
     for n in weights:
-        want.update(ctx.layouts[n].as_dict())
+        want.update({d: ctx.layouts[n].axes(d) for d in ctx.tensor(n).dims})
+    if op.kernel == "attention":
+        dims = {d for n in op.inputs for d in ctx.tensor(n).dims}
+        want.update({d: axes for d, axes in ctx.placement.attention().items() if d in dims and d not in want})
     taken = {a for axes in want.values() for a in axes}
     for n in acts:
-        for dim, axes in ctx.settled(n).split:
+        for dim, axes in _tokens_home(n, op, ctx).items():
             if dim in want:
                 continue
             free = _leading(axes, taken)
@@ -76,6 +79,18 @@ def einsum_rule(op: Op, ctx: Context) -> Need:
     out = ctx.tensor(op.output).dims
     pending = tuple(a for d, axes in want.items() if d not in out for a in axes)
     return Need(inputs, Layout.of({d: want.get(d, ()) for d in out}, pending))
+
+
+def _tokens_home(name: str, op: Op, ctx: Context) -> Mapping[str, Axes]:
+    """Where an activation lies; what attention made whole goes back to where the tokens belong."""
+    have = ctx.settled(name).as_dict()
+    t = ctx.tensor(name)
+    if t.routed or op.kernel == "attention":
+        return have
+    for dim, axes in ctx.placement.tokens().items():
+        if dim in t.dims and axes[: len(have.get(dim, ()))] == have.get(dim, ()):
+            have[dim] = axes
+    return have
 
 
 def _leading(axes: Axes, taken: set[str]) -> Axes:
@@ -156,20 +171,18 @@ def local_rule(op: Op, ctx: Context) -> Need:
 
 
 def cache_rule(op: Op, ctx: Context) -> Need:
-    """A cache lies the same in every phase: tokens as attention deals them out, whatever sequence parallelism did before."""
-    src, tokens = ctx.settled(op.inputs[0]), ctx.placement.tokens()
-    split = {d: a for d, a in src.split if d not in tokens}
-    target = Layout.of({**split, **tokens})
-    return Need((target,), Layout.of({**split, "batch_size": tokens["batch_size"]}))
+    """A cache lies the same in every phase, whatever sequence or context parallelism did before."""
+    dims, cache = ctx.tensor(op.inputs[0]).dims, ctx.placement.cache()
+    split = {d: cache.get(d, axes) for d, axes in {**{d: () for d in dims}, **ctx.settled(op.inputs[0]).as_dict()}.items()}
+    target = Layout.of(split)
+    return Need((target,), Layout.of({d: a for d, a in target.split if d != "seq_len"}))
 
 
 def repeat_heads_rule(op: Op, ctx: Context) -> Need:
-    """KV heads split over tp_kv; their copies for the query heads over all of tp. No data moves."""
+    """KV heads split over tp_kv and cp_kv; their copies for the query heads over all of tp and cp. No data moves."""
     src = ctx.settled(op.inputs[0])
-    have, tp = src.axes("kv_heads"), ctx.placement.axis("tp")
-    if have != tp[: len(have)]:
-        raise Refused(f"{op.name}: kv_heads lie over {have}, heads over {tp}; the KV axes must lead the head axes")
-    return Need((src,), Layout.of({**{d: a for d, a in src.split if d != "kv_heads"}, "heads": tp}))
+    heads = ctx.placement.attention()["heads"]
+    return Need((src,), Layout.of({**{d: a for d, a in src.split if d != "kv_heads"}, "heads": heads}))
 
 
 def embed_rule(op: Op, ctx: Context) -> Need:

@@ -174,6 +174,10 @@ class Plan(Frozen):
     infeasible: Infeasible | None = None
     assumptions: tuple[Assumption, ...] = ()
     conflicts: tuple[dict[str, Any], ...] = ()
+    ignored: tuple[dict[str, Any], ...] = ()
+    """Sections of the inputs that the plan does not need: section, why."""
+    degraded: tuple[str, ...] = ()
+    """Nodes that the built-in policy answered because the LLM did not."""
     findings: tuple[Finding, ...] = ()
     search: dict[str, Any] = {}
     proposal: dict[str, Any] = {}

@@ -30,6 +30,8 @@ class Strategy(Frozen):
     attn_dp: int | None = None
     cp: int = 1
     sp: bool = False
+    cp_kind: Literal["ulysses"] = "ulysses"
+    """How attention crosses a sequence split over cp. ulysses: all-to-all from positions to heads and back."""
     moe_comm: Literal["auto", "alltoall", "allgather"] = "auto"
     """How tokens reach experts when attn_dp > 1: all-to-all dispatch/combine (auto), or all-gather + reduce-scatter."""
     layers_per_stage: tuple[int, ...] | None = None
