@@ -6,7 +6,7 @@ the same operators except for MLA, whose decode form absorbs the KV up-projectio
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from tools.graph.ir import Body, BodyBuilder, Sizes, Tensor
@@ -83,12 +83,13 @@ def embed_body(model: ModelSpec) -> Body:
 
 
 @lru_cache(maxsize=1024)
-def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = True) -> Body:
-    """One transformer layer. `absorb`: MLA decode in its absorbed form (same numbers, other operators)."""
+def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = True, split_kv: bool = False) -> Body:
+    """One transformer layer. Same numbers, other operators: `absorb`, MLA decode in its absorbed form; `split_kv`, softmax
+    as max, exp, sum and divide, so that ranks may hold parts of the cached positions."""
     if model.unsupported:
         raise Refused(f"{model.name}: {'; '.join(model.unsupported)}; no operator graph for these blocks yet")
     b = BodyBuilder(_layer_name(model, kind), {"x": Tensor("x", X)})
-    attend = _mla if model.attention.mla else _gqa
+    attend = partial(_mla if model.attention.mla else _gqa, split_kv=split_kv)
     if model.block == "parallel":
         return _parallel_block(b, model, kind, phase, absorb, attend)
     pre, post = model.block != "post", model.block in ("sandwich", "post")
@@ -200,7 +201,7 @@ def _qk_norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, heads: str) ->
     return b.op(name, "rms_apply", (x, ssq, w), b.tensors[x].dims, kernel="rope", module=module, attrs=attrs)
 
 
-def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str) -> str:
+def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str, split_kv: bool) -> str:
     a = model.attention
     q_dims, kv_dims = ("batch_size", "seq_len", "heads", "d_k"), ("batch_size", "seq_len", "kv_heads", "d_k")
     lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias}
@@ -218,8 +219,8 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     scores = b.op(
         "scores", "einsum", (q, k), ("batch_size", "heads", "seq_len", "kv_len"), kernel="attention", module="self_attn.scores"
     )
-    probs = _attention_probs(b, model, kind, scores, a.scale or a.head_dim**-0.5)
-    ctx = b.op("attn_values", "einsum", (probs, v), q_dims, kernel="attention", module="self_attn.values")
+    s = _masked_scores(b, model, kind, scores, a.scale or a.head_dim**-0.5)
+    ctx = _softmax_values(b, model, s, v, "attn_values", q_dims, split_kv)
     return _linear(b, "o_proj", ctx, ("heads", "d_k", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias)
 
 
@@ -233,7 +234,7 @@ def _repeat(b: BodyBuilder, name: str, x: str, group: int) -> str:
     return b.op(name, "repeat_heads", (x,), dims, kernel="attention", module="self_attn.repeat_kv", attrs={"group": group})
 
 
-def _attention_probs(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: str, scale: float) -> str:
+def _masked_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: str, scale: float) -> str:
     a, dims = model.attention, b.tensors[scores].dims
     kw: dict[str, Any] = {"kernel": "attention", "module": "self_attn.softmax"}
     s = b.op("scaled", "elementwise", (scores,), dims, fn="scale", attrs={"c": scale}, **kw)
@@ -242,14 +243,31 @@ def _attention_probs(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: 
     if model.position.kind == "alibi":
         s = b.op("alibi", "mask", (s,), dims, fn="alibi", attrs={"num_heads": a.num_heads}, **kw)
     attrs = {"window": a.sliding_window if kind.sliding else None, "chunk": a.chunk_size if kind.sliding else None}
-    s = b.op("masked", "mask", (s,), dims, fn="causal", attrs=attrs, **kw)
-    inputs: tuple[str, ...] = (s,)
-    if a.sinks:
-        inputs = (s, b.weight("sinks", ("heads",), "vector"))
-    return b.op("probs", "softmax", inputs, dims, fn="sinks" if a.sinks else "", attrs={"dim": "kv_len"}, **kw)
+    return b.op("masked", "mask", (s,), dims, fn="causal", attrs=attrs, **kw)
 
 
-def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str) -> str:
+def _softmax_values(b: BodyBuilder, model: ModelSpec, s: str, values: str, name: str, out: tuple[str, ...], split_kv: bool) -> str:
+    """Softmax over kv_len, then the weighted sum of `values`."""
+    kw: dict[str, Any] = {"kernel": "attention", "module": "self_attn.softmax"}
+    sinks = (b.weight("sinks", ("heads",), "vector"),) if model.attention.sinks else ()
+    if not split_kv:
+        attrs = {"dim": "kv_len"}
+        probs = b.op("probs", "softmax", (s, *sinks), b.tensors[s].dims, fn="sinks" if sinks else "", attrs=attrs, **kw)
+        return b.op(name, "einsum", (probs, values), out, kernel="attention", module="self_attn.values")
+    row = ("batch_size", "heads", "seq_len")
+    top = b.op("row_max", "reduce", (s,), row, fn="max", attrs={"dim": "kv_len"}, dtype="fp32", **kw)
+    if sinks:
+        top = b.op("row_max_sink", "elementwise", (top, *sinks), row, fn="maximum", dtype="fp32", **kw)
+    e = b.op("exps", "elementwise", (s, top), b.tensors[s].dims, fn="exp_sub", **kw)
+    total = b.op("row_sum", "reduce", (e,), row, fn="sum", attrs={"dim": "kv_len"}, dtype="fp32", **kw)
+    if sinks:
+        sink = b.op("sink_exp", "elementwise", (*sinks, top), row, fn="exp_sub", dtype="fp32", **kw)
+        total = b.op("row_total", "elementwise", (total, sink), row, fn="add", dtype="fp32", **kw)
+    y = b.op(f"{name}_sum", "einsum", (e, values), out, kernel="attention", module="self_attn.values", dtype="fp32")
+    return b.op(name, "elementwise", (y, total), out, kernel="attention_merge", module="self_attn.values", fn="div")
+
+
+def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str, split_kv: bool) -> str:
     mla = model.attention.mla
     assert mla is not None
     bs = ("batch_size", "seq_len")
@@ -268,7 +286,7 @@ def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     qr, kr = _rope(b, model, "q_rope", qr, "qk_rope"), _rope(b, model, "k_rope", kr, "qk_rope")
     c, kr = _cache(b, "c_cache", c), _cache(b, "pe_cache", kr)
     absorbed = phase == "decode" and absorb
-    ctx = (_mla_absorbed if absorbed else _mla_expanded)(b, model, kind, qn, qr, c, kr)
+    ctx = (_mla_absorbed if absorbed else _mla_expanded)(b, model, kind, qn, qr, c, kr, split_kv)
     return _linear(b, "o_proj", ctx, ("heads", "v_dim", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=model.attention.out_bias)
 
 
@@ -279,10 +297,10 @@ def _mla_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, nope_scores: 
     pe = b.op("scores_pe", "einsum", (qr, kr), dims, kernel="attention", module="self_attn.scores")
     s = b.op("scores", "elementwise", (nope_scores, pe), dims, kernel="attention", module="self_attn.scores", fn="add")
     scale = model.attention.scale or (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5
-    return _attention_probs(b, model, kind, s, scale)
+    return _masked_scores(b, model, kind, s, scale)
 
 
-def _mla_expanded(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str) -> str:
+def _mla_expanded(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool) -> str:
     """Prefill: expand the latent into per-head keys and values, then ordinary attention."""
     bt, dims = ("batch_size", "kv_len"), ("batch_size", "heads", "seq_len", "kv_len")
     uk = b.weight("k_up.weight", ("kv_lora", "heads", "qk_nope"))
@@ -290,20 +308,19 @@ def _mla_expanded(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr
     k = b.op("k_up", "einsum", (c, uk), (*bt, "heads", "qk_nope"), kernel="kv_b_proj", module="self_attn.kv_b_proj")
     v = b.op("v_up", "einsum", (c, uv), (*bt, "heads", "v_dim"), kernel="kv_b_proj", module="self_attn.kv_b_proj")
     s = b.op("scores_nope", "einsum", (qn, k), dims, kernel="attention", module="self_attn.scores")
-    probs = _mla_scores(b, model, kind, s, qr, kr)
-    out = ("batch_size", "seq_len", "heads", "v_dim")
-    return b.op("attn_values", "einsum", (probs, v), out, kernel="attention", module="self_attn.values")
+    s = _mla_scores(b, model, kind, s, qr, kr)
+    return _softmax_values(b, model, s, v, "attn_values", ("batch_size", "seq_len", "heads", "v_dim"), split_kv)
 
 
-def _mla_absorbed(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str) -> str:
+def _mla_absorbed(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool) -> str:
     """Decode: fold W_UK into the query and W_UV into the output, so that attention reads the latent only."""
     bs, dims = ("batch_size", "seq_len"), ("batch_size", "heads", "seq_len", "kv_len")
     uk = b.weight("k_up.weight", ("kv_lora", "heads", "qk_nope"))
     uv = b.weight("v_up.weight", ("kv_lora", "heads", "v_dim"))
     q = b.op("q_absorbed", "einsum", (qn, uk), (*bs, "heads", "kv_lora"), kernel="q_absorb", module="self_attn.kv_b_proj")
     s = b.op("scores_nope", "einsum", (q, c), dims, kernel="attention", module="self_attn.scores")
-    probs = _mla_scores(b, model, kind, s, qr, kr)
-    lat = b.op("attn_latent", "einsum", (probs, c), (*bs, "heads", "kv_lora"), kernel="attention", module="self_attn.values")
+    s = _mla_scores(b, model, kind, s, qr, kr)
+    lat = _softmax_values(b, model, s, c, "attn_latent", (*bs, "heads", "kv_lora"), split_kv)
     return b.op("attn_values", "einsum", (lat, uv), (*bs, "heads", "v_dim"), kernel="v_absorb", module="self_attn.kv_b_proj")
 
 

@@ -25,7 +25,7 @@ DTypeRole = Literal["act", "fp32", "index", "kv", "matrix", "expert_matrix", "em
 (norms, biases) and the router never."""
 
 OpKind = Literal[
-    "embed", "pos_lookup", "einsum", "elementwise", "norm", "sumsq", "rms_apply", "softmax", "mask", "rope", "cache",
+    "embed", "pos_lookup", "einsum", "elementwise", "norm", "sumsq", "rms_apply", "reduce", "softmax", "mask", "rope", "cache",
     "repeat_heads", "topk", "gather_scores", "renormalise", "dispatch", "combine", "select_last", "unpad", "argmax",
 ]  # fmt: skip
 

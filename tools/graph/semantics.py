@@ -115,7 +115,9 @@ UNARY: dict[str, Callable[[Array, Any], Array]] = {
     "swiglu_oai": lambda x, a: _clamped_glu(x),
     "clamp_add_one": lambda x, a: np.clip(x, -OAI_LIMIT, OAI_LIMIT) + 1.0,
 }
-BINARY: dict[str, Callable[[Array, Array], Array]] = {"add": np.add, "mul": np.multiply}
+BINARY: dict[str, Callable[[Array, Array], Array]] = {
+    "add": np.add, "mul": np.multiply, "div": np.divide, "maximum": np.maximum, "exp_sub": lambda a, b: np.exp(a - b),
+}  # fmt: skip
 LINEAR_UNARY = frozenset({"scale"})
 """Functions that commute with a sum, and so may act before a pending reduction."""
 
@@ -137,6 +139,11 @@ def _norm(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
 
 def _sumsq(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     return (args[0] ** 2).sum(axis=tuple(dims[0].index(d) for d in dims[0] if d not in place.out_dims))
+
+
+def _reduce(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    axis = dims[0].index(op.attrs["dim"])
+    return args[0].max(axis, initial=-np.inf) if op.fn == "max" else args[0].sum(axis)
 
 
 def _rms_apply(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
@@ -278,7 +285,7 @@ def _cache(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
 
 RUN: dict[str, Callable[[Op, Sequence[Array], Place, Any], Array]] = {
     "embed": _embed, "pos_lookup": _pos_lookup, "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
-    "sumsq": _sumsq, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
+    "sumsq": _sumsq, "reduce": _reduce, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
     "repeat_heads": _repeat_heads, "topk": _topk, "gather_scores": _gather_scores, "renormalise": _renormalise,
     "dispatch": _dispatch, "combine": _combine, "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,
 }  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 
 from tools.graph.ir import Body, Op
 from tools.graph.semantics import Place, run
-from tools.partition.layout import Comm, Layout, positions
+from tools.partition.layout import CYCLIC, Comm, Layout, positions
 from tools.partition.lower import PBody, Program, Stage
 from tools.partition.mesh import Mesh
 
@@ -101,7 +101,7 @@ class Devices:
         start = self.past if dim == "seq_len" else 0
         if self.shard is not None:
             return start + self.shard(self.sizes[dim], dim, layout.axes(dim), rank)
-        return start + positions(self.sizes[dim], layout.axes(dim), self.mesh, rank)
+        return start + positions(self.sizes[dim], layout.axes(dim), self.mesh, rank, dim)
 
     def cut(self, x: Array, dims: Sequence[str], layout: Layout, rank: int) -> Array:
         """The part of a global tensor that `rank` holds."""
@@ -144,7 +144,8 @@ def _run_op(
     args = [env[n][rank] for n in inputs]
     if op.kind == "cache":
         key = (layer if layer is not None else -1, op.output)
-        cache[key] = append_cache(cache.get(key), args[0])
+        mine = devices.index(pbody.layout(output), "kv_len", rank)
+        cache[key] = append_cache(cache.get(key), take(args[0], mine[mine >= devices.past] - devices.past, 1))
         return cache[key]
     layouts = [pbody.layout(n) for n in (*inputs, output)]
     dims = [pbody.spec(n).dims for n in (*inputs, output)]
@@ -183,7 +184,7 @@ def _split(x: Array, dim: str, comm: Comm, dims: Sequence[str], devices: Devices
 def _all_reduce(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
     total = parts[0]
     for p in parts[1:]:
-        total = total + p
+        total = np.maximum(total, p) if comm.reduce == "max" else total + p
     return [total for _ in parts]
 
 
@@ -194,7 +195,11 @@ def _reduce_scatter(comm: Comm, parts: list[Array], dims: Sequence[str], devices
 
 def _all_gather(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
     assert comm.src_dim
-    whole = np.concatenate(parts, axis=dims.index(comm.src_dim))
+    axis = dims.index(comm.src_dim)
+    whole = np.concatenate(parts, axis=axis)
+    if comm.src_dim in CYCLIC:
+        order = np.concatenate([np.arange(i, whole.shape[axis], len(parts)) for i in range(len(parts))])
+        whole = np.take(whole, np.argsort(order), axis=axis)
     return [whole for _ in parts]
 
 

@@ -67,9 +67,11 @@ def _programs(small: Reduced) -> Programs:
     return {"prefill": lower(m, s, "prefill", sizes), "decode": lower(m, s, "decode", decode)}
 
 
-def reference_bodies(model: ModelSpec, phase: Phase, absorb: bool = True, logits: str = "last") -> list[tuple[int | None, Body]]:
+def reference_bodies(
+    model: ModelSpec, phase: Phase, absorb: bool = True, logits: str = "last", split_kv: bool = False
+) -> list[tuple[int | None, Body]]:
     """The unpartitioned model, body by body."""
-    layers = [(i, layer_body(model, model.layer_kind(i), phase, absorb)) for i in range(model.num_hidden_layers)]
+    layers = [(i, layer_body(model, model.layer_kind(i), phase, absorb, split_kv)) for i in range(model.num_hidden_layers)]
     return [(None, embed_body(model)), *layers, (None, head_body(model, logits))]
 
 
@@ -119,8 +121,9 @@ def _draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarr
         nexts = [rng.integers(0, m.vocab_size, size=(small.batch_size, 1)) for _ in range(small.decode_steps)]
         caches: Caches = {}
         traces: dict[Phase, list[Trace]] = {"prefill": [run_reference(reference_bodies(m, "prefill"), weights, ids, caches, 0)], "decode": []}
+        decode = reference_bodies(m, "decode", split_kv=small.strategy.dcp > 1)
         for step, tok in enumerate(nexts):
-            traces["decode"].append(run_reference(reference_bodies(m, "decode"), weights, tok, caches, small.seq_len + step))
+            traces["decode"].append(run_reference(decode, weights, tok, caches, small.seq_len + step))
         margins = [_top_k_margin(t, reference_bodies(m, phase)) for phase, ts in traces.items() for t in ts]
         best = (weights, ids, nexts, traces, max(i for _, i in margins))
         if min(g for g, _ in margins) > MARGIN:
@@ -182,7 +185,7 @@ class _Tally:
                 if len(shapes) > 1:
                     self.failures.append(f"{where}: summands of shapes {sorted(shapes)}")
                     return
-                total = sum(mine[r] for r in group)
+                total = np.max([mine[r] for r in group], axis=0) if layout.reduce == "max" else sum(mine[r] for r in group)
                 for r in group:
                     summed[r] = np.asarray(total)
             mine = summed

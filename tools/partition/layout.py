@@ -16,19 +16,23 @@ import numpy as np
 from tools.graph.ir import Size
 from tools.partition.mesh import Axes, Mesh
 
+Reduction = Literal["sum", "max"]
+CYCLIC = frozenset({"kv_len"})
+"""Dims that are dealt out one by one instead of in runs: a cache that grows stays even."""
 CommKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "p2p"]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`split`: (dim, axes) pairs, sorted by dim, none empty. `pending`: axes awaiting a sum, sorted."""
+    """`split`: (dim, axes) pairs, sorted by dim, none empty. `pending`: axes awaiting a reduction, sorted."""
 
     split: tuple[tuple[str, Axes], ...] = ()
     pending: Axes = ()
+    reduce: Reduction = "sum"
 
     @staticmethod
-    def of(split: Mapping[str, Axes], pending: Axes = ()) -> Layout:
-        return Layout(tuple(sorted((d, a) for d, a in split.items() if a)), tuple(sorted(pending)))
+    def of(split: Mapping[str, Axes], pending: Axes = (), reduce: Reduction = "sum") -> Layout:
+        return Layout(tuple(sorted((d, a) for d, a in split.items() if a)), tuple(sorted(pending)), reduce if pending else "sum")
 
     def axes(self, dim: str) -> Axes:
         return next((a for d, a in self.split if d == dim), ())
@@ -45,7 +49,7 @@ class Layout:
     def __str__(self) -> str:
         parts = [f"{d}:{'·'.join(a)}" for d, a in self.split]
         if self.pending:
-            parts.append(f"pending({'·'.join(self.pending)})")
+            parts.append(f"pending {self.reduce}({'·'.join(self.pending)})")
         return ", ".join(parts) or "replicated"
 
 
@@ -63,6 +67,7 @@ class Comm:
     axes: Axes
     src_dim: str | None = None
     dst_dim: str | None = None
+    reduce: Reduction = "sum"
 
 
 def local_size(n: Size, degree: Size) -> Size:
@@ -70,8 +75,13 @@ def local_size(n: Size, degree: Size) -> Size:
     return -(-n // degree)
 
 
-def positions(n: int, axes: Axes, mesh: Mesh, rank: int) -> np.ndarray:
+def positions(n: int, axes: Axes, mesh: Mesh, rank: int, dim: str = "") -> np.ndarray:
     """Global indices of the part of a dim of length `n` that `rank` holds."""
+    if dim in CYCLIC and axes:
+        first = 0
+        for a in axes:
+            first = first * int(mesh.degrees[a]) + mesh.coordinate(rank, a)
+        return np.arange(first, n, int(mesh.degree(axes)))
     lo, hi = 0, n
     for a in axes:
         d, c, length = int(mesh.degrees[a]), mesh.coordinate(rank, a), hi - lo
@@ -110,12 +120,12 @@ def _settle_pending(src: Layout, dst: Layout, steps: list[tuple[Comm, Layout]]) 
                     break
                 run.append(a)
         if run:
-            comm = Comm("reduce_scatter", tuple(run), dst_dim=dim)
+            comm = Comm("reduce_scatter", tuple(run), dst_dim=dim, reduce=src.reduce)
             cur = _apply(cur, comm)
             steps.append((comm, cur))
             todo = [a for a in todo if a not in run]
     if todo:
-        comm = Comm("all_reduce", tuple(todo))
+        comm = Comm("all_reduce", tuple(todo), reduce=src.reduce)
         cur = _apply(cur, comm)
         steps.append((comm, cur))
     return cur
@@ -153,4 +163,4 @@ def _apply(cur: Layout, comm: Comm) -> Layout:
         split[comm.src_dim] = have[: len(have) - len(comm.axes)]
     if comm.dst_dim:
         split[comm.dst_dim] = split.get(comm.dst_dim, ()) + comm.axes
-    return Layout.of(split, pending)
+    return Layout.of(split, pending, cur.reduce)

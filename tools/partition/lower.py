@@ -140,7 +140,7 @@ def partition_embed(model: ModelSpec, placement: Placement) -> PBody:
 
 @lru_cache(maxsize=4096)
 def partition_layer(model: ModelSpec, kind: LayerKind, placement: Placement, absorb: bool = True) -> PBody:
-    body = layer_body(model, kind, placement.phase, absorb)
+    body = layer_body(model, kind, placement.phase, absorb, placement.splits_kv)
     return partition_body(body, placement, {"x": placement.residual()}, placement.residual())
 
 
@@ -284,6 +284,12 @@ def _check_degrees(model: ModelSpec, s: Strategy) -> None:
     if not a.mla and s.tp <= a.num_kv_heads and a.num_kv_heads % s.tp:
         raise ToolError(
             f"kv_heads({a.num_kv_heads}) % tp({s.tp}) = {a.num_kv_heads % s.tp}; tp must divide kv_heads or be a multiple of it"
+        )
+    copies = s.tp if a.mla else max(1, s.tp // a.num_kv_heads)
+    if copies % s.dcp:
+        raise ToolError(
+            f"dcp({s.dcp}) deals the KV cache out over ranks that would hold copies of it, and tp({s.tp}) makes {copies}; "
+            f"dcp must divide {copies}"
         )
     if model.moe is None and s.ep > 1:
         raise ToolError(f"ep({s.ep}) on {model.name}, which has no experts; use ep=1")

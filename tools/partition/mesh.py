@@ -73,13 +73,13 @@ class Mesh:
 
 LOGICAL: tuple[tuple[str, str, str], ...] = (
     # name, stride where it starts (inner), stride where it ends (outer)
-    ("tp_rep", "one", "tp_rep"), ("tp_kv", "tp_rep", "tp"), ("tp", "one", "tp"),
+    ("dcp", "one", "dcp"), ("tp_rep", "one", "tp_rep"), ("tp_kv", "tp_rep", "tp"), ("tp", "one", "tp"),
     ("cp_rep", "tp", "cp_rep"), ("cp_kv", "cp_rep", "cp"), ("cp", "tp", "cp"),
     ("attn_dp", "cp", "group"), ("etp", "one", "etp"), ("ep", "etp", "ep"), ("edp", "ep", "group"),
 )  # fmt: skip
 
 
-def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int) -> dict[str, Any]:
+def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int, dcp: Any = 1) -> dict[str, Any]:
     """Strides at which the line of ranks is cut, by name. Works on ints and on arrays.
 
     KV heads are dealt out to tp first, what is left of them to cp; ranks beyond that hold copies (`tp_rep`, `cp_rep`).
@@ -88,7 +88,7 @@ def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int) -
     heads_left = np.maximum(num_kv_heads // tp, 1)
     cp_rep = np.maximum(cp // np.gcd(cp, heads_left), 1)
     return {
-        "one": np.ones_like(tp), "tp_rep": tp_rep, "tp": tp, "cp_rep": tp * cp_rep, "cp": tp * cp, "etp": etp,
+        "one": np.ones_like(tp), "dcp": dcp * np.ones_like(tp), "tp_rep": tp_rep, "tp": tp, "cp_rep": tp * cp_rep, "cp": tp * cp, "etp": etp,
         "ep": etp * ep, "group": tp * cp * attn_dp,
     }  # fmt: skip
 
@@ -101,7 +101,7 @@ def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
             f"tp({strategy.tp}) exceeds kv_heads({num_kv_heads}) and is no multiple of it: KV heads cannot be replicated "
             f"evenly; choose tp among the divisors or multiples of {num_kv_heads}"
         )
-    named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads)
+    named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads, strategy.dcp)
     return mesh_from_cuts({k: int(v) for k, v in named.items()})
 
 

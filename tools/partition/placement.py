@@ -45,14 +45,37 @@ class Placement:
         one position per sequence, which every cp rank holds."""
         return {"batch_size": self.axis("attn_dp"), "seq_len": self.axis("cp") if self.phase == "prefill" else ()}
 
+    @property
+    def splits_kv(self) -> bool:
+        """Whether attention reduces over ranks: decode with the cache dealt out over dcp."""
+        return self.phase == "decode" and bool(self.axis("dcp"))
+
     def attention(self) -> Mapping[str, Axes]:
-        """What attention itself asks for: whole sequences, heads over tp and what cp exchanged for positions
-        (DeepSpeed-Ulysses, arXiv 2309.14509)."""
-        return {"heads": self.axis("tp") + self.axis("cp"), "seq_len": (), "kv_len": ()}
+        """What attention itself asks for: whole queries, heads over tp and over what cp exchanged for positions
+        (DeepSpeed-Ulysses, arXiv 2309.14509); under dcp the heads of its ranks together, each on its own cached positions
+        (Helix, arXiv 2507.07120)."""
+        tp = self.axis("tp")
+        if self.splits_kv:
+            dcp = self.axis("dcp")
+            return {"heads": tp[: len(tp) - len(dcp)] + self.axis("cp"), "seq_len": (), "kv_len": dcp}
+        return {"heads": tp + self.axis("cp"), "seq_len": (), "kv_len": ()}
 
     def cache(self) -> Mapping[str, Axes]:
         """How the KV cache lies, in every phase."""
-        return {"batch_size": self.axis("attn_dp"), "seq_len": (), "kv_heads": self.axis("tp_kv") + self.axis("cp_kv"), "heads": self.axis("tp") + self.axis("cp")}
+        return {
+            "batch_size": self.axis("attn_dp"), "kv_len": self.axis("dcp"),
+            "kv_heads": self.axis("tp_kv") + self.axis("cp_kv"), "heads": self.axis("tp") + self.axis("cp"),
+        }  # fmt: skip
+
+    def home(self, dims: tuple[str, ...], layout: Layout) -> Layout:
+        """Where a pending sum goes: the residual stream to its own layout, heads back to where their weights are."""
+        if dims == ("batch_size", "seq_len", "hidden"):
+            return self.residual()
+        have, whole = layout.axes("heads"), self.axis("tp") + self.axis("cp")
+        back = whole[len(have) :]
+        if "heads" in dims and whole[: len(have)] == have and back and set(back) <= set(layout.pending):
+            return Layout.of({**layout.as_dict(), "heads": whole})
+        return layout.without_pending()
 
     def residual(self) -> Layout:
         """Sequence parallelism (arXiv 2205.05198) also splits tokens over tp: positions in prefill, sequences in decode."""

@@ -38,9 +38,7 @@ class Context:
         have = self.layouts[name]
         if not have.pending:
             return have
-        t = self.tensor(name)
-        home = self.placement.residual() if t.dims == ("batch_size", "seq_len", "hidden") else have.without_pending()
-        return home
+        return self.placement.home(self.tensor(name).dims, have)
 
     def is_weight(self, name: str) -> bool:
         return self.tensor(name).kind == "weight"
@@ -171,18 +169,27 @@ def local_rule(op: Op, ctx: Context) -> Need:
 
 
 def cache_rule(op: Op, ctx: Context) -> Need:
-    """A cache lies the same in every phase, whatever sequence or context parallelism did before."""
-    dims, cache = ctx.tensor(op.inputs[0]).dims, ctx.placement.cache()
-    split = {d: cache.get(d, axes) for d, axes in {**{d: () for d in dims}, **ctx.settled(op.inputs[0]).as_dict()}.items()}
-    target = Layout.of(split)
-    return Need((target,), Layout.of({d: a for d, a in target.split if d != "seq_len"}))
+    """A cache lies the same in every phase, whatever sequence or context parallelism did before. New positions come
+    whole; each rank keeps those it owns."""
+    cache, have = ctx.placement.cache(), ctx.settled(op.inputs[0])
+    dims = ctx.tensor(op.inputs[0]).dims
+    target = Layout.of({d: cache.get(d, have.axes(d)) for d in dims if d != "seq_len"})
+    return Need((target,), Layout.of({**target.as_dict(), "kv_len": cache["kv_len"]}))
+
+
+def reduce_rule(op: Op, ctx: Context) -> Need:
+    """Max or sum over one dim; where that dim is split, a pending reduction."""
+    src = ctx.settled(op.inputs[0])
+    pending = src.axes(op.attrs["dim"])
+    return Need((src,), Layout.of(project(src, ctx.tensor(op.output).dims).as_dict(), pending, op.fn))  # type: ignore[arg-type]
 
 
 def repeat_heads_rule(op: Op, ctx: Context) -> Need:
-    """KV heads split over tp_kv and cp_kv; their copies for the query heads over all of tp and cp. No data moves."""
-    src = ctx.settled(op.inputs[0])
-    heads = ctx.placement.attention()["heads"]
-    return Need((src,), Layout.of({**{d: a for d, a in src.split if d != "kv_heads"}, "heads": heads}))
+    """KV heads split over tp_kv and cp_kv; their copies for the query heads over all of tp and cp. No data moves, unless
+    attention wants cached positions whole that dcp dealt out."""
+    attention = ctx.placement.attention()
+    src = Layout.of({**ctx.settled(op.inputs[0]).as_dict(), "kv_len": attention["kv_len"]})
+    return Need((src,), Layout.of({**{d: a for d, a in src.split if d != "kv_heads"}, "heads": attention["heads"]}))
 
 
 def embed_rule(op: Op, ctx: Context) -> Need:
@@ -250,7 +257,7 @@ def sampler_rule(op: Op, ctx: Context) -> Need:
 RULES: dict[str, Callable[[Op, Context], Need]] = {
     "einsum": einsum_rule, "elementwise": elementwise_rule, "norm": norm_rule, "sumsq": sumsq_rule, "rms_apply": rms_apply_rule,
     "softmax": softmax_rule, "mask": local_rule, "rope": local_rule, "renormalise": local_rule, "cache": cache_rule,
-    "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule, "topk": topk_rule,
+    "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule, "topk": topk_rule,
     "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule, "select_last": select_last_rule,
     "unpad": sampler_rule, "argmax": sampler_rule,
 }  # fmt: skip

@@ -32,6 +32,10 @@ class Device(Frozen):
     link_bandwidth: float
     link_domain: int
     """Devices joined by the scale-up link at full bandwidth (1 = none: PCIe only)."""
+    link_topology: Literal["switched", "mesh", "torus", "none"] = "switched"
+    """mesh: `link_bandwidth` is the sum over links to the other devices of the domain; one pair has its share only."""
+    devices_per_node: int = 8
+    """Of the usual host (a GB200 tray: 4; an Ascend A3 server: 16 dies)."""
     pcie_bandwidth: float
     network_bandwidth: float
     """Typical inter-node NIC, per device, one direction."""

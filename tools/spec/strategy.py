@@ -30,6 +30,9 @@ class Strategy(Frozen):
     attn_dp: int | None = None
     cp: int = 1
     sp: bool = False
+    dcp: int = 1
+    """Decode context parallelism: the KV cache of a sequence is dealt out over dcp of the tp ranks that would hold copies
+    of it; adds no ranks."""
     cp_kind: Literal["ulysses"] = "ulysses"
     """How attention crosses a sequence split over cp. ulysses: all-to-all from positions to heads and back."""
     moe_comm: Literal["auto", "alltoall", "allgather"] = "auto"
@@ -49,7 +52,7 @@ class Strategy(Frozen):
     @classmethod
     def _fill(cls, data: dict) -> dict:
         data = dict(data)
-        for key in ("tp", "pp", "dp", "ep", "cp"):
+        for key in ("tp", "pp", "dp", "ep", "cp", "dcp"):
             value = data.get(key, 1)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ToolError(f"{key} must be a whole number of at least 1, got {value!r}")
@@ -104,6 +107,8 @@ class Strategy(Frozen):
             parts.append(f"pp{self.pp}")
         if self.cp > 1:
             parts.append(f"cp{self.cp}")
+        if self.dcp > 1:
+            parts.append(f"dcp{self.dcp}")
         if (self.attn_dp or 1) > 1:
             parts.append(f"attn_dp{self.attn_dp}")
         if moe and (self.ep > 1 or (self.etp or 1) > 1):
