@@ -1,0 +1,396 @@
+"""SGLang 0.5.23: `devices = dp * tp_size * pp`, where `tp_size` is the whole group, `tp * cp * attn_dp`.
+
+Attention TP is tp_size / (attn_dp * attn_cp), expert TP is tp_size / (ep * moe_dp). Source places are files of the
+0.5.23 wheel, below sglang/srt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tools.engines.rules import common
+from tools.engines.rules.base import (
+    BLOCK_FP8,
+    GROUP_INT4,
+    Degrees,
+    EngineRules,
+    Flag,
+    Ints,
+    Linear,
+    Rule,
+    Verdict,
+    any_of,
+    attention_linears,
+    block_fp8,
+    dense_linears,
+    divisors,
+    first_bad,
+    named,
+    place,
+    shared_linears,
+)
+from tools.spec.model import ModelSpec
+from tools.spec.strategy import Strategy
+from tools.spec.term import Breakdown, Term
+
+VERSION = "0.5.23"
+MIB = 2**20
+GIB = 2**30
+MAX_GRAPH_BATCH = 512
+"""The largest default of arg_groups/memory_hook.py."""
+
+KV_DTYPES = {"bf16": "auto", "fp16": "auto", "fp8": "fp8_e4m3", "nvfp4": "nvfp4", "mxfp4": "fp4_mx_block16"}
+"""--kv-cache-dtype by our dtype (arg_groups/fields/model.py)."""
+WEIGHT_DTYPES = ("fp32", "bf16", "fp16", "fp8", "int8", "int4", "mxfp4", "nvfp4")
+NO_IMPLEMENTATION = frozenset({"BloomForCausalLM", "FalconForCausalLM", "GPTNeoXForCausalLM"})
+NO_PIPELINE = frozenset({
+    "GPT2LMHeadModel", "GPTJForCausalLM", "GPTBigCodeForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM", "CohereForCausalLM", "Cohere2ForCausalLM", "BaichuanForCausalLM", "DbrxForCausalLM",
+    "Grok1ForCausalLM", "InternLM2ForCausalLM", "MiniCPMForCausalLM", "MiniCPM3ForCausalLM", "OlmoForCausalLM",
+    "Olmo2ForCausalLM", "OlmoeForCausalLM", "StableLmForCausalLM", "ExaoneForCausalLM", "GraniteForCausalLM",
+    "DeepseekForCausalLM", "HunYuanMoEV1ForCausalLM", "HunYuanDenseV1ForCausalLM", "LongcatFlashForCausalLM",
+    "XverseForCausalLM", "PhiMoEForCausalLM",
+})  # fmt: skip
+"""Implementations below models/ that never ask for their pipeline group."""
+LAYERNORM_SP = frozenset({"Qwen3ForCausalLM"})
+"""arg_groups/fields/parallel.py enable_layernorm_sp (a quantised Muse Spark too, which we do not know)."""
+COUNTS_EXPERTS_PER_SLICE = frozenset({"Qwen3MoeForCausalLM"})
+"""models/qwen3_moe.py:246 compares expert TP with the experts; qwen2_moe.py and deepseek_v2.py the whole group."""
+
+
+def aligned(d: Degrees) -> Sequence[Ints]:
+    """A node holds whole TP groups, or a TP group whole nodes (entrypoints/engine.py:2063)."""
+    return [d.group]
+
+
+def dense_ways(d: Degrees) -> Ints:
+    """Ranks that a dense MLP or shared expert is split over: the whole group, or 1 (`--moe-dense-tp-size 1`)."""
+    return np.where(np.asarray(d.attn_dp * d.cp) > 1, np.where(np.asarray(d.tp) > 1, d.group, 1), d.tp)
+
+
+def dispatches(d: Degrees) -> Ints:
+    """Whether tokens reach experts by an all-to-all backend."""
+    return (d.attn_dp > 1) & (d.ep > 1) & (d.moe_comm != "allgather")
+
+
+def linears(m: ModelSpec, d: Degrees) -> tuple[Linear, ...]:
+    ways = dense_ways(d)
+    return attention_linears(m, d.tp) + dense_linears(m, ways) + shared_linears(m, ways)
+
+
+def group_covers_expert_degrees(m: ModelSpec, d: Degrees) -> Verdict:
+    """tp_size = etp * ep * moe_dp, and moe_dp > 1 only as the counterpart of context parallelism."""
+    edp = d.group // np.maximum(d.etp * d.ep, 1)
+    as_cp = (edp == d.cp) & (d.pp == 1) & ((d.ep == 1) | (d.etp == 1))
+    return Verdict(
+        "edp", (edp > 1) & ~np.asarray(as_cp) & (m.moe is not None), "moe.experts",
+        lambda: (
+            f"group({d.group}) / (etp({d.etp}) * ep({d.ep})) = {edp} copies of the experts; moe_dp > 1 needs "
+            f"moe_dp = cp({d.cp}), pp = 1 and etp or ep 1"
+        ),
+        lambda: f"etp * ep = {d.group}", "arg_groups/parallel_hook.py handle_context_parallelism",
+    )  # fmt: skip
+
+
+def dispatch_spans_group(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "ep-a2a", dispatches(d) & (d.ep != d.group) & (m.moe is not None), "moe.dispatch",
+        lambda: f"all-to-all backends force ep_size = tp_size: ep({d.ep}) != group({d.group})",
+        lambda: f"ep {d.group} etp 1, or moe_comm allgather", "arg_groups/overrides.py:1611",
+    )  # fmt: skip
+
+
+def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
+    n = m.moe.num_experts if m.moe else 0
+    return Verdict(
+        "ep-even", n % d.ep != 0, "moe.experts",
+        lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
+        f"ep among the divisors of {n}: {divisors(n)}", "layers/moe/topk.py:571, token_dispatcher/deepep.py:240",
+        cause="shape",
+    )  # fmt: skip
+
+
+def group_within_experts(m: ModelSpec, d: Degrees) -> Verdict:
+    n = m.moe.num_experts if m.moe else 0
+    ranks = d.etp if m.architecture in COUNTS_EXPERTS_PER_SLICE else d.group
+    return Verdict(
+        "tp-experts", (ranks > n) & (m.moe is not None), "moe.router",
+        lambda: f"tp_size({ranks}) > num_experts({n})", f"at most {n} ranks per group",
+        "models/deepseek_v2.py:714, qwen2_moe.py:273, qwen3_moe.py:246", cause="shape", axis="tp",
+    )  # fmt: skip
+
+
+def moe_blocks_divide(m: ModelSpec, d: Degrees) -> Verdict:
+    """Block-FP8 experts: no refinement, shards hold whole blocks (padding on aiter excepted)."""
+    block = block_fp8(m, d)
+    width, b = (m.moe.intermediate_size, block) if m.moe and block else (0, 1)
+    return Verdict(
+        "fp8-block-moe", width // d.etp % b != 0, "moe.experts.gate_up_proj",
+        lambda: f"shard {width}/etp({d.etp}) = {width / d.etp:g} is not a multiple of the FP8 block({b})",
+        "more expert parallelism (whole experts), or smaller tp", "layers/quantization/fp8.py:1585", axis="tp",
+    )  # fmt: skip
+
+
+def attention_dp_needs_experts(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "attn-dp-dense", (d.attn_dp > 1) & (m.moe is None), "mlp",
+        lambda: (
+            f"attn_dp({d.attn_dp}) on a dense model splits the MLP over all {d.group} ranks, which is not the plan's "
+            f"layout (over tp({d.tp}))"
+        ),
+        lambda: f"dp {d.dp * d.attn_dp} instead of attn_dp {d.attn_dp}", "models/qwen2.py, models/llama.py",
+    )  # fmt: skip
+
+
+def dense_layout_differs(m: ModelSpec, d: Degrees) -> Verdict:
+    """Under attention DP with tp > 1 SGLang splits dense MLP and shared experts over the group, the plan over tp."""
+    other = bool(dense_linears(m, 1) or shared_linears(m, 1)) and m.moe is not None
+    return Verdict(
+        "dense-layout", (d.attn_dp * d.cp > 1) & (d.tp > 1) & other, "mlp",
+        lambda: f"dense and shared-expert weights are split over the group({d.group}), the plan counts tp({d.tp})",
+        "tp 1 with attention DP gives the plan's layout exactly", "models/deepseek_v2.py:896,2665", severity="warning",
+    )  # fmt: skip
+
+
+def sequence_parallelism_known(m: ModelSpec, d: Degrees) -> Verdict:
+    pure = (d.attn_dp == 1) & (d.cp == 1) & (m.architecture in LAYERNORM_SP)
+    return Verdict(
+        "sp", (d.tp > 1) & d.sp & ~np.asarray(pure), "norm",
+        lambda: f"--enable-layernorm-sp takes {', '.join(sorted(LAYERNORM_SP))} under pure TP, not {m.architecture}",
+        "sp off", "arg_groups/layernorm_sp_hook.py",
+    )  # fmt: skip
+
+
+def context_parallel_is_prefill_only(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "cp-prefill", d.cp > 1, "kv_cache",
+        lambda: f"cp({d.cp}) splits the prompt only; each of the {d.cp} ranks keeps the whole KV cache",
+        "count the KV cache once per rank", "arg_groups/fields/parallel.py enable_prefill_cp", severity="warning",
+    )  # fmt: skip
+
+
+def pipeline_supported(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "pp-model", (d.pp > 1) & (m.architecture in NO_PIPELINE), "layers",
+        lambda: f"the implementation of {m.architecture} has no pipeline stages, pp({d.pp})", "pp 1", "models/",
+    )  # fmt: skip
+
+
+def pipeline_is_synchronous(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "pp-overlap", d.pp > 1, "scheduler", lambda: f"pp({d.pp}) switches overlap scheduling off",
+        "prefer tp inside the node where it is legal", "arg_groups/overrides.py", severity="warning", cause="slo",
+    )  # fmt: skip
+
+
+def batch_divides(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "batch-attn-dp", d.batch < d.attn_dp, "scheduler",
+        lambda: f"batch({d.batch}) < attn_dp({d.attn_dp}): some attention ranks get no request",
+        lambda: f"a batch of at least {d.attn_dp}", "mem_cache/kv_cache_configurator.py:3128", severity="warning",
+    )  # fmt: skip
+
+
+def marlin_tiles(m: ModelSpec, d: Degrees) -> Verdict:
+    """Linears whose shards miss the Marlin tiles (N 64, K 128) fall back to unoptimised AWQ kernels."""
+    xs = linears(m, d) if d.weight_dtype == "int4" and not m.quantized_experts_only else ()
+
+    def broken(x: Linear) -> Ints:
+        return x.shard % (GROUP_INT4 if x.kind == "row" else 64) != 0
+
+    def equation() -> str:
+        x = first_bad(xs, broken)
+        return f"shard {x.size}/{x.ways} = {x.size / x.ways:g} misses the Marlin tile (N 64, K 128)"
+
+    return Verdict(
+        "int4-marlin", any_of(broken(x) for x in xs), named(xs, broken), equation, "a tp whose shards keep the tiles",
+        "layers/quantization/awq/awq.py:368", severity="warning",
+    )  # fmt: skip
+
+
+def needs_deepep(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "a2a-backend", dispatches(d) & (m.moe is not None), "moe.dispatch",
+        lambda: "the plan dispatches tokens by all-to-all, which needs the DeepEP kernels (and RDMA across nodes)",
+        "install DeepEP, or moe_comm allgather", "arg_groups/overrides.py:1611", severity="warning",
+    )  # fmt: skip
+
+
+RULES: tuple[Rule, ...] = (
+    common.group_splits_into_experts(),
+    common.heads_divide("layers/linear.py:1139"),
+    common.kv_heads_divide_or_replicate("layers/linear.py:1139"),
+    common.output_groups_divide("models/deepseek_v4.py:1037"),
+    common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, dense_ways(d)), "tp", "distributed/utils.py divide"),
+    common.widths_divide(
+        "tp-shared-expert", lambda m, d: shared_linears(m, dense_ways(d)), "tp", "distributed/utils.py divide"
+    ),
+    common.expert_parallel_needs_experts("layers/moe"),
+    attention_dp_needs_experts,
+    group_covers_expert_degrees,
+    dispatch_spans_group,
+    common.routed_width_divides(lambda d: d.etp, "etp", "distributed/utils.py divide"),
+    common.experts_cover_ranks("layers/moe/topk.py:571"),
+    experts_divide,
+    group_within_experts,
+    common.row_blocks_divide(linears, "row col merged", "layers/quantization/fp8.py:590"),
+    moe_blocks_divide,
+    common.int4_groups_divide(linears, lambda d: d.etp, "layers/quantization/marlin_utils.py:187"),
+    common.dtype_known("weight_dtype", WEIGHT_DTYPES, "arg_groups/choices.py QUANTIZATION_CHOICES"),
+    common.dtype_known("kv_dtype", tuple(KV_DTYPES), "arg_groups/fields/model.py kv_cache_dtype"),
+    common.stages_have_layers("distributed/utils.py:110"),
+    pipeline_supported,
+    sequence_parallelism_known,
+    common.fits_nodes(aligned, "arg_groups/validation_hook.py:179"),
+    # warnings
+    dense_layout_differs,
+    common.released_fp8_blocks(BLOCK_FP8, lambda d: d.etp, "layers/quantization/fp8.py:590"),
+    context_parallel_is_prefill_only,
+    pipeline_is_synchronous,
+    batch_divides,
+    marlin_tiles,
+    needs_deepep,
+    common.checkpoint_matches("layers/quantization"),
+    common.architecture_known(NO_IMPLEMENTATION, "models/"),
+    common.tp_inside_node(aligned, "entrypoints/engine.py:2063"),
+)
+
+
+def layers_per_stage(num_layers: int, pp: int) -> tuple[int, ...]:
+    """The last stages hold the remainder, one layer each (distributed/utils.py get_pp_indices)."""
+    base, extra = divmod(num_layers, pp)
+    return tuple(base + (i >= pp - extra) for i in range(pp))
+
+
+def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
+    """Degrees of one replica; `--dp-size` is the launcher's (single node only)."""
+    d = Degrees.of(s)
+    flags = [Flag("--tp-size", str(s.group))]
+    if s.pp > 1:
+        flags.append(Flag("--pp-size", str(s.pp)))
+    if d.attn_dp > 1:
+        # The LM head then splits over attention TP, as in the plan, instead of gathering over all of the group.
+        flags += [Flag("--attn-dp-size", str(d.attn_dp)), Flag("--enable-dp-lm-head")]
+    if s.cp > 1:
+        flags += [Flag("--attn-cp-size", str(s.cp)), Flag("--enable-prefill-cp"), Flag("--cp-strategy", "zigzag")]
+    if m.moe is not None:
+        flags += _expert_flags(d, bool(dense_linears(m, 1)))
+    if s.sp and s.tp > 1:
+        flags.append(Flag("--enable-layernorm-sp"))
+    return tuple(flags)
+
+
+def _expert_flags(d: Degrees, has_dense: bool) -> list[Flag]:
+    flags = [Flag("--ep-size", str(d.ep))] if d.ep > 1 else []
+    edp = d.group // (d.etp * d.ep)
+    if edp > 1:
+        flags.append(Flag("--moe-dp-size", str(edp)))
+    if dispatches(d):
+        flags += [Flag("--moe-a2a-backend", "deepep"), Flag("--deepep-mode", "auto")]
+    if has_dense and d.attn_dp * d.cp > 1 and d.tp == 1:
+        flags.append(Flag("--moe-dense-tp-size", "1"))
+    return flags
+
+
+def native_replicas(d: Degrees) -> bool:
+    """Whether `--dp-size` can start all replicas: one node, and no attention DP beside it (validation_hook.py:199)."""
+    return d.dp > 1 and d.attn_dp == 1 and d.devices <= d.node and place(d, aligned(d)).nodes == 1
+
+
+def graph_batch(memory_bytes: float, group: int) -> int:
+    """Default largest decode batch with a CUDA graph, by device memory (arg_groups/memory_hook.py)."""
+    gib = memory_bytes / GIB
+    if gib < 20:
+        return 8
+    if gib < 35:
+        return 48 if group < 4 else 160
+    if gib < 60:
+        return 32 if group < 4 else 160
+    return 256 if group < 4 and gib < 160 else MAX_GRAPH_BATCH
+
+
+def scheduled(s: Strategy) -> int:
+    """Sequences of one scheduler: every attention-DP rank has its own."""
+    return max(1, -(-s.batch // (s.attn_dp or 1)))
+
+
+def reserved_terms(memory_bytes: float, s: Strategy) -> tuple[Term, ...]:
+    """What `mem_fraction_static` leaves free for activations and graphs, in bytes (arg_groups/memory_hook.py).
+
+    The older path, which sizes the KV pool before graphs are captured: it reserves more than the one that sizes it
+    after, so a plan that fits here fits there. The prefill-graph term is left to the 10 GiB floor of large cards.
+    """
+    d = Degrees.of(s)
+    graph = min(graph_batch(memory_bytes, s.group), scheduled(s))
+    attn_dp = (3 * graph * d.attn_dp + (1.5 * graph * d.attn_dp if graph > 300 else 0)) if d.attn_dp > 1 else 0.0
+    rows = [
+        ("constant", 512.0, "512 MiB"),
+        ("activations", 1.5 * max(s.max_num_batched_tokens, 2048), "1.5 MiB * max(chunk, 2048)"),
+        ("parallel", 1024.0 * s.group * s.pp / 8, "1 GiB * tp_size * pp / 8"),
+        ("graphs", 2.0 * graph + attn_dp, f"2 MiB * {graph} + attention-DP padding"),
+    ]
+    total = sum(r[1] for r in rows)
+    if memory_bytes > 60 * GIB and total < 10 * 1024:
+        rows.append(("floor", 10 * 1024 - total, "at least 10 GiB above 60 GiB cards"))
+    if dispatches(d):
+        rows.append(("deepep", 2048.0, "2 GiB of all-to-all buffers"))
+    source = f"sglang {VERSION} arg_groups/memory_hook.py"
+    return tuple(
+        Term(name=name, value=-mib * MIB, unit="bytes", formula=formula, source=source) for name, mib, formula in rows
+    )
+
+
+def memory_fraction(*, memory_total_bytes: float, strategy: Strategy, memory_reserve: float | None = None) -> float:
+    """--mem-fraction-static: the engine's formula, less a stated reserve (activations live outside the fraction).
+
+    Not below 0.1, the least that starts; `kv_budget` shows the true terms.
+    """
+    reserved = -sum(t.value for t in reserved_terms(memory_total_bytes, strategy))
+    fraction = (memory_total_bytes - reserved) / memory_total_bytes - (memory_reserve or 0.0)
+    return max(0.1, round(fraction, 3))
+
+
+def kv_budget(
+    *, memory_total_bytes: float, weights_bytes: float, activation_bytes: float, strategy: Strategy,
+    memory_reserve: float | None = None,
+) -> Breakdown:  # fmt: skip
+    """Bytes left for the KV pool on one rank: total * mem_fraction_static - weights.
+
+    Activations beyond what the fraction reserves for them are taken off too (the engine would run out of memory).
+    """
+    terms = reserved_terms(memory_total_bytes, strategy)
+    named = {t.name: -t.value for t in terms}
+    covered = named["activations"] + named.get("floor", 0.0)
+    where = f"sglang {VERSION} arg_groups/memory_hook.py"
+    return Breakdown(name="kv_budget", unit="bytes", terms=(
+        Term(name="total", value=memory_total_bytes, unit="bytes", formula="memory of the device", source=where),
+        *terms,
+        Term(name="stated_reserve", value=-(memory_reserve or 0.0) * memory_total_bytes, unit="bytes",
+             formula=f"{memory_reserve or 0.0:g} * total", source="stated"),
+        Term(name="activation_excess", value=min(0.0, covered - activation_bytes), unit="bytes",
+             formula="min(0, reserved for activations - their peak)", source="plan"),
+        Term(name="weights", value=-weights_bytes, unit="bytes", formula="fullest rank", source=where),
+    ))  # fmt: skip
+
+
+def server_defaults(memory_bytes: float, tp: int) -> tuple[int, int]:
+    """(chunked_prefill_size, largest graphed decode batch) without flags, by device memory."""
+    gib = memory_bytes / GIB
+    chunk = 2048 if gib < 20 else 4096 if gib < 60 else 8192 if gib < 160 else 16384
+    return chunk, graph_batch(memory_bytes, tp)
+
+
+def world(s: Strategy) -> str:
+    return (
+        f"devices = replicas({s.dp}) * tp_size({s.group}) * pp({s.pp}) = {s.num_devices}; "
+        f"tp_size = attn_tp({s.tp}) * attn_cp({s.cp}) * attn_dp({s.attn_dp})"
+    )
+
+
+SGLANG_0_5_23 = EngineRules(
+    engine="sglang", version=VERSION, rules=RULES, layers_per_stage=layers_per_stage, kv_budget=kv_budget,
+    memory_fraction=memory_fraction, parallel_flags=parallel_flags, aligned=aligned,
+    layer_partition_env="SGLANG_PP_LAYER_PARTITION", world=world, server_defaults=server_defaults,
+)  # fmt: skip

@@ -1,0 +1,362 @@
+"""vLLM 0.33.0: `devices = dp instances * attn_dp * pp * tp * pcp`.
+
+`--data-parallel-size` of vLLM is attention data parallelism for a MoE model (experts span all of it); independent
+replicas are separate instances. Source places are files of the 0.33.0 wheel, below the package root.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tools.engines.rules import common
+from tools.engines.rules.base import (
+    Degrees,
+    EngineRules,
+    Flag,
+    Ints,
+    Rule,
+    Verdict,
+    block_fp8,
+    dense_linears,
+    divisors,
+    pad,
+    shared_linears,
+)
+from tools.spec.model import ModelSpec
+from tools.spec.strategy import Strategy
+from tools.spec.term import Breakdown, Term
+
+VERSION = "0.33.0"
+VOCAB_PADDING = 64
+"""model_executor/layers/vocab_parallel_embedding.py DEFAULT_VOCAB_PADDING_SIZE."""
+MIN_REFINED_BLOCK = 32
+"""model_executor/layers/fused_moe/oracle/fp8.py refine_fp8_moe_block_shape."""
+GPU_MEMORY_UTILIZATION = 0.92
+"""config/cache.py CacheConfig.gpu_memory_utilization."""
+CONTEXT_BYTES = 0.33 * 2**30
+"""CUDA allocations outside torch on one device: start-up logs in vllm-project/vllm #12126, #14447, #14452 show
+0.16 to 0.33 GiB; the upper end."""
+COMMUNICATOR_BYTES = 392e6
+"""NCCL buffers per communicator and device: aiconfigurator reserves 342 to 392 MB; the upper end."""
+GRAPH_BYTES_PER_SIZE = 26 * 2**20
+"""One captured CUDA graph: logs in vllm-project/vllm #22897 show 24 to 28 MiB per captured size."""
+MAX_CAPTURE = 512
+"""config/vllm.py _set_cudagraph_sizes (1024 on compute capability 10.x)."""
+
+KV_DTYPES = {
+    "bf16": "auto", "fp16": "auto", "fp8": "fp8", "int8": "int8_per_token_head", "int4": "int4_per_token_head",
+    "nvfp4": "nvfp4",
+}  # fmt: skip
+"""--kv-cache-dtype by our dtype (config/cache.py CacheDType)."""
+WEIGHT_DTYPES = ("fp32", "bf16", "fp16", "fp8", "int8", "int4", "mxfp4", "nvfp4")
+NO_IMPLEMENTATION = frozenset({"GPTNeoXForCausalLM", "PhiForCausalLM"})
+NO_PIPELINE = frozenset({"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"})
+ASSERTS_EVEN_EXPERTS = frozenset({"DeepseekV4ForCausalLM"})
+
+
+def group(d: Degrees) -> Ints:
+    return d.group
+
+
+def aligned(d: Degrees) -> Sequence[Ints]:
+    """With attention DP, one DP rank (its pp * tp * pcp processes) stays whole or spans whole nodes."""
+    return [np.where(np.asarray(d.attn_dp) > 1, d.replica // d.attn_dp, d.replica)]
+
+
+def vocab_divides(m: ModelSpec, d: Degrees) -> Verdict:
+    padded = pad(m.vocab_size, VOCAB_PADDING)
+    return Verdict(
+        "tp-vocab", padded % d.tp != 0, "embedding",
+        lambda: f"pad{VOCAB_PADDING}({m.vocab_size}) = {padded}; {padded} % tp({d.tp}) = {padded % d.tp}, must be 0",
+        "a power of two divides the padded vocabulary up to 64", "layers/vocab_parallel_embedding.py:304",
+        cause="shape", axis="tp",
+    )  # fmt: skip
+
+
+def experts_are_all_or_nothing(m: ModelSpec, d: Degrees) -> Verdict:
+    """Expert parallelism is a switch: on, every rank of the group is an expert rank; off, every expert is sliced."""
+    on, off = (d.ep == d.group), (d.ep == 1) & (d.etp == d.group)
+    return Verdict(
+        "ep-switch", ~np.asarray(on | off) & (m.moe is not None), "moe.experts",
+        lambda: (
+            f"ep({d.ep}) * etp({d.etp}): the switch on, ep = tp * pcp * attn_dp = {d.group} and etp = 1; "
+            f"off, ep = 1 and etp = {d.group}"
+        ),
+        lambda: f"ep {d.group} etp 1, or ep 1 etp {d.group}", "fused_moe/config.py FusedMoEParallelConfig.make",
+    )  # fmt: skip
+
+
+def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
+    n = m.moe.num_experts if m.moe else 0
+    return Verdict(
+        "ep-even", (n % d.ep != 0) & (m.architecture in ASSERTS_EVEN_EXPERTS), "moe.experts",
+        lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, {m.architecture} asserts 0",
+        f"ep among the divisors of {n}: {divisors(n)}", "models/deepseek_v4/nvidia/model.py:356", cause="shape",
+    )  # fmt: skip
+
+
+def experts_uneven(m: ModelSpec, d: Degrees) -> Verdict:
+    n = m.moe.num_experts if m.moe else 0
+    return Verdict(
+        "ep-uneven", n % d.ep != 0, "moe.experts",
+        lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}: the first {n % d.ep} ranks hold one expert more",
+        f"ep among the divisors of {n} balances them", "fused_moe/expert_map_manager.py:66", severity="warning",
+        cause="balance",
+    )  # fmt: skip
+
+
+def tp_within_experts(m: ModelSpec, d: Degrees) -> Verdict:
+    n = m.moe.num_experts if m.moe else 0
+    return Verdict(
+        "tp-experts", (d.tp > n) & (m.moe is not None), "moe.router",
+        lambda: f"tp({d.tp}) > num_experts({n})", f"tp of at most {n}",
+        "models/qwen3_moe.py:155 (17 MoE models check it)", cause="shape", axis="tp",
+    )  # fmt: skip
+
+
+def moe_blocks_refine(m: ModelSpec, d: Degrees) -> Verdict:
+    """Block-FP8 experts: whole blocks, else scales refined to gcd(block, shard, hidden) of at least 32."""
+    refined, shard, block = _refined_block(m, d)
+    return Verdict(
+        "fp8-block-moe", refined < MIN_REFINED_BLOCK, "moe.experts.down_proj",
+        lambda: (
+            f"shard {m.moe.intermediate_size if m.moe else 0}/etp({d.etp}) = {shard} is not a multiple of the FP8 "
+            f"block({block}), and gcd({block}, {shard}, hidden {m.hidden_size}) = {refined} < {MIN_REFINED_BLOCK}"
+        ),
+        "expert parallelism (whole experts), or smaller tp", "fused_moe/oracle/fp8.py:292", axis="tp",
+    )  # fmt: skip
+
+
+def moe_blocks_refined_slowly(m: ModelSpec, d: Degrees) -> Verdict:
+    refined, shard, block = _refined_block(m, d)
+    bad = (refined >= MIN_REFINED_BLOCK) & (refined < block)
+    return Verdict(
+        "fp8-block-refined", bad, "moe.experts.down_proj",
+        lambda: f"shard {shard} is not a multiple of the FP8 block({block}): refined to {refined}, Triton kernels only",
+        "expert parallelism keeps the native blocks and the fast kernels", "fused_moe/oracle/fp8.py:292",
+        severity="warning",
+    )  # fmt: skip
+
+
+def _refined_block(m: ModelSpec, d: Degrees) -> tuple[Ints, Ints, int]:
+    """(block that splits exactly, shard, native block); the native block where nothing needs refining."""
+    block = block_fp8(m, d)
+    if m.moe is None or not block:
+        return np.asarray(block or MIN_REFINED_BLOCK), 0, block or MIN_REFINED_BLOCK
+    shard = m.moe.intermediate_size // d.etp
+    refined = np.gcd(np.gcd(block, shard), m.hidden_size)
+    return np.where(shard % block == 0, block, refined), shard, block
+
+
+def nvfp4_blocks(m: ModelSpec, d: Degrees) -> Verdict:
+    width = m.moe.intermediate_size if m.moe else 0
+    return Verdict(
+        "nvfp4-block", (d.weight_dtype == "nvfp4") & (width // np.maximum(d.etp, 1) % 16 != 0), "moe.experts.down_proj",
+        lambda: f"shard {width}/etp({d.etp}) = {width / d.etp:g} is not a multiple of the NVFP4 block(16)",
+        "smaller etp", "quantization/modelopt.py", axis="tp",
+    )  # fmt: skip
+
+
+def mxfp4_shards(m: ModelSpec, d: Degrees) -> Verdict:
+    width = m.moe.intermediate_size if m.moe else 0
+    return Verdict(
+        "mxfp4-padding", (d.weight_dtype == "mxfp4") & (width // d.etp % 32 != 0), "moe.experts.down_proj",
+        lambda: (
+            f"shard {width}/etp({d.etp}) = {width / d.etp:g} is not a multiple of the MXFP4 block(32): ranks hold "
+            f"{math.ceil(width / 32 / d.etp) * 32} columns, the last ones fewer"
+        ),
+        "expert parallelism, or etp that divides the blocks", "models/gpt_oss.py:578", severity="warning",
+        cause="balance",
+    )  # fmt: skip
+
+
+def attention_dp_needs_experts(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "attn-dp-dense", (d.attn_dp > 1) & (m.moe is None), "attention",
+        lambda: f"attn_dp({d.attn_dp}) on a dense model: its data-parallel ranks share nothing, they are replicas",
+        lambda: f"dp {d.dp * d.attn_dp} instead of attn_dp {d.attn_dp}", "engine/arg_utils.py:2384",
+    )  # fmt: skip
+
+
+def no_sequence_parallelism(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "sp", (d.tp > 1) & d.sp, "norm", lambda: "sequence parallelism of norms has no switch", "sp off",
+        "config/compilation.py PassConfig",
+    )  # fmt: skip
+
+
+def context_parallel_needs_full_attention(m: ModelSpec, d: Degrees) -> Verdict:
+    windowed = any(layer.sliding for layer in m.layers())
+    return Verdict(
+        "cp-window", (d.cp > 1) & windowed, "attention",
+        lambda: f"cp({d.cp}) with sliding or chunked attention layers", "cp 1",
+        "v1/core/single_type_kv_cache_manager.py:985,1337",
+    )  # fmt: skip
+
+
+def context_parallel_is_prefill_only(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "cp-prefill", d.cp > 1, "kv_cache",
+        lambda: f"cp({d.cp}) splits the prompt only; each of the {d.cp} ranks keeps the whole KV cache",
+        "count the KV cache once per rank", "config/parallel.py pcp_shard_decode_requests", severity="warning",
+    )  # fmt: skip
+
+
+def pipeline_supported(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "pp-model", (d.pp > 1) & (m.architecture in NO_PIPELINE), "layers",
+        lambda: f"{m.architecture} does not implement SupportsPP, pp({d.pp})", "pp 1", "config/model.py:1570",
+    )  # fmt: skip
+
+
+def batch_fits_step(m: ModelSpec, d: Degrees) -> Verdict:
+    seqs = -(-d.batch // d.attn_dp)
+    return Verdict(
+        "batched-tokens", seqs > d.max_num_batched_tokens, "scheduler",
+        lambda: f"max_num_batched_tokens({d.max_num_batched_tokens}) < max_num_seqs({seqs})",
+        lambda: f"max_num_batched_tokens of at least {seqs}", "config/scheduler.py:331",
+    )  # fmt: skip
+
+
+def needs_deepep(m: ModelSpec, d: Degrees) -> Verdict:
+    bad = (d.attn_dp > 1) & (d.ep > 1) & (d.moe_comm != "allgather")
+    return Verdict(
+        "a2a-backend", bad, "moe.dispatch",
+        lambda: "the plan dispatches tokens by all-to-all, which needs the DeepEP kernels (and RDMA across nodes)",
+        "install DeepEP, or moe_comm allgather (--all2all-backend allgather_reducescatter)",
+        "config/parallel.py all2all_backend", severity="warning",
+    )  # fmt: skip
+
+
+RULES: tuple[Rule, ...] = (
+    common.group_splits_into_experts(),
+    common.heads_divide("config/model.py:1559"),
+    common.kv_heads_divide_or_replicate("layers/linear.py QKVParallelLinear"),
+    vocab_divides,
+    common.output_groups_divide("models/deepseek_v4/attention.py:225"),
+    common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, d.tp), "tp", "distributed/utils.py divide"),
+    common.widths_divide("tp-shared-expert", lambda m, d: shared_linears(m, d.tp), "tp", "distributed/utils.py divide"),
+    common.expert_parallel_needs_experts("config/model.py:1498"),
+    attention_dp_needs_experts,
+    experts_are_all_or_nothing,
+    common.routed_width_divides(lambda d: d.etp, "etp", "fused_moe/config.py:1352"),
+    common.experts_cover_ranks("fused_moe/expert_map_manager.py:66"),
+    experts_divide,
+    tp_within_experts,
+    common.row_blocks_divide(common.tp_linears, "row col", "quantization/utils/fp8_utils.py:1296"),
+    moe_blocks_refine,
+    nvfp4_blocks,
+    common.int4_groups_divide(common.tp_linears, lambda d: d.etp, "quantization/utils/marlin_utils.py:306"),
+    common.dtype_known("weight_dtype", WEIGHT_DTYPES, "layers/quantization"),
+    common.dtype_known("kv_dtype", tuple(KV_DTYPES), "config/cache.py CacheDType"),
+    common.stages_have_layers("distributed/utils.py:198"),
+    pipeline_supported,
+    no_sequence_parallelism,
+    context_parallel_needs_full_attention,
+    batch_fits_step,
+    common.fits_nodes(aligned, "engine/arg_utils.py:2400"),
+    # warnings
+    experts_uneven,
+    moe_blocks_refined_slowly,
+    mxfp4_shards,
+    common.released_fp8_blocks(128, lambda d: d.etp, "quantization/utils/fp8_utils.py:1296"),
+    context_parallel_is_prefill_only,
+    needs_deepep,
+    common.checkpoint_matches("layers/quantization"),
+    common.architecture_known(NO_IMPLEMENTATION, "models/registry.py"),
+    common.tp_inside_node(aligned, "config/parallel.py:1068"),
+)
+
+
+def layers_per_stage(num_layers: int, pp: int) -> tuple[int, ...]:
+    """One more layer each for the stages before the last, backwards (distributed/utils.py get_pp_indices)."""
+    base, extra = divmod(num_layers, pp)
+    counts = [base] * pp
+    for i in range(2, extra + 2):
+        counts[-i] += 1
+    return tuple(counts)
+
+
+def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
+    """Degrees of one instance (one replica). `attn_dp` is vLLM's data-parallel size."""
+    flags = [Flag("--tensor-parallel-size", str(s.tp))]
+    if s.pp > 1:
+        flags.append(Flag("--pipeline-parallel-size", str(s.pp)))
+    if s.cp > 1:
+        flags.append(Flag("--prefill-context-parallel-size", str(s.cp)))
+    if (s.attn_dp or 1) > 1:
+        flags.append(Flag("--data-parallel-size", str(s.attn_dp)))
+    if m.moe is not None and s.ep > 1:
+        flags.append(Flag("--enable-expert-parallel"))
+    return tuple(flags)
+
+
+def memory_fraction(*, memory_total_bytes: float, strategy: Strategy, memory_reserve: float | None = None) -> float:
+    """--gpu-memory-utilization: the engine's default, lowered to leave a stated reserve free."""
+    return round(min(GPU_MEMORY_UTILIZATION, 1 - (memory_reserve or 0.0)), 3)
+
+
+def captured_sizes(max_num_seqs: int) -> int:
+    """How many batch sizes get a CUDA graph: 1, 2, 4, every 8th to 256, every 16th to min(2 * max_num_seqs, 512)."""
+    top = min(2 * max_num_seqs, MAX_CAPTURE)
+    sizes = [i for i in (1, 2, 4) if i <= top] + list(range(8, min(256, top + 1), 8)) + list(range(256, top + 1, 16))
+    return len(sizes)
+
+
+def communicators(s: Strategy) -> int:
+    """Groups that each rank keeps NCCL buffers for."""
+    return sum((s.tp > 1, s.pp > 1, s.cp > 1, (s.attn_dp or 1) > 1, s.ep > 1))
+
+
+def kv_budget(
+    *, memory_total_bytes: float, weights_bytes: float, activation_bytes: float, strategy: Strategy,
+    memory_reserve: float | None = None,
+) -> Breakdown:  # fmt: skip
+    """Bytes left for KV blocks on one rank: requested - weights - activation peak - non-torch - CUDA graphs.
+
+    `weights_bytes` and `activation_bytes` are of the fullest rank, activations at max_num_batched_tokens. The total may
+    be negative: then the weights do not fit. Source: v1/worker/gpu_worker.py determine_available_memory.
+    """
+    fraction = memory_fraction(memory_total_bytes=memory_total_bytes, strategy=strategy, memory_reserve=memory_reserve)
+    seqs = -(-strategy.batch // (strategy.attn_dp or 1))
+    n, groups = captured_sizes(seqs), communicators(strategy)
+    where = f"vllm {VERSION} v1/worker/gpu_worker.py"
+    return Breakdown(name="kv_budget", unit="bytes", terms=(
+        Term(name="requested", value=float(math.ceil(memory_total_bytes * fraction)), unit="bytes",
+             formula=f"total * gpu_memory_utilization({fraction:g})", source=f"vllm {VERSION} v1/worker/utils.py"),
+        Term(name="weights", value=-weights_bytes, unit="bytes", formula="fullest rank", source=where),
+        Term(name="activations", value=-activation_bytes, unit="bytes",
+             formula=f"peak of a step of {strategy.max_num_batched_tokens} tokens", source=where),
+        Term(name="non_torch", value=-(CONTEXT_BYTES + groups * COMMUNICATOR_BYTES), unit="bytes",
+             formula=f"0.33 GiB + {groups} communicators * 392 MB", source="start-up logs; aiconfigurator reserve"),
+        Term(name="cuda_graphs", value=-float(n * GRAPH_BYTES_PER_SIZE), unit="bytes",
+             formula=f"{n} captured sizes * 26 MiB", source="vllm-project/vllm #22897"),
+    ))  # fmt: skip
+
+
+def server_defaults(memory_bytes: float, tp: int) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) of `vllm serve` without flags, by memory (engine/arg_utils.py:2973).
+
+    An A100 of 80 GB is an exception there (2048, 256) that memory alone does not show.
+    """
+    gib = memory_bytes / 2**30
+    if gib >= 160:
+        return 16384, 1024
+    return (8192, 1024) if gib >= 70 else (2048, 256)
+
+
+def world(s: Strategy) -> str:
+    return (
+        f"devices = instances({s.dp}) * data_parallel({s.attn_dp}) * pp({s.pp}) * tp({s.tp}) * pcp({s.cp}) "
+        f"= {s.num_devices}"
+    )
+
+
+VLLM_0_33_0 = EngineRules(
+    engine="vllm", version=VERSION, rules=RULES, layers_per_stage=layers_per_stage, kv_budget=kv_budget,
+    memory_fraction=memory_fraction, parallel_flags=parallel_flags, aligned=aligned,
+    layer_partition_env="VLLM_PP_LAYER_PARTITION", world=world, server_defaults=server_defaults,
+)  # fmt: skip
