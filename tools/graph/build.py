@@ -379,7 +379,8 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     if m.correction_bias:
         wb = b.weight("gate_correction_bias", ("experts",), "vector")
         choice = b.op("gate_choice", "elementwise", (scores, wb), wide, fn="add", dtype="fp32", **kw)
-    attrs = {"top_k": m.top_k, "n_group": m.n_group, "topk_group": m.topk_group}
+    best = 2 if m.gate == "sigmoid_topk" else 1
+    attrs = {"top_k": m.top_k, "n_group": m.n_group, "topk_group": m.topk_group, "group_score_of": best}
     ids = b.op("expert_ids", "topk", (choice,), narrow, tensor_kind="index", dtype="index", attrs=attrs, **kw)
     w = b.op("expert_scores", "gather_scores", (scores, ids), narrow, dtype="fp32", **kw)
     if m.gate == "topk_softmax":

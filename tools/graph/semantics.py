@@ -219,13 +219,13 @@ def _topk(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
 
 
 def _eligible(x: Array, op: Op) -> tuple[Array, Array]:
-    """Scores with the experts of rejected groups at -inf (DeepSeek-V3: a group scores the sum of its best two), and the
-    group scores."""
+    """Scores with the experts of rejected groups at -inf, and the group scores: the best expert of a group (DeepSeek-V2)
+    or the sum of its best two (DeepSeek-V3)."""
     a = op.attrs
     if a["n_group"] <= 1:
         return x, np.zeros((*x.shape[:-1], 0))
     g = x.reshape(*x.shape[:-1], a["n_group"], -1)
-    score = np.sort(g, axis=-1)[..., -2:].sum(-1)
+    score = np.sort(g, axis=-1)[..., -a["group_score_of"] :].sum(-1)
     live = np.zeros(score.shape, bool)
     np.put_along_axis(live, np.argsort(-score, axis=-1, kind="stable")[..., : a["topk_group"]], True, -1)
     return np.where(live[..., None], g, -np.inf).reshape(x.shape), score

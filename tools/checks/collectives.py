@@ -1,0 +1,136 @@
+"""Collectives: their groups partition the ranks, members agree on bytes, and layouts follow from what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tools.checks.base import Case, check, error
+from tools.graph.build import all_sizes
+from tools.graph.ir import Sizes
+from tools.memory import held_elements
+from tools.partition.layout import Comm, Layout
+from tools.partition.lower import PBody, POp, Program, Stage
+from tools.partition.mesh import Mesh
+from tools.spec.finding import Finding
+
+PROBE = {"batch_size": 64, "seq_len": 64, "kv_len": 64}
+
+
+@check("collectives")
+def collectives(case: Case) -> Iterator[Finding]:
+    for program in case.programs:
+        sizes = {**all_sizes(program.model, **PROBE), **program.sizes}
+        seen: set[int] = set()
+        for stage in program.stages:
+            yield from _ranks(program, stage)
+            for pbody, _ in stage.bodies():
+                if id(pbody) not in seen:
+                    seen.add(id(pbody))
+                    yield from _body(program, pbody, sizes)
+        yield from _handover(program)
+
+
+def _body(program: Program, pbody: PBody, sizes: Sizes) -> Iterator[Finding]:
+    for p in pbody.ops:
+        if p.comm is None:
+            yield from _settled(program, pbody, p)
+            continue
+        where = f"{program.phase} {pbody.name}.{p.name}"
+        broken = groups_fault(p.comm, program.mesh) or layout_fault(
+            p.comm, pbody.layout(p.inputs[0]), pbody.layout(p.output)
+        )
+        broken = broken or bytes_fault(p, pbody, sizes, program.mesh)
+        if broken:
+            yield error("collective", f"{where}: {broken}", cause="network", where=p.name)
+
+
+def groups_fault(comm: Comm, mesh: Mesh) -> str:
+    """Every rank is in exactly one group, and groups are as large as the axes say."""
+    if len(set(comm.axes)) != len(comm.axes) or not set(comm.axes) <= set(mesh.shape.atoms):
+        return f"axes {comm.axes} are not distinct axes of the mesh {mesh.shape.atoms}"
+    groups, degree = mesh.groups(comm.axes), int(mesh.degree(comm.axes))
+    members = sorted(r for g in groups for r in g)
+    if members != list(range(int(mesh.size))) or any(len(g) != degree for g in groups):
+        return f"groups {groups[:2]} do not partition {int(mesh.size)} ranks into groups of {degree}"
+    return ""
+
+
+def layout_fault(comm: Comm, src: Layout, dst: Layout) -> str:
+    """The output's layout must be the input's after this collective: it loses axes at the inside, gains them there."""
+    split, pending = src.as_dict(), list(src.pending)
+    if comm.kind in ("all_reduce", "reduce_scatter"):
+        if not set(comm.axes) <= set(pending):
+            return f"{comm.kind} over {comm.axes}, but only {tuple(pending)} await a sum"
+        pending = [a for a in pending if a not in comm.axes]
+    if comm.kind in ("all_gather", "all_to_all"):
+        have = split.get(comm.src_dim or "", ())
+        if have[len(have) - len(comm.axes) :] != comm.axes:
+            return f"{comm.kind} gathers {comm.src_dim} over {comm.axes}, which lies over {have}"
+        split[comm.src_dim or ""] = have[: len(have) - len(comm.axes)]
+    if comm.kind in ("reduce_scatter", "all_to_all", "slice"):
+        split[comm.dst_dim or ""] = split.get(comm.dst_dim or "", ()) + comm.axes
+    want = Layout.of(split, tuple(pending))
+    return "" if want == dst else f"{comm.kind} takes [{src}] to [{want}], the graph says [{dst}]"
+
+
+def bytes_fault(p: POp, pbody: PBody, sizes: Sizes, mesh: Mesh) -> str:
+    """Members of a reduction bring tensors of one size; gathered pieces add up to the whole."""
+    assert p.comm is not None
+    source = p.inputs[0]
+    for group in mesh.groups(p.comm.axes):
+        sent = [held_elements(pbody, source, r, mesh, sizes) for r in group]
+        got = [held_elements(pbody, p.output, r, mesh, sizes) for r in group]
+        if p.comm.kind in ("all_reduce", "reduce_scatter", "slice") and len(set(sent)) > 1:
+            return f"ranks {group} bring {sorted(set(sent))} elements to one {p.comm.kind}"
+        if p.comm.kind == "all_gather" and any(g != sum(sent) for g in got):
+            return f"ranks {group} send {sum(sent)} elements and receive {got[0]}"
+        if p.comm.kind in ("reduce_scatter", "slice") and sum(got) != sent[0]:
+            return f"ranks {group} scatter {sent[0]} elements and keep {sum(got)}"
+        if p.comm.kind == "all_to_all" and sum(got) != sum(sent):
+            return f"ranks {group} send {sum(sent)} elements and receive {sum(got)}"
+    return ""
+
+
+LINEAR = frozenset({"einsum", "combine", "select_last"})
+
+
+def _settled(program: Program, pbody: PBody, p: POp) -> Iterator[Finding]:
+    """Only linear operators may read a summand whose sum is still pending."""
+    assert p.op is not None
+    waiting = [n for n in p.inputs if pbody.layout(n).pending]
+    linear = p.op.kind in LINEAR or (p.op.kind == "elementwise" and p.op.fn in ("scale", "add"))
+    if waiting and not linear:
+        words = f"{program.phase} {pbody.name}.{p.name} reads {waiting[0]}, whose sum is pending"
+        yield error("pending-read", words, where=p.name, fix="a reduction before it")
+    if p.op.kind == "elementwise" and p.op.fn == "add" and len({pbody.layout(n).pending for n in p.inputs}) > 1:
+        words = f"{program.phase} {pbody.name}.{p.name} adds a summand to a finished sum: it would be counted per rank"
+        yield error("pending-read", words, where=p.name, fix="a reduction before it")
+
+
+def _ranks(program: Program, stage: Stage) -> Iterator[Finding]:
+    if len(set(stage.ranks)) != program.strategy.group:
+        words = (
+            f"{program.phase} stage {stage.index} has {len(set(stage.ranks))} ranks, the group {program.strategy.group}"
+        )
+        yield error("stage-ranks", words)
+    others = {r for s in program.stages if s.index != stage.index for r in s.ranks}
+    if others & set(stage.ranks):
+        yield error(
+            "stage-ranks", f"{program.phase} stage {stage.index} shares ranks {sorted(others & set(stage.ranks))}"
+        )
+
+
+def _handover(program: Program) -> Iterator[Finding]:
+    """Between stages every rank receives once, from the rank that holds the same shard of the residual stream."""
+    for before, stage in zip(program.stages, program.stages[1:], strict=False):
+        where = f"{program.phase} stage {before.index} to {stage.index}"
+        want = tuple(zip(before.ranks, stage.ranks, strict=False))
+        got = tuple(sorted(stage.receives, key=lambda pair: pair[1]))
+        if got != tuple(sorted(want, key=lambda pair: pair[1])):
+            wrong = next((pair for pair in got if pair not in want), None)
+            words = (
+                f"rank {wrong[1]} receives from {wrong[0]}, which holds another shard"
+                if wrong
+                else "a rank receives nothing"
+            )
+            yield error("handover", f"{where}: {words}", cause="network")

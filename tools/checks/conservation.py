@@ -1,0 +1,123 @@
+"""What devices hold and do, summed up, is the model: weights, multiply-adds, KV cache; nothing lost, nothing twice.
+
+Counted with index sets over all ranks, independently of the oracle, and compared with the unpartitioned model and with
+closed forms. Replication is accounted: a weight that c ranks keep counts c times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import isclose, prod
+
+from tools.checks.base import Case, check, error
+from tools.graph.build import all_sizes, embed_body, head_body, layer_body
+from tools.graph.ir import Body, Op
+from tools.memory import kv_bytes_per_token, parameters_by_role, rank_kv_bytes
+from tools.partition.layout import positions
+from tools.partition.lower import PBody, POp, Program
+from tools.shards import Box, boxes_of, tiling
+from tools.spec.finding import Finding
+from tools.spec.model import dtype_bytes
+
+Lengths = Mapping[str, int]
+PROBE = {"batch_size": 12, "seq_len": 24, "kv_len": 24}
+"""Token dims that the sums are taken at when the program has none: multiples of common degrees."""
+
+
+@check("conservation")
+def conservation(case: Case) -> Iterator[Finding]:
+    for program in case.programs:
+        probe = {k: int(program.sizes.get(k, n)) for k, n in PROBE.items()}  # type: ignore[arg-type]
+        sizes: Lengths = {k: int(v) for k, v in all_sizes(program.model, **probe).items()}
+        yield from _weights(program, sizes)
+        yield from _flops(program, sizes)
+        yield from _kv(program, sizes)
+
+
+def _weights(program: Program, sizes: Lengths) -> Iterator[Finding]:
+    """Distinct shards of every weight tile it, and all bodies × repeats together are the model's parameters."""
+    total = 0
+    for stage in program.stages:
+        for pbody, times in stage.bodies():
+            for w in pbody.weights():
+                shape = [sizes[d] for d in pbody.spec(w.name).dims]
+                found = tiling(boxes_of(pbody, w.name, sizes, program.mesh), shape)
+                if not found.exact:
+                    words = f"{program.phase} {pbody.name}: shards of {w.name} cover {found.covered:.4g} of it"
+                    yield error("weights-conserved", words, where=w.name, fix="a split that tiles the tensor once")
+                total += round(found.covered * prod(shape)) * times
+    want = sum(parameters_by_role(program.model, padded=True).values())
+    if program.model.tie_word_embeddings:
+        # The head reads the same table: on the same rank once in memory, here once per body that reads it.
+        want += sizes[_table(embed_body(program.model))[0]] * sizes["hidden"]
+    if total != want:
+        words = f"{program.phase}: shards × repeats hold {total} weights, the model has {want}"
+        yield error("parameters-conserved", words, held=total, model=want)
+
+
+def _table(body: Body) -> tuple[str, ...]:
+    return body.tensors["embed_tokens"].dims
+
+
+def _flops(program: Program, sizes: Lengths) -> Iterator[Finding]:
+    """Every multiply-add of every einsum is done, and done equally often; per pass they add up to the model's."""
+    total = 0
+    for stage in program.stages:
+        for pbody, times in stage.bodies():
+            for p in pbody.ops:
+                if p.op is None or p.op.kind != "einsum":
+                    continue
+                boxes, dims = work_boxes(pbody, p, sizes, program)
+                shape = [sizes[d] for d in dims]
+                found = tiling(boxes, shape) if boxes else None
+                if found is None or not found.exact:
+                    done = "inputs disagree on a dim" if found is None else f"ranks do {found.covered:.4g} of its work"
+                    words = f"{program.phase} {pbody.name}.{p.name}: {done}"
+                    yield error("flops-conserved", words, where=p.name)
+                    continue
+                total += 2 * round(found.covered * prod(shape)) * times
+    want = model_flops(program, sizes)
+    if total != want:
+        yield error("flops-conserved", f"{program.phase}: devices do {total} distinct FLOPs, the model needs {want}")
+
+
+def work_boxes(pbody: PBody, p: POp, sizes: Lengths, program: Program) -> tuple[list[Box], list[str]]:
+    """Index ranges of the multiply-adds that each rank does; no boxes when two inputs place a dim differently."""
+    names = (*p.inputs, p.output)
+    dims = list(dict.fromkeys(d for n in names for d in pbody.spec(n).dims))
+    axes: dict[str, tuple[str, ...]] = {}
+    for n in names:
+        for d in pbody.spec(n).dims:
+            if axes.setdefault(d, pbody.layout(n).axes(d)) != pbody.layout(n).axes(d):
+                return [], dims
+    boxes = []
+    for rank in range(int(program.mesh.size)):
+        held = [positions(sizes[d], axes[d], program.mesh, rank) for d in dims]
+        boxes.append(tuple((int(h[0]), int(h[-1]) + 1) if len(h) else (0, 0) for h in held))
+    return boxes, dims
+
+
+def model_flops(program: Program, sizes: Lengths) -> int:
+    """2 · Π of all dims of every einsum of the unpartitioned model, experts counted densely."""
+    model = program.model
+    bodies = [embed_body(model), *(layer_body(model, k, program.phase) for k in model.layers()), head_body(model)]
+    return sum(_op_flops(b, op, sizes) for b in bodies for op in b.ops if op.kind == "einsum")
+
+
+def _op_flops(body: Body, op: Op, sizes: Lengths) -> int:
+    return 2 * prod(sizes[d] for d in {d for n in (*op.inputs, op.output) for d in body.tensors[n].dims})
+
+
+def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
+    """KV bytes over all devices = 2·L·kv_heads·d_k (or L·(kv_lora + rope)) × tokens × the strategy's copies."""
+    s, a = program.strategy, program.model.attention
+    copies = s.tp if a.mla else max(1, s.tp // a.num_kv_heads)
+    batch, context = sizes["batch_size"], sizes["kv_len"]
+    held = sum(rank_kv_bytes(program, batch=batch, context=context).values())
+    want = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context * copies
+    if not isclose(held, want, rel_tol=1e-12):
+        words = (
+            f"{program.phase}: devices hold {held:.6g} B of KV for {batch} × {context} tokens, the model needs "
+            f"{want:.6g} B = {want / copies:.6g} × {copies} copies"
+        )
+        yield error("kv-conserved", words, cause="kv", held=held, model=want, elem_bytes=dtype_bytes(s.kv_dtype))

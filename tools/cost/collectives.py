@@ -1,0 +1,176 @@
+"""α–β time of a collective, per algorithm, on the topology levels that its group really spans.
+
+Ranks are numbered so that a node, and a scale-up domain, is a run of consecutive ranks. An axis of degree d and stride s
+therefore has min(d, D/s) members inside a domain of D ranks, and the rest of it crosses to the next level. Collectives
+are hierarchical: each level handles what the level below has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tools.cost.curves import Curves, LinkCurve
+from tools.partition.mesh import Axes, Mesh
+from tools.spec.hardware import Cluster
+
+Num = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Ranks reachable at `bandwidth` (bytes/s per device, one direction); `size` None: everybody."""
+
+    name: str
+    size: int | None
+    bandwidth: float
+    curve: LinkCurve
+
+
+def levels(cluster: Cluster, curves: Curves) -> tuple[Level, ...]:
+    """Innermost first. A scale-up domain of 1 means that neighbours in a node talk over PCIe."""
+    node, domain = cluster.devices_per_node, cluster.link_domain
+    pcie, network = curves.link("pcie"), curves.link("network")
+    out: list[Level] = []
+    if domain > 1:
+        out.append(Level("domain", domain, cluster.intra_node_bandwidth, curves.link(cluster.device.link)))
+        if domain < node:
+            out.append(Level("node", node, cluster.device.pcie_bandwidth, pcie))
+    elif node > 1:
+        # A stated intra-node bandwidth describes whatever joins the cards of a node.
+        out.append(Level("node", node, cluster.intra_node_bandwidth, pcie))
+    out.append(Level("network", None, cluster.inter_node_bandwidth, network))
+    return tuple(out)
+
+
+def members(axes: Axes, mesh: Mesh, tops: Sequence[Level]) -> list[Num]:
+    """Group members at each level: their product is the size of the group."""
+    out: list[Num] = []
+    left = [(np.asarray(mesh.degrees[a], float), np.asarray(mesh.stride(a), float)) for a in axes]
+    for level in tops:
+        inside: Num = 1.0
+        rest = []
+        for degree, stride in left:
+            if level.size is None:
+                here = degree
+            else:
+                fit = np.maximum(level.size // np.maximum(stride, 1), 1.0)
+                # The largest power-like share that divides the axis evenly; an axis that does not fit whole is cut there.
+                here = np.where(degree <= fit, degree, np.where(degree % fit == 0, fit, np.gcd(degree.astype(int), fit.astype(int))))
+            inside = inside * here
+            # Later levels see the axis with its inner part folded away: a larger stride, a smaller degree.
+            rest.append((degree / here, stride * here))
+        out.append(inside)
+        left = rest
+    return out
+
+
+def collective_time(kind: str, axes: Axes, nbytes: Num, mesh: Mesh, tops: Sequence[Level]) -> Num:
+    """Seconds of one collective of `nbytes` per rank (all_gather: of the gathered result) over `axes`."""
+    per_level = members(axes, mesh, tops)
+    total: Num = 0.0
+    if kind == "all_to_all":
+        return _all_to_all(nbytes, per_level, tops)
+    share: Num = 1.0
+    for p, level in zip(per_level, tops, strict=True):
+        total = total + np.where(np.asarray(p) > 1, ALGORITHMS[kind](nbytes / share, p, level), 0.0)
+        share = share * p
+    return total
+
+
+def ring_step(n: Num, p: Num, level: Level, rounds: float) -> Num:
+    """`rounds` passes over the ring: rounds · (p-1)/p · n / bandwidth, and a hop of latency each step."""
+    bandwidth = level.bandwidth * level.curve.ring
+    return level.curve.latency_s + rounds * (p - 1) * level.curve.hop_s + rounds * (p - 1) / p * n / bandwidth
+
+
+def tree_all_reduce(n: Num, p: Num, level: Level) -> Num:
+    """Double binary tree: 2·log2(p) hops, the whole message up and down once."""
+    hops = 2 * np.ceil(np.log2(np.maximum(p, 2)))
+    return level.curve.latency_s + hops * level.curve.hop_s + 2 * n / (level.bandwidth * level.curve.ring)
+
+
+def one_shot_all_reduce(n: Num, p: Num, level: Level) -> Num:
+    """Everybody reads everybody's buffer: (p-1)·n bytes in, one step."""
+    if not level.curve.one_shot:
+        return np.inf
+    return level.curve.one_shot_latency_s + (p - 1) * n / (level.bandwidth * level.curve.one_shot)
+
+
+def two_shot_all_reduce(n: Num, p: Num, level: Level) -> Num:
+    """Reduce-scatter then all-gather, each read directly from the peers: 2·(p-1)/p·n bytes, two steps."""
+    if not level.curve.one_shot:
+        return np.inf
+    return 2 * level.curve.one_shot_latency_s + 2 * (p - 1) / p * n / (level.bandwidth * level.curve.one_shot)
+
+
+def in_network_all_reduce(n: Num, p: Num, level: Level) -> Num:
+    """The switch reduces: each rank sends and receives its message about once."""
+    if not level.curve.in_network:
+        return np.inf
+    return level.curve.latency_s + 2 * (p - 1) / p * n / (level.bandwidth * level.curve.ring * level.curve.in_network)
+
+
+def all_reduce(n: Num, p: Num, level: Level) -> Num:
+    """The fastest algorithm for this message, as libraries choose it."""
+    times = [
+        ring_step(n, p, level, 2.0), tree_all_reduce(n, p, level), one_shot_all_reduce(n, p, level),
+        two_shot_all_reduce(n, p, level), in_network_all_reduce(n, p, level),
+    ]  # fmt: skip
+    out = times[0]
+    for t in times[1:]:
+        out = np.minimum(out, t)
+    return out
+
+
+def half_ring(n: Num, p: Num, level: Level) -> Num:
+    """Reduce-scatter or all-gather: one pass, or directly from the peers where that is possible."""
+    ring = ring_step(n, p, level, 1.0)
+    if not level.curve.one_shot:
+        return ring
+    return np.minimum(ring, level.curve.one_shot_latency_s + (p - 1) / p * n / (level.bandwidth * level.curve.one_shot))
+
+
+def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level]) -> Num:
+    """Each rank keeps 1/p of its n bytes; what stays inside a level travels there, at the same time as the rest."""
+    group: Num = 1.0
+    for p in per_level:
+        group = group * p
+    reach: Num = 1.0
+    time: Num = 0.0
+    for p, level in zip(per_level, tops, strict=True):
+        sent = n * (p - 1) * reach / group
+        bandwidth = level.bandwidth * (level.curve.one_shot or level.curve.ring)
+        latency = level.curve.one_shot_latency_s or level.curve.latency_s
+        t = np.where(np.asarray(p) > 1, latency + sent / bandwidth, 0.0)
+        time = np.maximum(time, t)
+        reach = reach * p
+    return time
+
+
+def p2p_time(nbytes: Num, level: Level) -> Num:
+    """One message between neighbouring stages."""
+    return level.curve.latency_s + nbytes / (level.bandwidth * level.curve.ring)
+
+
+def boundaries(pp: Num, group: Num, tops: Sequence[Level]) -> list[Num]:
+    """How many of the pp-1 stage boundaries cross at each level, stages being runs of `group` consecutive ranks."""
+    out: list[Num] = []
+    left = np.asarray(pp, float) - 1
+    for level in tops:
+        if level.size is None:
+            beyond: Num = 0.0 * left
+        else:
+            per = np.maximum(level.size // np.maximum(np.asarray(group), 1), 1)
+            beyond = np.where(np.asarray(group) > level.size, left, np.minimum(left, (np.asarray(pp) - 1) // per))
+        out.append(left - beyond)
+        left = beyond
+    return out
+
+
+ALGORITHMS: dict[str, Callable[[Num, Num, Level], Num]] = {
+    "all_reduce": all_reduce, "reduce_scatter": half_ring, "all_gather": half_ring,
+}  # fmt: skip

@@ -1,0 +1,376 @@
+"""Kernels of a partitioned body → work → seconds.
+
+`walk` turns every kernel of a `PBody` into a `Work`: FLOPs, bytes from weights, bytes of everything else that crosses
+HBM, GEMM shape, or the collective it is. Tensors that live inside one kernel cost nothing. `price` puts a Work on a
+device. Sizes and degrees are ints or arrays with one entry per candidate; every function works on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from tools.cost.curves import DeviceCurve, MoECurve
+from tools.graph.ir import Sizes
+from tools.memory import Dtypes
+from tools.partition.layout import Comm
+from tools.partition.lower import PBody, POp
+from tools.partition.mesh import Mesh
+from tools.spec.hardware import Cluster
+
+Num = Any
+"""float, or an array of one float per candidate."""
+
+KernelKind = Literal["gemm", "grouped_gemm", "attention_prefill", "attention_decode", "elementwise", "embedding", "comm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one kernel does on one rank. `weight_total` is what it would read if every expert were touched."""
+
+    kernel: str
+    kind: KernelKind
+    flops: Num = 0.0
+    weight_bytes: Num = 0.0
+    weight_total: Num = 0.0
+    stream_bytes: Num = 0.0
+    m: Num = 0.0
+    """GEMM rows (tokens) of one group."""
+    n: Num = 1.0
+    groups: Num = 1.0
+    dtype: str = "bf16"
+    """What the math runs in, before the device is asked whether it can."""
+    comm: Comm | None = None
+    comm_bytes: Num = 0.0
+    balance: Num = 1.0
+    """Load of the busiest rank over the mean one."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalkContext:
+    """What a walk needs to know besides the body."""
+
+    dtypes: Dtypes
+    weight_dtype: str
+    sizes: Sizes
+    mesh: Mesh
+    phase: str
+    moe: MoECurve
+
+
+def local_sizes(pbody: PBody, tensor: str, ctx: WalkContext) -> dict[str, Num]:
+    """Longest local length of each dim; routed tensors keep experts, and their tokens are the expected ones."""
+    t, layout = pbody.spec(tensor), pbody.layout(tensor)
+    out: dict[str, Num] = {}
+    for d in t.dims:
+        axes = layout.axes(d)
+        out[d] = -(-ctx.sizes[d] // ctx.mesh.degree(axes)) if axes else ctx.sizes[d]
+    if t.routed:
+        tokens = out.pop("batch_size") * out.pop("seq_len")
+        out["tokens"] = tokens * ctx.sizes["top_k"] / ctx.sizes["experts"]
+    return out
+
+
+def elements(dims: Mapping[str, Num]) -> Num:
+    n: Num = 1.0
+    for v in dims.values():
+        n = n * v
+    return n
+
+
+def walk(pbody: PBody, ctx: WalkContext) -> tuple[Work, ...]:
+    """Every kernel of the body, in order of its first operator. Local slices are free."""
+    used_outside = _outside_uses(pbody)
+    out = []
+    for name, steps in pbody.kernels():
+        comm = steps[0].comm
+        if comm is not None:
+            if comm.kind != "slice":
+                out.append(_comm_work(pbody, name, steps[0], comm, ctx))
+            continue
+        out.append(_kernel_work(pbody, name, steps, used_outside[name], ctx))
+    return tuple(out)
+
+
+def _outside_uses(pbody: PBody) -> dict[str, frozenset[str]]:
+    """Per kernel, the tensors it makes that something outside of it reads."""
+    maker = {p.output: p.kernel for p in pbody.ops}
+    out: dict[str, set[str]] = {p.kernel: set() for p in pbody.ops}
+    for p in pbody.ops:
+        for t in p.inputs:
+            if t in maker and maker[t] != p.kernel:
+                out[maker[t]].add(t)
+    if pbody.output in maker:
+        out[maker[pbody.output]].add(pbody.output)
+    return {k: frozenset(v) for k, v in out.items()}
+
+
+def _comm_work(pbody: PBody, name: str, p: POp, comm: Comm, ctx: WalkContext) -> Work:
+    """`comm_bytes`: what a rank contributes (all_gather: what it ends up with)."""
+    tensor = p.output if comm.kind == "all_gather" else p.inputs[0]
+    per = ctx.dtypes.bytes(pbody.spec(tensor).dtype)
+    return Work(kernel=name, kind="comm", comm=comm, comm_bytes=elements(local_sizes(pbody, tensor, ctx)) * per)
+
+
+def _kernel_work(pbody: PBody, name: str, steps: tuple[POp, ...], outside: frozenset[str], ctx: WalkContext) -> Work:
+    made = {p.output for p in steps}
+    einsums = [p for p in steps if p.op is not None and p.op.kind == "einsum"]
+    weighted = [p for p in einsums if any(pbody.spec(t).kind == "weight" for t in p.inputs)]
+    kind = _kind(pbody, steps, einsums, weighted, ctx)
+    limit = _attended(steps, ctx)
+    stream = _stream_bytes(pbody, steps, made, outside, limit, ctx)
+    weights, total = _weight_bytes(pbody, steps, kind, ctx)
+    work = Work(kernel=name, kind=kind, weight_bytes=weights, weight_total=total, stream_bytes=stream)
+    flops: Num = 0.0
+    for p in einsums:
+        flops = flops + _einsum_flops(pbody, p, limit, ctx)
+    work = replace(work, flops=flops, dtype=_math_dtype(pbody, einsums, weighted, ctx))
+    return _with_shape(pbody, work, weighted, ctx) if weighted else work
+
+
+def _kind(pbody: PBody, steps: Any, einsums: Any, weighted: Any, ctx: WalkContext) -> KernelKind:
+    if weighted:
+        return "grouped_gemm" if any(pbody.spec(p.output).routed for p in weighted) else "gemm"
+    if einsums:
+        return "attention_prefill" if ctx.phase == "prefill" else "attention_decode"
+    if any(p.op.kind in ("embed", "pos_lookup", "dispatch", "combine") for p in steps):
+        return "embedding"
+    return "elementwise"
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """KV positions that matter: per query on average, and in all that must be read."""
+
+    per_query: Num
+    read: Num
+
+
+def _attended(steps: tuple[POp, ...], ctx: WalkContext) -> Attended:
+    """Causal attention with `seq_len` queries at the end of `kv_len` positions, limited by window or chunk.
+
+    Sum over queries at positions a < i <= T of min(i, w), w the window; T without one.
+    """
+    s, total = np.asarray(ctx.sizes["seq_len"], float), np.asarray(ctx.sizes["kv_len"], float)
+    causal = total - (s - 1) / 2
+    attrs = next((p.op.attrs for p in steps if p.op is not None and p.op.kind == "mask" and p.op.fn == "causal"), {})
+    if attrs.get("window"):
+        w, a = float(attrs["window"]), total - s
+        below = np.clip(np.minimum(total, w) - a, 0, None)
+        inside = below * (a + 1 + np.minimum(total, w)) / 2
+        per_query = (inside + np.clip(total - np.maximum(a, w), 0, None) * w) / s
+        return Attended(per_query, np.minimum(total, s + w - 1))
+    if attrs.get("chunk"):
+        c = float(attrs["chunk"])
+        return Attended(np.where(total <= c, causal, np.minimum(causal, (c + 1) / 2)), np.where(total <= c, total, np.minimum(total, np.maximum(s, c / 2))))
+    return Attended(causal, total)
+
+
+def _einsum_flops(pbody: PBody, p: POp, limit: Attended, ctx: WalkContext) -> Num:
+    """2 x product of all dims; attention's query x key pairs count only where the mask lets them."""
+    dims: dict[str, Num] = {}
+    for t in p.inputs:
+        for d, v in local_sizes(pbody, t, ctx).items():
+            dims[d] = np.minimum(dims[d], v) if d in dims else v
+    if "seq_len" in dims and "kv_len" in dims:
+        dims["kv_len"] = dims["kv_len"] * limit.per_query / ctx.sizes["kv_len"]
+    return 2.0 * elements(dims)
+
+
+def _stream_bytes(
+    pbody: PBody, steps: tuple[POp, ...], made: set[str], outside: frozenset[str], limit: Attended, ctx: WalkContext
+) -> Num:
+    """External inputs and outputs. A cache is read as far as the mask reaches and written only where it is new."""
+    total: Num = 0.0
+    seen: set[str] = set()
+    for p in steps:
+        for t in p.inputs:
+            if t not in made and t not in seen and pbody.spec(t).kind != "weight":
+                seen.add(t)
+                total = total + _bytes(pbody, t, ctx)
+        if p.op is not None and p.op.kind == "cache":
+            new, old = _bytes(pbody, p.inputs[0], ctx), _bytes(pbody, p.output, ctx)
+            total = total + new * _kv_ratio(pbody, p, ctx) + old * limit.read / ctx.sizes["kv_len"]
+    for t in outside:
+        if pbody.spec(t).kind != "cache":
+            total = total + _bytes(pbody, t, ctx)
+    return total
+
+
+def _kv_ratio(pbody: PBody, p: POp, ctx: WalkContext) -> float:
+    """Bytes of a cached element over those of the activation it comes from."""
+    cached, act = (ctx.dtypes.bytes(pbody.spec(t).dtype) for t in (p.output, p.inputs[0]))
+    return cached / act
+
+
+def _bytes(pbody: PBody, tensor: str, ctx: WalkContext) -> Num:
+    per = ctx.dtypes.bytes(pbody.spec(tensor).dtype)
+    return elements(local_sizes(pbody, tensor, ctx)) * per
+
+
+def _weight_bytes(pbody: PBody, steps: tuple[POp, ...], kind: KernelKind, ctx: WalkContext) -> tuple[Num, Num]:
+    """(read, held). Lookups read one row per token; experts that no token chose are not read."""
+    read: Num = 0.0
+    held: Num = 0.0
+    seen: set[str] = set()
+    for p in steps:
+        for t in p.inputs:
+            spec = pbody.spec(t)
+            if spec.kind != "weight" or t in seen:
+                continue
+            seen.add(t)
+            full = _bytes(pbody, t, ctx)
+            if p.op is not None and p.op.kind in ("embed", "pos_lookup"):
+                read = read + np.minimum(full, _bytes(pbody, p.output, ctx))
+            elif kind == "grouped_gemm" and "experts" in spec.dims:
+                read = read + full * _touched(pbody, p.inputs[0], ctx)
+            else:
+                read = read + full
+            held = held + full
+    return read, held
+
+
+def _touched(pbody: PBody, tensor: str, ctx: WalkContext) -> Num:
+    """Expected share of the local experts that at least one of the tokens in sight chose: 1 - (1 - k/E)^T."""
+    share = ctx.sizes["top_k"] / ctx.sizes["experts"]
+    tokens = local_sizes(pbody, tensor, ctx)["tokens"] / share
+    return 1.0 - np.power(1.0 - np.minimum(share, 1.0 - 1e-12), tokens)
+
+
+def _math_dtype(pbody: PBody, einsums: list[POp], weighted: list[POp], ctx: WalkContext) -> str:
+    roles = {pbody.spec(t).dtype for p in weighted for t in p.inputs if pbody.spec(t).kind == "weight"}
+    experts_only = ctx.dtypes.matrix != ctx.dtypes.expert_matrix
+    quantised = "expert_matrix" in roles or ("matrix" in roles and not experts_only)
+    return ctx.weight_dtype if quantised else "bf16"
+
+
+def _with_shape(pbody: PBody, work: Work, weighted: list[POp], ctx: WalkContext) -> Work:
+    """m x n of the fused GEMM: the n of its weights add up, dims that weight and activation share are batches."""
+    n: Num = 0.0
+    m: Num = 1.0
+    groups: Num = 1.0
+    for p in weighted:
+        weight = next(t for t in p.inputs if pbody.spec(t).kind == "weight")
+        act = local_sizes(pbody, next(t for t in p.inputs if t != weight), ctx)
+        out, w = local_sizes(pbody, p.output, ctx), local_sizes(pbody, weight, ctx)
+        n = n + elements({d: v for d, v in w.items() if d in out and d not in act})
+        groups = elements({d: v for d, v in w.items() if d in out and d in act})
+        m = elements({d: v for d, v in act.items() if d not in w})
+    balance = 1.0
+    if work.kind == "grouped_gemm":
+        touched = np.maximum(work.weight_bytes / np.maximum(work.weight_total, 1.0), 1e-9)
+        groups, m = groups * touched, m / touched
+        balance = _imbalance(ctx, m * groups)
+    return replace(work, m=m, n=np.maximum(n, 1.0), groups=groups, balance=balance)
+
+
+def _imbalance(ctx: WalkContext, mean_load: Num) -> Num:
+    """Busiest of `ep` ranks over the mean when tokens fall at random (balls into bins: mean + sqrt(2 mean ln ep)),
+    plus the routing's own skew, which grows with the number of ranks."""
+    axes = ctx.mesh.shape.axis("ep")
+    ep = np.asarray(ctx.mesh.degree(axes), float) if axes else np.asarray(1.0)
+    chance = np.sqrt(2.0 * np.log(ep) / np.maximum(mean_load, 1.0))
+    return np.minimum(1.0 + chance + ctx.moe.skew * (1.0 - 1.0 / ep), ep)
+
+
+def merge(prefill: tuple[Work, ...], decode: tuple[Work, ...]) -> tuple[Work, ...]:
+    """A step that carries prefill chunks and decodes: GEMMs run once over all tokens and read their weights once,
+    attention runs once per kind."""
+    rest = {w.kernel: w for w in decode}
+    out: list[Work] = []
+    for w in prefill:
+        d = rest.pop(w.kernel, None)
+        if d is None or (w.kind != d.kind and "attention" in w.kind):
+            out += [w] if d is None else [w, d]
+        else:
+            out.append(_both(w, d))
+    return (*out, *rest.values())
+
+
+def _both(a: Work, b: Work) -> Work:
+    held = np.maximum(np.maximum(a.weight_total, b.weight_total), 1e-30)
+    # Untouched by both: independent choices, so the untouched shares multiply.
+    weights = held * (1.0 - (1.0 - a.weight_bytes / held) * (1.0 - b.weight_bytes / held))
+    if a.kind != "grouped_gemm":
+        weights = np.maximum(a.weight_bytes, b.weight_bytes)
+    groups = np.maximum(a.groups, b.groups)
+    return replace(
+        a, flops=a.flops + b.flops, weight_bytes=weights, stream_bytes=a.stream_bytes + b.stream_bytes,
+        m=(a.m * a.groups + b.m * b.groups) / groups, groups=groups, comm_bytes=a.comm_bytes + b.comm_bytes,
+        balance=np.minimum(a.balance, b.balance),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- roofline
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What a device can do: the cluster's datasheet, the curve of its generation, and what the user stated instead."""
+
+    cluster: Cluster
+    curve: DeviceCurve
+
+    def peak(self, dtype: str) -> tuple[float, str]:
+        """(FLOP/s, dtype the math runs in): the format itself if the device has a matrix path for it, else the next wider."""
+        chain = {"nvfp4": ("nvfp4", "fp4"), "mxfp4": ("mxfp4", "fp4"), "fp4": ("fp4",), "fp8": ("fp8",), "int8": ("int8",)}
+        for name in chain.get(dtype, ()):
+            if self.cluster.peak_flops.get(name):
+                return self.cluster.peak_flops[name], "fp4" if name in ("nvfp4", "mxfp4") else name
+        for name in ("bf16", "fp16", "fp32"):
+            if self.cluster.peak_flops.get(name):
+                return self.cluster.peak_flops[name], "bf16"
+        return max(self.cluster.peak_flops.values()), "bf16"
+
+    def efficiency(self, w: Work, dtype: str) -> float:
+        if self.cluster.mfu is not None:
+            return self.cluster.mfu
+        if w.kind.startswith("attention"):
+            return self.curve.attention
+        table = self.curve.grouped_gemm if w.kind == "grouped_gemm" else self.curve.gemm
+        return table.get(dtype, table["bf16"])
+
+    def bandwidth(self, w: Work) -> float:
+        if self.cluster.mbu is not None:
+            return self.cluster.memory_bandwidth * self.cluster.mbu
+        share = {"attention_decode": self.curve.attention_memory, "embedding": self.curve.gather_memory}
+        return self.cluster.memory_bandwidth * share.get(w.kind, self.curve.memory)
+
+    @property
+    def latency(self) -> float:
+        """A stated utilisation is end to end: it already contains the launches."""
+        return 0.0 if self.cluster.mfu is not None and self.cluster.mbu is not None else self.curve.kernel_latency_s
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """Seconds of one kernel. `compute` and `memory` are the two roofs, `total` what the kernel takes."""
+
+    total: Num
+    compute: Num
+    memory: Num
+
+
+def price(w: Work, roof: Roof) -> KernelTime:
+    """Roofline with tile quantisation and a floor: (t_c^p + t_m^p)^(1/p) + latency."""
+    peak, dtype = roof.peak(w.dtype)
+    if w.kind.startswith("attention"):
+        peak, dtype = roof.peak("bf16")
+    flops = w.flops
+    if w.kind in ("gemm", "grouped_gemm") and roof.cluster.mfu is None:
+        flops = flops * _padding(w.m, roof.curve.tile_m) * _padding(w.n, roof.curve.tile_n)
+    t_compute = flops * w.balance / (peak * roof.efficiency(w, dtype))
+    t_memory = (w.weight_bytes + w.stream_bytes) / roof.bandwidth(w)
+    p = roof.curve.overlap
+    top = np.maximum(np.maximum(t_compute, t_memory), 1e-30)
+    total = top * ((t_compute / top) ** p + (t_memory / top) ** p) ** (1 / p) + roof.latency
+    return KernelTime(total, t_compute, t_memory)
+
+
+def _padding(size: Num, tile: int) -> Num:
+    """Work on whole tiles over the work asked for."""
+    size = np.maximum(size, 1.0)
+    return np.ceil(size / tile) * tile / size

@@ -1,0 +1,123 @@
+"""The constants of the cost model as one value. They live in knowledge/curves/, each with its source."""
+
+from __future__ import annotations
+
+from tools.spec.base import Frozen, ToolError
+from tools.spec.hardware import Cluster, Device
+
+
+class DeviceCurve(Frozen):
+    """Fractions of the datasheet that kernels of one device generation reach, and the latencies they cannot go below."""
+
+    name: str
+    arch: tuple[str, ...]
+    """Prefixes of `Device.arch`, lower case, that use this curve."""
+    gemm: dict[str, float]
+    """Large dense GEMM: fraction of the dense peak, by compute dtype."""
+    grouped_gemm: dict[str, float]
+    """Expert GEMM over many small groups: fraction of the dense peak, by compute dtype."""
+    attention: float
+    """Prefill attention (flash kernels): fraction of the 16-bit peak."""
+    memory: float
+    """Streaming weights and activations: fraction of the memory bandwidth."""
+    attention_memory: float
+    """Decode attention reading the KV cache: fraction of the memory bandwidth."""
+    gather_memory: float
+    """Embedding rows, dispatch and combine: fraction of the memory bandwidth."""
+    kernel_latency_s: float
+    """Shortest time of one kernel inside a captured graph, launch gap included."""
+    tile_m: int
+    """Rows of a GEMM tile: m is rounded up to it."""
+    tile_n: int
+    overlap: float
+    """Exponent p of (t_compute^p + t_memory^p)^(1/p): how well loads hide behind math (infinity: perfectly)."""
+    source: str
+    measured: bool = True
+    """False: no measurements of this generation, taken from its nearest relative."""
+
+
+class LinkCurve(Frozen):
+    """α–β efficiency of one kind of link."""
+
+    name: str
+    kinds: tuple[str, ...]
+    """Prefixes of `Device.link`, lower case."""
+    ring: float
+    """Fraction of the one-way bandwidth that ring algorithms reach for large messages (bus bandwidth)."""
+    one_shot: float
+    """Fraction that peers reach when everybody reads from everybody at once; 0: not possible on this link."""
+    in_network: float = 0.0
+    """Speed-up of all-reduce when the switch reduces (NVLS); 0: the switch cannot."""
+    latency_s: float
+    """Of starting one collective."""
+    hop_s: float
+    """Of each further hop of a ring."""
+    one_shot_latency_s: float = 0.0
+    source: str
+
+
+class EngineCurve(Frozen):
+    """What a serving engine adds to the kernels, and how it schedules."""
+
+    name: str
+    step_s: float
+    """Scheduling, input preparation and sampling per step that no kernel hides."""
+    per_sequence_s: float
+    """The same, per sequence of the step."""
+    prefill_s: float = 0.0
+    """Admission, tokenisation, first-token round trip per request (in TTFT only)."""
+    mixed: bool
+    """Prefill chunks ride in the same step as decodes (chunked prefill); False: a step is one or the other."""
+    reserve_output: bool = False
+    """KV for the whole output is reserved when a request starts (no eviction)."""
+    memory_fraction: float = 0.9
+    """Fraction of what weights and activations leave that becomes KV cache, for engines without accounting rules."""
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 1024
+    source: str
+
+
+class Band(Frozen):
+    """Residual quantile of one metric: a relative half-width, and the signed median."""
+
+    band: float
+    bias: float = 0.0
+    rows: int = 0
+    source: str = ""
+
+
+class MoECurve(Frozen):
+    """Routing is not uniform: the busiest expert rank sets the pace."""
+
+    skew: float
+    """Relative excess of the busiest rank's load over balls-into-bins, at high expert parallelism."""
+    source: str
+
+
+class Curves(Frozen):
+    devices: tuple[DeviceCurve, ...]
+    links: tuple[LinkCurve, ...]
+    engines: tuple[EngineCurve, ...]
+    moe: MoECurve
+    bands: dict[str, Band]
+
+    def device(self, device: Device) -> DeviceCurve:
+        """Curve of the device's generation; the last one in the list serves what nothing matches."""
+        arch = device.arch.lower()
+        return next((c for c in self.devices if arch.startswith(c.arch)), self.devices[-1])
+
+    def link(self, kind: str) -> LinkCurve:
+        return next((c for c in self.links if kind.lower().startswith(c.kinds)), self.links[-1])
+
+    def engine(self, name: str) -> EngineCurve:
+        found = next((c for c in self.engines if c.name == name), None)
+        if found is None:
+            raise ToolError(f"no step overheads for engine {name!r}; known: {', '.join(c.name for c in self.engines)}")
+        return found
+
+    def band(self, metric: str, cluster: Cluster) -> Band:
+        """Band of `metric`; half as wide again for a generation without measurements."""
+        band = self.bands[metric]
+        if self.device(cluster.device).measured:
+            return band
+        return band.model_copy(update={"band": band.band * 1.5, "source": band.source + "; nearest generation's curve"})

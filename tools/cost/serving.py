@@ -1,0 +1,336 @@
+"""Requests over steps: TTFT, TPOT and throughput of one replica in closed form, for arrays of candidates.
+
+A replica runs steps. A step carries up to `batch` decodes and, where the engine mixes, up to max_num_batched_tokens new
+prompt tokens. Per request the replica spends s on its prefill (the time that chunks add to steps) and its share of the
+decode steps; with B sequences decoding, throughput is 1 / (s + (osl-1) · t(B)/B).
+
+    closed loop  n requests in flight; B and the queue before prefill follow from mean-value analysis of two stations,
+                 one that serves prefills one after another and one that decodes all at once
+    open loop    Poisson arrivals; B from Little's law, the queue from M/D/1
+    together     a batch arrives at once: TTFT is the prefill of the whole batch
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from tools.cost.compute import Num
+from tools.cost.steps import Layout, StepTime, Works
+from tools.spec.workload import Workload
+
+Z = {"p50": 0.0, "p90": 1.2816, "p95": 1.6449, "p99": 2.3263}
+"""Quantiles of the normal distribution."""
+QUANTILE = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
+SATURATED = 0.98
+"""Share of a replica's time that waiting formulas are evaluated at when the load reaches all of it."""
+
+Mode = Literal["closed", "open", "together"]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What arrives at the whole deployment."""
+
+    mode: Mode
+    isl: int
+    osl: int
+    concurrency: Num | None = None
+    """closed: requests in flight over all replicas; None: as many as the batch of every replica."""
+    rate: float | None = None
+    """open: requests per second over all replicas."""
+    cached: float = 0.0
+    """Share of the prompt whose KV is already there."""
+
+    @classmethod
+    def of(cls, w: Workload, *, concurrency: int | None = None, max_throughput: bool = False) -> Load:
+        base: dict[str, Any] = {"isl": max(1, w.isl), "osl": max(1, w.osl), "cached": min(max(w.prefix_hit_rate, 0.0), 1.0)}
+        if max_throughput:
+            return cls("closed", **base)
+        if concurrency is not None:
+            return cls("closed", concurrency=concurrency, **base)
+        if w.request_rate is not None:
+            return cls("open", rate=w.request_rate * w.peak_factor, **base)
+        if w.concurrency is not None:
+            return cls("closed", concurrency=w.concurrency, **base)
+        if w.batch_size is not None:
+            return cls("together", **base)
+        return cls("closed", **base)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Step times a load needs. `decode` at `b_high` and `b_low` sequences; `mixed` a decode step that carries a chunk."""
+
+    b_high: np.ndarray
+    b_low: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+    """Time between two tokens of a sequence, with b_high and b_low sequences in the replica."""
+    decode: StepTime
+    """One microbatch of b_high."""
+    mixed: StepTime
+    prefill: StepTime
+    prompts: np.ndarray
+    """Prompts that one prefill step works on."""
+    chunks: np.ndarray
+    """Steps a prompt takes."""
+    queue_share: np.ndarray
+    """Prompts that can share one step when several wait."""
+
+    def between_tokens(self, batch: Num) -> Num:
+        """Linear in the batch between the two points that were priced, and beyond."""
+        slope = (self.high - self.low) / np.maximum(self.b_high - self.b_low, 1e-9)
+        line = self.high + slope * (batch - self.b_high)
+        return np.maximum(np.where(self.b_high > self.b_low, line, self.high), 0.2 * self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Performance:
+    """Per candidate; times in seconds, rates over the whole deployment."""
+
+    ttft: np.ndarray
+    tpot: np.ndarray
+    ttft_percentiles: Mapping[str, np.ndarray]
+    tpot_percentiles: Mapping[str, np.ndarray]
+    e2e: np.ndarray
+    request_rate: np.ndarray
+    output_tok_s: np.ndarray
+    input_tok_s: np.ndarray
+    concurrency: np.ndarray
+    decoding: np.ndarray
+    """Mean sequences decoding per replica."""
+    burst_ttft: np.ndarray
+    stable: np.ndarray
+    """False: the load exceeds what the replica can serve."""
+    capacity_rate: np.ndarray
+    """Requests per second at full batch, all replicas."""
+    steps: Steps
+    prefill_share: np.ndarray
+    """Share of time spent on prefill."""
+    busy: np.ndarray
+
+
+def microbatches(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(number in flight, sequences of each): as many as stages, if there are sequences for them."""
+    count = np.minimum(layout.cands.pp, np.maximum(batch, 1))
+    return count, -(-batch // count)
+
+
+def decode_steps(layout: Layout, batch: np.ndarray, context: Num) -> tuple[np.ndarray, StepTime, Works]:
+    """(time between two tokens of a sequence, one microbatch's pass, its kernels) with `batch` sequences decoding."""
+    count, size = microbatches(layout, batch)
+    works = layout.works("decode", size, np.ones_like(size), context)
+    step = layout.step(works, size)
+    return np.maximum(step.latency, count * step.slowest), step, works
+
+
+def prefill_shape(layout: Layout, load: Load, in_flight: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(prompts per step, new tokens per step and prompt, chunks per prompt, mean context of a chunk)."""
+    budget = layout.cands.max_num_batched_tokens
+    new = max(1, math.ceil(load.isl * (1.0 - load.cached)))
+    chunks = np.maximum(-(-new // budget), 1)
+    tokens = -(-new // chunks)
+    # Chunk j of c ends at cached + j·tokens: linear, so their mean prices them all.
+    context = (load.isl - new) + np.ceil(tokens * (chunks + 1) / 2).astype(np.int64)
+    prompts = np.minimum(layout.cands.attn_dp, np.maximum(in_flight, 1))
+    return prompts, tokens, chunks, np.maximum(context, tokens)
+
+
+def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: bool = False) -> Steps:
+    """Step times around `batch` sequences per replica."""
+    batch = np.maximum(batch, 1).astype(np.int64)
+    low = np.maximum(batch // 2, 1)
+    context = load.isl + max(1, load.osl // 2)
+    high_time, high_step, high_works = decode_steps(layout, batch, context)
+    low_time, _, _ = decode_steps(layout, low, context)
+    prompts, tokens, chunks, kv = prefill_shape(layout, load, batch)
+    room = np.maximum(layout.cands.max_num_batched_tokens // tokens, 1) * layout.cands.attn_dp
+    if whole_batch:
+        prompts = np.minimum(batch, room)
+    prefill = layout.works("prefill", prompts, tokens, kv)
+    alone = layout.step(prefill, prompts)
+    if layout.engine.mixed:
+        _, size = microbatches(layout, batch)
+        mixed = layout.step(layout.mixed(prefill, high_works), size + prompts)
+    else:
+        mixed = StepTime(alone.latency + high_step.latency, alone.slowest + high_step.slowest)
+    return Steps(batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, np.maximum(room // np.maximum(prompts, 1), 1))
+
+
+def serve(layout: Layout, load: Load) -> Performance:
+    """Performance of every candidate of `layout` at `load`; its `batch` is the cap on sequences per replica."""
+    cap = layout.cands.batch
+    if load.mode == "open":
+        return _open(layout, load)
+    if load.mode == "together":
+        return _together(layout, load)
+    n = cap if load.concurrency is None else -(-np.asarray(load.concurrency) // layout.cands.dp)
+    n = np.broadcast_to(np.asarray(n, np.int64), cap.shape)
+    return _closed(layout, load, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Costs of one request's prefill."""
+
+    added: Num
+    """Time it adds to the replica's schedule."""
+    service: Num
+    """Time between two prompts leaving when many wait."""
+    latency: Num
+    """From its first chunk's start to its first token."""
+
+
+def _prefill(layout: Layout, steps: Steps) -> Prefill:
+    extra = steps.mixed.minus(steps.decode)
+    added = steps.chunks * extra.slowest / steps.prompts
+    base = steps.decode.slowest if layout.engine.mixed else 0.0
+    service = steps.chunks * (extra.slowest + base / steps.queue_share) / steps.prompts
+    if layout.engine.mixed:
+        latency = steps.mixed.latency + (steps.chunks - 1) * steps.mixed.slowest
+    else:
+        latency = steps.prefill.latency + (steps.chunks - 1) * steps.prefill.slowest
+    return Prefill(added, service, latency)
+
+
+def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
+    cap = np.maximum(layout.cands.batch, 1)
+    inside = np.minimum(n, cap)
+    steps = price_steps(layout, load, inside)
+    p = _prefill(layout, steps)
+    gaps = load.osl - 1
+    share = np.ones(len(inside))
+    others = (inside - 1) / inside
+    rate = np.zeros(len(inside))
+    decode = response = np.zeros(len(inside))
+    for _ in range(40):
+        seen = 1.0 + (inside - 1) * share
+        t = steps.between_tokens(seen)
+        used = np.minimum(rate * p.added * others, SATURATED)
+        decode = gaps * t / (1.0 - used)
+        wait = _closed_wait(inside, p.service, decode)
+        response = 0.5 * t * others + wait + p.latency
+        new = inside / (response + decode)
+        new = np.minimum(new, 1.0 / np.maximum(p.added + gaps * t / np.maximum(inside * np.maximum(share, 0.05), 1.0), 1e-12))
+        rate = new if not rate.any() else 0.5 * (rate + new)
+        share = 0.5 * (share + np.clip(decode / np.maximum(inside / rate, 1e-12), 0.0, 1.0))
+    decoding = inside * np.clip(decode * rate / inside, 0.0, 1.0)
+    # Requests beyond the batch wait outside for a place.
+    outside = np.maximum(n - inside, 0) / rate
+    tpot = decode / max(gaps, 1) if gaps else steps.between_tokens(inside)
+    wait = _closed_wait(inside, p.service, decode)
+    ttft = response + outside + layout.engine.prefill_s
+    used = np.minimum(rate * p.added, 1.0)
+    spread = _Spread(base=ttft - wait, wait=wait, ceiling=(inside - 1) * p.service, load=np.minimum(rate * p.service, SATURATED))
+    return _performance(layout, load, steps, p, rate, ttft, tpot, decoding, spread, n, np.ones(len(inside), bool), used)
+
+
+def _closed_wait(n: np.ndarray, service: Num, decode: Num) -> Num:
+    """Queue before prefill with n circulating requests (Schweitzer's mean-value analysis, one queue and one delay):
+    R = s·(1 + (n-1)·R/(R+D)) → R² + (D - s·n)·R - s·D = 0; half of it, because service is not random but constant."""
+    b = decode - service * n
+    r = (-b + np.sqrt(b * b + 4.0 * service * decode)) / 2.0
+    return np.maximum(r - service, 0.0) * 0.5
+
+
+def _open(layout: Layout, load: Load) -> Performance:
+    assert load.rate is not None
+    cap = np.maximum(layout.cands.batch, 1)
+    rate = np.full(len(cap), load.rate) / layout.cands.dp
+    gaps = load.osl - 1
+    full = price_steps(layout, load, cap)
+    p_full = _prefill(layout, full)
+    capacity = 1.0 / (p_full.added + gaps * full.high / cap)
+    guess = cap
+    steps, p = full, p_full
+    decode = gaps * full.high
+    for _ in range(3):
+        used = np.minimum(rate * p.added, SATURATED)
+        slope = (steps.high - steps.low) / np.maximum(steps.b_high - steps.b_low, 1)
+        intercept = np.maximum(steps.high - slope * steps.b_high, 0.2 * steps.high)
+        # D = gaps·(t0 + t1·rate·D)/(1 - used), Little's law inside.
+        room = 1.0 - used - gaps * slope * rate
+        decode = np.where(room > 0.02, gaps * intercept / np.maximum(room, 0.02), cap / rate)
+        guess = np.clip(np.ceil(rate * decode), 1, cap).astype(np.int64)
+        steps = price_steps(layout, load, guess)
+        p = _prefill(layout, steps)
+    stable = (rate < capacity) & (rate * p.service < 1.0) & (rate * decode <= cap)
+    rho = np.minimum(rate * p.service, SATURATED)
+    wait = rho * p.service / (2.0 * (1.0 - rho))
+    base = 0.5 * steps.high * np.minimum(rate * decode, 1.0) + p.latency + layout.engine.prefill_s
+    tpot = decode / max(gaps, 1) if gaps else steps.high
+    spread = _Spread(base=base, wait=wait, ceiling=np.full(len(cap), np.inf), load=rho)
+    in_flight = rate * (base + wait + decode) * 1.0
+    perf = _performance(
+        layout, load, steps, p, np.minimum(rate, capacity), base + wait, tpot, rate * decode, spread, in_flight, stable,
+        np.minimum(rate * p.added, 1.0),
+    )  # fmt: skip
+    busy = np.minimum(1.0, rate * p.added + np.minimum(rate * decode, 1.0))
+    return replace(perf, capacity_rate=capacity * layout.cands.dp, busy=busy)
+
+
+def _together(layout: Layout, load: Load) -> Performance:
+    batch = np.maximum(layout.cands.batch, 1)
+    steps = price_steps(layout, load, batch, whole_batch=True)
+    passes = -(-batch // steps.prompts) * steps.chunks
+    ttft = steps.prefill.latency + (passes - 1) * steps.prefill.slowest + layout.engine.prefill_s
+    tpot = steps.high
+    p = _prefill(layout, steps)
+    rate = batch / (ttft + (load.osl - 1) * tpot)
+    zero = np.zeros(len(batch))
+    spread = _Spread(base=ttft, wait=zero, ceiling=zero, load=zero)
+    decoding = batch.astype(float)
+    used = ttft * rate / batch
+    perf = _performance(layout, load, steps, p, rate, ttft, tpot, decoding, spread, batch, np.ones(len(batch), bool), used)
+    return replace(perf, tpot_percentiles=dict.fromkeys(perf.tpot_percentiles, tpot), burst_ttft=ttft)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """Distribution of TTFT: a constant plus a wait, exponential in its tail, bounded in a closed loop."""
+
+    base: Num
+    wait: Num
+    ceiling: Num
+    load: Num
+
+    def quantile(self, q: float) -> Num:
+        """P(W > t) = ρ·exp(-ρ·t/W̄), the M/G/1 tail whose mean is W̄."""
+        rho = np.maximum(self.load, 1e-12)
+        t = np.where(rho > 1 - q, self.wait / rho * np.log(np.maximum(rho / (1 - q), 1.0)), 0.0)
+        return self.base + np.minimum(t, self.ceiling)
+
+
+def _performance(
+    layout: Layout, load: Load, steps: Steps, p: Prefill, rate: Num, ttft: Num, tpot: Num, decoding: Num,
+    spread: _Spread, in_flight: Num, stable: Num, used: Num,
+) -> Performance:  # fmt: skip
+    dp, gaps = layout.cands.dp, load.osl - 1
+    total = rate * dp
+    # Prefills of others that fall into one request's decoding: Poisson, so their spread is the square root of their number.
+    met = rate * tpot * gaps
+    jitter = np.sqrt(np.maximum(met, 0.0)) * p.added / max(gaps, 1)
+    return Performance(
+        ttft=ttft, tpot=tpot, ttft_percentiles={k: spread.quantile(q) for k, q in QUANTILE.items()},
+        tpot_percentiles={k: tpot + z * jitter for k, z in Z.items()}, e2e=ttft + gaps * tpot, request_rate=total,
+        output_tok_s=total * load.osl, input_tok_s=total * load.isl, concurrency=np.asarray(in_flight) * dp,
+        decoding=decoding, burst_ttft=_burst(layout, steps, in_flight), stable=stable, capacity_rate=total, steps=steps,
+        prefill_share=used, busy=np.ones(len(dp)),
+    )  # fmt: skip
+
+
+def _burst(layout: Layout, steps: Steps, in_flight: Num) -> Num:
+    """First token of the last of `in_flight` requests that arrive at the same moment."""
+    n = np.maximum(np.ceil(np.asarray(in_flight, float)), 1)
+    passes = np.ceil(n / steps.prompts) * steps.chunks
+    extra = steps.mixed.minus(steps.decode).slowest
+    return steps.prefill.latency + (passes - 1) * extra + layout.engine.prefill_s
+
+
+def at_concurrency(load: Load, concurrency: int) -> Load:
+    return replace(load, mode="closed", concurrency=concurrency, rate=None)

@@ -1,0 +1,538 @@
+"""Program → Dag: one node per operator and device, one per collective and group, total input to total output.
+
+`detail="full"` has a lane per device; `"group"` one lane per pipeline stage whose operators stand for all its devices
+alike (local dims of its first one); `"stage"` one node per stage and run of layers. Replicas (dp) are equal, so one is
+drawn and the number is said, unless `expand_replicas`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tools.dag import runtime
+from tools.dag.graph import Dag, DagEdge, DagNode, Detail, Dims, Frame, Lane, Port, Role
+from tools.graph.ir import Op
+from tools.partition.layout import Comm, Layout
+from tools.partition.lower import PBody, POp, Program, Stage
+from tools.spec.base import ToolError
+
+ROUTING_KINDS = frozenset({"topk", "dispatch", "combine"})
+WORDS = {"einsum": "matmul", "topk": "gate: top-k selection", "gather_scores": "gather scores", "argmax": "greedy sampling",
+         "select_last": "select last position", "repeat_heads": "repeat KV heads", "cache": "cache append and read",
+         "embed": "embedding lookup", "pos_lookup": "position lookup", "sumsq": "sum of squares", "rms_apply": "rmsnorm apply",
+         "renormalise": "renormalise", "dispatch": "dispatch: tokens to experts", "combine": "combine: aggregate experts",
+         "unpad": "drop padding"}  # fmt: skip
+COMM_WORDS = {"all_reduce": "all-reduce (sum)", "reduce_scatter": "reduce-scatter (sum)", "all_gather": "all-gather",
+              "all_to_all": "all-to-all", "slice": "split", "p2p": "send / recv"}  # fmt: skip
+
+
+def build_dag(program: Program, *, detail: Detail = "full", title: str | None = None, expand_replicas: bool = False) -> Dag:
+    """The deployment DAG of one phase. Raises ToolError if the program has no sizes."""
+    missing = [d for d in ("batch_size", "seq_len", "kv_len") if d not in program.sizes]
+    if missing:
+        raise ToolError(f"a DAG needs the length of {missing}; lower the model with all_sizes(batch_size=…, seq_len=…, kv_len=…)")
+    builder = _Builder(program, detail, expand_replicas)
+    dag = builder.build(title)
+    if detail == "stage":
+        from tools.dag.coarse import stage_view
+
+        return stage_view(dag)
+    return dag
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """One lane: `rank` inside the stage whose sizes it shows, and the devices it stands for."""
+
+    rank: int
+    devices: tuple[int, ...]
+
+
+Carried = dict[int, tuple[str, Port]]
+"""Per lane (first device): the node that holds the tensor handed from body to body, and its port."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where in the model a body stands."""
+
+    prefix: str
+    frame: str
+    repeats: int
+    layers: tuple[int, ...]
+
+    def module(self, path: str) -> str:
+        return f"model.layers.{layers_text(self.layers)}.{path}" if self.layers else f"model.{path}"
+
+
+class _Builder:
+    def __init__(self, program: Program, detail: Detail, expand: bool):
+        self.program, self.mesh, self.detail = program, program.mesh, detail
+        s = program.strategy
+        self.replicas = range(s.dp) if expand else range(1)
+        self.sizes = {k: int(v) for k, v in program.sizes.items()}
+        self.nodes: list[DagNode] = []
+        self.edges: list[DagEdge] = []
+        self.lanes: list[Lane] = []
+        self.frames: list[Frame] = []
+        self.row = 0
+        self._range_cache: dict[tuple[int, tuple[str, ...], int], tuple[int, int]] = {}
+        self.world = s.num_devices
+        self.whole = {**self.sizes, "batch_size": self.sizes["batch_size"] * s.dp}
+        if "experts" in self.sizes:
+            routed = self.whole["batch_size"] * self.sizes["seq_len"] * self.sizes["top_k"]
+            self.whole["expert_tokens"] = -(-routed // self.sizes["experts"])
+
+    # ------------------------------------------------------------------------------------------------------------ whole
+
+    def build(self, title: str | None) -> Dag:
+        p, s = self.program, self.program.strategy
+        units = {st.index: [self._units(st, r) for r in self.replicas] for st in p.stages}
+        for r in self.replicas:
+            for st in p.stages:
+                self._lanes(st, units[st.index][r], r)
+        carried = self._total_input(units[0])
+        for stage in p.stages:
+            mine = [u for group in units[stage.index] for u in group]
+            if stage.index:
+                carried = self._send(p.stages[stage.index - 1], stage, carried, units)
+            carried = self._stage(stage, mine, carried)
+        self._total_output(units[p.stages[-1].index], carried)
+        head = title or f"{p.model.name} · {p.phase} · {s.label(p.model.moe is not None)}"
+        return Dag(head, self._subtitle(), self.detail, tuple(self.nodes), tuple(self.edges), tuple(self.lanes), tuple(self.frames), self._attrs())
+
+    def _subtitle(self) -> str:
+        s, n = self.program.strategy, self.sizes
+        text = f"batch_size={self.whole['batch_size']}, seq_len={n['seq_len']}, kv_len={n['kv_len']} · {self.world} GPUs"
+        if self.program.phase == "decode":
+            text += " · one decode step at the longest context; its tokens are the next step's input"
+        if s.dp > 1 and len(self.replicas) == 1:
+            text += f" · drawn: replica 0 (GPU 0-{s.replica - 1}), × {s.dp} identical replicas of {s.replica} GPUs"
+        return text
+
+    def _attrs(self) -> dict[str, str]:
+        p = self.program
+        used = {d for n in self.nodes for port in (*n.inputs, *n.outputs, *n.weights) for d, _ in port.dims}
+        return {
+            "model": p.model.name, "strategy": p.strategy.label(p.model.moe is not None), "phase": p.phase, "detail": self.detail,
+            "num_hidden_layers": str(p.model.num_hidden_layers), "num_devices": str(self.world), "num_replicas": str(p.strategy.dp),
+            "drawn_replicas": str(len(self.replicas)), "sizes": ", ".join(f"{d}={n}" for d, n in self.whole.items() if d in used),
+            "digest": p.digest(),
+        }  # fmt: skip
+
+    def _units(self, stage: Stage, replica: int) -> list[_Unit]:
+        ranks = tuple(g + replica * self.program.strategy.replica for g in stage.ranks)
+        if self.detail == "full":
+            return [_Unit(i, (g,)) for i, g in enumerate(ranks)]
+        return [_Unit(0, ranks)]
+
+    def _lanes(self, stage: Stage, units: Sequence[_Unit], replica: int) -> None:
+        for u in units:
+            where = f"stage {stage.index}" + (f" · replica {replica}" if len(self.replicas) > 1 else "")
+            copies = self.program.strategy.dp if len(self.replicas) == 1 else 1
+            title = f"{runtime.gpu_text(u.devices)} · {where}" + (f" · × {copies} replicas" if copies > 1 else "")
+            self.lanes.append(Lane(u.devices[0], title, u.devices, stage.index))
+
+    def _stage(self, stage: Stage, units: Sequence[_Unit], carried: Carried) -> Carried:
+        tag = f"s{stage.index}"
+        if stage.embed:
+            carried = self._body(stage, stage.embed, _Place(f"{tag}_embed", "", 1, ()), units, carried)
+        for i, run in enumerate(stage.runs):
+            key = f"{tag}_run{i}"
+            self.frames.append(
+                Frame(key, _frame_title(run.layers, run.repeat, len(run.bodies)), run.repeat, run.layers, stage.index, tuple(u.devices[0] for u in units))
+            )
+            for j, body in enumerate(run.bodies):
+                place = _Place(f"{tag}_l{run.layers[j]}", key, run.repeat, run.layers[j :: len(run.bodies)])
+                carried = self._body(stage, body, place, units, carried)
+        if stage.head:
+            carried = self._body(stage, stage.head, _Place(f"{tag}_head", "", 1, ()), units, carried)
+        return carried
+
+    # ----------------------------------------------------------------------------------------------------- input, output
+
+    def _io(self, step: str, operator: str, module: str, role: Role, devices: tuple[int, ...], ports: tuple[Sequence[Port], Sequence[Port]],
+            notes: Sequence[str] = (), lanes: Iterable[int] | None = None) -> DagNode:  # fmt: skip
+        self.row += 1
+        everything = len(devices) == self.world or not devices
+        spans = tuple(lanes) if lanes is not None else tuple(x.index for x in self.lanes if set(x.devices) & set(devices))
+        node = DagNode(
+            id=f"{step}__g{devices[0] if devices else 0}", step=step, row=self.row, role=role, operator=operator, module=module,
+            kernel="", devices=devices, inputs=tuple(ports[0]), outputs=tuple(ports[1]),
+            device_text=runtime.gpu_text(devices, everything and role == "io"), global_dims=self._global(*ports), notes=tuple(notes), spans=spans,
+        )  # fmt: skip
+        self.nodes.append(node)
+        return node
+
+    def _join(self, src: str, dst: str, port: Port, lane: int | None = None, dashed: bool = False) -> None:
+        self.edges.append(DagEdge(src, dst, port.tensor, port.dims, dashed, lane))
+
+    def _total_input(self, units: Sequence[Sequence[_Unit]]) -> Carried:
+        s, first = self.program.strategy, self.program.stages[0]
+        assert first.embed is not None
+        all_devices = tuple(range(self.world))
+        lanes = tuple(u.devices[0] for group in units for u in group)
+        whole = Port("ids", (("batch_size", self.whole["batch_size"]), ("seq_len", self.sizes["seq_len"])))
+        source = self._io("total_input", "total input: token ids", "model.input", "io", all_devices, ([whole], [whole]), lanes=lanes)
+        last, port = source, whole
+        if s.dp > 1:
+            port = Port("ids", (("batch_size", self.sizes["batch_size"]), *whole.dims[1:]))
+            note = f"one of {s.dp} equal parts, replica {'k to each' if len(self.replicas) > 1 else '0 drawn'} of {s.dp}"
+            last = self._io(
+                "split_replicas", f"split: batch_size over dp({s.dp})", "model.input.replicas", "routing", all_devices, ([whole], [port]), [note], lanes
+            )
+            self._join(source.id, last.id, whole)
+        carried: Carried = {}
+        for group in units:
+            carried |= self._split_tokens(first.embed, group, last, port)
+        return carried
+
+    def _split_tokens(self, embed: PBody, group: Sequence[_Unit], source: DagNode, whole: Port) -> Carried:
+        """Token ids to the ranks of the first stage; a split node where attention ranks get different sequences."""
+        local = {u.devices[0]: self._port(embed, "ids", u.rank) for u in group}
+        devices = tuple(g for u in group for g in u.devices)
+        cut = any(p.dims != whole.dims for p in local.values())
+        ports = {u: Port("ids", p.dims) for u, p in local.items()}
+        if cut:
+            axes = " and ".join(f"{d} over {self._axis_names(a)}" for d, a in embed.layout("ids").split if self.mesh.degree(a) > 1)
+            outputs = self._uniform([(u.devices[0], ports[u.devices[0]]) for u in group])
+            node = self._io(
+                "split_batch", f"split: {axes}", "model.input.split", "routing", devices, ([whole], outputs), lanes=[u.devices[0] for u in group]
+            )
+            self._join(source.id, node.id, whole, None)
+            if len(self.replicas) > 1 and group[0].devices[0]:
+                self.row -= 1
+                self.nodes[-1] = replace(node, row=self.row)
+            source = node
+        return {lane: (source.id, port) for lane, port in ports.items()}
+
+    def _total_output(self, units: Sequence[Sequence[_Unit]], carried: Carried) -> None:
+        s, head = self.program.strategy, self.program.stages[-1].head
+        assert head is not None
+        row, collected = self.row, []
+        part = Port("tokens", (("batch_size", self.sizes["batch_size"]),))
+        for group in units:
+            self.row = row
+            devices = tuple(g for u in group for g in u.devices)
+            held = [(u.devices[0], Port("tokens", carried[u.devices[0]][1].dims)) for u in group]
+            axes = head.layout(head.output).axes("batch_size")
+            how = f"concatenate batch_size over {self._axis_names(axes)}" if self.mesh.degree(axes) > 1 else "equal copies, one is taken"
+            node = self._io(
+                "aggregate", "aggregation: sampled tokens", "model.output.aggregate", "routing", devices, (self._uniform(held), [part]), [how],
+                [u.devices[0] for u in group],
+            )  # fmt: skip
+            for lane, port in held:
+                self._join(carried[lane][0], node.id, port, lane)
+            collected.append(node)
+        whole, all_devices = Port("tokens", (("batch_size", self.whole["batch_size"]),)), tuple(range(self.world))
+        lanes = tuple(u.devices[0] for group in units for u in group)
+        sources = collected
+        if s.dp > 1:
+            note = f"concatenates the {s.dp} replicas" + ("" if len(self.replicas) > 1 else ", replica 0 drawn")
+            gather = self._io("aggregate_replicas", f"aggregation: batch_size over dp({s.dp})", "model.output.replicas", "routing", all_devices,
+                              ([part], [whole]), [note], lanes)  # fmt: skip
+            for node in collected:
+                self._join(node.id, gather.id, part)
+            sources = [gather]
+        sink = self._io("total_output", "total output: next token ids", "model.output", "io", all_devices, ([whole], [whole]), lanes=lanes)
+        for node in sources:
+            self._join(node.id, sink.id, whole)
+
+    def _send(self, src: Stage, dst: Stage, carried: Carried, units: Mapping[int, Sequence[Sequence[_Unit]]]) -> Carried:
+        """Every rank hands its shard of the residual stream to the rank of the same index in the next stage."""
+        self.row += 1
+        out: Carried = {}
+        for a, b in ((a, b) for r in self.replicas for a, b in zip(units[src.index][r], units[dst.index][r], strict=True)):
+            node_id, port = carried[a.devices[0]]
+            moved = Port("x", port.dims)
+            step = f"p2p_s{src.index}_s{dst.index}"
+            devices = (*a.devices, *b.devices)
+            node = DagNode(
+                id=f"{step}__g{a.devices[0]}", step=step, row=self.row, role="comm", operator=COMM_WORDS["p2p"],
+                module=f"model.pipeline.stage{src.index}_to_stage{dst.index}", kernel="p2p", devices=devices, inputs=(moved,), outputs=(moved,),
+                device_text=runtime.gpu_text(devices), global_dims=self._global([moved]), spans=(b.devices[0],),
+                notes=(f"{runtime.gpu_text(a.devices)} → {runtime.gpu_text(b.devices)}",),
+            )  # fmt: skip
+            self.nodes.append(node)
+            self._join(node_id, node.id, moved, a.devices[0])
+            out[b.devices[0]] = (node.id, moved)
+        return out
+
+    # ------------------------------------------------------------------------------------------------------------ bodies
+
+    def _body(self, stage: Stage, body: PBody, place: _Place, units: Sequence[_Unit], carried: Carried) -> Carried:
+        env: dict[tuple[str, int], tuple[str, Port]] = {(body.inputs[0], lane): at for lane, at in carried.items()}
+        walk = _Walk(self, stage, body, place, units, env)
+        for p in depth_first(body):
+            self.row += 1
+            walk.step(p)
+        return {u.devices[0]: env[(body.output, u.devices[0])] for u in units}
+
+    # ------------------------------------------------------------------------------------------------------------- sizes
+
+    def range(self, dim: str, axes: tuple[str, ...], rank: int) -> tuple[int, int]:
+        """First and end index of the part of `dim` that `rank` holds; same cuts as `layout.positions`."""
+        key = (self.sizes[dim], axes, rank)
+        if key not in self._range_cache:
+            lo, hi = 0, self.sizes[dim]
+            for a in axes:
+                d, c, length = int(self.mesh.degrees[a]), self.mesh.coordinate(rank, a), hi - lo
+                base, extra = divmod(length, d)
+                lo, hi = lo + c * base + min(c, extra), lo + (c + 1) * base + min(c + 1, extra)
+            self._range_cache[key] = (lo, hi)
+        return self._range_cache[key]
+
+    def _length(self, dim: str, layout: Layout, rank: int) -> int:
+        lo, hi = self.range(dim, layout.axes(dim), rank)
+        return hi - lo
+
+    def _port(self, body: PBody, tensor: str, rank: int) -> Port:
+        """Local dims of a tensor on one rank, exact where shards are uneven; a routed one counts expected tokens."""
+        t, layout = body.spec(tensor), body.layout(tensor)
+        dims = [(d, self._length(d, layout, rank)) for d in t.dims]
+        if t.routed:
+            n = dict(dims)
+            tokens = -(-n["batch_size"] * n["seq_len"] * self.sizes["top_k"] // self.sizes["experts"])
+            rest = [(d, k) for d, k in dims if d not in ("experts", "batch_size", "seq_len")]
+            dims = [("experts", n["experts"]), ("expert_tokens", tokens), *rest]
+        return Port(tensor, tuple(dims))
+
+    def routed_note(self, body: PBody, tensor: str, rank: int) -> list[str]:
+        if not body.spec(tensor).routed:
+            return []
+        layout = body.layout(tensor)
+        b, s = self._length("batch_size", layout, rank), self._length("seq_len", layout, rank)
+        k, e = self.sizes["top_k"], self.sizes["experts"]
+        return [f"Expected: expert_tokens=⌈{b}·{s}·{k}/{e}⌉={-(-b * s * k // e)}, at most {b * s} per expert"]
+
+    def _global(self, *groups: Sequence[Port]) -> Dims:
+        """Whole length of every dim of which this node holds a part only."""
+        parts = {d: n for ports in groups for p in ports for d, n in p.dims if n != self.whole[d]}
+        return tuple((d, self.whole[d]) for d in parts)
+
+    @staticmethod
+    def _uniform(ports: Sequence[tuple[int, Port]]) -> list[Port]:
+        """One port if all members have equal dims, else one per member, named by its device."""
+        if len({p.dims for _, p in ports}) == 1:
+            return [ports[0][1]]
+        return [Port(f"{p.tensor}(GPU {g})", p.dims) for g, p in ports]
+
+    def _axis_names(self, axes: tuple[str, ...]) -> str:
+        names = [n for n, a in self.mesh.shape.logical if a == axes and n not in ("tp_rep", "tp_kv")]
+        return f"{names[0] if names else 'group'}({int(self.mesh.degree(axes))})"
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Turns the steps of one body into nodes and edges, on all lanes of one stage."""
+
+    b: _Builder
+    stage: Stage
+    body: PBody
+    place: _Place
+    units: Sequence[_Unit]
+    env: dict[tuple[str, int], tuple[str, Port]]
+    gates: dict[int, str] = field(default_factory=dict)
+
+    def step(self, p: POp) -> None:
+        if p.op is not None:
+            for u in self.units:
+                self._operator(p, p.op, u)
+            return
+        assert p.comm is not None
+        if p.comm.kind == "slice":
+            for u in self.units:
+                self._slice(p, p.comm, u)
+            return
+        for members in self._groups(p.comm):
+            self._collective(p, p.comm, members)
+        if self._carries_selection(p) and not any(self._carries_selection(q) and p.output in q.inputs for q in self.body.ops):
+            self.b.row += 1
+            for u in self.units:
+                self._receive(p, u)
+
+    def _groups(self, comm: Comm) -> list[list[_Unit]]:
+        if self.b.detail != "full":
+            return [[u] for u in self.units]
+        size = len(self.stage.ranks)
+        groups = self.b.mesh.groups(comm.axes)
+        return [[self.units[r * size + i] for i in g] for r in range(len(self.units) // size) for g in groups]
+
+    def _carries_selection(self, p: POp) -> bool:
+        """Whether this all-to-all takes tokens to their experts."""
+        return p.comm is not None and p.comm.kind == "all_to_all" and self.body.tensors[p.output].origin == "dispatch"
+
+    def _from_gate(self, tensor: str) -> bool:
+        """Whether a tensor is the gate's selection, wherever it has been moved."""
+        origin = self.body.tensors[tensor].origin
+        return any(o.output == origin and o.kind == "topk" for o in self.body.body.ops)
+
+    def _read(self, node_id: str, tensor: str, u: _Unit, port: Port) -> None:
+        source, _ = self.env[(tensor, u.devices[0])]
+        self.b._join(source, node_id, port, u.devices[0], self._from_gate(tensor))
+
+    def _node(self, p: POp, u: _Unit, role: Role, operator: str, module: str, kernel: str, inputs: Sequence[Port], output: Port, notes: Sequence[str]) -> DagNode:
+        b, layout = self.b, self.body.layout(p.output)
+        step = f"{self.place.prefix}_{slug(p.name)}"
+        items = tuple(self._items(n, u.rank) for n in p.inputs if not self._is_weight(n))
+        weights = [n for n in p.inputs if self._is_weight(n)]
+        ports = [b._port(self.body, n, u.rank) for n in weights]
+        if layout.pending:
+            notes = [*notes, f"Partial sum over {b._axis_names(layout.pending)}"]
+        cache = (output,) if p.op and p.op.kind == "cache" else ()
+        node = DagNode(
+            id=f"{step}__g{u.devices[0]}", step=step, row=b.row, role=role, operator=operator, module=self.place.module(module), kernel=kernel,
+            devices=u.devices, inputs=tuple(inputs), outputs=(output,), device_text=runtime.gpu_text(u.devices),
+            global_dims=b._global(inputs, [output], ports), notes=tuple(notes), weights=tuple(ports), caches=cache,
+            shards=tuple((n, self._shard(n, u.rank)) for n in weights), lane=u.devices[0], frame=self.place.frame, repeats=self.place.repeats,
+            layers=layers_text(self.place.layers), batch_items=items,
+        )  # fmt: skip
+        b.nodes.append(node)
+        self.env[(p.output, u.devices[0])] = (node.id, output)
+        return node
+
+    def _is_weight(self, tensor: str) -> bool:
+        return self.body.spec(tensor).kind == "weight"
+
+    def _shard(self, weight: str, rank: int) -> tuple[tuple[str, int, int, int], ...]:
+        layout = self.body.layout(weight)
+        return tuple((d, *self.b.range(d, layout.axes(d), rank), self.b.sizes[d]) for d in self.body.spec(weight).dims)
+
+    def _items(self, tensor: str, rank: int) -> tuple[int, int]:
+        layout = self.body.layout(tensor)
+        return self.b.range("batch_size", layout.axes("batch_size"), rank)
+
+    def _operator(self, p: POp, op: Op, u: _Unit) -> None:
+        reads = [n for n in p.inputs if not self._is_weight(n)]
+        inputs = [self.b._port(self.body, n, u.rank) for n in reads]
+        output = self.b._port(self.body, p.output, u.rank)
+        routed = next((n for n in (p.output, *reads) if self.body.spec(n).routed), p.output)
+        notes = self.b.routed_note(self.body, routed, u.rank)
+        node = self._node(p, u, role_of(op), f"{op.name} · {word_of(op)}", op.module, op.kernel, inputs, output, notes)
+        for n, port in zip(reads, inputs, strict=True):
+            self._read(node.id, n, u, port)
+
+    def _slice(self, p: POp, comm: Comm, u: _Unit) -> None:
+        port = self.b._port(self.body, p.inputs[0], u.rank)
+        output = self.b._port(self.body, p.output, u.rank)
+        origin = self.body.tensors[p.output].origin
+        operator = f"split {origin}: {comm.dst_dim} over {self.b._axis_names(comm.axes)}"
+        node = self._node(p, u, "routing", operator, f"{self._module(origin)}.split", "", [port], output, [])
+        self._read(node.id, p.inputs[0], u, port)
+
+    def _module(self, origin: str) -> str:
+        return next((o.module for o in self.body.body.ops if o.output == origin), "input")
+
+    def _collective(self, p: POp, comm: Comm, members: Sequence[_Unit]) -> None:
+        b, origin = self.b, self.body.tensors[p.output].origin
+        ins = [(u.devices[0], b._port(self.body, p.inputs[0], u.rank)) for u in members]
+        outs = [(u.devices[0], b._port(self.body, p.output, u.rank)) for u in members]
+        inputs, outputs = b._uniform(ins), b._uniform(outs)
+        devices = tuple(g for u in members for g in u.devices)
+        step = f"{self.place.prefix}_{slug(p.name)}"
+        notes = b.routed_note(self.body, p.output, members[0].rank)
+        if b.detail != "full" and b.mesh.degree(comm.axes) < len(devices):
+            notes = [*notes, f"in groups of {int(b.mesh.degree(comm.axes))}"]
+        moved = " → ".join(d for d in (comm.src_dim, comm.dst_dim) if d)
+        node = DagNode(
+            id=f"{step}__g{devices[0]}", step=step, row=b.row, role="comm", operator=f"{COMM_WORDS[comm.kind]} {origin}" + (f" · {moved}" if moved else ""),
+            module=self.place.module(f"{self._module(origin)}.{comm.kind}"), kernel=comm.kind, devices=devices, inputs=tuple(inputs),
+            outputs=tuple(outputs), device_text=runtime.gpu_text(devices, len(devices) == b.world), global_dims=b._global(inputs, outputs),
+            notes=tuple(notes), spans=tuple(u.devices[0] for u in members), frame=self.place.frame, repeats=self.place.repeats,
+            layers=layers_text(self.place.layers), batch_items=tuple(self._items(p.inputs[0], u.rank) for u in members),
+        )  # fmt: skip
+        if self._carries_selection(p):
+            node = self._with_selection(node, p, members)
+        b.nodes.append(node)
+        for u, (_, port), (_, out) in zip(members, ins, outs, strict=True):
+            self._read(node.id, p.inputs[0], u, port)
+            self.env[(p.output, u.devices[0])] = (node.id, out)
+
+    # The gate's choice travels with the tokens: all-to-all carries both, and each device sorts what it receives by its own
+    # experts. So a dashed line leads from every gate, through dispatch, to the routing of every expert of every device.
+
+    def _selection(self) -> str:
+        op = next(q for q in self.body.ops if q.op is not None and q.op.kind == "dispatch")
+        return op.inputs[1]
+
+    def _with_selection(self, node: DagNode, p: POp, members: Sequence[_Unit]) -> DagNode:
+        before = next((q for q in self.body.ops if q.output == p.inputs[0] and self._carries_selection(q)), None)
+        name = self._selection() if before is None else before.output
+        ids = [(u.devices[0], self.b._port(self.body, name, u.rank) if before is None else self._chosen(before, u)) for u in members]
+        got = [(u.devices[0], self._chosen(p, u)) for u in members]
+        for u, (_, port) in zip(members, ids, strict=True):
+            self.b._join(self.env[(name, u.devices[0])][0], node.id, port, u.devices[0], dashed=True)
+        inputs, outputs = (*node.inputs, *self.b._uniform(ids)), (*node.outputs, *self.b._uniform(got))
+        return replace(node, inputs=inputs, outputs=outputs, global_dims=self.b._global(inputs, outputs))
+
+    def _chosen(self, p: POp, u: _Unit) -> Port:
+        return Port("selection", self.b._port(self.body, p.output, u.rank).dims[:2])
+
+    def _receive(self, p: POp, u: _Unit) -> None:
+        source, port = self.env[(p.output, u.devices[0])]
+        chosen = self._chosen(p, u)
+        lo, hi = self.b.range("experts", self.body.layout(p.output).axes("experts"), u.rank)
+        step = POp(f"{p.output}_route", (p.output,), p.output, op=None, comm=p.comm)
+        notes = self.b.routed_note(self.body, p.output, u.rank)
+        node = self._node(step, u, "routing", f"expert routing: received tokens to experts {lo}-{hi - 1}", "mlp.experts.route", "", [port, chosen], port, notes)
+        self.b._join(source, node.id, port, u.devices[0])
+        self.b._join(source, node.id, chosen, u.devices[0], dashed=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- wording
+
+
+def role_of(op: Op) -> Role:
+    if op.kind in ROUTING_KINDS:
+        return "routing"
+    if op.module.startswith("self_attn") and op.fn != "add":
+        return "attention"
+    return "moe" if op.module == "mlp.gate" or op.module.startswith(("mlp.experts", "mlp.shared")) else "compute"
+
+
+def word_of(op: Op) -> str:
+    """What the operator does, in a word or two."""
+    if op.kind == "norm":
+        return op.fn
+    if op.kind == "elementwise":
+        return "residual add" if op.fn == "add" and "residual" in op.module else op.fn
+    if op.kind == "mask":
+        return f"{op.fn} mask"
+    return WORDS.get(op.kind, op.kind)
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """`0-79`, `1,3,5`; empty for no layers."""
+    if not layers:
+        return ""
+    if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))
+
+
+def _frame_title(layers: Sequence[int], repeat: int, pattern: int) -> str:
+    span = f"layers {layers_text(layers)}" if len(layers) > 1 else f"layer {layers[0]}"
+    return f"{span} · × {repeat}" + (f" (pattern of {pattern} layers)" if pattern > 1 else "")
+
+
+def depth_first(body: PBody) -> list[POp]:
+    """Steps in a topological order that follows each branch to its end, so that few edges jump over nodes."""
+    made = {p.output: i for i, p in enumerate(body.ops)}
+    waits = [{made[n] for n in p.inputs if n in made} for p in body.ops]
+    order: list[int] = []
+    done: set[int] = set()
+    todo = list(range(len(body.ops)))
+    while todo:
+        ready = [i for i in todo if waits[i] <= done]
+        last = order[-1] if order else None
+        chosen = next((i for i in ready if last in waits[i]), ready[0])
+        order.append(chosen)
+        done.add(chosen)
+        todo.remove(chosen)
+    return [body.ops[i] for i in order]

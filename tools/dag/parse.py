@@ -1,0 +1,344 @@
+"""A tolerant DOT parser: any file → generic graphs, with the line of everything.
+
+Understands strict/graph/digraph, several graphs per file, prose and markdown fences around them, attribute defaults,
+subgraphs and clusters, edge chains and edges to subgraphs, ports, quoted, concatenated and HTML strings, comments. What it
+cannot read it reports with line and token and skips.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class DotNode:
+    id: str
+    attrs: dict[str, str]
+    line: int
+    cluster: str | None = None
+    """Innermost cluster that the node was named in."""
+    declared: bool = False
+
+
+@dataclass(slots=True)
+class DotEdge:
+    src: str
+    dst: str
+    attrs: dict[str, str]
+    line: int
+
+
+@dataclass(slots=True)
+class DotCluster:
+    name: str
+    parent: str | None
+    attrs: dict[str, str]
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyntaxProblem:
+    line: int
+    token: str
+    message: str
+
+
+@dataclass(slots=True)
+class DotGraph:
+    name: str
+    directed: bool
+    strict: bool
+    line: int
+    attrs: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, DotNode] = field(default_factory=dict)
+    edges: list[DotEdge] = field(default_factory=list)
+    clusters: dict[str, DotCluster] = field(default_factory=dict)
+    problems: list[SyntaxProblem] = field(default_factory=list)
+
+
+_HEAD = re.compile(r"(?<![\w\"])(strict\s+)?(di)?graph\b\s*(\"(?:[^\"\\]|\\.)*\"|[\w.\-]*)\s*\{", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"""(?P<skip>(?:\s+|//[^\n]*|/\*.*?\*/|(?:(?<=\n)|\A)\#[^\n]*)+)
+      | (?P<quoted>"(?:[^"\\]|\\.)*")
+      | (?P<edge>->|--)
+      | (?P<punct>[{}\[\];,=:+])
+      | (?P<id>-?(?:\.\d+|\d+(?:\.\d*)?)(?![A-Za-z_])|[^\W\d]\w*|\d\w*)
+      | (?P<html><)
+      | (?P<bad>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+Token = tuple[str, str, int]
+"""(kind, text, offset); kind is id, html, edge, punct, end"""
+MAX_DEPTH = 200
+
+
+def parse_dot(text: str) -> list[DotGraph]:
+    """Every graph in `text`. A text without one gives a single empty graph that says so."""
+    graphs, at = [], 0
+    newlines = [m.start() for m in re.finditer("\n", text)]
+    while (head := _HEAD.search(text, at)) is not None:
+        if _in_comment(text, head.start()):
+            at = head.end()
+            continue
+        parser = _Parser(text, head.end(), newlines)
+        graph = DotGraph(_unquote(head[3] or ""), bool(head[2]), bool(head[1]), parser.line(head.start()))
+        at = parser.run(graph)
+        graphs.append(graph)
+    if not graphs:
+        words = text.split(None, 1)
+        problem = SyntaxProblem(1, words[0][:40] if words else "", "no `digraph NAME { … }` in this file")
+        return [DotGraph("", True, False, 1, problems=[problem])]
+    return graphs
+
+
+def _in_comment(text: str, at: int) -> bool:
+    start = text.rfind("\n", 0, at) + 1
+    line = text[start:at].lstrip()
+    return line.startswith(("//", "#"))
+
+
+def _unquote(text: str) -> str:
+    if text.startswith('"'):
+        return text[1:-1].replace('\\"', '"').replace("\\\n", "")
+    return text
+
+
+@dataclass(slots=True)
+class _Scope:
+    cluster: str | None
+    node: dict[str, str]
+    edge: dict[str, str]
+    members: list[str] = field(default_factory=list)
+
+
+class _Parser:
+    def __init__(self, text: str, start: int, newlines: Sequence[int]):
+        self.text, self.at, self.newlines = text, start, newlines
+        self.token: Token = ("", "", start)
+        self.graph = DotGraph("", True, False, 1)
+
+    def line(self, offset: int) -> int:
+        return bisect_right(self.newlines, offset - 1) + 1
+
+    # ------------------------------------------------------------------------------------------------------------ tokens
+
+    def next(self) -> Token:
+        while True:
+            m = _TOKEN.match(self.text, self.at)
+            if m is None:
+                self.token = ("end", "", len(self.text))
+                return self.token
+            self.at, kind = m.end(), m.lastgroup or ""
+            if kind == "skip":
+                continue
+            if kind == "quoted":
+                self.token = ("id", self._joined(_unquote(m[0])), m.start())
+            elif kind == "html":
+                self.token = self._html(m.start())
+            elif kind == "bad":
+                self._problem(m.start(), m[0], "unterminated string" if m[0] == '"' else "unexpected character")
+                if m[0] == '"':
+                    self.at = self._line_end(m.start())
+                continue
+            else:
+                self.token = (kind, m[0], m.start())
+            return self.token
+
+    def _line_end(self, at: int) -> int:
+        end = self.text.find("\n", at)
+        return len(self.text) if end < 0 else end
+
+    def _joined(self, value: str) -> str:
+        """`"a" + "b"` is one string."""
+        while (m := re.compile(r'\s*\+\s*("(?:[^"\\]|\\.)*")').match(self.text, self.at)) is not None:
+            value, self.at = value + _unquote(m[1]), m.end()
+        return value
+
+    def _html(self, start: int) -> Token:
+        depth = 0
+        for m in re.compile(r"[<>]").finditer(self.text, start):
+            depth += 1 if m[0] == "<" else -1
+            if depth == 0:
+                self.at = m.end()
+                return ("html", self.text[start : self.at], start)
+        self._problem(start, "<", "unterminated HTML string")
+        self.at = self._line_end(start)
+        return ("html", self.text[start : self.at], start)
+
+    def _problem(self, offset: int, token: str, message: str) -> None:
+        if len(self.graph.problems) < 100:
+            self.graph.problems.append(SyntaxProblem(self.line(offset), token[:40], message))
+
+    # -------------------------------------------------------------------------------------------------------- statements
+
+    def run(self, graph: DotGraph) -> int:
+        self.graph = graph
+        self.next()
+        self._statements(_Scope(None, {}, {}), 0)
+        if self.token[0] == "end":
+            self._problem(len(self.text), "", "missing } at the end of the graph")
+        return self.at
+
+    def _statements(self, scope: _Scope, depth: int) -> None:
+        while True:
+            kind, text, offset = self.token
+            if kind == "end" or text == "}" and kind == "punct":
+                return
+            if kind == "punct" and text in ";,":
+                self.next()
+            elif kind in ("id", "html") or text == "{" and kind == "punct":
+                self._statement(scope, depth)
+            else:
+                self._problem(offset, text, "a statement cannot start with this")
+                self.next()
+
+    def _statement(self, scope: _Scope, depth: int) -> None:
+        kind, text, offset = self.token
+        bare = self.text[offset : offset + 1] != '"' and kind == "id"
+        word = text.lower() if bare else ""
+        if word in ("node", "edge", "graph"):
+            self.next()
+            self._defaults(scope, word)
+            return
+        if bare and word == "subgraph" or text == "{":
+            ends = self._subgraph(scope, depth)
+        else:
+            self.next()
+            if self.token[:2] == ("punct", "="):
+                self.next()
+                self._graph_attrs(scope, {text: self._value()})
+                return
+            self._skip_port()
+            ends = [text]
+        self._edges_or_node(scope, ends, offset, kind in ("id", "html") and word != "subgraph", depth)
+
+    def _defaults(self, scope: _Scope, word: str) -> None:
+        if word == "graph" and self.token[:2] == ("punct", "="):
+            self.next()
+            self._value()
+            return
+        attrs = self._attr_lists()
+        if word == "graph":
+            self._graph_attrs(scope, attrs)
+        else:
+            target = scope.node if word == "node" else scope.edge
+            target.update(attrs)
+
+    def _graph_attrs(self, scope: _Scope, attrs: dict[str, str]) -> None:
+        (self.graph.clusters[scope.cluster].attrs if scope.cluster else self.graph.attrs).update(attrs)
+
+    def _edges_or_node(self, scope: _Scope, ends: list[str], offset: int, is_node: bool, depth: int) -> None:
+        chain = [ends]
+        while self.token[0] == "edge":
+            if (self.token[1] == "->") != self.graph.directed:
+                self._problem(self.token[2], self.token[1], f"in a {'digraph' if self.graph.directed else 'graph'} edges are {'->' if self.graph.directed else '--'}")
+            self.next()
+            chain.append(self._endpoint(scope, depth))
+        attrs = self._attr_lists()
+        if len(chain) == 1:
+            if is_node:
+                self._node(scope, ends[0], offset, attrs, declared=True)
+            return
+        for group in chain:
+            for n in group:
+                self._node(scope, n, offset, {}, declared=False)
+        line = self.line(offset)
+        for a, b in zip(chain, chain[1:], strict=False):
+            self.graph.edges += [DotEdge(s, d, {**scope.edge, **attrs}, line) for s in a for d in b]
+
+    def _endpoint(self, scope: _Scope, depth: int) -> list[str]:
+        kind, text, offset = self.token
+        if kind == "punct" and text == "{" or kind == "id" and text.lower() == "subgraph" and self.text[offset] != '"':
+            return self._subgraph(scope, depth)
+        if kind not in ("id", "html"):
+            self._problem(offset, text, "an edge needs a node here")
+            return []
+        self.next()
+        self._skip_port()
+        return [text]
+
+    def _subgraph(self, scope: _Scope, depth: int) -> list[str]:
+        name = ""
+        offset = self.token[2]
+        if self.token[1] != "{":
+            self.next()
+            if self.token[0] == "id":
+                name = self.token[1]
+                self.next()
+        if self.token[:2] != ("punct", "{"):
+            self._problem(self.token[2], self.token[1], "a subgraph needs {")
+            return []
+        if depth > MAX_DEPTH:
+            self._problem(offset, "{", f"subgraphs nested deeper than {MAX_DEPTH}")
+            self.at = len(self.text)
+            self.next()
+            return []
+        cluster = scope.cluster
+        if name.startswith("cluster"):
+            cluster = name
+            self.graph.clusters.setdefault(name, DotCluster(name, scope.cluster, {}, self.line(offset)))
+        inner = _Scope(cluster, dict(scope.node), dict(scope.edge))
+        self.next()
+        self._statements(inner, depth + 1)
+        if self.token[:2] == ("punct", "}"):
+            self.next()
+        scope.members += inner.members
+        return list(dict.fromkeys(inner.members))
+
+    def _node(self, scope: _Scope, name: str, offset: int, attrs: dict[str, str], *, declared: bool) -> None:
+        node = self.graph.nodes.get(name)
+        if node is None:
+            node = self.graph.nodes[name] = DotNode(name, dict(scope.node), self.line(offset))
+        if declared and not node.declared:
+            node.line, node.declared = self.line(offset), True
+        node.attrs.update(attrs)
+        if scope.cluster and (node.cluster is None or self._inside(scope.cluster, node.cluster)):
+            node.cluster = scope.cluster
+        scope.members.append(name)
+
+    def _inside(self, inner: str | None, outer: str) -> bool:
+        while inner is not None:
+            if inner == outer:
+                return True
+            inner = self.graph.clusters[inner].parent
+        return False
+
+    def _skip_port(self) -> None:
+        while self.token[:2] == ("punct", ":"):
+            self.next()
+            if self.token[0] == "id":
+                self.next()
+
+    def _attr_lists(self) -> dict[str, str]:
+        attrs: dict[str, str] = {}
+        while self.token[:2] == ("punct", "["):
+            opened = self.token[2]
+            self.next()
+            while self.token[:2] != ("punct", "]"):
+                kind, key, offset = self.token
+                if kind == "end" or kind == "edge" or key in "{}" and kind == "punct":
+                    self._problem(opened, "[", "attribute list without ]")
+                    return attrs
+                self.next()
+                if kind == "punct":
+                    if key not in ",;":
+                        self._problem(offset, key, "an attribute needs a name")
+                    continue
+                if self.token[:2] == ("punct", "="):
+                    self.next()
+                    attrs[key] = self._value()
+                else:
+                    attrs[key] = "true"
+            self.next()
+        return attrs
+
+    def _value(self) -> str:
+        kind, text, offset = self.token
+        if kind not in ("id", "html"):
+            self._problem(offset, text, "an attribute needs a value")
+            return ""
+        self.next()
+        return text

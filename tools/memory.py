@@ -1,0 +1,465 @@
+"""The memory calculator: bytes per rank of weights, KV cache and activations, from the partitioned graph itself.
+
+    memory(program, …)   one StageMemory per pipeline stage, of its fullest rank, with the engine's accounting
+    rank_weight_bytes(program)   exact weight bytes of every rank, uneven shards included
+
+The walks below take one `PBody` and sizes and degrees that are ints *or numpy arrays*, so that a search prices a whole
+candidate set with the same code:
+
+    body_weight_bytes, body_kv_bytes_per_token, body_kv_bytes, body_activation_bytes
+
+Every result is of the longest shard. Shards of an uneven dim have their longer parts first, so the rank with all
+coordinates 0 holds the longest shard of every tensor: the fullest rank's bytes are exact, not a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tools.engines.rules import engines, kv_budget
+from tools.graph.build import all_sizes, embed_body, head_body, layer_body
+from tools.graph.ir import DTypeRole, Size, Sizes
+from tools.partition.layout import positions
+from tools.partition.lower import PBody, Program, Stage, local_dims, lower, num_elements
+from tools.partition.mesh import Mesh
+from tools.spec.base import ToolError
+from tools.spec.model import BITS, ModelSpec, dtype_bytes
+from tools.spec.plan import StageMemory
+from tools.spec.strategy import Strategy
+from tools.spec.term import Breakdown, Term
+
+KV_BLOCK = 16
+"""Tokens per page of the KV cache (vLLM config/cache.py; SGLang pages are no larger by default)."""
+HOLDS_WINDOW_ONLY = frozenset({"vllm"})
+"""Engines that free the pages a sliding-window layer can no longer see: vLLM's hybrid KV cache manager, which is off
+for chunked attention (vllm 0.33.0 config/vllm.py:2246). Others are counted as keeping the whole context."""
+INDEX_BYTES = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dtypes:
+    """Bytes per element by role. Quantisation concerns matrices; embeddings, norms, biases, router stay 16-bit."""
+
+    matrix: float
+    expert_matrix: float
+    plain: float
+    kv: float
+
+    @classmethod
+    def of(cls, model: ModelSpec, weight_dtype: str, kv_dtype: str) -> Dtypes:
+        """Bytes of a plan's dtypes. Native quantisation that covers the routed experts only leaves the rest 16-bit."""
+        plain = dtype_bytes(weight_dtype) if weight_dtype in ("fp32", "fp16", "bf16") else 2.0
+        experts_only = model.quantized_experts_only and weight_dtype == model.weight_dtype and BITS[weight_dtype] < 16
+        weights = dtype_bytes(weight_dtype)
+        return cls(plain if experts_only else weights, weights, plain, dtype_bytes(kv_dtype))
+
+    @classmethod
+    def of_strategy(cls, model: ModelSpec, strategy: Strategy) -> Dtypes:
+        return cls.of(model, strategy.weight_dtype, strategy.kv_dtype)
+
+    def bytes(self, role: DTypeRole) -> float:
+        """Bytes of one element of a tensor of this role."""
+        named = {
+            "matrix": self.matrix,
+            "expert_matrix": self.expert_matrix,
+            "kv": self.kv,
+            "fp32": 4.0,
+            "index": INDEX_BYTES,
+        }
+        return named.get(role, self.plain)
+
+
+# ------------------------------------------------------------------------------ one body, ints or arrays, longest shard
+
+
+def tensor_bytes(pbody: PBody, tensor: str, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+    """Bytes of one tensor of the per-device program on the rank with the longest shard."""
+    return num_elements(local_dims(pbody, tensor, sizes, mesh)) * dtypes.bytes(pbody.spec(tensor).dtype)
+
+
+def body_weight_bytes(
+    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, skip: frozenset[str] = frozenset()
+) -> Size | float:
+    """Weights of one body per rank. `skip` names weights that the rank holds already (tied embeddings)."""
+    total: Size | float = 0.0
+    for w in pbody.weights():
+        if w.name not in skip:
+            total = total + tensor_bytes(pbody, w.name, sizes, mesh, dtypes)
+    return total
+
+
+def body_kv_bytes_per_token(pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+    """KV cache that one token of a sequence adds on a rank that serves it: 2 · kv_heads_local · d_k · bytes,
+    or (kv_lora + qk_rope) · bytes for MLA, whose latent every rank of the group keeps."""
+    total: Size | float = 0.0
+    for name in _caches(pbody):
+        dims = local_dims(pbody, name, sizes, mesh)
+        total = total + num_elements({d: n for d, n in dims.items() if d not in ("batch_size", "kv_len")}) * dtypes.kv
+    return total
+
+
+def body_window(pbody: PBody) -> int | None:
+    """Tokens that a sliding-window layer can see; None: the whole context, or its own chunk of it."""
+    for p in pbody.ops:
+        if p.op is not None and p.op.kind == "mask" and p.op.fn == "causal":
+            return p.op.attrs.get("window")
+    return None
+
+
+def body_kv_bytes(
+    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, *, sequences: Size, context: Size, engine: str,
+    in_flight: Size = 0,
+) -> Size | float:  # fmt: skip
+    """KV cache of one body on one rank: `sequences` (on this rank) of `context` tokens each, in whole pages.
+
+    A layer that slides keeps window + one page per sequence where the engine frees the rest, plus `in_flight` tokens of
+    the prefill chunk being computed.
+    """
+    per_token = body_kv_bytes_per_token(pbody, sizes, mesh, dtypes)
+    tokens = sequences * (-(-context // KV_BLOCK) * KV_BLOCK)
+    window = body_window(pbody)
+    if window is not None and engine in HOLDS_WINDOW_ONLY:
+        tokens = _smaller(tokens, sequences * (-(-window // KV_BLOCK) + 1) * KV_BLOCK + in_flight)
+    return per_token * tokens
+
+
+def body_activation_bytes(pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+    """Peak of the tensors that are live between kernels. Tensors inside a kernel never reach memory; caches are not
+    activations. A kernel's outputs exist from its start, its inputs to its end."""
+    peak: Size | float = 0.0
+    size = {name: tensor_bytes(pbody, name, sizes, mesh, dtypes) for name, _, _ in _lifetimes(pbody)}
+    for at in _busy_moments(pbody):
+        live: Size | float = 0.0
+        for name, first, last in _lifetimes(pbody):
+            if first <= at <= last:
+                live = live + size[name]
+        peak = _larger(peak, live)
+    return peak
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """max of two ints, or of arrays element by element."""
+    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    return np.minimum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else min(a, b)
+
+
+@lru_cache(maxsize=4096)
+def _kernel_spans(key: _ById) -> dict[str, tuple[int, int]]:
+    spans: dict[str, tuple[int, int]] = {}
+    for i, p in enumerate(key.pbody.ops):
+        first, _ = spans.get(p.kernel, (i, i))
+        spans[p.kernel] = (first, i)
+    return spans
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _ById:
+    """Cache key: partitioned bodies are shared objects, and hashing one would walk all its operators."""
+
+    pbody: PBody
+
+    def __hash__(self) -> int:
+        return id(self.pbody)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and other.pbody is self.pbody
+
+
+def _lifetimes(pbody: PBody) -> tuple[tuple[str, int, int], ...]:
+    """(tensor, first step, last step) of every activation that crosses a kernel boundary."""
+    return _lifetimes_of(_ById(pbody))
+
+
+@lru_cache(maxsize=4096)
+def _lifetimes_of(key: _ById) -> tuple[tuple[str, int, int], ...]:
+    pbody, spans = key.pbody, _kernel_spans(key)
+    made = dict.fromkeys(pbody.inputs, "") | {p.output: p.kernel for p in pbody.ops}
+    used: dict[str, set[str]] = {}
+    for p in pbody.ops:
+        for name in p.inputs:
+            used.setdefault(name, set()).add(p.kernel)
+    out = []
+    for name, kernel in made.items():
+        readers = used.get(name, set())
+        if pbody.spec(name).kind == "cache" or (readers == {kernel} and name != pbody.output):
+            continue
+        first = spans[kernel][0] if kernel else 0
+        last = max((spans[k][1] for k in readers), default=first)
+        out.append((name, first, len(pbody.ops) - 1 if name == pbody.output else last))
+    return tuple(out)
+
+
+def _busy_moments(pbody: PBody) -> tuple[int, ...]:
+    """Steps at which something new has become live: only there can the peak be."""
+    return tuple(sorted({first for _, first, _ in _lifetimes(pbody)}))
+
+
+def _caches(pbody: PBody) -> Iterator[str]:
+    return (p.output for p in pbody.ops if p.op is not None and p.op.kind == "cache")
+
+
+# -------------------------------------------------------------------------------------------------------------- a stage
+
+
+def activation_sizes(model: ModelSpec, *, attn_dp: Size, batch: Size, max_num_batched_tokens: Size) -> Sizes:
+    """Sizes of the step the engine profiles: every rank computes `max_num_batched_tokens`, of `batch` sequences."""
+    tokens = attn_dp * max_num_batched_tokens
+    sequences = _larger(1, _smaller(batch, tokens))
+    length = -(-tokens // sequences)
+    return all_sizes(model, batch_size=sequences, seq_len=length, kv_len=length)
+
+
+def stage_weight_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+    """Weights of a stage per rank. A rank that embeds and ends keeps a tied embedding once."""
+    return sum((b for _, b in stage_weights_by_body(stage, sizes, mesh, dtypes)), 0.0)
+
+
+def stage_weights_by_body(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> list[tuple[str, Size | float]]:
+    """(what, bytes per rank) of embedding, layers by kind, head."""
+    held = frozenset(w.name for w in stage.embed.weights()) if stage.embed else frozenset()
+    rows: dict[str, Size | float] = {}
+    for pbody, times in stage.bodies():
+        skip = held if pbody is stage.head else frozenset()
+        rows[pbody.name] = rows.get(pbody.name, 0.0) + times * body_weight_bytes(pbody, sizes, mesh, dtypes, skip)
+    return list(rows.items())
+
+
+def stage_kv_bytes_per_token(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+    """KV cache that one token of one sequence adds on one rank of this stage (all its layers)."""
+    return sum((times * body_kv_bytes_per_token(b, sizes, mesh, dtypes) for b, times in stage.bodies()), 0.0)
+
+
+def stage_kv_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, **held: Size | str) -> Size | float:
+    """KV cache of one rank of this stage; keywords as in `body_kv_bytes`."""
+    return sum((times * body_kv_bytes(b, sizes, mesh, dtypes, **held) for b, times in stage.bodies()), 0.0)  # type: ignore[arg-type]
+
+
+def stage_activation_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+    """Peak over the bodies of the stage: they run one after another."""
+    return reduce(_larger, (body_activation_bytes(b, sizes, mesh, dtypes) for b, _ in stage.bodies()))
+
+
+# -------------------------------------------------------------------------------------------------------------- program
+
+
+def memory(
+    program: Program,
+    *,
+    capacity_bytes: float,
+    context: int,
+    batch: int | None = None,
+    memory_reserve: float | None = None,
+    engine_version: str | None = None,
+) -> tuple[StageMemory, ...]:
+    """What the fullest rank of every stage holds, with the engine's own reserves: `batch` sequences of `context` tokens
+    per replica (the strategy's batch by default).
+
+    `capacity_bytes` is what the device offers in total; `memory_reserve` a fraction of it that must stay free. Raises
+    ToolError when batch or context is below 1. A stage that does not fit is an answer: `free_bytes` is negative.
+    """
+    batch = program.strategy.batch if batch is None else batch
+    if batch < 1 or context < 1:
+        raise ToolError(f"memory of batch({batch}) sequences of context({context}) tokens: both must be at least 1")
+    if program.phase != "prefill":
+        # The same weights serve both phases; the activation peak is that of prefill.
+        program = lower(program.model, program.strategy, "prefill", program.sizes)
+    load = Load(batch, context, capacity_bytes, memory_reserve, engine_version)
+    return tuple(_stage_memory(program, s, load) for s in program.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a replica is asked to hold, and on what."""
+
+    batch: int
+    context: int
+    capacity_bytes: float
+    memory_reserve: float | None = None
+    engine_version: str | None = None
+
+
+def _stage_memory(program: Program, stage: Stage, load: Load) -> StageMemory:
+    m, s, mesh = program.model, program.strategy, program.mesh
+    assert s.attn_dp is not None
+    dtypes = Dtypes.of_strategy(m, s)
+    sizes = activation_sizes(m, attn_dp=s.attn_dp, batch=load.batch, max_num_batched_tokens=s.max_num_batched_tokens)
+    parts = [(n, float(b)) for n, b in stage_weights_by_body(stage, sizes, mesh, dtypes)]
+    weights, sequences = sum(b for _, b in parts), -(-load.batch // s.attn_dp)
+    held: dict[str, Any] = {"sequences": sequences, "context": load.context, "in_flight": s.max_num_batched_tokens}
+    kv = float(stage_kv_bytes(stage, sizes, mesh, dtypes, engine=s.engine, **held))
+    activation = float(stage_activation_bytes(stage, sizes, mesh, dtypes))
+    reserve, overhead = _engine_share(s, load, weights, activation)
+    per_token = float(stage_kv_bytes_per_token(stage, sizes, mesh, dtypes))
+    terms = (
+        *(_term(f"weights of {name}", b, "Σ local elements · bytes") for name, b in parts),
+        _term("kv_cache", kv, f"{sequences} sequences · {load.context} tokens · up to {per_token:g} B per token"),
+        _term("activations", activation, f"peak between kernels at {s.max_num_batched_tokens} tokens"),
+        *overhead,
+        _term("reserve", reserve, "what the engine leaves unused", s.engine),
+    )
+    return StageMemory(
+        stage=stage.index, ranks=len(stage.ranks), layers=stage.num_layers, weights_bytes=weights, kv_bytes=kv,
+        activation_bytes=activation, overhead_bytes=sum(t.value for t in overhead), reserve_bytes=reserve,
+        capacity_bytes=load.capacity_bytes, terms=Breakdown(name="memory", unit="bytes", terms=terms),
+    )  # fmt: skip
+
+
+def _term(name: str, value: float, formula: str, source: str = "partitioned graph") -> Term:
+    return Term(name=name, value=value, unit="bytes", formula=formula, source=source)
+
+
+def kv_budget_bytes(
+    strategy: Strategy,
+    *,
+    capacity_bytes: float,
+    weights_bytes: float,
+    activation_bytes: float,
+    batch: int,
+    memory_reserve: float | None = None,
+    engine_version: str | None = None,
+) -> Breakdown:
+    """The engine's own budget for KV on one rank; vLLM's accounting stands in for an engine without rules."""
+    known = strategy.engine in engines()
+    return kv_budget(
+        strategy.engine if known else "vllm", memory_total_bytes=capacity_bytes, weights_bytes=weights_bytes,
+        activation_bytes=activation_bytes, strategy=strategy.model_copy(update={"batch": batch}),
+        memory_reserve=memory_reserve, version=engine_version if known else None,
+    )  # fmt: skip
+
+
+def _engine_share(s: Strategy, load: Load, weights: float, activation: float) -> tuple[float, tuple[Term, ...]]:
+    """(bytes the engine leaves unused, overhead terms): beside weights and activations, what KV does not get."""
+    budget = kv_budget_bytes(
+        s, capacity_bytes=load.capacity_bytes, weights_bytes=weights, activation_bytes=activation, batch=load.batch,
+        memory_reserve=load.memory_reserve, engine_version=load.engine_version,
+    )  # fmt: skip
+    named = {t.name: t for t in budget.terms}
+    if "requested" in named:
+        held = load.capacity_bytes - named["requested"].value
+    else:
+        held = -named["stated_reserve"].value if "stated_reserve" in named else 0.0
+    names = [n for n in ("non_torch", "cuda_graphs") if n in named]
+    direct = tuple(named[n].model_copy(update={"value": -named[n].value}) for n in names)
+    rest = load.capacity_bytes - budget.total - weights - activation - held - sum(t.value for t in direct)
+    if abs(rest) > 1:
+        direct = (*direct, _term("engine_reserved", rest, "reserved by the engine beyond activations", s.engine))
+    return held, direct
+
+
+def rank_weight_bytes(program: Program) -> dict[int, float]:
+    """Exact weight bytes of every rank of one replica, by global rank: each shard counted by the positions it holds."""
+    dtypes = Dtypes.of_strategy(program.model, program.strategy)
+    sizes = all_sizes(program.model, batch_size=1, seq_len=1, kv_len=1)
+    out: dict[int, float] = {}
+    for stage in program.stages:
+        held = frozenset(w.name for w in stage.embed.weights()) if stage.embed else frozenset()
+        for local, rank in enumerate(stage.ranks):
+            out[rank] = sum(
+                times * _exact(pbody, local, program.mesh, sizes, dtypes, held if pbody is stage.head else frozenset())
+                for pbody, times in stage.bodies()
+            )
+    return out
+
+
+def rank_kv_bytes(program: Program, *, batch: int, context: int) -> dict[int, float]:
+    """Exact KV bytes of every rank of one replica that holds `batch` sequences of `context` tokens, by global rank.
+
+    Windows are not applied: this is what the cache tensors of the graph hold, before the engine frees anything.
+    """
+    dtypes = Dtypes.of_strategy(program.model, program.strategy)
+    sizes = all_sizes(program.model, batch_size=batch, seq_len=1, kv_len=context)
+    out: dict[int, float] = {}
+    for stage in program.stages:
+        for local, rank in enumerate(stage.ranks):
+            out[rank] = sum(
+                times * sum(held_elements(b, n, local, program.mesh, sizes) for n in _caches(b)) * dtypes.kv
+                for b, times in stage.bodies()
+            )
+    return out
+
+
+def _exact(pbody: PBody, rank: int, mesh: Mesh, sizes: Sizes, dtypes: Dtypes, skip: frozenset[str]) -> float:
+    held = (w.name for w in pbody.weights() if w.name not in skip)
+    return sum(held_elements(pbody, n, rank, mesh, sizes) * dtypes.bytes(pbody.spec(n).dtype) for n in held)
+
+
+def held_elements(pbody: PBody, tensor: str, rank: int, mesh: Mesh, sizes: Sizes) -> int:
+    """Elements of a tensor that local rank `rank` holds, by the positions of every dim."""
+    layout = pbody.layout(tensor)
+    return prod(len(positions(int(sizes[d]), layout.axes(d), mesh, rank)) for d in pbody.spec(tensor).dims)
+
+
+# ------------------------------------------------------------------------------------------------------ the whole model
+
+
+def parameters_by_role(model: ModelSpec, *, padded: bool = False) -> Mapping[DTypeRole, int]:
+    """Number of weights of the unpartitioned model by dtype role; tied embeddings once. `padded`: vocabulary rows that
+    engines add for divisibility are counted too."""
+    sizes = all_sizes(model, batch_size=1, seq_len=1, kv_len=1)
+    if not padded:
+        sizes = {**sizes, "padded_vocab": sizes["vocab"]}
+    out: dict[DTypeRole, int] = {}
+    seen: set[str] = set()
+    bodies = [embed_body(model), *(layer_body(model, k, "prefill") for k in model.layers()), head_body(model)]
+    for body in bodies:
+        for t in body.weights():
+            if t.dtype == "embedding" and t.name in seen:
+                continue
+            seen.add(t.name)
+            out[t.dtype] = out.get(t.dtype, 0) + int(num_elements({d: sizes[d] for d in t.dims}))
+    return out
+
+
+def num_parameters(model: ModelSpec) -> int:
+    """Weights of the whole model; tied embeddings once."""
+    return sum(parameters_by_role(model).values())
+
+
+def model_weight_bytes(model: ModelSpec, weight_dtype: str | None = None) -> float:
+    """Weights of the whole model in one copy, in `weight_dtype` (the checkpoint's own by default)."""
+    dtypes = Dtypes.of(model, weight_dtype or model.weight_dtype, "bf16")
+    return sum(n * dtypes.bytes(role) for role, n in parameters_by_role(model).items())
+
+
+def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16") -> float:
+    """KV cache of one token in one copy: 2 · L · kv_heads · d_k · bytes, or L · (kv_lora + qk_rope) · bytes."""
+    a = model.attention
+    per_layer = a.mla.kv_lora_rank + a.mla.qk_rope_head_dim if a.mla else 2 * a.num_kv_heads * a.head_dim
+    return model.num_hidden_layers * per_layer * dtype_bytes(kv_dtype)
+
+
+__all__ = [
+    "HOLDS_WINDOW_ONLY",
+    "KV_BLOCK",
+    "Dtypes",
+    "activation_sizes",
+    "body_activation_bytes",
+    "body_kv_bytes",
+    "body_kv_bytes_per_token",
+    "body_weight_bytes",
+    "body_window",
+    "held_elements",
+    "kv_budget_bytes",
+    "kv_bytes_per_token",
+    "memory",
+    "model_weight_bytes",
+    "num_parameters",
+    "parameters_by_role",
+    "rank_kv_bytes",
+    "rank_weight_bytes",
+    "stage_activation_bytes",
+    "stage_kv_bytes",
+    "stage_kv_bytes_per_token",
+    "stage_weight_bytes",
+    "stage_weights_by_body",
+    "tensor_bytes",
+]  # fmt: skip

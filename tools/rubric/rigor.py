@@ -1,0 +1,183 @@
+"""Rigor: would the plan cause an engineering error?"""
+
+from __future__ import annotations
+
+import math
+
+from tools.oracle.prove import TOLERANCE
+from tools.rubric.base import Item, Score, criterion, mean, score
+from tools.rubric.record import GraphProof, RunRecord
+from tools.spec.plan import Plan
+
+CAP = 0.5
+"""An engineering error is not made good by many things that are right: one of them caps the score."""
+
+
+@criterion("rigor")
+def rigor(record: RunRecord) -> Score:
+    items = [*_findings(record), *_rules(record), *verdict_items(record.plan)]
+    if record.plan.status == "proven":
+        items += [
+            *_proofs(record),
+            *_drawn_is_proven(record),
+            *_ranks(record.plan),
+            *_layers(record.plan),
+            *_memory(record.plan),
+        ]
+        items += [*_parts(record.plan)]
+    else:
+        items += _infeasible_is_argued(record.plan)
+    wrong = any(i.value < 1 for i in items)
+    value = min(mean(items), CAP) if wrong else 1.0
+    good = f"none of {len(items)} checks finds an engineering error"
+    return score("rigor", value, items, good)
+
+
+def _item(name: str, ok: bool, reason: str) -> Item:
+    return Item(name=name, value=float(ok), reason=reason)
+
+
+def _findings(record: RunRecord) -> list[Item]:
+    """Failed checks. The baseline's own shortcomings are not the plan's; the binding finding of an infeasible verdict is its content."""
+    plan = record.plan
+    found = [*plan.findings, *record.launch_findings]
+    if plan.status == "proven" and plan.estimate is not None:
+        found += plan.estimate.findings
+    errors = [f for f in found if f.severity == "error"]
+    if plan.status == "infeasible":
+        errors = [
+            f
+            for f in errors
+            if plan.infeasible is None or f not in plan.infeasible.findings and f != plan.infeasible.binding
+        ]
+    return [_item(f.code, False, f.message) for f in errors] or [
+        _item("checks", True, f"{len(found)} findings, none an error")
+    ]
+
+
+def _rules(record: RunRecord) -> list[Item]:
+    return [
+        _item(f"{f.code} in {d.dot}", False, f.message)
+        for d in record.dags
+        for f in d.findings
+        if f.severity == "error"
+    ] or [_item("DAG rules", True, f"{sum(len(d.passed) for d in record.dags)} rule verdicts, none broken")]
+
+
+def _proofs(record: RunRecord) -> list[Item]:
+    """Prefill and decode of the plan and of its baseline, each executed and equal."""
+    items = [_proof(p) for p in record.proofs]
+    for role in ("plan", "baseline"):
+        for phase in ("prefill", "decode"):
+            if not any(_stands_for(p, role) and p.proof.phase == phase for p in record.proofs):
+                items.append(_item(f"proof of the {role}'s {phase}", False, "was not run"))
+    return items
+
+
+def _stands_for(proof: GraphProof, role: str) -> bool:
+    """Where the baseline equals the plan, the runner-up is drawn and proven in its place."""
+    return proof.role == role or (role == "baseline" and proof.role == "runner_up")
+
+
+def _proof(graph: GraphProof) -> Item:
+    p = graph.proof
+    ok = p.ok and math.isfinite(p.max_relative_error) and p.max_relative_error <= TOLERANCE and p.tensors_compared > 0
+    reason = f"max relative error {p.max_relative_error:.1e} over {p.tensors_compared} tensors on {p.devices_simulated} simulated devices"
+    if p.failures:
+        reason += f"; {p.failures[0]}"
+    return _item(f"{graph.role} {p.strategy} {p.phase}", ok, reason)
+
+
+def _drawn_is_proven(record: RunRecord) -> list[Item]:
+    items = []
+    for dag in record.dags:
+        proven = {p.proof.digest for p in record.proofs if p.role == dag.role and p.proof.phase == dag.phase}
+        if dag.digest:
+            same = dag.digest in proven
+            items.append(
+                _item(
+                    dag.dot, same, f"drawn graph {dag.digest[:12]} is {'' if same else 'not '}the one that was proven"
+                )
+            )
+    return items
+
+
+def verdict_items(plan: Plan) -> list[Item]:
+    """Each prediction's verdict, recomputed from its value, limit and band."""
+    items = []
+    for p in plan.estimate.predictions if plan.estimate else ():
+        if p.limit is None or p.limit <= 0:
+            continue
+        higher = p.metric.startswith(("throughput", "request_rate"))
+        margin = (p.value - p.limit) / p.limit if higher else (p.limit - p.value) / p.limit
+        true = "broken" if margin < 0 or math.isnan(margin) else "at_risk" if margin < p.band else "met"
+        reason = f"{p.value:.4g} against {p.limit:.4g} with band ±{p.band:.0%} is {true}, reported as {p.status}"
+        items.append(_item(f"{p.metric} {p.stat}", true == p.status, reason))
+    return items
+
+
+def _ranks(plan: Plan) -> list[Item]:
+    """The rank map gives every device exactly one place, and the devices exist."""
+    strategy, cluster = plan.strategy, plan.deployment.cluster
+    if strategy is None:
+        return [_item("strategy", False, "a proven plan without a strategy")]
+    ranks = sorted(r for row in plan.rank_map for r in row["ranks"])
+    n, have = strategy.num_devices, cluster.num_devices
+    equation = f"pp({strategy.pp}) × tp({strategy.tp}) × cp({strategy.cp}) × attn_dp({strategy.attn_dp}) × dp({strategy.dp}) = {n}"
+    return [
+        _item("devices", plan.num_devices == n, f"{equation}, the plan says {plan.num_devices}"),
+        _item("devices exist", have is None or n <= have, f"{n} needed, {'unbounded' if have is None else have} there"),
+        _item("rank map", ranks == list(range(n)), f"{len(ranks)} places for {n} devices"),
+    ]
+
+
+def _layers(plan: Plan) -> list[Item]:
+    strategy, total = plan.strategy, plan.deployment.model.num_hidden_layers
+    if strategy is None:
+        return []
+    items = []
+    if strategy.layers_per_stage:
+        n = sum(strategy.layers_per_stage)
+        items.append(
+            _item("layers per stage", n == total, f"{'+'.join(map(str, strategy.layers_per_stage))} = {n} of {total}")
+        )
+    if plan.estimate and plan.estimate.memory:
+        n = sum(s.layers for s in plan.estimate.memory)
+        items.append(_item("layers on stages", n == total, f"{n} of {total}"))
+    return items
+
+
+def _memory(plan: Plan) -> list[Item]:
+    stages = plan.estimate.memory if plan.estimate else ()
+    items = [
+        _item(
+            f"memory of stage {s.stage}",
+            s.free_bytes >= 0,
+            f"{s.total_bytes / 1e9:.1f} of {s.capacity_bytes / 1e9:.1f} GB",
+        )
+        for s in stages
+    ]
+    return items or [_item("memory", False, "no memory was computed")]
+
+
+def _parts(plan: Plan) -> list[Item]:
+    items = [
+        _item(f"parts of {p.module}.{p.weight}", p.matches and _tally(p.num_shards, p.copies, p.devices), p.sentence)
+        for p in plan.parts
+    ]
+    return items or [_item("parts", False, "no module's parts were counted")]
+
+
+def _tally(shards: int, copies: int, devices: int) -> bool:
+    """Σ copies is a whole multiple of the hosts: shards per device (usually one)."""
+    return devices > 0 and shards * copies % devices == 0
+
+
+def _infeasible_is_argued(plan: Plan) -> list[Item]:
+    verdict = plan.infeasible
+    if verdict is None:
+        return [_item("verdict", False, "infeasible, but without the binding constraint")]
+    return [
+        _item("search", verdict.num_searched > 0, f"{verdict.num_searched} strategies were searched"),
+        _item("binding constraint", bool(verdict.binding.values), f"{verdict.binding.message}"),
+    ]
