@@ -203,13 +203,15 @@ def _qk_norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, heads: str) ->
 
 def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str, split_kv: bool) -> str:
     a = model.attention
-    q_dims, kv_dims = ("batch_size", "seq_len", "heads", "d_k"), ("batch_size", "seq_len", "kv_heads", "d_k")
+    # In MHA a head's keys are its own: were they named apart, the scores would sum over all of them.
+    kv = "heads" if a.num_kv_heads == a.num_heads else "kv_heads"
+    q_dims, kv_dims = ("batch_size", "seq_len", "heads", "d_k"), ("batch_size", "seq_len", kv, "d_k")
     lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias}
     q = _linear(b, "q_proj", h, ("hidden", "heads", "d_k"), q_dims, module="self_attn.q_proj", **lin)
-    k = _linear(b, "k_proj", h, ("hidden", "kv_heads", "d_k"), kv_dims, module="self_attn.k_proj", **lin)
-    v = _linear(b, "v_proj", h, ("hidden", "kv_heads", "d_k"), kv_dims, module="self_attn.v_proj", **lin)
+    k = _linear(b, "k_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.k_proj", **lin)
+    v = _linear(b, "v_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.v_proj", **lin)
     if a.qk_norm != "none":
-        q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, "kv_heads")
+        q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, kv)
     if kind.rope:
         q, k = _rope(b, model, "q_rope", q, "d_k"), _rope(b, model, "k_rope", k, "d_k")
     k, v = _cache(b, "k_cache", k), _cache(b, "v_cache", v)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tools.graph.ir import Body, Op
 from tools.graph.semantics import Place, run
-from tools.partition.layout import CYCLIC, Comm, Layout, positions
+from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Orders, positions
 from tools.partition.lower import PBody, Program, Stage
 from tools.partition.mesh import Mesh
 
@@ -89,6 +89,9 @@ class Devices:
     mesh: Mesh
     sizes: Mapping[str, int]
     past: int
+    orders: Orders = field(default_factory=lambda: DEFAULT_ORDERS)
+    prompt: int = 0
+    """Positions that prefill dealt out; what decoding appends after them is dealt out one by one."""
     groups: Callable[[Comm], Sequence[Sequence[int]]] | None = None
     shard: Callable[[int, str, tuple[str, ...], int], Array] | None = None
 
@@ -101,7 +104,18 @@ class Devices:
         start = self.past if dim == "seq_len" else 0
         if self.shard is not None:
             return start + self.shard(self.sizes[dim], dim, layout.axes(dim), rank)
-        return start + positions(self.sizes[dim], layout.axes(dim), self.mesh, rank, dim)
+        return start + self.dealt(dim, layout, rank)
+
+    def dealt(self, dim: str, layout: Layout, rank: int) -> Array:
+        n, axes = self.sizes[dim], layout.axes(dim)
+        rotation = layout.rotation if dim == "kv_len" else 0
+        if dim != "kv_len" or self.orders.get("seq_len", "run") == "run" or not axes:
+            return positions(n, axes, self.mesh, rank, dim, self.orders, rotation)
+        # A ring's cache: the prompt as prefill dealt it out, then one position after the other.
+        prompt = min(n, self.prompt or n)
+        head = positions(prompt, axes, self.mesh, rank, "seq_len", self.orders, rotation)
+        tail = positions(n, axes, self.mesh, rank, "kv_len", self.orders, rotation)
+        return np.concatenate([head, tail[tail >= prompt]])
 
     def cut(self, x: Array, dims: Sequence[str], layout: Layout, rank: int) -> Array:
         """The part of a global tensor that `rank` holds."""
@@ -144,8 +158,9 @@ def _run_op(
     args = [env[n][rank] for n in inputs]
     if op.kind == "cache":
         key = (layer if layer is not None else -1, op.output)
+        arrived = devices.index(pbody.layout(inputs[0]), "seq_len", rank)
         mine = devices.index(pbody.layout(output), "kv_len", rank)
-        cache[key] = append_cache(cache.get(key), take(args[0], mine[mine >= devices.past] - devices.past, 1))
+        cache[key] = append_cache(cache.get(key), take(args[0], np.flatnonzero(np.isin(arrived, mine)), 1))
         return cache[key]
     layouts = [pbody.layout(n) for n in (*inputs, output)]
     dims = [pbody.spec(n).dims for n in (*inputs, output)]
@@ -175,6 +190,9 @@ def communicate(comm: Comm, xs: list[Array], dims: Sequence[str], devices: Devic
 
 def _split(x: Array, dim: str, comm: Comm, dims: Sequence[str], devices: Devices) -> list[Array]:
     """Pieces of `x` along `dim`, one per member, cut axis by axis as layouts do."""
+    if devices.orders.get(dim, "run") != "run":
+        members = _canonical(comm, devices, int(devices.mesh.degree(comm.axes)))
+        return [np.take(x, devices.dealt(dim, Layout.of({dim: comm.axes}), r), axis=dims.index(dim)) for r in members]
     pieces = [x]
     for a in comm.axes:
         pieces = [q for piece in pieces for q in np.array_split(piece, int(devices.mesh.degrees[a]), axis=dims.index(dim))]
@@ -193,21 +211,36 @@ def _reduce_scatter(comm: Comm, parts: list[Array], dims: Sequence[str], devices
     return _split(_all_reduce(comm, parts, dims, devices)[0], comm.dst_dim, comm, dims, devices)
 
 
+def _join(parts: list[Array], dim: str, comm: Comm, dims: Sequence[str], devices: Devices) -> Array:
+    """Members' parts along `dim`, in their order; parts that are no runs interleave."""
+    axis = dims.index(dim)
+    whole = np.concatenate(parts, axis=axis)
+    if devices.orders.get(dim, "run") == "run":
+        return whole
+    where = [devices.dealt(dim, Layout.of({dim: comm.axes}), r) for r in _canonical(comm, devices, len(parts))]
+    return np.take(whole, np.argsort(np.concatenate(where)), axis=axis)
+
+
 def _all_gather(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
     assert comm.src_dim
-    axis = dims.index(comm.src_dim)
-    whole = np.concatenate(parts, axis=axis)
-    if comm.src_dim in CYCLIC:
-        order = np.concatenate([np.arange(i, whole.shape[axis], len(parts)) for i in range(len(parts))])
-        whole = np.take(whole, np.argsort(order), axis=axis)
+    whole = _join(parts, comm.src_dim, comm, dims, devices)
     return [whole for _ in parts]
+
+
+def _canonical(comm: Comm, devices: Devices, count: int) -> Sequence[int]:
+    """The first group of the collective, whose members stand for position 0, 1, … along its axes."""
+    return devices.mesh.groups(comm.axes)[0][:count]
+
+
+def _ring_shift(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
+    """Everybody sends to the next member and receives from the one before."""
+    return [parts[i - 1] for i in range(len(parts))]
 
 
 def _all_to_all(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
     assert comm.src_dim and comm.dst_dim
     sent = [_split(p, comm.dst_dim, comm, dims, devices) for p in parts]
-    axis = dims.index(comm.src_dim)
-    return [np.concatenate([row[j] for row in sent], axis=axis) for j in range(len(parts))]
+    return [_join([row[j] for row in sent], comm.src_dim, comm, dims, devices) for j in range(len(parts))]
 
 
 def _slice(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
@@ -217,6 +250,7 @@ def _slice(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices
 
 COLLECTIVES: dict[str, Callable[[Comm, list[Array], Sequence[str], Devices], list[Array]]] = {
     "all_reduce": _all_reduce, "reduce_scatter": _reduce_scatter, "all_gather": _all_gather, "all_to_all": _all_to_all, "slice": _slice,
+    "ring_shift": _ring_shift,
 }  # fmt: skip
 
 

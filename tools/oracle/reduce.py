@@ -64,7 +64,7 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
     if model.moe:
         updates["moe"] = _reduce_moe(model, s, pick)
     batch = pick.take(batch_size, s.attn_dp * (s.tp if s.sp else 1))
-    seq = pick.take(max(seq_len, 5), s.cp * (s.tp if s.sp else 1), at_least=5)
+    seq = pick.take(max(seq_len, 5), s.cp * (s.tp if s.sp else 1), at_least=max(5, 2 * s.cp if s.cp > 1 else 0))
     position = model.position.model_copy(update={"rotary_dim": rotary, "max_positions": seq + decode_steps + 3})
     kinds, per_stage = _layers(model, s)
     updates |= {"vocab_size": vocab, "position": position.model_copy(update={"rope_layers": tuple(k.rope for k in kinds)})}
@@ -80,7 +80,7 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
 def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
     a = model.attention
     update: dict = {}
-    ranks = s.tp * s.cp
+    ranks = s.tp * (s.cp if s.cp_kind == "ulysses" else 1)
     if a.mla:
         heads = pick.take(a.num_heads, ranks)
         m = a.mla

@@ -17,9 +17,12 @@ from tools.graph.ir import Size
 from tools.partition.mesh import Axes, Mesh
 
 Reduction = Literal["sum", "max"]
-CYCLIC = frozenset({"kv_len"})
-"""Dims that are dealt out one by one instead of in runs: a cache that grows stays even."""
-CommKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "p2p"]
+Order = Literal["run", "cyclic", "zigzag"]
+"""How a dim is dealt out. run: one stretch per rank. cyclic: position i to rank i mod d, so that a growing cache stays
+even. zigzag: of 2d stretches, rank r has the r-th and the r-th from the end, so that causal attention is balanced."""
+Orders = Mapping[str, Order]
+DEFAULT_ORDERS: Orders = {"kv_len": "cyclic"}
+CommKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "p2p", "ring_shift"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Layout:
     split: tuple[tuple[str, Axes], ...] = ()
     pending: Axes = ()
     reduce: Reduction = "sum"
+    rotation: int = 0
+    """Ring steps that `kv_len` has travelled: the rank holds what the rank that many places before it had."""
 
     @staticmethod
     def of(split: Mapping[str, Axes], pending: Axes = (), reduce: Reduction = "sum") -> Layout:
@@ -44,7 +49,7 @@ class Layout:
         return frozenset(a for _, axes in self.split for a in axes) | frozenset(self.pending)
 
     def without_pending(self) -> Layout:
-        return Layout(self.split)
+        return Layout(self.split, rotation=self.rotation)
 
     def __str__(self) -> str:
         parts = [f"{d}:{'·'.join(a)}" for d, a in self.split]
@@ -75,13 +80,20 @@ def local_size(n: Size, degree: Size) -> Size:
     return -(-n // degree)
 
 
-def positions(n: int, axes: Axes, mesh: Mesh, rank: int, dim: str = "") -> np.ndarray:
+def positions(
+    n: int, axes: Axes, mesh: Mesh, rank: int, dim: str = "", orders: Orders = DEFAULT_ORDERS, rotation: int = 0
+) -> np.ndarray:
     """Global indices of the part of a dim of length `n` that `rank` holds."""
-    if dim in CYCLIC and axes:
-        first = 0
+    order = orders.get(dim, "run")
+    if order != "run" and axes:
+        degree, at = int(mesh.degree(axes)), 0
         for a in axes:
-            first = first * int(mesh.degrees[a]) + mesh.coordinate(rank, a)
-        return np.arange(first, n, int(mesh.degree(axes)))
+            at = at * int(mesh.degrees[a]) + mesh.coordinate(rank, a)
+        at = (at - rotation) % degree
+        if order == "cyclic":
+            return np.arange(at, n, degree)
+        stretches = np.array_split(np.arange(n), 2 * degree)
+        return np.concatenate([stretches[at], stretches[2 * degree - 1 - at]])
     lo, hi = 0, n
     for a in axes:
         d, c, length = int(mesh.degrees[a]), mesh.coordinate(rank, a), hi - lo

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from tools.graph.build import embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op, Size, Sizes, Tensor
-from tools.partition.layout import Comm, Layout, local_size, redistribute
+from tools.partition.layout import Comm, Layout, Orders, local_size, redistribute
 from tools.partition.mesh import Mesh, build_mesh
 from tools.partition.placement import Placement
+from tools.partition.ring import ring_region, unroll
 from tools.partition.rules import RULES, Context
 from tools.spec.base import Refused, ToolError
 from tools.spec.model import LayerKind, ModelSpec
@@ -31,6 +32,8 @@ class PTensor:
     name: str
     origin: str
     layout: Layout
+    partial: bool = False
+    """A value that only exists inside a rewrite (one ring step): the unpartitioned model has no such tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,10 @@ class _Lowering:
         """`name` in layout `want`: itself, or a redistributed copy, made once."""
         if self.layouts[name] == want:
             return name
-        current = name
-        for comm, layout in redistribute(self.layouts[name], want):
+        current, before = name, self.layouts[name]
+        for comm, layout in redistribute(before, want):
+            self.refuse_torn(name, comm, before, layout)
+            before = layout
             key = (name, layout)
             if key not in self.moved:
                 copy = f"{name}@{comm.kind}" if f"{name}@{comm.kind}" not in self.tensors else f"{name}@{comm.kind}{len(self.moved)}"
@@ -113,6 +118,15 @@ class _Lowering:
                 self.moved[key] = copy
             current = self.moved[key]
         return current
+
+    def refuse_torn(self, name: str, comm: Comm, before: Layout, after: Layout) -> None:
+        """A dim that is not dealt out in runs moves over all its axes at once or not at all."""
+        for dim, layout in ((comm.src_dim, before), (comm.dst_dim, after)):
+            if dim and self.placement.orders.get(dim, "run") != "run" and layout.axes(dim) != comm.axes:
+                raise Refused(
+                    f"{comm.kind} of {name}: {dim} is dealt out {self.placement.orders[dim]} over {layout.axes(dim)}, only "
+                    f"{comm.axes} would move; choose degrees so that one axis covers the other"
+                )
 
     def step(self, op: Op) -> None:
         if op.kind == "combine":
@@ -124,11 +138,42 @@ class _Lowering:
         self.layouts[op.output] = need.output
 
 
+    def ring(self) -> None:
+        """Attention as a ring: its inputs brought home, then all steps written out."""
+        region, _ = ring_region(self.body)
+        made = {op.output for op in region}
+        attention, tokens = self.placement.attention(), self.placement.tokens()
+        for name in dict.fromkeys(n for op in region for n in op.inputs if n not in made):
+            t = self.body.tensors[name]
+            if t.kind == "activation":
+                want = Layout.of({d: attention.get(d, tokens.get(d, ())) for d in t.dims})
+                if self.layouts[name] != want:
+                    raise Refused(f"ring attention: {name} lies as {self.layouts[name]}, the ring needs {want}")
+
+        def emit(op: Op, inputs: tuple[str, ...], output: str, origin: str, layout: Layout) -> None:
+            self.ops.append(POp(output, inputs, output, op=replace(op, name=output, inputs=inputs, output=output)))
+            self.tensors[output] = PTensor(output, origin, layout, partial="#" in output or output.startswith("ring_"))
+            self.layouts[output] = layout
+
+        def shift(comm: Comm, src: str, output: str, origin: str, layout: Layout) -> None:
+            self.ops.append(POp(output, (src,), output, comm=comm))
+            self.tensors[output] = PTensor(output, origin, layout)
+            self.layouts[output] = layout
+
+        unroll(self.body, self.placement, emit, shift, self.layouts.__getitem__)
+
+
 def partition_body(body: Body, placement: Placement, inputs: Mapping[str, Layout], want: Layout | None) -> PBody:
     """Per-device program of `body`; its output is brought to `want` (None: left as it comes)."""
     low = _Lowering(body, placement, inputs)
+    region = {op.output for op in ring_region(body)[0]} if placement.rings else set()
+    done = False
     for op in body.ops:
-        low.step(op)
+        if op.output not in region:
+            low.step(op)
+        elif not done:
+            done = True
+            low.ring()
     output = low.bring(body.output, want) if want is not None else body.output
     return PBody(body, tuple(low.ops), dict(low.tensors), body.inputs, output)
 
@@ -140,7 +185,7 @@ def partition_embed(model: ModelSpec, placement: Placement) -> PBody:
 
 @lru_cache(maxsize=4096)
 def partition_layer(model: ModelSpec, kind: LayerKind, placement: Placement, absorb: bool = True) -> PBody:
-    body = layer_body(model, kind, placement.phase, absorb, placement.splits_kv)
+    body = layer_body(model, kind, placement.phase, absorb, placement.splits_kv or placement.rings)
     return partition_body(body, placement, {"x": placement.residual()}, placement.residual())
 
 
@@ -200,6 +245,11 @@ class Program:
     sizes: Sizes = field(compare=False)
 
     @property
+    def orders(self) -> Orders:
+        """How dims that are not split in runs are dealt out."""
+        return placement_of(self.strategy, self.mesh, self.phase).orders
+
+    @property
     def num_devices(self) -> int:
         return self.strategy.num_devices
 
@@ -247,7 +297,7 @@ def lower(model: ModelSpec, strategy: Strategy, phase: Phase, sizes: Sizes, *, a
     """
     _check_degrees(model, strategy)
     mesh = build_mesh(strategy, model.attention.num_kv_heads if not model.attention.mla else model.attention.num_heads)
-    placement = Placement(mesh.shape, phase, strategy.sp, strategy.moe_comm)
+    placement = placement_of(strategy, mesh, phase)
     per_stage = strategy.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, strategy.pp)
     kinds, stages, first = model.layers(), [], 0
     for i, count in enumerate(per_stage):
@@ -270,10 +320,20 @@ def lower(model: ModelSpec, strategy: Strategy, phase: Phase, sizes: Sizes, *, a
     return Program(model, strategy, phase, mesh, tuple(stages), sizes)
 
 
+def placement_of(strategy: Strategy, mesh: Mesh, phase: Phase) -> Placement:
+    """The strategy's layouts on its mesh."""
+    ring = strategy.cp if strategy.cp_kind == "ring" and strategy.cp > 1 else 0
+    return Placement(mesh.shape, phase, strategy.sp, strategy.moe_comm, ring)
+
+
 def _check_degrees(model: ModelSpec, s: Strategy) -> None:
     """What no layout can express. Engine rules are stricter and live in tools.engines.rules."""
     a = model.attention
-    if s.cp > 1 and a.num_heads % (s.tp * s.cp):
+    if s.cp > 1 and s.cp_kind == "ring" and s.dcp > 1:
+        raise Refused("dcp with ring attention: kv_len is dealt out zig-zag over cp already; use dcp=1")
+    if s.cp > 1 and s.cp_kind == "ring" and s.sp:
+        raise Refused("sp with ring attention: seq_len would be split over cp (zig-zag) and tp (runs) at once; use sp=False")
+    if s.cp > 1 and s.cp_kind == "ulysses" and a.num_heads % (s.tp * s.cp):
         raise ToolError(
             f"heads({a.num_heads}) % (tp({s.tp}) * cp({s.cp})) = {a.num_heads % (s.tp * s.cp)}: the exchange of positions for heads "
             f"needs tp * cp to divide the heads"

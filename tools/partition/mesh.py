@@ -102,6 +102,8 @@ def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
             f"evenly; choose tp among the divisors or multiples of {num_kv_heads}"
         )
     named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads, strategy.dcp)
+    if strategy.cp_kind == "ring":
+        named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
     return mesh_from_cuts({k: int(v) for k, v in named.items()})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.graph.ir import Tensor
-from tools.partition.layout import Layout
+from tools.partition.layout import DEFAULT_ORDERS, Layout, Orders
 from tools.partition.mesh import Axes, MeshShape
 from tools.spec.strategy import Phase
 
@@ -31,6 +31,8 @@ class Placement:
     phase: Phase
     sp: bool = False
     moe_comm: str = "auto"
+    ring: int = 0
+    """Steps of ring attention (= cp), 0: none. The only degree that is structure: the steps are written out."""
 
     def axis(self, name: str) -> Axes:
         return self.mesh.axis(name)
@@ -47,8 +49,29 @@ class Placement:
 
     @property
     def splits_kv(self) -> bool:
-        """Whether attention reduces over ranks: decode with the cache dealt out over dcp."""
-        return self.phase == "decode" and bool(self.axis("dcp"))
+        """Whether attention reduces over ranks: decode with the cache dealt out over dcp, or over the ring's ranks."""
+        return self.phase == "decode" and bool(self.axis("dcp") or self.ring)
+
+    @property
+    def exchanged(self) -> Axes:
+        """cp axes along which positions are exchanged for heads."""
+        return () if self.ring else self.axis("cp")
+
+    @property
+    def kv_split(self) -> Axes:
+        """Axes over which the cached positions of a sequence are dealt out."""
+        return (self.axis("cp") if self.ring else ()) + self.axis("dcp")
+
+    @property
+    def rings(self) -> bool:
+        """Whether attention runs as a ring in this phase."""
+        return self.phase == "prefill" and self.ring > 0
+
+    @property
+    def orders(self) -> Orders:
+        """How dims are dealt out. A ring's positions are zig-zag, so that causal attention loads its ranks alike; what
+        decoding appends is dealt out one by one."""
+        return {"kv_len": "cyclic", "seq_len": "zigzag"} if self.ring else DEFAULT_ORDERS
 
     def attention(self) -> Mapping[str, Axes]:
         """What attention itself asks for: whole queries, heads over tp and over what cp exchanged for positions
@@ -56,22 +79,24 @@ class Placement:
         (Helix, arXiv 2507.07120)."""
         tp = self.axis("tp")
         if self.splits_kv:
-            dcp = self.axis("dcp")
-            return {"heads": tp[: len(tp) - len(dcp)] + self.axis("cp"), "seq_len": (), "kv_len": dcp}
-        return {"heads": tp + self.axis("cp"), "seq_len": (), "kv_len": ()}
+            together = tp[: len(tp) - len(self.axis("dcp"))]
+            return {"heads": together + self.exchanged, "seq_len": (), "kv_len": self.kv_split}
+        if self.rings:
+            return {"heads": tp, "seq_len": self.axis("cp"), "kv_len": self.axis("cp")}
+        return {"heads": tp + self.exchanged, "seq_len": (), "kv_len": ()}
 
     def cache(self) -> Mapping[str, Axes]:
         """How the KV cache lies, in every phase."""
         return {
-            "batch_size": self.axis("attn_dp"), "kv_len": self.axis("dcp"),
-            "kv_heads": self.axis("tp_kv") + self.axis("cp_kv"), "heads": self.axis("tp") + self.axis("cp"),
+            "batch_size": self.axis("attn_dp"), "kv_len": self.kv_split, "seq_len": self.axis("cp") if self.rings else (),
+            "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")), "heads": self.axis("tp") + self.exchanged,
         }  # fmt: skip
 
     def home(self, dims: tuple[str, ...], layout: Layout) -> Layout:
         """Where a pending sum goes: the residual stream to its own layout, heads back to where their weights are."""
         if dims == ("batch_size", "seq_len", "hidden"):
             return self.residual()
-        have, whole = layout.axes("heads"), self.axis("tp") + self.axis("cp")
+        have, whole = layout.axes("heads"), self.axis("tp") + self.exchanged
         back = whole[len(have) :]
         if "heads" in dims and whole[: len(have)] == have and back and set(back) <= set(layout.pending):
             return Layout.of({**layout.as_dict(), "heads": whole})

@@ -173,8 +173,9 @@ def cache_rule(op: Op, ctx: Context) -> Need:
     whole; each rank keeps those it owns."""
     cache, have = ctx.placement.cache(), ctx.settled(op.inputs[0])
     dims = ctx.tensor(op.inputs[0]).dims
-    target = Layout.of({d: cache.get(d, have.axes(d)) for d in dims if d != "seq_len"})
-    return Need((target,), Layout.of({**target.as_dict(), "kv_len": cache["kv_len"]}))
+    target = Layout.of({d: cache.get(d, have.axes(d)) for d in dims})
+    kept = {d: a for d, a in target.split if d != "seq_len"}
+    return Need((target,), Layout.of({**kept, "kv_len": cache["kv_len"]}))
 
 
 def reduce_rule(op: Op, ctx: Context) -> Need:

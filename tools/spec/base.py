@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 class Frozen(BaseModel):
     """A value that crosses a boundary: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False, ser_json_inf_nan="strings")
+    # JSON has no infinity: "Infinity" as text comes back as the float, null would not.
 
 
 class MeshwrightError(Exception):

@@ -33,8 +33,9 @@ class Strategy(Frozen):
     dcp: int = 1
     """Decode context parallelism: the KV cache of a sequence is dealt out over dcp of the tp ranks that would hold copies
     of it; adds no ranks."""
-    cp_kind: Literal["ulysses"] = "ulysses"
-    """How attention crosses a sequence split over cp. ulysses: all-to-all from positions to heads and back."""
+    cp_kind: Literal["ulysses", "ring"] = "ulysses"
+    """How attention crosses a sequence split over cp. ulysses: all-to-all from positions to heads and back. ring: keys and
+    values travel around the cp ranks, one step per rank, while each rank attends to what it holds."""
     moe_comm: Literal["auto", "alltoall", "allgather"] = "auto"
     """How tokens reach experts when attn_dp > 1: all-to-all dispatch/combine (auto), or all-gather + reduce-scatter."""
     layers_per_stage: tuple[int, ...] | None = None
