@@ -185,7 +185,7 @@ def _linear(
 
 def _rope(b: BodyBuilder, model: ModelSpec, name: str, x: str, dim: str) -> str:
     p = model.position
-    attrs = {"theta": p.theta, "rotary_dim": p.rotary_dim if dim == "d_k" else None, "interleaved": p.interleaved, "dim": dim}
+    attrs = {"theta": p.theta, "rotary_dim": p.rotary_dim if dim == "d_k" else None, "interleaved": p.interleaved, "dim": dim, "size": model_sizes(model)[dim]}
     return b.op(name, "rope", (x,), b.tensors[x].dims, kernel="rope", module="self_attn.rotary_emb", attrs=attrs)
 
 

@@ -188,10 +188,13 @@ def alibi_slopes(num_heads: int) -> Array:
 
 
 def _rope(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    """Pair i turns by position x theta^(-2i/rot). A rank may hold some pairs only: `index` says which."""
     x, a = args[0], op.attrs
-    rot = a["rotary_dim"] or x.shape[-1]
-    freq = a["theta"] ** (-np.arange(0, rot, 2) / rot)
-    angle = place.index("seq_len")[:, None] * freq[None]
+    held = place.index(a["dim"])
+    whole = a["rotary_dim"] or a["size"]
+    rot = min(whole, len(held))
+    pair = held[:rot:2] // 2 if a["interleaved"] else held[: rot // 2]
+    angle = place.index("seq_len")[:, None] * a["theta"] ** (-2.0 * pair / whole)[None]
     shape = [x.shape[i] if d == "seq_len" else 1 for i, d in enumerate(dims[0][:-1])] + [rot // 2]
     cos, sin = np.cos(angle).reshape(shape), np.sin(angle).reshape(shape)
     part, rest = x[..., :rot], x[..., rot:]

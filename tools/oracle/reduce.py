@@ -54,7 +54,7 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
     d_k = attention.head_dim
     rotary = model.position.rotary_dim
     if rotary and rotary < model.attention.head_dim and not attention.mla:
-        rotary = max(2, d_k // 4 * 2)
+        rotary = max(2, d_k // 4 * 2)  # still a part of d_k
     elif rotary:
         rotary = d_k
     vocab = _vocab(model, s.tp, pick)
@@ -80,7 +80,7 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
 def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
     a = model.attention
     update: dict = {}
-    ranks = s.tp * (s.cp if s.cp_kind == "ulysses" else 1)
+    ranks = s.tp // s.dk * (s.cp if s.cp_kind == "ulysses" else 1)
     if a.mla:
         heads = pick.take(a.num_heads, ranks)
         m = a.mla
@@ -101,7 +101,7 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
         kv = ranks * (2 if a.num_kv_heads > ranks else 1)
         heads = kv * min(group, 3)
     pick.used |= {kv, heads}
-    update = {"num_heads": heads, "num_kv_heads": kv, "head_dim": pick.take(4, 2, at_least=4)}
+    update = {"num_heads": heads, "num_kv_heads": kv, "head_dim": pick.take(4 * s.dk, 2 * s.dk, at_least=4)}
     update["sliding_window"] = 3 if a.sliding_window else None
     update["chunk_size"] = 4 if a.chunk_size else None
     return a.model_copy(update=update)

@@ -17,9 +17,10 @@ from tools.graph.ir import Size
 from tools.partition.mesh import Axes, Mesh
 
 Reduction = Literal["sum", "max"]
-Order = Literal["run", "cyclic", "zigzag"]
+Order = Literal["run", "cyclic", "zigzag", "paired"]
 """How a dim is dealt out. run: one stretch per rank. cyclic: position i to rank i mod d, so that a growing cache stays
-even. zigzag: of 2d stretches, rank r has the r-th and the r-th from the end, so that causal attention is balanced."""
+even. zigzag: of 2d stretches, rank r has the r-th and the r-th from the end, so that causal attention is balanced.
+paired: of 2d stretches, rank r has the r-th and the (d + r)-th, so that both halves of every RoPE pair are on one rank."""
 Orders = Mapping[str, Order]
 DEFAULT_ORDERS: Orders = {"kv_len": "cyclic"}
 CommKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "p2p", "ring_shift"]
@@ -93,7 +94,7 @@ def positions(
         if order == "cyclic":
             return np.arange(at, n, degree)
         stretches = np.array_split(np.arange(n), 2 * degree)
-        return np.concatenate([stretches[at], stretches[2 * degree - 1 - at]])
+        return np.concatenate([stretches[at], stretches[degree + at if order == "paired" else 2 * degree - 1 - at]])
     lo, hi = 0, n
     for a in axes:
         d, c, length = int(mesh.degrees[a]), mesh.coordinate(rank, a), hi - lo

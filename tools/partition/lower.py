@@ -328,24 +328,30 @@ def placement_of(strategy: Strategy, mesh: Mesh, phase: Phase) -> Placement:
 
 def _check_degrees(model: ModelSpec, s: Strategy) -> None:
     """What no layout can express. Engine rules are stricter and live in tools.engines.rules."""
-    a = model.attention
+    a, over_heads = model.attention, max(1, s.tp // s.dk)
+    if s.cp > 1 and s.cp_kind == "ring" and s.dk > 1:
+        raise Refused("dk with ring attention: partial scores would have to be summed in every ring step; use dk=1")
     if s.cp > 1 and s.cp_kind == "ring" and s.dcp > 1:
         raise Refused("dcp with ring attention: kv_len is dealt out zig-zag over cp already; use dcp=1")
     if s.cp > 1 and s.cp_kind == "ring" and s.sp:
         raise Refused("sp with ring attention: seq_len would be split over cp (zig-zag) and tp (runs) at once; use sp=False")
-    if s.cp > 1 and s.cp_kind == "ulysses" and a.num_heads % (s.tp * s.cp):
+    if s.cp > 1 and s.cp_kind == "ulysses" and a.num_heads % (over_heads * s.cp):
         raise ToolError(
             f"heads({a.num_heads}) % (tp({s.tp}) * cp({s.cp})) = {a.num_heads % (s.tp * s.cp)}: the exchange of positions for heads "
             f"needs tp * cp to divide the heads"
         )
-    if a.num_heads % s.tp:
-        ok = [t for t in range(1, a.num_heads + 1) if a.num_heads % t == 0]
-        raise ToolError(f"heads({a.num_heads}) % tp({s.tp}) = {a.num_heads % s.tp}; tp must be one of {ok}")
-    if not a.mla and s.tp <= a.num_kv_heads and a.num_kv_heads % s.tp:
+    if s.tp % s.dk or a.num_heads % over_heads:
+        ok = [t * s.dk for t in range(1, a.num_heads + 1) if a.num_heads % t == 0]
+        raise ToolError(f"heads({a.num_heads}) % tp({over_heads}) = {a.num_heads % max(1, over_heads)}; tp must be one of {ok}")
+    if s.dk > 1 and (a.mla or s.dcp > 1 or a.head_dim % (2 * s.dk)):
+        raise Refused(
+            f"dk({s.dk}): slices of d_k need plain attention without dcp and d_k({a.head_dim}) % (2 * dk) = 0, so that RoPE pairs stay whole"
+        )
+    if not a.mla and over_heads <= a.num_kv_heads and a.num_kv_heads % over_heads:
         raise ToolError(
             f"kv_heads({a.num_kv_heads}) % tp({s.tp}) = {a.num_kv_heads % s.tp}; tp must divide kv_heads or be a multiple of it"
         )
-    copies = s.tp if a.mla else max(1, s.tp // a.num_kv_heads)
+    copies = s.tp if a.mla else max(1, over_heads // a.num_kv_heads)
     if copies % s.dcp:
         raise ToolError(
             f"dcp({s.dcp}) deals the KV cache out over ranks that would hold copies of it, and tp({s.tp}) makes {copies}; "

@@ -73,22 +73,23 @@ class Mesh:
 
 LOGICAL: tuple[tuple[str, str, str], ...] = (
     # name, stride where it starts (inner), stride where it ends (outer)
-    ("dcp", "one", "dcp"), ("tp_rep", "one", "tp_rep"), ("tp_kv", "tp_rep", "tp"), ("tp", "one", "tp"),
+    ("dk", "one", "dk"), ("dcp", "one", "dcp"), ("tp_rep", "dk", "tp_rep"), ("tp_kv", "tp_rep", "tp"), ("tp_heads", "dk", "tp"),
+    ("tp", "one", "tp"),
     ("cp_rep", "tp", "cp_rep"), ("cp_kv", "cp_rep", "cp"), ("cp", "tp", "cp"),
     ("attn_dp", "cp", "group"), ("etp", "one", "etp"), ("ep", "etp", "ep"), ("edp", "ep", "group"),
 )  # fmt: skip
 
 
-def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int, dcp: Any = 1) -> dict[str, Any]:
+def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int, dcp: Any = 1, dk: Any = 1) -> dict[str, Any]:
     """Strides at which the line of ranks is cut, by name. Works on ints and on arrays.
 
     KV heads are dealt out to tp first, what is left of them to cp; ranks beyond that hold copies (`tp_rep`, `cp_rep`).
     """
-    tp_rep = np.maximum(tp // num_kv_heads, 1)
-    heads_left = np.maximum(num_kv_heads // tp, 1)
+    tp_rep = dk * np.maximum(tp // dk // num_kv_heads, 1)
+    heads_left = np.maximum(num_kv_heads // (tp // dk), 1)
     cp_rep = np.maximum(cp // np.gcd(cp, heads_left), 1)
     return {
-        "one": np.ones_like(tp), "dcp": dcp * np.ones_like(tp), "tp_rep": tp_rep, "tp": tp, "cp_rep": tp * cp_rep, "cp": tp * cp, "etp": etp,
+        "one": np.ones_like(tp), "dk": dk * np.ones_like(tp), "dcp": dcp * np.ones_like(tp), "tp_rep": tp_rep, "tp": tp, "cp_rep": tp * cp_rep, "cp": tp * cp, "etp": etp,
         "ep": etp * ep, "group": tp * cp * attn_dp,
     }  # fmt: skip
 
@@ -96,12 +97,15 @@ def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int, d
 def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
     """Mesh of one stage of one replica. Refuses factorisations that do not nest, with the two strides that clash."""
     assert strategy.attn_dp is not None and strategy.etp is not None
-    if strategy.tp > num_kv_heads and strategy.tp % num_kv_heads:
+    if strategy.tp % strategy.dk:
+        raise Refused(f"tp({strategy.tp}) % dk({strategy.dk}) = {strategy.tp % strategy.dk}; dk slices heads among the tp ranks")
+    over_heads = strategy.tp // strategy.dk
+    if over_heads > num_kv_heads and over_heads % num_kv_heads:
         raise Refused(
-            f"tp({strategy.tp}) exceeds kv_heads({num_kv_heads}) and is no multiple of it: KV heads cannot be replicated "
+            f"tp({over_heads}) exceeds kv_heads({num_kv_heads}) and is no multiple of it: KV heads cannot be replicated "
             f"evenly; choose tp among the divisors or multiples of {num_kv_heads}"
         )
-    named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads, strategy.dcp)
+    named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads, strategy.dcp, strategy.dk)
     if strategy.cp_kind == "ring":
         named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
     return mesh_from_cuts({k: int(v) for k, v in named.items()})

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.graph.ir import Tensor
-from tools.partition.layout import DEFAULT_ORDERS, Layout, Orders
+from tools.partition.layout import DEFAULT_ORDERS, Layout, Order, Orders
 from tools.partition.mesh import Axes, MeshShape
 from tools.spec.strategy import Phase
 
 WEIGHT_DIMS: tuple[tuple[str, str], ...] = (
     # Tensor parallelism splits every weight along the dim that the next operator contracts or that heads own
     # (Megatron-LM, arXiv 1909.08053 §3); KV heads split only as far as there are some.
-    ("heads", "tp"), ("kv_heads", "tp_kv"), ("ffn", "tp"), ("shared_ffn", "tp"),
+    ("heads", "tp_heads"), ("kv_heads", "tp_kv"), ("d_k", "dk"), ("qk_nope", "dk"), ("v_dim", "dk"), ("ffn", "tp"), ("shared_ffn", "tp"),
     ("vocab", "tp"), ("padded_vocab", "tp"), ("experts", "ep"), ("expert_ffn", "etp"),
 )  # fmt: skip
 WHOLE: frozenset[str] = frozenset({"router.weight", "router.bias", "gate_correction_bias", "shared_gate.weight"})
@@ -38,8 +38,8 @@ class Placement:
         return self.mesh.axis(name)
 
     def weight(self, t: Tensor) -> Layout:
-        if t.name in WHOLE:
-            return Layout()
+        if t.name in WHOLE or t.dims == ("d_k",):
+            return Layout()  # a norm over d_k needs it whole
         return Layout.of({dim: self.axis(axis) for dim, axis in WEIGHT_DIMS if dim in t.dims})
 
     def tokens(self) -> Mapping[str, Axes]:
@@ -71,13 +71,18 @@ class Placement:
     def orders(self) -> Orders:
         """How dims are dealt out. A ring's positions are zig-zag, so that causal attention loads its ranks alike; what
         decoding appends is dealt out one by one."""
-        return {"kv_len": "cyclic", "seq_len": "zigzag"} if self.ring else DEFAULT_ORDERS
+        orders: dict[str, Order] = dict(DEFAULT_ORDERS)
+        if self.ring:
+            orders["seq_len"] = "zigzag"
+        if self.axis("dk"):
+            orders["d_k"] = "paired"
+        return orders
 
     def attention(self) -> Mapping[str, Axes]:
         """What attention itself asks for: whole queries, heads over tp and over what cp exchanged for positions
         (DeepSpeed-Ulysses, arXiv 2309.14509); under dcp the heads of its ranks together, each on its own cached positions
         (Helix, arXiv 2507.07120)."""
-        tp = self.axis("tp")
+        tp = self.axis("tp_heads")
         if self.splits_kv:
             together = tp[: len(tp) - len(self.axis("dcp"))]
             return {"heads": together + self.exchanged, "seq_len": (), "kv_len": self.kv_split}
@@ -89,14 +94,15 @@ class Placement:
         """How the KV cache lies, in every phase."""
         return {
             "batch_size": self.axis("attn_dp"), "kv_len": self.kv_split, "seq_len": self.axis("cp") if self.rings else (),
-            "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")), "heads": self.axis("tp") + self.exchanged,
+            "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")), "heads": self.axis("tp_heads") + self.exchanged,
+            "d_k": self.axis("dk"),
         }  # fmt: skip
 
     def home(self, dims: tuple[str, ...], layout: Layout) -> Layout:
         """Where a pending sum goes: the residual stream to its own layout, heads back to where their weights are."""
         if dims == ("batch_size", "seq_len", "hidden"):
             return self.residual()
-        have, whole = layout.axes("heads"), self.axis("tp") + self.exchanged
+        have, whole = layout.axes("heads"), self.axis("tp_heads") + self.exchanged
         back = whole[len(have) :]
         if "heads" in dims and whole[: len(have)] == have and back and set(back) <= set(layout.pending):
             return Layout.of({**layout.as_dict(), "heads": whole})

@@ -123,14 +123,15 @@ def elementwise_rule(op: Op, ctx: Context) -> Need:
 
 
 def _check_weight(op: Op, name: str, ctx: Context, target: Layout) -> Layout:
-    have = ctx.layouts[name]
-    for dim in ctx.tensor(name).dims:
-        if have.axes(dim) != target.axes(dim):
+    """A weight as the activation needs it: a rank may use a slice of what it holds, but nothing it does not."""
+    have, dims = ctx.layouts[name], ctx.tensor(name).dims
+    for dim in dims:
+        if target.axes(dim)[: len(have.axes(dim))] != have.axes(dim):
             raise Refused(
                 f"{op.name}: weight {name} splits {dim} over {have.axes(dim) or 'nothing'}, the activation over "
                 f"{target.axes(dim) or 'nothing'}; weights cannot move"
             )
-    return have
+    return project(target, dims)
 
 
 def norm_rule(op: Op, ctx: Context) -> Need:
@@ -160,10 +161,11 @@ def softmax_rule(op: Op, ctx: Context) -> Need:
 
 
 def local_rule(op: Op, ctx: Context) -> Need:
-    """Acts where its one input lies (mask, RoPE, renormalise). RoPE rotates pairs inside d_k, which stays whole."""
+    """Acts where its one input lies (mask, RoPE, renormalise). RoPE rotates pairs inside d_k: whole, or dealt out by pairs."""
     target = ctx.settled(op.inputs[0])
     dim = op.attrs.get("dim")
-    if op.kind in ("rope", "renormalise") and dim:
+    paired = op.kind == "rope" and ctx.placement.orders.get(dim) == "paired" and not op.attrs["rotary_dim"] and not op.attrs["interleaved"]
+    if op.kind in ("rope", "renormalise") and dim and not paired:
         target = _whole(target, dim)
     return Need((target,), target)
 

@@ -33,6 +33,9 @@ class Strategy(Frozen):
     dcp: int = 1
     """Decode context parallelism: the KV cache of a sequence is dealt out over dcp of the tp ranks that would hold copies
     of it; adds no ranks."""
+    dk: int = 1
+    """Two-level attention slicing: of the tp ranks, dk slice each head's d_k (partial scores are summed over them), the
+    other tp / dk share the heads."""
     cp_kind: Literal["ulysses", "ring"] = "ulysses"
     """How attention crosses a sequence split over cp. ulysses: all-to-all from positions to heads and back. ring: keys and
     values travel around the cp ranks, one step per rank, while each rank attends to what it holds."""
@@ -53,7 +56,7 @@ class Strategy(Frozen):
     @classmethod
     def _fill(cls, data: dict) -> dict:
         data = dict(data)
-        for key in ("tp", "pp", "dp", "ep", "cp", "dcp"):
+        for key in ("tp", "pp", "dp", "ep", "cp", "dcp", "dk"):
             value = data.get(key, 1)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ToolError(f"{key} must be a whole number of at least 1, got {value!r}")
@@ -108,6 +111,8 @@ class Strategy(Frozen):
             parts.append(f"pp{self.pp}")
         if self.cp > 1:
             parts.append(f"cp{self.cp}")
+        if self.dk > 1:
+            parts.append(f"dk{self.dk}")
         if self.dcp > 1:
             parts.append(f"dcp{self.dcp}")
         if (self.attn_dp or 1) > 1:
