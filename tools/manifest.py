@@ -1,8 +1,8 @@
 """`manifest.json`: what a run read and what it published, as paths and hashes, never as content.
 
-`build` hashes bytes that the caller has read, `verify` recomputes the hashes through a function that reads: nothing here
-touches a file. Artifact paths are relative to the manifest and stay inside its folder; input paths are relative too and
-may lead out of it (`../conditions.md`).
+`build` hashes bytes that the caller has read, `verify` recomputes the hashes through a function that reads: nothing
+here touches a file. Artifact paths are relative to the manifest and stay inside its folder; input paths are relative
+too and may lead out of it (`../conditions.md`).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def build(
     status: Literal["proven", "infeasible"], *, inputs: Iterable[InputFile | InputRef],
     artifacts: Iterable[tuple[Kind, str, bytes]], degraded: Iterable[str] = (),
 ) -> Manifest:  # fmt: skip
-    """Manifest of `artifacts` (kind, path, content), sorted by kind and path so that the same run gives the same bytes."""
+    """Manifest of `artifacts` (kind, path, content), sorted so that the same run gives the same bytes."""
     refs = (i if isinstance(i, InputRef) else InputRef(path=i.path, sha256=i.sha256) for i in inputs)
     made = [Artifact(kind=k, path=p, sha256=None if k in UNHASHED else sha256(data)) for k, p, data in artifacts]
     made.sort(key=lambda a: (KINDS.index(a.kind), a.path))
@@ -115,7 +115,7 @@ def build(
 
 
 def verify(manifest: Manifest, read: Callable[[str], bytes | None]) -> tuple[Finding, ...]:
-    """Findings for every input or artifact that is gone or whose content changed; `read` gives None where nothing is."""
+    """Findings for every input or artifact that is gone or changed; `read` gives None where nothing is."""
     hashed = [(i.path, i.sha256, "input") for i in manifest.inputs]
     hashed += [(a.path, a.sha256, a.kind) for a in manifest.artifacts if a.sha256 is not None]
     found = (_verify_one(path, digest, kind, read(path)) for path, digest, kind in hashed)

@@ -25,7 +25,7 @@ import numpy as np
 from tools.engines.rules import engines, kv_budget
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import DTypeRole, Size, Sizes
-from tools.partition.layout import positions
+from tools.partition.layout import DEFAULT_ORDERS, Orders, positions
 from tools.partition.lower import PBody, Program, Stage, local_dims, lower, num_elements
 from tools.partition.mesh import Mesh
 from tools.spec.base import ToolError
@@ -95,13 +95,23 @@ def body_weight_bytes(
 
 
 def body_kv_bytes_per_token(pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
-    """KV cache that one token of a sequence adds on a rank that serves it: 2 · kv_heads_local · d_k · bytes,
-    or (kv_lora + qk_rope) · bytes for MLA, whose latent every rank of the group keeps."""
+    """KV cache that one token of a sequence adds on a rank that serves it: 2 · kv_heads_local · d_k · bytes, or
+    (kv_lora + qk_rope) · bytes for MLA, whose latent every rank keeps; the mean where positions are dealt out (dcp)."""
     total: Size | float = 0.0
     for name in _caches(pbody):
-        dims = local_dims(pbody, name, sizes, mesh)
-        total = total + num_elements({d: n for d, n in dims.items() if d not in ("batch_size", "kv_len")}) * dtypes.kv
+        total = total + _position_bytes(pbody, name, sizes, mesh, dtypes) / _kv_degree(pbody, name, mesh)
     return total
+
+
+def _position_bytes(pbody: PBody, cache: str, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+    """One cached position of one sequence, on a rank that holds it."""
+    dims = local_dims(pbody, cache, sizes, mesh)
+    return num_elements({d: n for d, n in dims.items() if d not in ("batch_size", "kv_len")}) * dtypes.kv
+
+
+def _kv_degree(pbody: PBody, cache: str, mesh: Mesh) -> Size:
+    """Ranks that the positions of one sequence are dealt out over."""
+    return mesh.degree(pbody.layout(cache).axes("kv_len"))
 
 
 def body_window(pbody: PBody) -> int | None:
@@ -121,12 +131,21 @@ def body_kv_bytes(
     A layer that slides keeps window + one page per sequence where the engine frees the rest, plus `in_flight` tokens of
     the prefill chunk being computed.
     """
-    per_token = body_kv_bytes_per_token(pbody, sizes, mesh, dtypes)
-    tokens = sequences * (-(-context // KV_BLOCK) * KV_BLOCK)
-    window = body_window(pbody)
-    if window is not None and engine in HOLDS_WINDOW_ONLY:
-        tokens = _smaller(tokens, sequences * (-(-window // KV_BLOCK) + 1) * KV_BLOCK + in_flight)
-    return per_token * tokens
+    total: Size | float = 0.0
+    window = body_window(pbody) if engine in HOLDS_WINDOW_ONLY else None
+    for name in _caches(pbody):
+        degree = _kv_degree(pbody, name, mesh)
+        positions_held = sequences * _pages(-(-context // degree))
+        if window is not None:
+            slid = sequences * (_pages(-(-window // degree)) + KV_BLOCK) + in_flight
+            positions_held = _smaller(positions_held, slid)
+        total = total + positions_held * _position_bytes(pbody, name, sizes, mesh, dtypes)
+    return total
+
+
+def _pages(tokens: Size) -> Size:
+    """Tokens in whole pages."""
+    return -(-tokens // KV_BLOCK) * KV_BLOCK
 
 
 def body_activation_bytes(pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
@@ -381,7 +400,9 @@ def rank_kv_bytes(program: Program, *, batch: int, context: int) -> dict[int, fl
     for stage in program.stages:
         for local, rank in enumerate(stage.ranks):
             out[rank] = sum(
-                times * sum(held_elements(b, n, local, program.mesh, sizes) for n in _caches(b)) * dtypes.kv
+                times
+                * sum(held_elements(b, n, local, program.mesh, sizes, program.orders) for n in _caches(b))
+                * dtypes.kv
                 for b, times in stage.bodies()
             )
     return out
@@ -392,10 +413,17 @@ def _exact(pbody: PBody, rank: int, mesh: Mesh, sizes: Sizes, dtypes: Dtypes, sk
     return sum(held_elements(pbody, n, rank, mesh, sizes) * dtypes.bytes(pbody.spec(n).dtype) for n in held)
 
 
-def held_elements(pbody: PBody, tensor: str, rank: int, mesh: Mesh, sizes: Sizes) -> int:
+def held_elements(
+    pbody: PBody, tensor: str, rank: int, mesh: Mesh, sizes: Sizes, orders: Orders = DEFAULT_ORDERS
+) -> int:
     """Elements of a tensor that local rank `rank` holds, by the positions of every dim."""
     layout = pbody.layout(tensor)
-    return prod(len(positions(int(sizes[d]), layout.axes(d), mesh, rank)) for d in pbody.spec(tensor).dims)
+
+    def held(dim: str) -> int:
+        rotation = layout.rotation if dim == "kv_len" else 0
+        return len(positions(int(sizes[dim]), layout.axes(dim), mesh, rank, dim, orders, rotation))
+
+    return prod(held(d) for d in pbody.spec(tensor).dims)
 
 
 # ------------------------------------------------------------------------------------------------------ the whole model

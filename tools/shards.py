@@ -11,20 +11,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
 from tools.graph.build import all_sizes
 from tools.graph.ir import Sizes
-from tools.partition.layout import Comm, positions
+from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Orders, positions
 from tools.partition.lower import PBody, Program, Stage, local_dims
 from tools.partition.mesh import Axes, Mesh
 from tools.spec.plan import ModuleParts
 from tools.spec.strategy import Strategy
 
-Box = tuple[tuple[int, int], ...]
-"""Half-open index range per dim; a box with an empty range holds nothing."""
+Runs = tuple[tuple[int, int], ...]
+"""An index set as half-open runs, in order."""
+Box = tuple[Runs, ...]
+"""One index set per dim; a box with an empty one holds nothing."""
 
 DEFAULT_BALANCE = 1.05
 """Largest max/mean over devices when the conditions state none."""
@@ -43,31 +46,43 @@ class Tiling(NamedTuple):
 
 def tiling(boxes: Iterable[Box], shape: Sequence[int]) -> Tiling:
     """Counts distinct non-empty boxes and their copies; `exact` if the distinct ones cover every index once."""
-    held = Counter(b for b in boxes if all(hi > lo for lo, hi in b))
-    edges = [sorted({0, n, *(e for b in held for e in b[i])}) for i, n in enumerate(shape)]
+    held = Counter(b for b in boxes if all(b))
+    edges = [sorted({0, n, *(e for b in held for run in b[i] for e in run)}) for i, n in enumerate(shape)]
+    inside = all(lo >= 0 and hi <= n for b in held for runs, n in zip(b, shape, strict=True) for lo, hi in runs)
     count = np.zeros([len(e) - 1 for e in edges], dtype=np.int64)
-    inside = all(lo >= 0 and hi <= n for b in held for (lo, hi), n in zip(b, shape, strict=True))
     for b in held:
-        where = tuple(slice(e.index(lo), e.index(hi)) for (lo, hi), e in zip(b, edges, strict=True))
-        count[where] += 1
-    once = inside and bool((count == 1).all()) and bool(held)
-    volume = sum(float(np.prod([hi - lo for lo, hi in b])) for b in held)
+        spans = zip(b, edges, strict=True)
+        cells = [[c for lo, hi in runs for c in range(e.index(lo), e.index(hi))] for runs, e in spans]
+        count[np.ix_(*cells)] += 1
+    volume = sum(prod(sum(hi - lo for lo, hi in runs) for runs in b) for b in held)
     copies = tuple(held.values())
-    exact = once and len(set(copies)) == 1
-    return Tiling(len(held), copies, sum(copies), exact, volume / max(1.0, float(np.prod(shape))))
+    exact = inside and bool(held) and bool((count == 1).all()) and len(set(copies)) == 1
+    return Tiling(len(held), copies, sum(copies), exact, volume / max(1, prod(shape)))
 
 
-def boxes_of(pbody: PBody, tensor: str, sizes: Sizes, mesh: Mesh) -> list[Box]:
+def boxes_of(pbody: PBody, tensor: str, sizes: Sizes, mesh: Mesh, orders: Orders = DEFAULT_ORDERS) -> list[Box]:
     """What every rank of the group holds of a tensor, rank by rank."""
-    layout, dims = pbody.layout(tensor), pbody.spec(tensor).dims
-    return [
-        tuple(_run(positions(int(sizes[d]), layout.axes(d), mesh, rank)) for d in dims)
-        for rank in range(int(mesh.size))
-    ]
+    layout, lengths = pbody.layout(tensor), {d: int(sizes[d]) for d in pbody.spec(tensor).dims}
+    return [box(layout, lengths, mesh, rank, orders) for rank in range(int(mesh.size))]
 
 
-def _run(where: np.ndarray) -> tuple[int, int]:
-    return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
+def box(layout: Layout, lengths: Mapping[str, int], mesh: Mesh, rank: int, orders: Orders = DEFAULT_ORDERS) -> Box:
+    """What one rank of the group holds of dims of these lengths."""
+
+    def held(dim: str, n: int) -> Runs:
+        rotation = layout.rotation if dim == "kv_len" else 0
+        return runs_of(positions(n, layout.axes(dim), mesh, rank, dim, orders, rotation))
+
+    return tuple(held(d, n) for d, n in lengths.items())
+
+
+def runs_of(where: np.ndarray) -> Runs:
+    """Indices as runs."""
+    if not len(where):
+        return ()
+    where = np.sort(where)
+    cut = np.flatnonzero(np.diff(where) != 1) + 1
+    return tuple((int(part[0]), int(part[-1]) + 1) for part in np.split(where, cut))
 
 
 # ---------------------------------------------------------------------------------------------------------- the counter
@@ -235,7 +250,7 @@ def hosts(program: Program) -> dict[str, frozenset[int]]:
         for pbody, _ in stage.bodies():
             for w in pbody.weights():
                 boxes = boxes_of(pbody, w.name, sizes, program.mesh)
-                ranks = [r for r, b in zip(stage.ranks, boxes, strict=True) if all(hi > lo for lo, hi in b)]
+                ranks = [r for r, b in zip(stage.ranks, boxes, strict=True) if all(b)]
                 everywhere = {r + k * s.replica for r in ranks for k in range(s.dp)}
                 out.setdefault(module_of(pbody, w.name), set()).update(everywhere)
     return {k: frozenset(v) for k, v in out.items()}
@@ -296,11 +311,13 @@ __all__ = [
     "DEFAULT_BALANCE",
     "Balance",
     "Box",
+    "Runs",
     "Tiling",
     "axis_name",
     "axis_words",
     "balance",
     "balance_bound",
+    "box",
     "boxes_of",
     "comm_words",
     "count_parts",
@@ -310,6 +327,7 @@ __all__ = [
     "optimal_cut",
     "region_of",
     "restoring_collective",
+    "runs_of",
     "summary",
     "tiling",
 ]

@@ -126,8 +126,19 @@ def _positional(text: str) -> int:
 
 
 _WORDS = {
-    w: i for i, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
-} | {"thirteen": 13, "sixteen": 16, "twenty": 20, "twenty-four": 24, "thirty": 30, "thirty-two": 32, "forty": 40}
+    w: i
+    for i, w in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    )
+} | {
+    "thirteen": 13,
+    "sixteen": 16,
+    "twenty": 20,
+    "twenty-four": 24,
+    "thirty": 30,
+    "thirty-two": 32,
+    "forty": 40,
+}
 _WORDS |= {"sixty": 60, "sixty-four": 64, "fifty": 50, "dozen": 12, "hundred": 100, "single": 1, "half": 0.5}  # type: ignore[dict-item]
 
 _MAGNITUDE = {
@@ -136,11 +147,12 @@ _MAGNITUDE = {
     "亿": 1e8, "十亿": 1e9, "百亿": 1e10, "千亿": 1e11, "万亿": 1e12, "w": 1e4, "W": 1e4,
 }  # fmt: skip
 
-_ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+"
+_ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|(?<!\d)\.\d+"
 _HAN_NUMBER = rf"[{_HAN}]+(?:点[{''.join(_DIGITS)}]+[万亿]?)?半?|半"
 _WORD_NUMBER = "|".join(sorted(_WORDS, key=len, reverse=True)) + "|an?"
 _NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w.)\]])[-−]\s?)?(?:(?P<arabic>{_ARABIC})|(?P<han>{_HAN_NUMBER})|(?P<word>\b(?:{_WORD_NUMBER})\b))", re.I
+    rf"(?P<sign>(?<![^\s(:=<>≤≥,\[])[-−]\s?)?(?:(?P<arabic>{_ARABIC})|(?P<han>{_HAN_NUMBER})|(?P<word>\b(?:{_WORD_NUMBER})\b))",
+    re.I,
 )
 _MAG = re.compile(
     r"\s*(?:(?P<h>百万|千万|十亿|百亿|千亿|万亿|百|千|万|亿)(?!兆)"
@@ -159,7 +171,7 @@ _PER = (
     r"会话|路|人|gpus?|npus?|cards?|devices?|accelerators?|ranks?|dies?|chips?|卡|nodes?|servers?|machines?|hosts?|台|机|节点|instances?|replicas?))"
 )
 _SECOND = r"(?:s\b|sec(?:ond)?s?\b|秒钟?)"
-_TIME_UNIT = rf"(?P<t>ms\b|millisec(?:ond)?s?\b|毫秒|{_SECOND}|min(?:ute)?s?\b|分钟?|h(?:ou)?rs?\b|h\b|小时)"
+_TIME_UNIT = rf"(?P<t>ms\b|millisec(?:ond)?s?\b|毫秒|{_SECOND}|min(?:ute)?s?\b|分钟?|h(?:ou)?rs?\b|h\b|小时|days?\b|天)"
 _TOK = r"(?:(?:个|千)?\s*(?:output |decode |prefill |input |total |输出|输入)?(?:tokens?|toks?|词元|字))"
 _REQ = r"(?:个|次|条)?\s*(?:requests?|reqs?|queries|query|prompts?|calls?|请求|查询|调用)"
 _UNIT_RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -182,8 +194,29 @@ _UNIT_RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("fraction", re.compile(r"\s*(?:%|percent\b|pct\b|个百分点)", re.I)),
 )  # fmt: skip
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
-_SECONDS = (("ms", 1e-3), ("milli", 1e-3), ("毫", 1e-3), ("µ", 1e-6), ("μ", 1e-6), ("us", 1e-6), ("micro", 1e-6), ("微", 1e-6))
-_SECONDS += (("ns", 1e-9), ("纳", 1e-9), ("min", 60.0), ("分", 60.0), ("h", 3600.0), ("小", 3600.0), ("s", 1.0), ("秒", 1.0))
+_SECONDS: tuple[tuple[str, float], ...] = (
+    ("ms", 1e-3),
+    ("milli", 1e-3),
+    ("毫", 1e-3),
+    ("µ", 1e-6),
+    ("μ", 1e-6),
+    ("us", 1e-6),
+    ("micro", 1e-6),
+    ("微", 1e-6),
+)
+_SECONDS += (
+    ("ns", 1e-9),
+    ("纳", 1e-9),
+    ("min", 60.0),
+    ("分", 60.0),
+    ("h", 3600.0),
+    ("小", 3600.0),
+    ("day", 86400.0),
+    ("天", 86400.0),
+    ("日", 86400.0),
+    ("s", 1.0),
+    ("秒", 1.0),
+)
 
 
 def seconds_per(unit: str) -> float:
@@ -198,10 +231,18 @@ def _unit_data(match: re.Match[str]) -> tuple[str, float, str]:
     spelled_bits = unit.lower().startswith("bit")
     small_b = unit == "b"
     if not rate:
-        doubt = f"{match.group().strip()} is bits by the letter; read as bytes, as memory sizes are" if small_b and prefix.isupper() else ""
+        doubt = (
+            f"{match.group().strip()} is bits by the letter; read as bytes, as memory sizes are"
+            if small_b and prefix.isupper()
+            else ""
+        )
         return "bytes", scale / (8 if spelled_bits else 1), doubt
     if spelled_bits or small_b:
-        doubt = "" if spelled_bits or prefix.isupper() else f"{match.group().strip()} in lower case: bits by the letter, may mean bytes"
+        doubt = (
+            ""
+            if spelled_bits or prefix.isupper()
+            else f"{match.group().strip()} in lower case: bits by the letter, may mean bytes"
+        )
         return "bytes/s", scale / 8, doubt
     return "bytes/s", scale, ""
 
@@ -236,7 +277,9 @@ _PER_CLASS = (
     ("replica", r"instance|replica"),
 )
 _PER_AFTER = re.compile(
-    _PER.replace("(?:/|per", "(?:/|for (?:each|every)|per") + r"|\s*(?:for|,)?\s*(?P<per2>each user|every user|每(?:个)?用户|每路|单用户|per-user|per-request)", re.I
+    _PER.replace("(?:/|per", "(?:/|for (?:each|every)|per")
+    + r"|\s*(?:for|,)?\s*(?P<per2>each user|every user|每(?:个)?用户|每路|单用户|per-user|per-request)",
+    re.I,
 )
 
 
@@ -271,7 +314,10 @@ def _number_at(text: str, match: re.Match[str]) -> tuple[float, int, bool] | Non
         value = float(raw)
         whole = raw.isdigit()
     elif match["han"]:
-        if text[match.start() - 1 : match.start()] in ("第", "统", "唯", "任", "同", "进", "每") and len(match["han"]) == 1:
+        if (
+            text[match.start() - 1 : match.start()] in ("第", "统", "唯", "任", "同", "进", "每")
+            and len(match["han"]) == 1
+        ):
             return None
         if not _MEASURE.match(text, end) and not text[: match.start()].rstrip().endswith("百分之"):
             return None
@@ -283,7 +329,9 @@ def _number_at(text: str, match: re.Match[str]) -> tuple[float, int, bool] | Non
     else:
         word = match["word"].lower()
         following = text[end : end + 14].lower()
-        if word in ("a", "an", "half") and not re.match(r"\s*(?:a\s+)?(?:second|sec\b|minute|hour|dozen|hundred|thousand)", following):
+        if word in ("a", "an", "half") and not re.match(
+            r"\s*(?:a\s+)?(?:second|sec\b|minute|hour|dozen|hundred|thousand)", following
+        ):
             return None
         value = 1.0 if word in ("a", "an") else float(_WORDS[word])
         if word == "half" and (article := re.match(r"\s*an?(?=\s)", text[end:])):
@@ -319,12 +367,15 @@ def _quantity_at(text: str, match: re.Match[str]) -> Quantity | None:
     )  # fmt: skip
 
 
-_EVERY_SECOND = re.compile(r"(?:每|per\s+)(?P<t>秒钟?|毫秒|分钟|second|sec|minute)(?:钟)?\s*(?:约|大约|about|能|可|处理|生成|输出|服务|来)*\s*$", re.I)
+_EVERY_SECOND = re.compile(
+    r"(?:每|per\s+|(?=日均))(?P<t>秒钟?|毫秒|分钟|小时|天|日均?|second|sec|minute|day)(?:钟)?\s*(?:约|大约|about|能|可|处理|生成|输出|服务|来)*\s*$",
+    re.I,
+)
 _TOKENS_AFTER = re.compile(rf"\s*(?P<k>{_TOK}|{_REQ})(?![\s]*/)", re.I)
 
 
 def _prefixed_rate(text: str, q: Quantity) -> Quantity:
-    """"每秒 8 个请求", "每毫秒 100 个 token": the period stands before the number."""
+    """ "每秒 8 个请求", "每毫秒 100 个 token": the period stands before the number."""
     lead = _EVERY_SECOND.search(text[: q.start])
     noun = _TOKENS_AFTER.match(text, q.end)
     if q.dimension != "count" or not lead or not noun:
@@ -361,7 +412,12 @@ def _joined_range(text: str, low: Quantity, high: Quantity) -> Quantity:
         # "1-4k" means 1k to 4k, "128-10k" does not mean 128k
         scale = high.value / digits if digits and (high.dimension != "count" or low.value <= digits) else 1.0
     return replace(
-        high, value=low.value * scale, high=high.value, start=low.start, text=text[low.start : high.end], doubt=high.doubt or low.doubt
+        high,
+        value=low.value * scale,
+        high=high.value,
+        start=low.start,
+        text=text[low.start : high.end],
+        doubt=high.doubt or low.doubt,
     )
 
 
@@ -379,7 +435,11 @@ def find_quantities(text: str) -> list[Quantity]:
     while match := _NUMBER.search(folded, pos):
         quantity = None
         before = folded[match.start() - 1 : match.start()]
-        glued = bool(match["arabic"]) and not match["sign"] and (before.isascii() and before.isalpha() or before in ("_", "."))
+        glued = (
+            bool(match["arabic"])
+            and not match["sign"]
+            and ((before.isascii() and before.isalpha()) or before in ("_", "."))
+        )
         times = before in ("x", "X") and re.search(r"(?:^|[\d\s)])[xX]$", folded[: match.start()])
         if not glued or times:
             quantity = _quantity_at(folded, match)
@@ -398,10 +458,19 @@ def _combine(folded: str, singles: list[Quantity], text: str) -> list[Quantity]:
         last = out[-1] if out else None
         if last is not None and last.high is None and _is_range(folded, last, q):
             out[-1] = _joined_range(folded, last, q)
-        elif last is not None and last.integral and q.dimension != "count" and _TIMES.fullmatch(folded[last.end : q.start]):
+        elif (
+            last is not None
+            and last.integral
+            and q.dimension != "count"
+            and _TIMES.fullmatch(folded[last.end : q.start])
+        ):
             out[-1] = replace(q, factor=int(last.value), start=last.start, text=folded[last.start : q.end])
         elif (
-            last is not None and last.high is None and last.dimension == q.dimension == "count" and q.value < 0 and q.start == last.end
+            last is not None
+            and last.high is None
+            and last.dimension == q.dimension == "count"
+            and q.value < 0
+            and q.start == last.end
         ):
             continue
         else:
@@ -416,16 +485,19 @@ _ABSENT = re.compile(
     r"unconstrained|without\s+limits?|no|-+|无|不限|没有|无要求|不要求|没有要求|无限制|不作要求|不做要求|不限制|无需|暂无|未要求|没有限制)\s*[.。]?",
     re.I,
 )
-_UNKNOWN = re.compile(r"(?:tbd|to be (?:determined|decided)|unknown|待定|未知|不清楚|不确定|\?+|？+|not\s+sure|unspecified|未定|待确认)\s*[.。]?", re.I)
+_UNKNOWN = re.compile(
+    r"(?:tbd|to be (?:determined|decided)|unknown|待定|未知|不清楚|不确定|\?+|？+|not\s+sure|unspecified|未定|待确认)\s*[.。]?",
+    re.I,
+)
 
 
 def is_absence(text: str) -> bool:
-    """"None", "n/a", "无", "不限": an explicit absence, which is a fact."""
+    """ "None", "n/a", "无", "不限": an explicit absence, which is a fact."""
     return bool(_ABSENT.fullmatch(fold_width(text).strip().strip("*_`\"' ")))
 
 
 def is_unknown(text: str) -> bool:
-    """"TBD", "待定": the writer does not know either, so the value is missing."""
+    """ "TBD", "待定": the writer does not know either, so the value is missing."""
     return bool(_UNKNOWN.fullmatch(fold_width(text).strip().strip("*_`\"' ")))
 
 
@@ -458,7 +530,9 @@ def parse_quantity(text: str, dimension: str | None = None) -> Quantity:
         if found and not fitting:
             raise ToolError(f"{text!r} is in {found[0].dimension}, expected {dimension}")
     if len(found) != 1:
-        raise ToolError(f"expected one quantity in {text!r}, found {len(found)}; write it like '80 GB', '900 GB/s' or '500 ms'")
+        raise ToolError(
+            f"expected one quantity in {text!r}, found {len(found)}; write it like '80 GB', '900 GB/s' or '500 ms'"
+        )
     return found[0]
 
 
@@ -474,7 +548,7 @@ _FORMATS = {
 
 
 def format_quantity(value: float, dimension: str, digits: int = 6) -> str:
-    """"80 GB", "450 GB/s", "500 ms": the inverse of `parse_quantity` to `digits` significant digits."""
+    """ "80 GB", "450 GB/s", "500 ms": the inverse of `parse_quantity` to `digits` significant digits."""
     for unit, scale in _FORMATS.get(dimension, ()):
         if abs(value) >= scale or (unit, scale) == _FORMATS[dimension][-1]:
             return f"{value / scale:.{digits}g} {unit}".replace(" %", "%")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tools.checks.base import Case, check, error
 from tools.graph.build import all_sizes
@@ -39,7 +40,7 @@ def _body(program: Program, pbody: PBody, sizes: Sizes) -> Iterator[Finding]:
         broken = groups_fault(p.comm, program.mesh) or layout_fault(
             p.comm, pbody.layout(p.inputs[0]), pbody.layout(p.output)
         )
-        broken = broken or bytes_fault(p, pbody, sizes, program.mesh)
+        broken = broken or bytes_fault(p, pbody, sizes, program)
         if broken:
             yield error("collective", f"{where}: {broken}", cause="network", where=p.name)
 
@@ -60,7 +61,9 @@ def layout_fault(comm: Comm, src: Layout, dst: Layout) -> str:
     split, pending = src.as_dict(), list(src.pending)
     if comm.kind in ("all_reduce", "reduce_scatter"):
         if not set(comm.axes) <= set(pending):
-            return f"{comm.kind} over {comm.axes}, but only {tuple(pending)} await a sum"
+            return f"{comm.kind} over {comm.axes}, but only {tuple(pending)} await a {src.reduce}"
+        if comm.reduce != src.reduce:
+            return f"{comm.kind} takes the {comm.reduce} of what awaits a {src.reduce}"
         pending = [a for a in pending if a not in comm.axes]
     if comm.kind in ("all_gather", "all_to_all"):
         have = split.get(comm.src_dim or "", ())
@@ -69,24 +72,25 @@ def layout_fault(comm: Comm, src: Layout, dst: Layout) -> str:
         split[comm.src_dim or ""] = have[: len(have) - len(comm.axes)]
     if comm.kind in ("reduce_scatter", "all_to_all", "slice"):
         split[comm.dst_dim or ""] = split.get(comm.dst_dim or "", ()) + comm.axes
-    want = Layout.of(split, tuple(pending))
+    rotation = src.rotation + (comm.kind == "ring_shift")
+    want = replace(Layout.of(split, tuple(pending), src.reduce), rotation=rotation)
     return "" if want == dst else f"{comm.kind} takes [{src}] to [{want}], the graph says [{dst}]"
 
 
-def bytes_fault(p: POp, pbody: PBody, sizes: Sizes, mesh: Mesh) -> str:
+def bytes_fault(p: POp, pbody: PBody, sizes: Sizes, program: Program) -> str:
     """Members of a reduction bring tensors of one size; gathered pieces add up to the whole."""
     assert p.comm is not None
-    source = p.inputs[0]
+    source, mesh, orders = p.inputs[0], program.mesh, program.orders
     for group in mesh.groups(p.comm.axes):
-        sent = [held_elements(pbody, source, r, mesh, sizes) for r in group]
-        got = [held_elements(pbody, p.output, r, mesh, sizes) for r in group]
+        sent = [held_elements(pbody, source, r, mesh, sizes, orders) for r in group]
+        got = [held_elements(pbody, p.output, r, mesh, sizes, orders) for r in group]
         if p.comm.kind in ("all_reduce", "reduce_scatter", "slice") and len(set(sent)) > 1:
             return f"ranks {group} bring {sorted(set(sent))} elements to one {p.comm.kind}"
         if p.comm.kind == "all_gather" and any(g != sum(sent) for g in got):
             return f"ranks {group} send {sum(sent)} elements and receive {got[0]}"
         if p.comm.kind in ("reduce_scatter", "slice") and sum(got) != sent[0]:
             return f"ranks {group} scatter {sent[0]} elements and keep {sum(got)}"
-        if p.comm.kind == "all_to_all" and sum(got) != sum(sent):
+        if p.comm.kind in ("all_to_all", "ring_shift") and sum(got) != sum(sent):
             return f"ranks {group} send {sum(sent)} elements and receive {sum(got)}"
     return ""
 

@@ -7,28 +7,26 @@ closed forms. Replication is accounted: a weight that c ranks keep counts c time
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import isclose, prod
+from math import gcd, isclose, prod
 
 from tools.checks.base import Case, check, error
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op
 from tools.memory import kv_bytes_per_token, parameters_by_role, rank_kv_bytes
-from tools.partition.layout import positions
 from tools.partition.lower import PBody, POp, Program
-from tools.shards import Box, boxes_of, tiling
+from tools.shards import Box, Runs, box, boxes_of, tiling
 from tools.spec.finding import Finding
 from tools.spec.model import dtype_bytes
 
 Lengths = Mapping[str, int]
 PROBE = {"batch_size": 12, "seq_len": 24, "kv_len": 24}
-"""Token dims that the sums are taken at when the program has none: multiples of common degrees."""
+"""Token dims that the sums are taken at: what is conserved at one size is at all, with the same layouts."""
 
 
 @check("conservation")
 def conservation(case: Case) -> Iterator[Finding]:
     for program in case.programs:
-        probe = {k: int(program.sizes.get(k, n)) for k, n in PROBE.items()}  # type: ignore[arg-type]
-        sizes: Lengths = {k: int(v) for k, v in all_sizes(program.model, **probe).items()}
+        sizes: Lengths = {k: int(v) for k, v in all_sizes(program.model, **PROBE).items()}
         yield from _weights(program, sizes)
         yield from _flops(program, sizes)
         yield from _kv(program, sizes)
@@ -64,37 +62,42 @@ def _flops(program: Program, sizes: Lengths) -> Iterator[Finding]:
     total = 0
     for stage in program.stages:
         for pbody, times in stage.bodies():
-            for p in pbody.ops:
-                if p.op is None or p.op.kind != "einsum":
-                    continue
-                boxes, dims = work_boxes(pbody, p, sizes, program)
+            for name, steps in _einsums(pbody).items():
+                dims = list(dict.fromkeys(d for n in (*steps[0].inputs, steps[0].output) for d in pbody.spec(n).dims))
+                boxes = [b for p in steps for b in work_boxes(pbody, p, {d: sizes[d] for d in dims}, program)]
                 shape = [sizes[d] for d in dims]
-                found = tiling(boxes, shape) if boxes else None
-                if found is None or not found.exact:
-                    done = "inputs disagree on a dim" if found is None else f"ranks do {found.covered:.4g} of its work"
-                    words = f"{program.phase} {pbody.name}.{p.name}: {done}"
-                    yield error("flops-conserved", words, where=p.name)
-                    continue
-                total += 2 * round(found.covered * prod(shape)) * times
+                found = tiling(boxes, shape)
+                if not found.exact:
+                    done = f"ranks do {found.covered:.4g} of its work" if boxes else "its inputs lie differently"
+                    yield error("flops-conserved", f"{program.phase} {pbody.name}.{name}: {done}", where=name)
+                else:
+                    total += 2 * prod(shape) * times
     want = model_flops(program, sizes)
     if total != want:
         yield error("flops-conserved", f"{program.phase}: devices do {total} distinct FLOPs, the model needs {want}")
 
 
-def work_boxes(pbody: PBody, p: POp, sizes: Lengths, program: Program) -> tuple[list[Box], list[str]]:
-    """Index ranges of the multiply-adds that each rank does; no boxes when two inputs place a dim differently."""
-    names = (*p.inputs, p.output)
-    dims = list(dict.fromkeys(d for n in names for d in pbody.spec(n).dims))
-    axes: dict[str, tuple[str, ...]] = {}
-    for n in names:
-        for d in pbody.spec(n).dims:
-            if axes.setdefault(d, pbody.layout(n).axes(d)) != pbody.layout(n).axes(d):
-                return [], dims
+def _einsums(pbody: PBody) -> dict[str, list[POp]]:
+    """Einsums by the operator of the model they are (part of): a ring does one in several steps."""
+    out: dict[str, list[POp]] = {}
+    for p in pbody.ops:
+        if p.op is not None and p.op.kind == "einsum":
+            out.setdefault(p.op.name.split("#")[0], []).append(p)
+    return out
+
+
+def work_boxes(pbody: PBody, p: POp, lengths: Lengths, program: Program) -> list[Box]:
+    """Index sets of the multiply-adds that each rank does; none when two operands place a dim differently."""
     boxes = []
     for rank in range(int(program.mesh.size)):
-        held = [positions(sizes[d], axes[d], program.mesh, rank) for d in dims]
-        boxes.append(tuple((int(h[0]), int(h[-1]) + 1) if len(h) else (0, 0) for h in held))
-    return boxes, dims
+        held: dict[str, Runs] = {}
+        for n in (*p.inputs, p.output):
+            dims = {d: lengths[d] for d in pbody.spec(n).dims}
+            for d, runs in zip(dims, box(pbody.layout(n), dims, program.mesh, rank, program.orders), strict=True):
+                if held.setdefault(d, runs) != runs:
+                    return []
+        boxes.append(tuple(held[d] for d in lengths))
+    return boxes
 
 
 def model_flops(program: Program, sizes: Lengths) -> int:
@@ -110,8 +113,8 @@ def _op_flops(body: Body, op: Op, sizes: Lengths) -> int:
 
 def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
     """KV bytes over all devices = 2·L·kv_heads·d_k (or L·(kv_lora + rope)) × tokens × the strategy's copies."""
-    s, a = program.strategy, program.model.attention
-    copies = s.tp if a.mla else max(1, s.tp // a.num_kv_heads)
+    s = program.strategy
+    copies = kv_copies(program)
     batch, context = sizes["batch_size"], sizes["kv_len"]
     held = sum(rank_kv_bytes(program, batch=batch, context=context).values())
     want = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context * copies
@@ -121,3 +124,18 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
             f"{want:.6g} B = {want / copies:.6g} × {copies} copies"
         )
         yield error("kv-conserved", words, cause="kv", held=held, model=want, elem_bytes=dtype_bytes(s.kv_dtype))
+
+
+def kv_copies(program: Program) -> float:
+    """Ranks of a stage over the distinct parts of its cache: sequences over attn_dp, KV heads over tp and then over
+    what cp exchanges for heads, positions over dcp or over a ring's cp. From the degrees, not from layouts."""
+    s, a = program.strategy, program.model.attention
+    assert s.attn_dp is not None
+    kv_heads = 1 if a.mla else a.num_kv_heads
+    by_heads = min(s.tp, kv_heads)
+    by_positions = s.dcp
+    if s.cp > 1 and s.cp_kind == "ring":
+        by_positions *= s.cp
+    elif a.mla is None:
+        by_heads *= gcd(s.cp, max(kv_heads // s.tp, 1))
+    return s.group / (s.attn_dp * by_heads * by_positions)

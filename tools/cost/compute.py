@@ -8,7 +8,7 @@ device. Sizes and degrees are ints or arrays with one entry per candidate; every
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -59,10 +59,15 @@ class WalkContext:
     mesh: Mesh
     phase: str
     moe: MoECurve
+    cache: dict[tuple[int, str], dict[str, Num]] = field(default_factory=dict)
+    """Local sizes that this walk has worked out already, by body and tensor."""
 
 
 def local_sizes(pbody: PBody, tensor: str, ctx: WalkContext) -> dict[str, Num]:
     """Longest local length of each dim; routed tensors keep experts, and their tokens are the expected ones."""
+    known = ctx.cache.get((id(pbody), tensor))
+    if known is not None:
+        return known
     t, layout = pbody.spec(tensor), pbody.layout(tensor)
     out: dict[str, Num] = {}
     for d in t.dims:
@@ -71,6 +76,7 @@ def local_sizes(pbody: PBody, tensor: str, ctx: WalkContext) -> dict[str, Num]:
     if t.routed:
         tokens = out.pop("batch_size") * out.pop("seq_len")
         out["tokens"] = tokens * ctx.sizes["top_k"] / ctx.sizes["experts"]
+    ctx.cache[id(pbody), tensor] = out
     return out
 
 

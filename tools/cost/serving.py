@@ -23,9 +23,10 @@ from tools.cost.compute import Num
 from tools.cost.steps import Layout, StepTime, Works
 from tools.spec.workload import Workload
 
-Z = {"p50": 0.0, "p90": 1.2816, "p95": 1.6449, "p99": 2.3263}
+Z = {"p50": 0.0, "p90": 1.2816, "p95": 1.6449, "p99": 2.3263, "max": 3.0902}
 """Quantiles of the normal distribution."""
-QUANTILE = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
+QUANTILE = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "max": 0.999}
+"""`max` is read as one request in a thousand."""
 SATURATED = 0.98
 """Share of a replica's time that waiting formulas are evaluated at when the load reaches all of it."""
 
@@ -81,6 +82,9 @@ class Steps:
     """Steps a prompt takes."""
     queue_share: np.ndarray
     """Prompts that can share one step when several wait."""
+    decode_works: Works
+    """Kernels of `decode`."""
+    prefill_works: Works
 
     def between_tokens(self, batch: Num) -> Num:
         """Linear in the batch between the two points that were priced, and beyond."""
@@ -147,7 +151,7 @@ def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: b
     low = np.maximum(batch // 2, 1)
     context = load.isl + max(1, load.osl // 2)
     high_time, high_step, high_works = decode_steps(layout, batch, context)
-    low_time, _, _ = decode_steps(layout, low, context)
+    low_time = np.where(low < batch, decode_steps(layout, low, context)[0], high_time) if (low < batch).any() else high_time
     prompts, tokens, chunks, kv = prefill_shape(layout, load, batch)
     room = np.maximum(layout.cands.max_num_batched_tokens // tokens, 1) * layout.cands.attn_dp
     if whole_batch:
@@ -159,7 +163,8 @@ def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: b
         mixed = layout.step(layout.mixed(prefill, high_works), size + prompts)
     else:
         mixed = StepTime(alone.latency + high_step.latency, alone.slowest + high_step.slowest)
-    return Steps(batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, np.maximum(room // np.maximum(prompts, 1), 1))
+    queue_share = np.maximum(room // np.maximum(prompts, 1), 1)
+    return Steps(batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, queue_share, high_works, prefill)
 
 
 def serve(layout: Layout, load: Load) -> Performance:

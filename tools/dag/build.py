@@ -175,7 +175,7 @@ class _Builder:
         all_devices = tuple(range(self.world))
         lanes = tuple(u.devices[0] for group in units for u in group)
         whole = Port("ids", (("batch_size", self.whole["batch_size"]), ("seq_len", self.sizes["seq_len"])))
-        source = self._io("total_input", "total input: token ids", "model.input", "io", all_devices, ([whole], [whole]), lanes=lanes)
+        source = self._io("total_input", "total input · token ids", "model.input", "io", all_devices, ([whole], [whole]), lanes=lanes)
         last, port = source, whole
         if s.dp > 1:
             port = Port("ids", (("batch_size", self.sizes["batch_size"]), *whole.dims[1:]))
@@ -236,7 +236,7 @@ class _Builder:
             for node in collected:
                 self._join(node.id, gather.id, part)
             sources = [gather]
-        sink = self._io("total_output", "total output: next token ids", "model.output", "io", all_devices, ([whole], [whole]), lanes=lanes)
+        sink = self._io("total_output", "total output · next token ids", "model.output", "io", all_devices, ([whole], [whole]), lanes=lanes)
         for node in sources:
             self._join(node.id, sink.id, whole)
 
@@ -499,7 +499,8 @@ def word_of(op: Op) -> str:
     if op.kind == "elementwise":
         return "residual add" if op.fn == "add" and "residual" in op.module else op.fn
     if op.kind == "mask":
-        return f"{op.fn} mask"
+        reach = next((f", {k} {op.attrs[k]}" for k in ("window", "chunk") if op.attrs.get(k)), "")
+        return f"{op.fn} mask{reach}"
     return WORDS.get(op.kind, op.kind)
 
 

@@ -198,7 +198,7 @@ EDGE_ATTRS = {
 
 def graph_attrs(title: str, subtitle: str, facts: Any) -> dict[str, str]:
     return {
-        "label": legend(title, subtitle), "labelloc": "t", "labeljust": "l", "fontname": FONT, "layout": "neato", "splines": "true",
+        "label": legend(title, subtitle), "labelloc": "t", "labeljust": "l", "fontname": FONT, "layout": "nop2", "splines": "true",
         "outputorder": "edgesfirst", "bgcolor": "white", "pad": "0.3", **facts,
     }  # fmt: skip
 

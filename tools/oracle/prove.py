@@ -180,7 +180,7 @@ class _Tally:
         for stage in program.stages:
             for layer, pbody in stage_bodies(stage):
                 for p in pbody.ops:
-                    if pbody.tensors[p.output].partial:
+                    if pbody.tensors[p.output].partial or pbody.spec(p.output).kind == "weight":
                         continue
                     mine = got.values[(layer, pbody.name, p.output)]
                     want = ref.values.get((layer, pbody.name, pbody.tensors[p.output].origin))

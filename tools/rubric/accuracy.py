@@ -11,7 +11,7 @@ from tools.spec.workload import Requirement
 
 @criterion("accuracy")
 def accuracy(record: RunRecord) -> Score:
-    """The worst gate's score: requirements hold together or not at all. Met: 1; inside its band: 0.8 to 1; broken: 0."""
+    """The worst gate's score, as requirements hold together. Met: 1; inside its band: 0.8 to 1; broken: 0."""
     plan = record.plan
     if plan.status == "infeasible":
         return _infeasible(record)
@@ -31,7 +31,10 @@ def gate_item(gate: Requirement, plan: Plan) -> Item:
         return Item(name=name, value=0.0, reason=f"limit {gate.limit:.4g}, but nothing was predicted for it")
     margin = prediction.value / gate.limit - 1 if gate.higher_is_better else 1 - prediction.value / gate.limit
     unit = UNITS.get(gate.metric, " s")
-    said = f"predicted {prediction.value:.4g}{unit} ±{prediction.band:.0%}, limit {gate.limit:.4g}{unit}, margin {margin:+.1%}"
+    said = (
+        f"predicted {prediction.value:.4g}{unit} ±{prediction.band:.0%}, limit {gate.limit:.4g}{unit}, margin "
+        f"{margin:+.1%}"
+    )
     if not margin >= 0:
         return Item(name=name, value=0.0, reason=f"broken: {said}")
     if margin < prediction.band:

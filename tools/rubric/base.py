@@ -69,7 +69,7 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(name: str) -> Callable[[Criterion], Criterion]:
-    """Registers a pure function RunRecord -> Score under `name`; the order of registration is the order of the report."""
+    """Registers a pure function RunRecord -> Score under `name`."""
 
     def register(function: Criterion) -> Criterion:
         if name in CRITERIA:
@@ -88,7 +88,7 @@ def mean(items: Iterable[Item]) -> float:
 
 
 def score(name: str, value: float, items: Iterable[Item], good: str, **more: Any) -> Score:
-    """Score whose reason is `good` when nothing is wrong, else the worst item's; evidence lists every item, worst first."""
+    """Score whose reason is `good` when nothing is wrong, else the worst item's. Evidence: every item, worst first."""
     ordered = sorted(items, key=lambda i: i.value)
     bad = [i for i in ordered if i.value < 1]
     rest = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""

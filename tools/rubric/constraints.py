@@ -42,8 +42,8 @@ def check(name: str, *patterns: str) -> Callable[[Callable[[RunRecord], Verdict]
 
 
 STATEMENTS = re.compile(
-    r"generally speaking|not all (the )?knowledge|task with many steps|you can first|only need to understand|for your reference|"
-    r"一般来说|不是所有知识|多步任务|仅供参考|are tested to|metrics .*as follows|性能评价指标",
+    r"generally speaking|not all (the )?knowledge|task with many steps|you can first|only need to understand|"
+    r"for your reference|一般来说|不是所有知识|多步任务|仅供参考|are tested to|metrics .*as follows|性能评价指标",
     re.I,
 )
 """Sentences of a task that explain or permit, and demand nothing."""
@@ -110,7 +110,8 @@ def parts(record: RunRecord) -> Verdict:
     ok = len(ranks) == plan.num_devices
     return (
         ok,
-        f"{len(plan.parts)} modules counted, each matches its devices; {len(ranks)} of {plan.num_devices} devices host a part",
+        f"{len(plan.parts)} modules counted, each matches its devices; {len(ranks)} of {plan.num_devices} devices "
+        "host a part",
     )
 
 
@@ -132,15 +133,25 @@ def requirements(record: RunRecord) -> Verdict:
 
 @check("balance", r"load[- ]balanc", r"负载均衡|均衡负载")
 def balance(record: RunRecord) -> Verdict:
-    """Bound: the stated one, else 1.05, else the best that any cut of this model reaches (a finding carries it)."""
-    estimate, req = record.plan.estimate, record.plan.deployment.requirements
-    if estimate is None:
+    """Of bytes and of time. Bound: the stated one, else 1.05 or the best that any cut of this model reaches."""
+    if record.plan.estimate is None:
         return NO_PLAN
-    optimum = [f.values["optimum"] for f in record.plan.findings if f.cause == "balance" and "optimum" in f.values]
-    bound = max([1 + req.balance_epsilon, *(optimum if not req.balance_stated else [])])
-    worst = max(estimate.time_imbalance, estimate.memory_imbalance)
-    said = f"max/mean over devices: time {estimate.time_imbalance:.3f}, memory {estimate.memory_imbalance:.3f}, bound {bound:.3f}"
-    return worst <= bound * (1 + 1e-9), said
+    judged = [_spread(record, "bytes"), _spread(record, "time")]
+    said = "; ".join(f"{what}: max/mean over devices {ratio:.3f}, bound {bound:.3f}" for what, ratio, bound in judged)
+    return all(ratio <= bound * (1 + 1e-9) for _, ratio, bound in judged), said
+
+
+def _spread(record: RunRecord, what: str) -> tuple[str, float, float]:
+    """(what, ratio, bound): the balance check's own, else the estimate's against the evenest cut of the layers."""
+    plan, req = record.plan, record.plan.deployment.requirements
+    for f in plan.findings:
+        if f.cause == "balance" and f.where == what and {"ratio", "bound"} <= set(f.values):
+            return what, f.values["ratio"], f.values["bound"]
+    assert plan.estimate is not None and plan.strategy is not None
+    layers, stages = plan.deployment.model.num_hidden_layers, plan.strategy.pp
+    evenest = -(-layers // stages) * stages / layers
+    bound = 1 + req.balance_epsilon if req.balance_stated else max(1 + req.balance_epsilon, evenest)
+    return what, plan.estimate.memory_imbalance if what == "bytes" else plan.estimate.time_imbalance, bound
 
 
 @check("full use", r"full(y)? use", r"leverage .*(resources|conditions)", r"充分利用")
@@ -163,7 +174,7 @@ def full_use(record: RunRecord) -> Verdict:
 def optimal(record: RunRecord) -> Verdict:
     if record.reference is None or record.plan.status == "infeasible":
         return None, "there is no reference to compare with"
-    item = distance_item(record.reference)
+    item = distance_item(record.reference, record.plan.objective)
     return item.value >= BAR, item.reason
 
 
@@ -291,31 +302,43 @@ def _files(record: RunRecord, kinds: Sequence[str]) -> Verdict:
 
 
 RULES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("device of every node", ("R01", "R12"), (r"card boundary", r"which gpu", r"specify .*\bgpu\b", r"all gpus", r"划分边界|注明.*GPU")),
+    (
+        "device of every node",
+        ("R01", "R12"),
+        (r"card boundary", r"which gpu", r"specify .*\bgpu\b", r"all gpus", r"划分边界|注明.*GPU"),
+    ),
     ("transfers are nodes", ("R02",), (r"communication path", r"data flow across", r"GPU间的?通信")),
     ("splits and aggregations are nodes", ("R03",), (r"aggregation and split", r"聚合与分割")),
-    ("input and output dims", ("R04",), (r"input dimension", r"output dimensions?", r"equal sign", r"separated by commas", r"维度信息|输入维度")),
-    ("dims line up", ("R15",), (r"dimensions? .*(aligned|will change|information)", r"no loss of dimension", r"维度(变化|正确)")),
+    (
+        "input and output dims",
+        ("R04",),
+        (r"input dimension", r"output dimensions?", r"equal sign", r"separated by commas", r"维度信息|输入维度"),
+    ),
+    (
+        "dims line up",
+        ("R15",),
+        (r"dimensions? .*(aligned|will change|information)", r"no loss of dimension", r"维度(变化|正确)"),
+    ),
     ("node shapes", ("R05",), (r"ellipse|rectangle|parallelogram", r"节点形状|椭圆")),
     ("acyclic", ("R06",), (r"cycles?\b|acyclic", r"禁止有环|无环")),
-    ("total input and output, nothing dangling", ("R07",), (r"total input", r"preceding input node", r"model's input and output", r"悬空|完整输入输出")),
+    (
+        "total input and output, nothing dangling",
+        ("R07",),
+        (r"total input", r"preceding input node", r"model's input and output", r"悬空|完整输入输出"),
+    ),
     ("residual has two inputs", ("R08",), (r"residual", r"残差")),
     ("gate selection dashed", ("R09",), (r"dashed|gate will select", r"虚线")),
     ("operator level", ("R10",), (r"operator level|break it down|multiple operations", r"算子")),
     ("repeats drawn once", ("R11", "R19"), (r"repeated modules|number of repetitions", r"重复")),
     ("connected", ("R14",), (r"connected( to at least)?", r"无用节点|连通")),
     ("batch items independent", ("R21",), (r"independent data points", r"batch中数据")),
-)  # fmt: skip
+)
 
 
 def _rule_check(ids: tuple[str, ...]) -> Callable[[RunRecord], Verdict]:
     def run(record: RunRecord) -> Verdict:
         if not record.dags:
-            return (
-                NO_PLAN
-                if record.plan.status == "infeasible"
-                else (False, "no DAG was drawn")
-            )
+            return NO_PLAN if record.plan.status == "infeasible" else (False, "no DAG was drawn")
         if ids == ("R09",) and record.plan.deployment.model.moe is None:
             return True, f"{record.plan.deployment.model.name} has no gate"
         broken = [f"{d.dot} breaks {i}" for d in record.dags for i in ids if i in d.broken]

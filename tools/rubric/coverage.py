@@ -1,7 +1,7 @@
-"""What the inputs say, unit by unit, found without the reader: headings, keys, list items, table rows, sentences with numbers.
+"""What the inputs say, unit by unit: headings, paragraphs, keys, list items, table rows, sentences with numbers.
 
-A unit is covered when a fact quotes it, a conflict names it, or it is declared irrelevant. It is a second, cruder reading
-on purpose: what the reader overlooked must show here.
+A unit is covered when a fact quotes it, a conflict names it, or it is declared irrelevant. It is a second, cruder
+reading on purpose, made without the reader: what the reader overlooked must show here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tools.spec.conditions import Conditions, InputFile
 Lines = Sequence[str]
 
 _HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*$")
-_BOLD = re.compile(r"^\s*(?:\*\*|__)([^*_]+?)(?:\*\*|__)\s*[::]?\s*$")
+_BOLD = re.compile(r"^\s*(?:\*\*|__)([^*_]+?)(?:\*\*|__)\s*[:：]?\s*$")
 _ITEM = re.compile(r"^\s*(?:[-*+•·]|\d+[.)、])\s+(.*)$")
 _RULE = re.compile(r"^\s*(?:[-*_=]\s*){3,}$")
 _TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]+\|[\s:|-]*$")
@@ -90,7 +90,7 @@ def _leaf_end(tokens: Sequence[tuple[str, str, int]], i: int) -> int | None:
 
 
 def _keyed_units(file: str, lines: Lines) -> Iterator[Unit]:
-    """YAML and TOML keys with a value. A key without one spans the scalars below it, or is the path of the keys below."""
+    """YAML and TOML keys with a value; one without spans the scalars below it, or is the path of the keys below."""
     marks = [(i, m) for i, line in enumerate(lines, 1) if (m := _YAML_KEY.match(_uncomment(line)))]
     tables = [(i, m[1]) for i, line in enumerate(lines, 1) if (m := _TOML_TABLE.match(line))]
     stack: list[tuple[int, str]] = []
@@ -119,12 +119,12 @@ def _heading(lines: Lines, i: int) -> tuple[int, str] | None:
     """(level, title) when the 0-based line opens a section."""
     line = lines[i]
     if m := _HEADING.match(line):
-        return len(m[1]), m[2].strip("*_: : ")
+        return len(m[1]), m[2].strip(" *_:：")
     below = lines[i + 1].strip() if i + 1 < len(lines) else ""
     if line.strip() and not _ITEM.match(line) and re.fullmatch(r"={3,}|-{3,}", below):
         return (1 if below[0] == "=" else 2), line.strip()
     if m := _BOLD.match(line):
-        return 7, m[1].strip(": : ")
+        return 7, m[1].strip(" :：")
     return None
 
 
@@ -170,7 +170,7 @@ def _statements(file: str, lines: Lines) -> Iterator[Unit]:
         if i < len(lines) and _TABLE_RULE.match(lines[i]) and "|" in line:
             continue  # a table's header row names columns; its cells are what is said
         item = _ITEM.match(line)
-        keyed = item and re.search(r"[::]\s*\S", item[1])
+        keyed = item and re.search(r"[:：]\s*\S", item[1])
         if keyed or _QUANTITY.search(item[1] if item else line):
             yield Unit(file, "statement", _clip(line), i, i, line.strip(), _around(heads, i))
 
@@ -197,6 +197,8 @@ def coverage(unit: Unit, conditions: Conditions) -> str:
     """How the unit was accounted for, in words; "" if it was not."""
     if paths := _quoting(unit, conditions):
         return f"used: {', '.join(paths[:4])}" + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
+    if path := _restated(unit, conditions):
+        return f"says {path} once more"
     for conflict in conditions.conflicts:
         if _names(unit, " ".join((conflict.why, conflict.path, *conflict.paths))):
             return f"in conflict: {conflict.path}"
@@ -219,6 +221,16 @@ def _quoting(unit: Unit, conditions: Conditions) -> list[str]:
         if e.line <= unit.last and last >= unit.first and (unit.kind != "key" or _quotes_key(e.quote, unit)):
             out.append(fact.path)
     return list(dict.fromkeys(out))
+
+
+def _restated(unit: Unit, conditions: Conditions) -> str:
+    """Path of the fact whose words this key repeats: `"gpu_name": "NVIDIA_H100"` after "H100" was read elsewhere."""
+    said = _plain(unit.text.partition(unit.title)[2]) if unit.kind == "key" else ""
+    for fact in conditions.facts:
+        words = _plain(fact.stated_as)
+        if len(words) >= 4 and words in said and re.search(r"\d", words) and re.search(r"[^\W\d]", words):
+            return fact.path
+    return ""
 
 
 def _same_file(a: str, b: str) -> bool:

@@ -37,11 +37,18 @@ def failed_checks(record: RunRecord) -> tuple[Finding, ...]:
     failed += [f for d in record.dags for f in d.findings if f.severity == "error"]
     failed += [
         Finding(
-            code="R17", severity="error", cause="oracle", where=f"{p.role} {p.proof.phase}",
-            message=f"{p.proof.strategy} {p.proof.phase}: {p.proof.failures[0] if p.proof.failures else p.proof.worst_tensor}",
+            code="R17",
+            severity="error",
+            cause="oracle",
+            where=f"{p.role} {p.proof.phase}",
+            message=(
+                f"{p.proof.strategy} {p.proof.phase}: "
+                f"{p.proof.failures[0] if p.proof.failures else p.proof.worst_tensor}"
+            ),
         )
-        for p in record.proofs if not p.proof.ok
-    ]  # fmt: skip
+        for p in record.proofs
+        if not p.proof.ok
+    ]
     return tuple({_key(f): f for f in failed}.values())
 
 
@@ -53,10 +60,12 @@ def _provisional(record: RunRecord) -> tuple[str, ...]:
     notes = []
     if record.reference is not None and record.reference.provisional:
         notes.append(
-            f"Performance: the reference is {record.reference.method}; it shares the cost walk with the search, so it checks the search, not the prices."
+            f"Performance: the reference is {record.reference.method}; it shares the cost walk with the search, "
+            "so it checks the search, not the prices."
         )
     if record.plan.estimate is not None:
         notes.append(
-            "Accuracy: percentiles are a closed form, and each band is one residual quantile per metric over published measurements."
+            "Accuracy: percentiles are a closed form, and each band is one residual quantile per metric over "
+            "published measurements."
         )
     return tuple(notes)

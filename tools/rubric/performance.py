@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from tools.rubric.base import Item, Score, criterion, score
 from tools.rubric.record import Reference, RunRecord
+from tools.spec.deployment import Objective
 
 
 @criterion("performance")
@@ -12,11 +15,15 @@ def performance(record: RunRecord) -> Score:
     if reference is None or reference.num_evaluated < 1:
         item = Item(name="reference", value=0.0, reason="the plan was compared with nothing")
         return score("performance", 0.0, [item], "", barred=barred)
-    item = infeasible_item(reference) if record.plan.status == "infeasible" else distance_item(reference)
+    item = (
+        infeasible_item(reference)
+        if record.plan.status == "infeasible"
+        else distance_item(reference, record.plan.objective)
+    )
     return score("performance", item.value, [item], item.reason, barred=barred, provisional=reference.provisional)
 
 
-def distance_item(r: Reference) -> Item:
+def distance_item(r: Reference, objective: Objective) -> Item:
     """Share of the reference's objective that the plan reaches; better than the reference is 1."""
     if r.plan_value is None:
         return Item(name="plan", value=0.0, reason="the plan itself was not priced by the reference")
@@ -27,16 +34,25 @@ def distance_item(r: Reference) -> Item:
             reason=f"none of {r.num_evaluated} strategies is feasible there, the plan included",
         )
     got, best = (r.plan_value, r.objective_value) if r.higher_is_better else (r.objective_value, r.plan_value)
-    share = min(1.0, got / best) if got > 0 and best > 0 else _signed(got, best)
-    said = f"{r.plan_value:.6g} against {r.objective_value:.6g} of {r.strategy or 'the reference'}, best of {r.num_evaluated} ({r.method})"
+    if objective == "knee":
+        # The knee's objective is a logarithm, so the distance is a difference, and the share its exponential.
+        share = min(1.0, math.exp(min(0.0, got - best)))
+    else:
+        share = _ratio(got, best)
+    said = (
+        f"{r.plan_value:.6g} against {r.objective_value:.6g} of {r.strategy or 'the reference'}, best of "
+        f"{r.num_evaluated} ({r.method})"
+    )
     return Item(name="distance", value=share, reason=said)
 
 
-def _signed(got: float, best: float) -> float:
-    """Objectives with a turned sign (minus devices): the ratio of magnitudes, the other way round."""
+def _ratio(got: float, best: float) -> float:
+    """Share of `best`; objectives with a turned sign (minus devices) compare magnitudes the other way round."""
     if got >= best:
         return 1.0
-    return best / got if got < 0 and best < 0 else 0.0
+    if got > 0:
+        return got / best
+    return best / got if best < 0 else 0.0
 
 
 def infeasible_item(r: Reference) -> Item:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, Protocol
 
+from pydantic import Field
+
 from tools.manifest import Kind
 from tools.oracle.prove import Proof
 from tools.spec.base import Frozen
@@ -105,7 +107,7 @@ class RunRecord(Frozen):
     plan: Plan
     conditions: Conditions
     inputs: tuple[InputFile, ...]
-    inputs_after: dict[str, str] = {}
+    inputs_after: dict[str, str] = Field(default_factory=dict)
     """sha256 by path, hashed again after the run; empty: not hashed again."""
     proofs: tuple[GraphProof, ...] = ()
     dags: tuple[DagReport, ...] = ()

@@ -38,7 +38,7 @@ def _item(name: str, ok: bool, reason: str) -> Item:
 
 
 def _findings(record: RunRecord) -> list[Item]:
-    """Failed checks. The baseline's own shortcomings are not the plan's; the binding finding of an infeasible verdict is its content."""
+    """Failed checks. The binding finding of an infeasible verdict is its content, not a flaw of it."""
     plan = record.plan
     found = [*plan.findings, *record.launch_findings]
     if plan.status == "proven" and plan.estimate is not None:
@@ -48,7 +48,7 @@ def _findings(record: RunRecord) -> list[Item]:
         errors = [
             f
             for f in errors
-            if plan.infeasible is None or f not in plan.infeasible.findings and f != plan.infeasible.binding
+            if plan.infeasible is None or f not in (plan.infeasible.binding, *plan.infeasible.findings)
         ]
     return [_item(f.code, False, f.message) for f in errors] or [
         _item("checks", True, f"{len(found)} findings, none an error")
@@ -82,7 +82,10 @@ def _stands_for(proof: GraphProof, role: str) -> bool:
 def _proof(graph: GraphProof) -> Item:
     p = graph.proof
     ok = p.ok and math.isfinite(p.max_relative_error) and p.max_relative_error <= TOLERANCE and p.tensors_compared > 0
-    reason = f"max relative error {p.max_relative_error:.1e} over {p.tensors_compared} tensors on {p.devices_simulated} simulated devices"
+    reason = (
+        f"max relative error {p.max_relative_error:.1e} over {p.tensors_compared} tensors on "
+        f"{p.devices_simulated} simulated devices"
+    )
     if p.failures:
         reason += f"; {p.failures[0]}"
     return _item(f"{graph.role} {p.strategy} {p.phase}", ok, reason)
@@ -123,7 +126,10 @@ def _ranks(plan: Plan) -> list[Item]:
         return [_item("strategy", False, "a proven plan without a strategy")]
     ranks = sorted(r for row in plan.rank_map for r in row["ranks"])
     n, have = strategy.num_devices, cluster.num_devices
-    equation = f"pp({strategy.pp}) × tp({strategy.tp}) × cp({strategy.cp}) × attn_dp({strategy.attn_dp}) × dp({strategy.dp}) = {n}"
+    equation = (
+        f"pp({strategy.pp}) × tp({strategy.tp}) × cp({strategy.cp}) × attn_dp({strategy.attn_dp}) × "
+        f"dp({strategy.dp}) = {n}"
+    )
     return [
         _item("devices", plan.num_devices == n, f"{equation}, the plan says {plan.num_devices}"),
         _item("devices exist", have is None or n <= have, f"{n} needed, {'unbounded' if have is None else have} there"),
@@ -149,7 +155,9 @@ def _layers(plan: Plan) -> list[Item]:
 
 def _memory(plan: Plan) -> list[Item]:
     stages = plan.estimate.memory if plan.estimate else ()
-    items = [
+    e = plan.estimate
+    items = [_item("batch", e.batch <= e.max_batch, f"{e.batch} sequences per replica, {e.max_batch} fit")] if e else []
+    items += [
         _item(
             f"memory of stage {s.stage}",
             s.free_bytes >= 0,

@@ -10,8 +10,8 @@ DEMANDING = re.compile(r"task|note|submission|constraint|requirement|任务|注�
 SKIPPED = re.compile(r"resource|grade|grading|score|rubric|role|background|资源|评分|角色|背景", re.I)
 _REMARK = re.compile(r"<<<.*?>>>", re.S)
 _RULE = re.compile(r"^\s*(?:[-*_=]\s*){3,}$")
-_HEAD = re.compile(r"^\s*(?:#+\s*)?\**([A-Z][A-Z ]{2,}|[^\W\d_][^.。!?]{0,40})\**\s*[::]?\s*$")
-_LEAD = re.compile(r"(following (tasks|constraints|conditions))?\s*[::]$", re.I)
+_HEAD = re.compile(r"^\s*(?:#+\s*)?\**([A-Z][A-Z ]{2,}|[^\W\d_][^.。!?]{0,40})\**\s*[:：]?\s*$")
+_LEAD = re.compile(r"(following (tasks|constraints|conditions))?\s*[:：]$", re.I)
 
 
 def parse_task(text: str, file: str = "") -> tuple[Constraint, ...]:

@@ -49,7 +49,8 @@ def understand(record: RunRecord) -> Score:
     values = [mean(group) for group in (read, quoted, used, gaps) if group]
     value = min(values) if read else 0.0
     good = (
-        f"all {len(read)} sections, keys and statements of {len(record.inputs)} input file(s) are used, in conflict, or "
+        f"all {len(read)} sections, keys and statements of {len(record.inputs)} input file(s) are used, in "
+        "conflict, or "
         f"declared irrelevant; {len(quoted)} quotes are verbatim, {len(used)} facts reach the plan"
     )
     return score(
@@ -130,12 +131,30 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+SETTLED: dict[str, tuple[Callable[[RunRecord], bool], str]] = {
+    "model.name": (
+        lambda r: r.conditions.fact("model.num_hidden_layers") is not None,
+        "not needed: its shape is stated",
+    ),
+    "requirements.throughput_per_device.counts": (
+        lambda r: all(
+            g.counts is None for g in r.plan.deployment.requirements.gates if g.metric == "throughput_per_device"
+        ),
+        "not chosen: the verdict is given under each reading",
+    ),
+}
+"""Gaps that are left open on purpose, and when that is right."""
+
+
 def _gaps(record: RunRecord) -> list[Item]:
     """Every missing path ends in an assumption that is named, or is a gap that the plan does not fill silently."""
     assumed = {a.path for a in (*record.plan.assumptions, *record.plan.deployment.assumptions)}
     assumed |= {f.path for f in record.conditions.facts if f.origin in ("assumed", "derived", "catalogue")}
     items = []
     for path in record.conditions.missing:
+        if path in SETTLED and SETTLED[path][0](record):
+            items.append(Item(name=path, value=1.0, reason=SETTLED[path][1]))
+            continue
         told = path in assumed or any(a.startswith(path) or path.startswith(a) for a in assumed)
         items.append(
             Item(

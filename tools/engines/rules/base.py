@@ -39,6 +39,7 @@ class Degrees:
     etp: Ints = 1
     attn_dp: Ints = 1
     cp: Ints = 1
+    dcp: Ints = 1
     batch: Ints = 1
     max_num_batched_tokens: Ints = 8192
     weight_dtype: str = "bf16"
@@ -52,7 +53,7 @@ class Degrees:
     @classmethod
     def of(cls, s: Strategy, *, num_nodes: int | None = None, devices_per_node: int | None = None) -> Degrees:
         return cls(
-            tp=s.tp, pp=s.pp, dp=s.dp, ep=s.ep, etp=s.etp, attn_dp=s.attn_dp, cp=s.cp, batch=s.batch,
+            tp=s.tp, pp=s.pp, dp=s.dp, ep=s.ep, etp=s.etp, attn_dp=s.attn_dp, cp=s.cp, dcp=s.dcp, batch=s.batch,
             max_num_batched_tokens=s.max_num_batched_tokens, weight_dtype=s.weight_dtype, kv_dtype=s.kv_dtype, sp=s.sp,
             moe_comm=s.moe_comm, layers_per_stage=s.layers_per_stage, num_nodes=num_nodes,
             devices_per_node=devices_per_node,
@@ -135,6 +136,8 @@ class EngineRules:
     world: Callable[[Strategy], str] = lambda s: f"devices = {s.num_devices}"
     server_defaults: Callable[[float, int], tuple[int, int]] = lambda memory_bytes, tp: (8192, 256)
     """(memory of the device in bytes, tp) → (max_num_batched_tokens, max_num_seqs) when no flag is given."""
+    training: bool = False
+    """A training framework: no KV cache, no scheduler."""
 
     @property
     def label(self) -> str:

@@ -56,6 +56,8 @@ NO_PIPELINE = frozenset({
 """Implementations below models/ that never ask for their pipeline group."""
 LAYERNORM_SP = frozenset({"Qwen3ForCausalLM"})
 """arg_groups/fields/parallel.py enable_layernorm_sp (a quantised Muse Spark too, which we do not know)."""
+SHARED_TP1 = frozenset({"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"})
+"""Architectures of models/deepseek_v2.py, whose shared experts obey SGLANG_SHARED_EXPERT_TP1."""
 COUNTS_EXPERTS_PER_SLICE = frozenset({"Qwen3MoeForCausalLM"})
 """models/qwen3_moe.py:246 compares expert TP with the experts; qwen2_moe.py and deepseek_v2.py the whole group."""
 
@@ -66,8 +68,18 @@ def aligned(d: Degrees) -> Sequence[Ints]:
 
 
 def dense_ways(d: Degrees) -> Ints:
-    """Ranks that a dense MLP or shared expert is split over: the whole group, or 1 (`--moe-dense-tp-size 1`)."""
+    """Ranks that a dense MLP is split over: the whole group, or 1 (`--moe-dense-tp-size 1`)."""
     return np.where(np.asarray(d.attn_dp * d.cp) > 1, np.where(np.asarray(d.tp) > 1, d.group, 1), d.tp)
+
+
+def shared_ways(m: ModelSpec, d: Degrees) -> Ints:
+    """Ranks that a shared expert is split over: 1 under an all-to-all back end, else the whole group.
+
+    models/deepseek_v2.py:871, qwen2_moe.py:369. DeepSeek's also obeys SGLANG_SHARED_EXPERT_TP1, which the launch file
+    sets where the plan replicates the shared expert without dispatch.
+    """
+    replicated = dispatches(d) | ((np.asarray(d.tp) == 1) & (m.architecture in SHARED_TP1))
+    return np.where(replicated, 1, d.group)
 
 
 def dispatches(d: Degrees) -> Ints:
@@ -76,8 +88,7 @@ def dispatches(d: Degrees) -> Ints:
 
 
 def linears(m: ModelSpec, d: Degrees) -> tuple[Linear, ...]:
-    ways = dense_ways(d)
-    return attention_linears(m, d.tp) + dense_linears(m, ways) + shared_linears(m, ways)
+    return attention_linears(m, d.tp) + dense_linears(m, dense_ways(d)) + shared_linears(m, shared_ways(m, d))
 
 
 def group_covers_expert_degrees(m: ModelSpec, d: Degrees) -> Verdict:
@@ -145,12 +156,33 @@ def attention_dp_needs_experts(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def dense_layout_differs(m: ModelSpec, d: Degrees) -> Verdict:
-    """Under attention DP with tp > 1 SGLang splits dense MLP and shared experts over the group, the plan over tp."""
-    other = bool(dense_linears(m, 1) or shared_linears(m, 1)) and m.moe is not None
+    """Under attention DP with tp > 1 SGLang splits dense MLPs over the group, the plan over tp."""
+    dense = bool(dense_linears(m, 1)) and m.moe is not None
     return Verdict(
-        "dense-layout", (d.attn_dp * d.cp > 1) & (d.tp > 1) & other, "mlp",
-        lambda: f"dense and shared-expert weights are split over the group({d.group}), the plan counts tp({d.tp})",
-        "tp 1 with attention DP gives the plan's layout exactly", "models/deepseek_v2.py:896,2665", severity="warning",
+        "dense-layout", (np.asarray(dense_ways(d)) != d.tp) & dense, "mlp",
+        lambda: f"dense weights are split over the group({d.group}), the plan counts tp({d.tp})",
+        "tp 1 with attention DP gives the plan's layout exactly", "models/deepseek_v2.py:2665", severity="warning",
+    )  # fmt: skip
+
+
+def shared_layout_differs(m: ModelSpec, d: Degrees) -> Verdict:
+    """Shared experts follow the dispatch: replicated with all-to-all, split over the group without."""
+    shared = m.moe is not None and m.moe.shared_intermediate_size > 0
+    ways = shared_ways(m, d)
+
+    def equation() -> str:
+        held = "replicated on every rank" if ways == 1 else f"split over the group({d.group})"
+        return f"shared experts are {held}, the plan splits them over tp({d.tp})"
+
+    def fix() -> str:
+        if d.tp == 1 and d.ep == d.group:
+            return "moe_comm alltoall, which replicates them"
+        return "tp 1 with attention DP and all-to-all dispatch gives the plan's layout exactly"
+
+    return Verdict(
+        "shared-layout", (np.asarray(ways) != d.tp) & shared, "moe.shared_expert", equation, fix,
+        "models/deepseek_v2.py:871, qwen2_moe.py:369", severity="warning",
+        values={"ways": ways, "tp": d.tp},
     )  # fmt: skip
 
 
@@ -168,6 +200,46 @@ def context_parallel_is_prefill_only(m: ModelSpec, d: Degrees) -> Verdict:
         "cp-prefill", d.cp > 1, "kv_cache",
         lambda: f"cp({d.cp}) splits the prompt only; each of the {d.cp} ranks keeps the whole KV cache",
         "count the KV cache once per rank", "arg_groups/fields/parallel.py enable_prefill_cp", severity="warning",
+    )  # fmt: skip
+
+
+def decode_context_parallel_copies(m: ModelSpec, d: Degrees) -> Verdict:
+    """DCP ranks hold copies of the same KV heads; heads are split over tp // dcp (configs/model_config.py:1700)."""
+    a = m.attention
+    kv = 1 if a.mla is not None else a.num_kv_heads
+    groups = np.asarray(d.tp) // d.dcp
+    # Where a rank of the plan holds more than one KV head per dcp group, SGLang would hold other heads than the plan.
+    bad = (d.dcp > 1) & ((np.asarray(d.tp) % d.dcp != 0) | (groups % kv != 0))
+
+    def equation() -> str:
+        if d.tp % d.dcp:
+            return f"tp({d.tp}) % dcp({d.dcp}) = {d.tp % d.dcp}, must be 0"
+        return f"tp({d.tp}) / dcp({d.dcp}) = {d.tp // d.dcp}, which must be a multiple of kv_heads({kv}) as in the plan"
+
+    def fix() -> str:
+        ok = [i for i in range(1, d.tp + 1) if d.tp % i == 0 and d.tp // i % kv == 0] or [1]
+        return f"dcp among {', '.join(map(str, ok))} at tp {d.tp}"
+
+    return Verdict(
+        "dcp", bad, "kv_cache", equation, fix, "distributed/parallel_state.py:2717", cause="shape",
+        values={"dcp": d.dcp, "tp": d.tp, "kv_heads": kv},
+    )  # fmt: skip
+
+
+def decode_context_parallel_with_prefill(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "dcp-cp", (d.dcp > 1) & (d.cp > 1), "kv_cache",
+        lambda: f"dcp({d.dcp}) and --enable-prefill-cp (cp {d.cp}) exclude each other", "dcp 1 or cp 1",
+        "arg_groups/parallel_hook.py:249",
+    )  # fmt: skip
+
+
+def decode_context_parallel_gqa(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "dcp-backend", (d.dcp > 1) & (m.attention.mla is None), "attention",
+        lambda: f"dcp({d.dcp}) without MLA depends on the attention back end (fa3 and triton have it, flashinfer not)",
+        "--attention-backend fa3 or triton; run one request before trusting it", "arg_groups/kv_cache_hook.py:513",
+        severity="warning",
     )  # fmt: skip
 
 
@@ -225,7 +297,7 @@ RULES: tuple[Rule, ...] = (
     common.output_groups_divide("models/deepseek_v4.py:1037"),
     common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, dense_ways(d)), "tp", "distributed/utils.py divide"),
     common.widths_divide(
-        "tp-shared-expert", lambda m, d: shared_linears(m, dense_ways(d)), "tp", "distributed/utils.py divide"
+        "tp-shared-expert", lambda m, d: shared_linears(m, shared_ways(m, d)), "tp", "distributed/utils.py divide"
     ),
     common.expert_parallel_needs_experts("layers/moe"),
     attention_dp_needs_experts,
@@ -243,9 +315,13 @@ RULES: tuple[Rule, ...] = (
     common.stages_have_layers("distributed/utils.py:110"),
     pipeline_supported,
     sequence_parallelism_known,
+    decode_context_parallel_copies,
+    decode_context_parallel_with_prefill,
     common.fits_nodes(aligned, "arg_groups/validation_hook.py:179"),
     # warnings
     dense_layout_differs,
+    shared_layout_differs,
+    decode_context_parallel_gqa,
     common.released_fp8_blocks(BLOCK_FP8, lambda d: d.etp, "layers/quantization/fp8.py:590"),
     context_parallel_is_prefill_only,
     pipeline_is_synchronous,
@@ -277,6 +353,8 @@ def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
         flags += [Flag("--attn-cp-size", str(s.cp)), Flag("--enable-prefill-cp"), Flag("--cp-strategy", "zigzag")]
     if m.moe is not None:
         flags += _expert_flags(d, bool(dense_linears(m, 1)))
+    if s.dcp > 1:
+        flags.append(Flag("--dcp-size", str(s.dcp)))
     if s.sp and s.tp > 1:
         flags.append(Flag("--enable-layernorm-sp"))
     return tuple(flags)

@@ -205,6 +205,46 @@ def context_parallel_is_prefill_only(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
+def decode_context_parallel_copies(m: ModelSpec, d: Degrees) -> Verdict:
+    """DCP deals the cache out over ranks that would hold copies of it: all of tp under MLA, tp // kv_heads under GQA."""
+    a = m.attention
+    kv = 1 if a.mla is not None else a.num_kv_heads
+    per_kv = a.num_heads // kv
+    dealt = np.asarray(d.dcp) > 1
+    gqa = (np.asarray(d.tp) <= kv) | (d.dcp > d.tp // kv) | (per_kv % d.dcp != 0)
+    bad = dealt & ((np.asarray(d.tp) % d.dcp != 0) | (gqa & (a.mla is None)))
+
+    def equation() -> str:
+        if d.tp % d.dcp:
+            return f"tp({d.tp}) % dcp({d.dcp}) = {d.tp % d.dcp}, must be 0"
+        if d.tp <= kv:
+            return f"dcp({d.dcp}) needs tp({d.tp}) > kv_heads({kv}): no KV head is held twice"
+        if d.dcp > d.tp // kv:
+            return f"dcp({d.dcp}) > tp({d.tp}) // kv_heads({kv}) = {d.tp // kv}, the copies of each KV head"
+        return f"heads({a.num_heads}) / kv_heads({kv}) = {per_kv}; {per_kv} % dcp({d.dcp}) = {per_kv % d.dcp}, must be 0"
+
+    def fix() -> str:
+        copies = d.tp if a.mla is not None else d.tp // kv if d.tp > kv else 1
+        ok = [i for i in range(1, copies + 1) if d.tp % i == 0 and (a.mla is not None or per_kv % i == 0)]
+        return f"dcp among {', '.join(map(str, ok))} at tp {d.tp}"
+
+    return Verdict(
+        "dcp", bad, "kv_cache", equation, fix, "config/parallel.py:592, config/model.py:1578", cause="shape",
+        values={"dcp": d.dcp, "tp": d.tp, "kv_heads": kv},
+    )  # fmt: skip
+
+
+def decode_context_parallel_with_prefill(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "dcp-cp", (d.dcp > 1) & (d.cp > 1), "kv_cache",
+        lambda: (
+            f"dcp({d.dcp}) with cp({d.cp}): beside prefill context parallelism DCP spans the cp ranks, "
+            f"not the tp ranks of the plan"
+        ),
+        "dcp 1 or cp 1", "config/parallel.py:595",
+    )  # fmt: skip
+
+
 def pipeline_supported(m: ModelSpec, d: Degrees) -> Verdict:
     return Verdict(
         "pp-model", (d.pp > 1) & (m.architecture in NO_PIPELINE), "layers",
@@ -256,6 +296,8 @@ RULES: tuple[Rule, ...] = (
     pipeline_supported,
     no_sequence_parallelism,
     context_parallel_needs_full_attention,
+    decode_context_parallel_copies,
+    decode_context_parallel_with_prefill,
     batch_fits_step,
     common.fits_nodes(aligned, "engine/arg_utils.py:2400"),
     # warnings
@@ -287,6 +329,8 @@ def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
         flags.append(Flag("--pipeline-parallel-size", str(s.pp)))
     if s.cp > 1:
         flags.append(Flag("--prefill-context-parallel-size", str(s.cp)))
+    if s.dcp > 1:
+        flags.append(Flag("--decode-context-parallel-size", str(s.dcp)))
     if (s.attn_dp or 1) > 1:
         flags.append(Flag("--data-parallel-size", str(s.attn_dp)))
     if m.moe is not None and s.ep > 1:
@@ -308,7 +352,7 @@ def captured_sizes(max_num_seqs: int) -> int:
 
 def communicators(s: Strategy) -> int:
     """Groups that each rank keeps NCCL buffers for."""
-    return sum((s.tp > 1, s.pp > 1, s.cp > 1, (s.attn_dp or 1) > 1, s.ep > 1))
+    return sum((s.tp > 1, s.pp > 1, s.cp > 1, s.dcp > 1, (s.attn_dp or 1) > 1, s.ep > 1))
 
 
 def kv_budget(
@@ -349,9 +393,10 @@ def server_defaults(memory_bytes: float, tp: int) -> tuple[int, int]:
 
 
 def world(s: Strategy) -> str:
+    dcp = f"; dcp({s.dcp}) divides tp and adds no ranks" if s.dcp > 1 else ""
     return (
         f"devices = instances({s.dp}) * data_parallel({s.attn_dp}) * pp({s.pp}) * tp({s.tp}) * pcp({s.cp}) "
-        f"= {s.num_devices}"
+        f"= {s.num_devices}{dcp}"
     )
 
 
