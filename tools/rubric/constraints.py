@@ -172,7 +172,9 @@ def full_use(record: RunRecord) -> Verdict:
 
 @check("optimal", r"optimal|optimi[sz]e", r"最优")
 def optimal(record: RunRecord) -> Verdict:
-    if record.reference is None or record.plan.status == "infeasible":
+    if record.plan.status == "infeasible":
+        return NO_PLAN
+    if record.reference is None:
         return None, "there is no reference to compare with"
     item = distance_item(record.reference, record.plan.objective)
     return item.value >= BAR, item.reason
@@ -347,7 +349,7 @@ def _rule_check(ids: tuple[str, ...]) -> Callable[[RunRecord], Verdict]:
             return False, "; ".join(broken)
         if undecided:
             return None, f"{', '.join(undecided)} was not decided on any DAG"
-        return True, f"{', '.join(ids)} holds on {_dots(record.dags)}"
+        return True, f"{', '.join(ids)} {'holds' if len(ids) == 1 else 'hold'} on {_dots(record.dags)}"
 
     return run
 
