@@ -4,6 +4,8 @@ Dimensions: `bytes`, `bytes/s`, `flop/s`, `tokens/s`, `requests/s`, `s`, `fracti
 Pure text in, values out. What the text leaves open is said in `Quantity.doubt`, never settled in silence.
 """
 
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
 from __future__ import annotations
 
 import re
@@ -151,7 +153,7 @@ _ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|(?<!\d)\
 _HAN_NUMBER = rf"[{_HAN}]+(?:点[{''.join(_DIGITS)}]+[万亿]?)?半?|半"
 _WORD_NUMBER = "|".join(sorted(_WORDS, key=len, reverse=True)) + "|an?"
 _NUMBER = re.compile(
-    rf"(?P<sign>(?<![^\s(:=<>≤≥,\[])[-−]\s?)?(?:(?P<arabic>{_ARABIC})|(?P<han>{_HAN_NUMBER})|(?P<word>\b(?:{_WORD_NUMBER})\b))",
+    rf"(?P<sign>(?<![^\s(:=<>≤≥,\[])[-−])?(?:(?P<arabic>{_ARABIC})|(?P<han>{_HAN_NUMBER})|(?P<word>\b(?:{_WORD_NUMBER})\b))",
     re.I,
 )
 _MAG = re.compile(
@@ -179,6 +181,7 @@ _UNIT_RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("data", re.compile(
         r"\s*(?:个\s*)?(?P<p>[KMGTP])(?P<i>i)?\s?(?P<u>bytes?|bits?|B|b)(?![A-Za-z]*[A-Za-z](?<!ps)\b)"
         r"(?P<r>ps(?![A-Za-z])|\s*/\s*(?:s\b|sec\b|second\b|秒)|\s*per\s+sec(?:ond)?|每秒)?(?![A-Za-z])", re.I)),
+    ("gbe", re.compile(r"\s*(?P<p>[GT])bE\b")),
     ("datarate_g", re.compile(r"\s*(?P<p>[GT])\s*/\s*(?:s\b|sec\b|秒)")),
     ("data_word", re.compile(r"\s*(?P<w>gigs?|gigabytes?|terabytes?|megabytes?|terabits?|gigabits?)\b(?P<r>\s*(?:/|per)\s*s(?:ec(?:ond)?)?\b)?", re.I)),
     ("flops", re.compile(r"\s*(?P<p>[KMGTPE]|tera|peta|giga|exa)?[\s-]?(?:FLOPS?(?:\s*/\s*s(?:ec)?\b)?|FLOP\s*/\s*s|OPS?(?:\s*/\s*s)?)(?![A-Za-z])", re.I)),
@@ -252,6 +255,8 @@ def _unit_value(rule: str, match: re.Match[str]) -> tuple[str, float, str]:
     groups = match.groupdict()
     if rule == "data":
         return _unit_data(match)
+    if rule == "gbe":
+        return "bytes/s", _PREFIX[match["p"].lower()] / 8, ""
     if rule == "datarate_g":
         return "bytes/s", _PREFIX[match["p"].lower()], f"{match.group().strip()} without B or b: read as bytes"
     if rule in ("bare_g", "bare_t"):
@@ -398,7 +403,9 @@ def _is_range(text: str, low: Quantity, high: Quantity) -> bool:
     word = sep.group().strip().lower()
     opened = _OPEN.search(text[: low.start])
     if word in (",", "，"):
-        return bool(opened) and opened.group().strip() in ("[", "(") and text[high.end : high.end + 1] in ("]", ")")
+        return (
+            opened is not None and opened.group().strip() in ("[", "(") and text[high.end : high.end + 1] in ("]", ")")
+        )
     if word in ("and", "和", "与"):
         return bool(opened)
     return True

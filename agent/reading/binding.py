@@ -1,0 +1,189 @@
+"""Which amount belongs to which word: the best order-preserving pairing of the terms and quantities of a sentence."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from agent.reading.lexicon import STATS, TERMS, Term, compiled, stats_in
+from agent.reading.names import Name
+from tools.units import Quantity, find_quantities, in_dimension
+
+THRESHOLD = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A term at its place."""
+
+    term: Term
+    start: int
+    end: int
+    is_name: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    spot: Spot
+    quantity: Quantity
+    score: float
+
+
+_PER_BEFORE = re.compile(r"(?:\bper[\s-]*|/\s*|\beach\s+|\bevery\s+|每个?\s*|单\s*)$", re.I)
+DEVICE_NAME = Term("hardware.device_count", "count", "")
+_BREAK = re.compile(
+    r"(?<!\d),|,(?!\d)|[，、()（）;；:：/\n]|\b(?:and|but|with|while|whereas)\b|以及|而且|并且|同时|其中"
+)
+_FILLER = re.compile(
+    r"[\s\-*_\"'“”`+]*(?:(?:of|the|total|for|x|×|a|new|large|more|such|tokens?|tok|local|nvidia|amd|huawei|华为|英伟达|个|的|款|张|块|片|颗|台|条|per|each|single)[\s\-*_]*)*",
+    re.I,
+)
+_LINK = re.compile(
+    r"[\s:=：≤<>≥~≈约*\-\"'“”`|]*(?:(?:is|are|was|of|at|to|be|should|must|need(?:s|ed)?|stay|stays|keep|kept|remain|has|have|can|will|not|no|more|less|fewer|greater|higher|lower|longer|exceed(?:s|ing)?|than|or|equal|equals|within|under|below|above|over|around|"
+    r"about|roughly|approximately|approx\.?|up|least|most|max(?:imum)?|min(?:imum)?|average|averages|avg|mean|typical(?:ly)?|usually|target|limit|budget|set|the|a|per|each|p\d\d|为|是|在|约|大约|大概|不超过|不大于|不高于|不低于|不小于|不少于|不得超过|不能超过|要求|需要|需|要|应|控制|"
+    r"小于|低于|少于|大于|高于|超过|至少|至多|最多|最少|最大|最小|最长|最短|最高|最低|达到|等于|以内|平均|均值|左右|目标|上限|下限|均为|都是|共|有|可达|支持|\x02+)[\s:=：≤<>≥~≈*\-]*)*", re.I
+)  # fmt: skip
+
+
+def find_spots(text: str, names: list[Name]) -> list[Spot]:
+    """Terms of the lexicon in masked `text`, a shorter one inside or across a longer one dropped; device names count devices."""
+    spots: list[Spot] = []
+    for term in TERMS:
+        for match in compiled(term.words).finditer(text):
+            lead = len(match.group()) - len(match.group().lstrip(" _-\n\t"))
+            end = match.start() + len(match.group().rstrip(" _-\n\t"))
+            # "tokens/s per GPU": what a rate is for counts nothing
+            if term.path == "hardware.device_count" and _PER_BEFORE.search(text[: match.start() + lead]):
+                continue
+            if match.start() + lead < end:
+                spots.append(Spot(term, match.start() + lead, end))
+    kept = [s for s in spots if not any(_beats(o, s) for o in spots)]
+    kept += [Spot(DEVICE_NAME, n.start, n.end, is_name=True) for n in names if n.kind == "device"]
+    return sorted(kept, key=lambda s: (s.start, s.end))
+
+
+def _beats(other: Spot, spot: Spot) -> bool:
+    if other.start >= spot.end or spot.start >= other.end:
+        return False
+    return other.end - other.start > spot.end - spot.start
+
+
+def mask_stats(text: str) -> str:
+    """Percentiles carry numbers that are no amounts."""
+    for _, words in STATS[:4]:
+        text = re.sub(
+            rf"(?<![A-Za-z0-9.])(?:{words})(?![A-Za-z0-9])", lambda m: "\x02" * len(m.group()), text, flags=re.I
+        )
+    return text
+
+
+def amounts(text: str) -> list[Quantity]:
+    return find_quantities(mask_stats(text))
+
+
+def fits(term: Term, q: Quantity, in_label: bool) -> bool:
+    """Whether `q` may be an amount of `term`: by its unit, or bare under a label that names the dimension."""
+    if term.dimension == "power":
+        return False
+    if in_dimension(q, term.dimension) is not None:
+        return term.transform != "inverse" or q.dimension == "tokens/s"
+    bare = q.dimension == "count"
+    if term.dimension == "count":
+        return False
+    # "QPS 大约 3" needs no unit: the word is the unit
+    return bare and (in_label or term.path == "workload.request_rate")
+
+
+def pair(text: str, spots: list[Spot], quantities: list[Quantity], label_end: int) -> list[Pair]:
+    """The best pairing: terms in order, each usually once (again only under another percentile or bound), some amounts free."""
+    best: dict[int, tuple[float, tuple[Pair, ...]]] = {-1: (0.0, ())}
+    first_in_value: dict[str, int] = {}
+    for i, q in enumerate(quantities):
+        first_in_value.setdefault(q.dimension, i)
+    for i, q in enumerate(quantities):
+        following = dict(best)
+        for j, spot in enumerate(spots):
+            score = _score(text, spot, q, label_end, i, quantities)
+            if score is None or score < THRESHOLD:
+                continue
+            for last, (total, pairs) in best.items():
+                if last > j:
+                    continue
+                again = [p for p in pairs if p.spot is spot]
+                extra = score - (_reuse_cost(text, again[-1].quantity, q) if again else 0.0)
+                if extra >= THRESHOLD and total + extra > following.get(j, (-1.0, ()))[0]:
+                    following[j] = (total + extra, (*pairs, Pair(spot, q, extra)))
+        best = following
+    return list(max(best.values(), key=lambda b: b[0])[1])
+
+
+def _reuse_cost(text: str, before: Quantity, q: Quantity) -> float:
+    between = text[before.end : q.start]
+    if len(stats_in(text[: before.start])) >= 2:
+        return 0.0
+    near = text[max(0, q.start - 24) : q.start] + text[q.end : q.end + 24]
+    if stats_in(between) or stats_in(text[max(0, q.start - 12) : q.start]):
+        return 0.0
+    bounds = re.compile(
+        r"\b(?:min|max|minimum|maximum|floor|up to|peak|typical|average)|最|上限|下限|至少|平均|峰值", re.I
+    )
+    return 8.0 if bounds.search(near) else 45.0
+
+
+def _score(text: str, spot: Spot, q: Quantity, label_end: int, index: int, quantities: list[Quantity]) -> float | None:
+    in_label = spot.end <= label_end and q.start >= label_end
+    if not fits(spot.term, q, in_label) or (spot.start < q.end and q.start < spot.end):
+        return None
+    rate_word = spot.term.path == "workload.request_rate" and q.dimension == "count" and not in_label
+    if rate_word and not (
+        re.fullmatch(r"qps|rps", text[spot.start : spot.end], re.I)
+        and spot.end <= q.start
+        and _LINK.fullmatch(text[spot.end : q.start])
+    ):
+        return None
+    bonus = min(6.0, 0.3 * (spot.end - spot.start))
+    if q.dimension != spot.term.dimension and q.dimension != "count":
+        bonus -= 25.0
+    if spot.term.path == "hardware.memory_bandwidth" and re.search(r"G?bit|Gb", q.unit):
+        bonus -= 15.0
+    if spot.start >= q.end:
+        if spot.term.side == "pre" or (label_end > q.start and spot.start >= label_end):
+            return None
+        return _score_post(text, spot, q, bonus)
+    if spot.term.side == "post":
+        return None
+    if spot.is_name:
+        tail = re.match(r"\s*(?:张|块|片|颗|卡|台|x\b|×|gpus?\b|cards?\b)", text[q.end :], re.I)
+        linked = re.fullmatch(
+            r"\s*(?:NVL|SXM\d?|PCIe|\([^)]*\))?\s*[x×*]\s*|\s*[,，]?\s*(?:共|总共|合计)?\s*|\s*\x01*\s*\(?[x×*]",
+            text[spot.end : q.start],
+            re.I,
+        )
+        return 92.0 if linked and (tail or re.search(r"[x×*]", text[spot.end : q.start])) else None
+    return _score_pre(text, spot, q, bonus, in_label, index, quantities)
+
+
+def _score_post(text: str, spot: Spot, q: Quantity, bonus: float) -> float | None:
+    gap = text[q.end : spot.start]
+    if _FILLER.fullmatch(gap) and "\n" not in gap:
+        return 100.0 + bonus - len(gap) * 0.5
+    if spot.is_name or (spot.term.dimension == "count" and len(gap) > 14):
+        return None
+    breaks = len(_BREAK.findall(gap))
+    return 52.0 + bonus - 1.2 * len(gap) - 22.0 * breaks
+
+
+def _score_pre(
+    text: str, spot: Spot, q: Quantity, bonus: float, in_label: bool, index: int, quantities: list[Quantity]
+) -> float:
+    gap = text[spot.end : q.start]
+    between = sum(1 for o in quantities[:index] if o.start >= spot.end and o.dimension == q.dimension)
+    if _LINK.fullmatch(gap):
+        return 95.0 + bonus
+    if in_label:
+        earlier = sum(1 for o in quantities[:index] if fits(spot.term, o, True) and o.start >= spot.end)
+        return max(80.0 - 14.0 * earlier, 30.0) + bonus
+    breaks = len(_BREAK.findall(gap))
+    return 78.0 + bonus - 0.7 * len(gap) - 14.0 * breaks - 10.0 * between

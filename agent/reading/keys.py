@@ -1,0 +1,390 @@
+"""Leaves of a structured input → statements; every key ends as a fact, a conflict or an ignored entry."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from agent.reading.facts import Candidate, Reading
+from agent.reading.lexicon import DTYPES, HF_KEYS, HF_MARKS, HF_NOISE, HF_SAME, TERMS, compiled
+from agent.reading.prose import read_statement
+from agent.reading.segments import Statement, sentence_spans
+from agent.reading.structured import Key, Leaf
+
+_DEVICE_LIST = re.compile(r"gpus?|npus?|devices?|accelerators?|cards?|dcus?|显卡|加速卡", re.I)
+_NODE_LIST = re.compile(r"nodes?|servers?|hosts?|machines?|服务器|节点|机器", re.I)
+_VALUE_KEYS = ("value", "val", "amount", "值", "数值")
+_BOUND_KEYS = ("target", "threshold", "limit", "max", "min", "maximum", "minimum", "目标", "上限", "要求")
+_SUBJECT_KEYS = ("name", "metric", "key", "param", "parameter", "item", "field", "指标", "名称", "参数")
+_STAT_KEYS = ("percentile", "stat", "statistic", "quantile", "aggregation", "分位", "分位数")
+_UNIT_KEYS = ("unit", "units", "单位")
+_REASONS = (
+    (re.compile(r"cpu|core|socket|numa", re.I), "host processors do not enter the plan"),
+    (
+        re.compile(
+            r"(?:^|\W|_)(?:id|uuid|index|idx|serial|rank|hostname|host_?name|ip|address|port|label|tag)s?(?:$|\W|_)",
+            re.I,
+        ),
+        "an identifier",
+    ),
+    (re.compile(r"ram|host_?mem|node_?mem|cpu_?mem|内存", re.I), "host memory does not bound the plan"),
+    (re.compile(r"disk|ssd|nvme|storage|path|dir|file|url|cache_dir", re.I), "storage and paths do not enter the plan"),
+    (
+        re.compile(
+            r"owner|author|team|contact|email|date|created|updated|version|revision|comment|note|description|remark|备注|说明|title",
+            re.I,
+        ),
+        "descriptive, states nothing to plan with",
+    ),
+    (re.compile(r"activation", re.I), "activation memory is counted from the operator graph"),
+    (re.compile(r"name$|名称$", re.I), "a name that is neither a model nor a device"),
+    (re.compile(r"power|watt|tdp|功耗|price|cost|cooling", re.I), "power and cost are not planned for"),
+)
+
+
+def read_structured(leaves: list[Leaf], file: str, reading: Reading, context: tuple[str, ...] = ()) -> None:
+    """Reads all leaves of one document into `reading`."""
+    leaves = _joined_lists(_with_units(leaves))
+    configs = _config_roots(leaves, file)
+    _count_lists(leaves, file, reading)
+    unused: dict[str, tuple[Leaf, str]] = {}
+    for leaf in leaves:
+        root = next((r for r in configs if leaf.path[: len(r)] == r), None)
+        before = len(reading.candidates)
+        known = root is not None and _read_config_key(leaf, len(root), file, reading)
+        if not known and not _read_leaf(leaf, file, reading, context):
+            unused[_generic_path(leaf)] = (leaf, _reason(leaf))
+        group = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in leaf.path[:-1])
+        generic = _generic_path(leaf)
+        reading.candidates[before:] = [replace(c, group=group, leaf=generic) for c in reading.candidates[before:]]
+    for section, (leaf, why) in unused.items():
+        if not _count_of_device(leaf, file, reading):
+            reading.ignore(section, why)
+
+
+_COUNT_KEY = re.compile(r"(?:num|number|total|n)?_?(?:count|number|quantity|qty|num|size|amount|n|数量|个数)", re.I)
+
+
+def _count_of_device(leaf: Leaf, file: str, reading: Reading) -> bool:
+    """`count: 8` beside `device: L40S` counts devices."""
+    if (
+        not leaf.path
+        or not isinstance(leaf.value, int)
+        or isinstance(leaf.value, bool)
+        or not _COUNT_KEY.fullmatch(str(leaf.path[-1]))
+    ):
+        return False
+    group = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in leaf.path[:-1])
+    if not any(c.path == "hardware.device" and c.file == file and c.group == group for c in reading.candidates):
+        return False
+    reading.candidates.append(
+        Candidate(
+            "hardware.device_count",
+            leaf.value,
+            str(leaf.value),
+            file,
+            leaf.line,
+            leaf.quote,
+            key=leaf.dotted,
+            group=group,
+        )
+    )
+    return True
+
+
+def _generic_path(leaf: Leaf) -> str:
+    return "".join("[]" if isinstance(k, int) else f".{k}" for k in leaf.path).removeprefix(".") or "(document)"
+
+
+def _reason(leaf: Leaf) -> str:
+    words = str(leaf.path[-1] if leaf.path else "")
+    full = leaf.dotted
+    for pattern, why in _REASONS:
+        if pattern.search(words):
+            return why
+    for pattern, why in _REASONS:
+        if pattern.search(full):
+            return why
+    if isinstance(leaf.value, bool):
+        return f"a switch ({str(leaf.value).lower()}) that the plan does not read"
+    if leaf.value in ([], {}, "", None):
+        return "empty"
+    return "not a quantity or name the plan depends on"
+
+
+# ---------------------------------------------------------------- shaping leaves
+
+
+def _with_units(leaves: list[Leaf]) -> list[Leaf]:
+    """{"value": 80, "unit": "GB"} becomes one leaf "80 GB"."""
+    by_parent: dict[tuple[Key, ...], dict[str, Leaf]] = defaultdict(dict)
+    for leaf in leaves:
+        if leaf.path and isinstance(leaf.path[-1], str):
+            by_parent[leaf.path[:-1]][leaf.path[-1].lower()] = leaf
+    merged: dict[int, Leaf | None] = {}
+    for parent, entries in by_parent.items():
+        subject = next((entries[k] for k in _SUBJECT_KEYS if k in entries and isinstance(entries[k].value, str)), None)
+        keys = (*_VALUE_KEYS, *_BOUND_KEYS) if subject is not None else _VALUE_KEYS
+        value = next((entries[k] for k in keys if k in entries), None)
+        unit = next((entries[k] for k in _UNIT_KEYS if k in entries), None)
+        if subject is not None and value is not None and parent and _is_metric(subject.value):
+            merged |= _named_value(parent, entries, subject, value, unit)
+            continue
+        if parent and value is not None and unit is not None and isinstance(unit.value, str):
+            quote = _spanning(value, unit)
+            merged[id(value)] = replace(value, path=parent, value=f"{value.value} {unit.value}", quote=quote)
+            merged[id(unit)] = None
+        elif parent and value is not None and len(entries) <= 3 and isinstance(parent[-1], str):
+            merged[id(value)] = replace(value, path=parent)
+    return [new for leaf in leaves if (new := merged.get(id(leaf), leaf)) is not None]
+
+
+def _is_metric(text: str) -> bool:
+    """Whether `text` is a word of the lexicon ("TTFT") rather than a proper name."""
+    return any(compiled(t.words).fullmatch(text.strip()) for t in TERMS)
+
+
+def _named_value(
+    parent: tuple[Key, ...], entries: dict[str, Leaf], subject: Leaf, value: Leaf, unit: Leaf | None
+) -> dict[int, Leaf | None]:
+    """{"metric": "TTFT", "percentile": "p99", "value": 3, "unit": "s"} reads like the key path TTFT.p99."""
+    stats = [entries[k] for k in _STAT_KEYS if k in entries]
+    words = " ".join(str(f"p{s.value}" if isinstance(s.value, int) else s.value) for s in stats)
+    amount = f"{value.value} {unit.value}" if unit is not None else value.value
+    quote = _spanning(value, unit) if unit is not None else value.quote
+    gone: dict[int, Leaf | None] = {id(x): None for x in (subject, *stats, *((unit,) if unit is not None else ()))}
+    return gone | {
+        id(value): replace(value, path=(*parent, f"{subject.value} {words}".strip()), value=amount, quote=quote)
+    }
+
+
+def _spanning(first: Leaf, last: Leaf) -> str:
+    """The words from one leaf to the other where both stand on one line."""
+    start = first.row.find(first.quote)
+    end = first.row.find(last.quote, start)
+    return first.row[start : end + len(last.quote)] if first.line == last.line and 0 <= start < end else first.quote
+
+
+def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
+    """A list of scalars is one statement: [128, 10240] is a range, ["fp8", "bf16"] a choice."""
+    groups: dict[tuple[Key, ...], list[Leaf]] = defaultdict(list)
+    for leaf in leaves:
+        if leaf.path and isinstance(leaf.path[-1], int) and not isinstance(leaf.value, list | dict):
+            groups[leaf.path[:-1]].append(leaf)
+    out, done = [], set()
+    for leaf in leaves:
+        parent = leaf.path[:-1]
+        if not leaf.path or not isinstance(leaf.path[-1], int) or isinstance(leaf.value, list | dict) or not parent:
+            out.append(leaf)
+        elif parent not in done:
+            done.add(parent)
+            items = groups[parent]
+            text = ", ".join(str(i.value) for i in items)
+            numbers = all(isinstance(i.value, int | float) and not isinstance(i.value, bool) for i in items)
+            value: Any = items[0].value if len(items) == 1 else f"[{text}]" if numbers and len(items) == 2 else text
+            if len(items) > 16 and numbers:
+                value = [i.value for i in items]
+            quote = (
+                items[-1].quote
+                if items[-1].line == leaf.line and items[-1].quote.startswith(leaf.quote)
+                else leaf.row.strip()
+            )
+            out.append(replace(leaf, path=parent, value=value, quote=quote))
+    return out
+
+
+# ---------------------------------------------------------------- Hugging Face configs
+
+
+def _config_roots(leaves: list[Leaf], file: str) -> list[tuple[Key, ...]]:
+    """Objects that look like a Hugging Face config: a mark of one, or ≥ 4 of its keys spelled its way."""
+    keys: dict[tuple[Key, ...], set[str]] = defaultdict(set)
+    for leaf in leaves:
+        for depth in range(len(leaf.path)):
+            key = leaf.path[depth]
+            if isinstance(key, str):
+                keys[leaf.path[:depth]].add(key)
+    roots = []
+    for path, names in keys.items():
+        known, marks = names & HF_KEYS, names & HF_MARKS
+        if (len(known) >= 3 and marks) or len(known) >= 5:
+            roots.append(path)
+    return sorted(roots, key=len)
+
+
+def _read_config_key(leaf: Leaf, depth: int, file: str, reading: Reading) -> bool:
+    """`num_hidden_layers: 80` inside a config is `model.num_hidden_layers`, nested objects keep their dots."""
+    rest = leaf.path[depth:]
+    if not rest or not isinstance(rest[0], str):
+        return False
+    key = rest[0]
+    if key in HF_NOISE:
+        reading.ignore(
+            _generic_path(leaf), "a training or tokenizer setting that the operator graph does not depend on"
+        )
+        return True
+    if key not in HF_KEYS or leaf.value in ([], {}):
+        return False
+    name = HF_SAME.get(key, key) if len(rest) == 1 else ".".join(str(k) for k in rest)
+    if key in ("torch_dtype", "dtype") or key == "quantization_config":
+        _config_dtype(leaf, rest, file, reading)
+    value = leaf.value
+    reading.candidates.append(
+        Candidate(f"model.{name}", value, str(value), file, leaf.line, leaf.quote, key=leaf.dotted, tags=("config",))
+    )
+    return True
+
+
+def _config_dtype(leaf: Leaf, rest: tuple[Key, ...], file: str, reading: Reading) -> None:
+    text = str(leaf.value)
+    if rest[-1] in ("torch_dtype", "dtype", "quant_method", "weight_dtype", "fmt"):
+        dtype = next((d for d, words in DTYPES if compiled(words).fullmatch(text)), None)
+        quantised = rest[0] == "quantization_config"
+        if dtype:
+            tags = ("quantised",) if quantised else ("config-dtype",)
+            reading.candidates.append(
+                Candidate("model.weight_dtype", dtype, text, file, leaf.line, leaf.quote, key=leaf.dotted, tags=tags)
+            )
+
+
+# ---------------------------------------------------------------- one leaf
+
+
+def _words(key: Key) -> str:
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", str(key))
+    return re.sub(r"[_\-.\s]+", " ", text).strip()
+
+
+def _read_leaf(leaf: Leaf, file: str, reading: Reading, context: tuple[str, ...]) -> bool:
+    names = [k for k in leaf.path if isinstance(k, str)]
+    label = _words(names[-1]) if names else (context[-1] if context else "")
+    parents = " ".join(_words(k) for k in names[-3:-1])
+    if isinstance(leaf.value, list | dict):
+        return False
+    if isinstance(leaf.value, bool):
+        return _read_switch(leaf, label, file, reading)
+    value = "" if leaf.value is None else _number(leaf.value)
+    if isinstance(leaf.value, str) and (len(value) > 60 or "\n" in value) and len(sentence_spans(value)) >= 1:
+        return _read_text(leaf, label, value, file, reading, (*context, label))
+    text = f"{label}: {value}"
+    statement = Statement(
+        file,
+        leaf.line,
+        leaf.quote,
+        text,
+        len(label) + 2 if label else 0,
+        (parents,) if parents else (),
+        key=leaf.dotted,
+        raw=leaf.value,
+        kind="leaf",
+    )
+    return read_statement(statement, reading)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return (
+            f"{value:.0f}"
+            if value.is_integer() and abs(value) < 1e15
+            else f"{value:.12g}"
+            if 1e-6 < abs(value) < 1e15 or not value
+            else repr(value)
+        )
+    return str(value)
+
+
+def _read_text(leaf: Leaf, label: str, value: str, file: str, reading: Reading, context: tuple[str, ...]) -> bool:
+    """A string of sentences is prose."""
+    said = False
+    for i, (a, b) in enumerate(sentence_spans(value)):
+        text, end = value[a:b], 0
+        if i == 0 and label:
+            text, end = f"{label}: {text}", len(label) + 2
+        said |= read_statement(
+            Statement(
+                file,
+                leaf.line,
+                leaf.quote,
+                text,
+                end,
+                context[:-1],
+                key=leaf.dotted,
+                raw=text,
+                kind="field" if end else "prose",
+            ),
+            reading,
+        )
+    return said
+
+
+def _read_switch(leaf: Leaf, label: str, file: str, reading: Reading) -> bool:
+    if re.search(r"nv ?link|nv ?switch", label, re.I) and leaf.value is False:
+        reading.candidates.append(
+            Candidate("hardware.intra_node_link", "PCIe", str(leaf.value), file, leaf.line, leaf.quote, key=leaf.dotted)
+        )
+        return True
+    if re.search(r"tie(?:d)? (?:word )?embeddings?", label, re.I):
+        reading.candidates.append(
+            Candidate(
+                "model.tie_word_embeddings", leaf.value, str(leaf.value), file, leaf.line, leaf.quote, key=leaf.dotted
+            )
+        )
+        return True
+    return False
+
+
+# ---------------------------------------------------------------- counting list items
+
+
+def _count_lists(leaves: list[Leaf], file: str, reading: Reading) -> None:
+    """A list of device objects states how many there are; inside a node, how many per node."""
+    members: dict[tuple[Key, ...], set[int]] = defaultdict(set)
+    first: dict[tuple[Key, ...], Leaf] = {}
+    for leaf in leaves:
+        for depth, key in enumerate(leaf.path):
+            if isinstance(key, int) and depth and isinstance(leaf.path[depth - 1], str):
+                members[leaf.path[:depth]].add(key)
+                first.setdefault(leaf.path[:depth], leaf)
+    for path, items in members.items():
+        name = str(path[-1])
+        leaf = first[path]
+        if leaf.path == path or not _own_objects(leaves, path):
+            continue
+        nested = any(isinstance(k, int) for k in path[:-1])
+        if _NODE_LIST.search(_words(name)) and not _DEVICE_LIST.search(_words(name)):
+            kind = "hardware.num_nodes"
+        elif _DEVICE_LIST.search(_words(name)) and not any(_has_count(leaf, path) for leaf in leaves):
+            kind = "hardware.devices_per_node" if nested else "hardware.device_count"
+        else:
+            continue
+        if kind == "hardware.num_nodes" and any(_has_count(leaf, path) for leaf in leaves):
+            continue
+        reading.candidates.append(
+            Candidate(
+                kind,
+                len(items),
+                f"{len(items)} entries of {name}",
+                file,
+                leaf.line,
+                leaf.quote,
+                key=name,
+                origin="derived",
+                tags=("listed",),
+                group=str(path),
+            )
+        )
+
+
+def _own_objects(leaves: Iterable[Leaf], path: tuple[Key, ...]) -> bool:
+    return any(len(leaf.path) > len(path) + 1 and leaf.path[: len(path)] == path for leaf in leaves)
+
+
+def _has_count(leaf: Leaf, path: tuple[Key, ...]) -> bool:
+    """Items that carry their own count are kinds, not single devices."""
+    inside = leaf.path[: len(path)] == path and len(leaf.path) == len(path) + 2
+    return inside and bool(
+        re.fullmatch(r"count|num|number|quantity|qty|n|num_\w+|数量|\w+_count", str(leaf.path[-1]), re.I)
+    )

@@ -1,0 +1,137 @@
+"""Names in running text: devices and models of the catalogue, engines, dtypes, parallel strategies, and numbers that are none."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from agent.reading.lexicon import DTYPES, ENGINES, compiled
+from knowledge import catalog
+
+NameKind = Literal["device", "model", "engine", "dtype", "strategy", "noise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    kind: NameKind
+    value: Any
+    start: int
+    end: int
+    text: str
+
+
+_NOISE = re.compile(
+    r"https?://\S+|(?<=pcie) ?(?:gen ?)?\d(?:\.0)?(?![\d.])(?: ?x ?\d{1,2})?|(?<=pci-e) ?(?:gen ?)?\d(?:\.0)?(?![\d.])(?: ?x ?\d{1,2})?|\bgen ?\d(?: ?x\d+)?|(?:cuda|driver|cann|rocm|nccl|python|torch|pytorch|ubuntu|linux|transformers|firmware|kernel)[ :=-]*v?\d+(?:\.\d+)*"
+    r"|\bv\d+(?:\.\d+)+|\b\d+\.\d+\.\d+\w*|\b(?:19|20)\d\d(?:[-/.](?:0?[1-9]|1[0-2])[-/.][0-3]?\d(?!\d)|年\d{1,2}(?:月(?:\d{1,2}日?)?)?)|(?:19|20)\d\d ?年|\b(?:gpu|npu|node|rank|device|card|节点|卡)[ _#]?(?:id[ _=:]*)?(?<=[ _#=:a-z])\d{1,2}(?!\s*[x×*]|\s*[A-Za-z%]|\d|[台张块卡层])(?=\s*[:,，)]|\s*$|-\d)"
+    r"|(?<=nvlink) ?\d(?:\.0)?(?![\d.])(?!\s*[GT]B)|\bddr\d\w*|\bhbm\d\w*|\bx86(?:_64)?|\b(?:epyc|xeon|threadripper)[ -]?\w*\d\w*(?:x\d+)?|\b\d+ ?cores?\b|\bx16\b|\b\d+(?:\.\d+)?\s?[kK]?[Ww](?:atts?)?\b(?!\s*token)|\b\d+u\b|roce ?v2|\b\d+\s*(?:days?|weeks?|months?|years?|天|周|年|个月)\b",
+    re.I,
+)  # fmt: skip
+ENGINE_VERSION = re.compile(
+    r"\s*(?:[=>~]=|\bversion|版本(?:号)?|[(（:@])?\s*v?(?P<v>\d+\.\d+(?:\.\w+)*)(?!\s*[%A-Za-z])", re.I
+)
+_AXES = (
+    (
+        "tp",
+        r"tp(?:[ _-]?size)?|tensor[ _-]?(?:model[ _-]?)?parallel(?:ism)?(?:[ _-](?:size|degree))?|张量并行(?:度|大小)?",
+    ),
+    (
+        "pp",
+        r"pp(?:[ _-]?size)?|pipeline[ _-]?(?:model[ _-]?)?parallel(?:ism)?(?:[ _-](?:size|degree))?|流水线?并行(?:度|大小)?",
+    ),
+    ("dp", r"dp(?:[ _-]?size)?|data[ _-]?parallel(?:ism)?(?:[ _-](?:size|degree))?|数据并行(?:度|大小)?"),
+    ("ep", r"ep(?:[ _-]?size)?|expert[ _-]?parallel(?:ism)?(?:[ _-](?:size|degree))?|专家并行(?:度|大小)?"),
+    ("cp", r"cp(?:[ _-]?size)?|context[ _-]?parallel(?:ism)?(?:[ _-](?:size|degree))?|上下文并行(?:度)?"),
+)
+_AXIS = re.compile(
+    "|".join(
+        rf"(?P<{a}>(?<![A-Za-z])(?:{w})\s*(?:[=:：]|of|为|is)?\s*(?P<{a}n>\d{{1,4}})(?!\d|\.\d|\s*(?:ms|s\b|%)))"
+        for a, w in _AXES
+    ),
+    re.I,
+)
+_REPLICAS_BEFORE = re.compile(
+    r"(?P<n>\d+|two|three|four|eight|两|三|四)\s*(?:个|组|x|×)?\s*(?:replicas?|copies|instances|副本|实例)?\s*(?:of|x|×|with|,|的)?\s*$",
+    re.I,
+)
+_REPLICAS_AFTER = re.compile(
+    r"\s*(?:[,+x×*]|with|and)?\s*(?P<n>\d+|two|three|four|eight|两|三|四)\s*(?:个|组)?\s*(?:replicas?|copies|instances|副本|实例)",
+    re.I,
+)
+_JOIN = re.compile(r"\s*(?:[,+x×*&/·、\-]|and|with|加|和|且)?\s*", re.I)
+_SMALL = {"two": 2, "three": 3, "four": 4, "eight": 8, "两": 2, "三": 3, "四": 4}
+_MEMORY_TAIL = re.compile(r"[\s_-]*\d+\s*G(?:i?B)?$", re.I)
+
+
+def find_names(text: str) -> list[Name]:
+    """All names, left to right, not overlapping: strategies first, then models, devices, engines, dtypes, noise."""
+    taken: list[Name] = []
+
+    def add(kind: NameKind, value: Any, start: int, end: int) -> None:
+        if start < end and not any(start < n.end and n.start < end for n in taken):
+            taken.append(Name(kind, value, start, end, text[start:end]))
+
+    for degrees, start, end in _strategies(text):
+        add("strategy", degrees, start, end)
+    for start, end, _alias, model_id in catalog.find_models_in_text(text):
+        add("model", model_id, start, _attached(text, end))
+    for start, end, _alias, device_id in catalog.find_devices_in_text(text):
+        tail = _MEMORY_TAIL.search(text[start:end])
+        add("device", device_id, start, start + tail.start() if tail and tail.start() > 1 else end)
+    for kind, table in (("engine", ENGINES), ("dtype", DTYPES)):
+        for value, words in table:
+            for match in compiled(words).finditer(text):
+                if kind == "dtype" and text[match.end() : match.end() + 1].isdigit():
+                    continue
+                add(kind, value, match.start() + len(match.group()) - len(match.group().lstrip()), match.end())  # type: ignore[arg-type]
+    for engine in [n for n in taken if n.kind == "engine"]:
+        if version := ENGINE_VERSION.match(text, engine.end):
+            add("noise", version["v"], engine.end, version.end())
+    for match in _NOISE.finditer(text):
+        add("noise", match.group(), match.start(), match.end())
+    return sorted(taken, key=lambda n: n.start)
+
+
+def _attached(text: str, end: int) -> int:
+    """A model name goes on over "-Instruct", "-AWQ", "_v0.1"."""
+    match = re.match(r"(?:[-_][A-Za-z0-9.]*[A-Za-z0-9]+)+", text[end:])
+    return end + match.end() if match and text[end - 1 : end].isalnum() else end
+
+
+def _strategies(text: str) -> list[tuple[dict[str, int], int, int]]:
+    """ "TP=4" → {tp: 4}; "2 replicas of TP=2" → {tp: 2, dp: 2}; "TP8 PP2", "tp8·pp2" → one strategy."""
+    runs: list[tuple[dict[str, int], int, int]] = []
+    for match in _AXIS.finditer(text):
+        axis = next(a for a, _ in _AXES if match[a])
+        degree = int(match[axis + "n"])
+        if runs and axis not in runs[-1][0] and _JOIN.fullmatch(text[runs[-1][2] : match.start()]):
+            runs[-1] = ({**runs[-1][0], axis: degree}, runs[-1][1], match.end())
+        else:
+            runs.append(({axis: degree}, match.start(), match.end()))
+    return [_with_replicas(text, run) for run in runs]
+
+
+def _with_replicas(text: str, run: tuple[dict[str, int], int, int]) -> tuple[dict[str, int], int, int]:
+    value, start, end = run
+    before, after = _REPLICAS_BEFORE.search(text[:start]), _REPLICAS_AFTER.match(text, end)
+    worded = before and re.search(r"replica|cop|instance|副本|实例|[x×]|of", before.group(), re.I)
+    hit = before if worded else after
+    if hit is None or "dp" in value:
+        return run
+    count = _SMALL.get(hit["n"].lower()) or int(hit["n"])
+    return (
+        {**value, "dp": count},
+        min(start, hit.start() if hit is before else start),
+        max(end, hit.end() if hit is after else end),
+    )
+
+
+def mask(text: str, names: list[Name]) -> str:
+    """`text` with every name blanked by a sign that is neither letter, digit, blank nor punctuation; offsets stay."""
+    chars = list(text)
+    for name in names:
+        for i in range(name.start, name.end):
+            chars[i] = "\x01"
+    return "".join(chars)

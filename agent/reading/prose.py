@@ -1,0 +1,510 @@
+"""One statement (a sentence, field, table cell or leaf) → candidates for facts."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent.reading import sentence
+from agent.reading.binding import Pair, amounts, find_spots, pair
+from agent.reading.coerce import amount, hinted_unit
+from agent.reading.facts import Candidate, Reading
+from agent.reading.lexicon import (
+    BIDIRECTIONAL,
+    INJECTION,
+    IRRELEVANT,
+    MAXIMUM,
+    MEAN,
+    MINIMUM,
+    PER_DEVICE,
+    PER_NODE,
+    PER_USER,
+    SPARSE,
+    UNIDIRECTIONAL,
+    compiled,
+    search,
+    stats_in,
+)
+from agent.reading.names import Name, find_names, mask
+from agent.reading.segments import Statement
+from tools.units import Quantity, fold_width
+
+_CLAUSE = re.compile(r"[,，、;；。()（）\n]")
+_GENERIC_BANDWIDTH = re.compile(r"(?:带宽|bandwidth|bw)", re.I)
+
+
+@dataclass(slots=True)
+class Scene:
+    """A statement taken apart: masked text, names, pairs; `shift` is what the lead words of the context added in front."""
+
+    statement: Statement
+    text: str
+    masked: str
+    label_end: int
+    shift: int
+    names: list[Name]
+    quantities: list[Quantity]
+    pairs: list[Pair]
+
+    def candidate(self, path: str, value: Any, start: int, end: int, **more: Any) -> Candidate:
+        line, quote = self.statement.at(max(0, start - self.shift))
+        return Candidate(
+            path=path, value=value, stated_as=self.text[start:end].strip(), file=self.statement.file, line=line, quote=quote,
+            key=self.statement.key or self.statement.label, **more,
+        )  # fmt: skip
+
+
+def read_statement(statement: Statement, reading: Reading) -> bool:
+    """Adds what `statement` says to `reading`; True when it said something (a fact, a flag, or a declared irrelevance)."""
+    text = fold_width(statement.text)
+    if search(INJECTION).search(text):
+        reading.flag(
+            "prompt-injection",
+            f"{statement.file} line {statement.line} addresses the reader, not the deployment: {_short(text)!r}; kept as data, not obeyed",
+        )
+        reading.ignore(_short(statement.text), "an instruction to the reader inside the conditions; treated as data")
+        return True
+    why = next((why for words, why in IRRELEVANT if search(words).search(text)), None)
+    if why and statement.kind != "leaf":
+        reading.ignore(_short(statement.text), why)
+        return True
+    before = len(reading.candidates) + len(reading.flags) + len(reading.unknown)
+    scene = _scene(statement, text)
+    reading.candidates += [c for p in scene.pairs for c in _candidates(scene, p)]
+    sentence.read(scene, reading)
+    return len(reading.candidates) + len(reading.flags) + len(reading.unknown) > before
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _scene(statement: Statement, text: str) -> Scene:
+    lead = _lead(statement)
+    full, label_end = lead + text, (statement.label_end + len(lead) if statement.label_end else 0)
+    names = find_names(full)
+    masked = mask(full, names)
+    quantities = amounts(masked)
+    if statement.kind != "prose":
+        quantities = [q for q in quantities if q.start >= label_end] if label_end else quantities
+    if label_end:
+        quantities = [_with_label_unit(q, full[:label_end], masked) for q in quantities]
+    spots = find_spots(masked, names) if quantities else []
+    spots = [s for s in spots if s.start >= len(lead) or statement.kind == "leaf" or s.end <= label_end]
+    if statement.kind == "leaf":
+        spots = _leaf_spots(spots, label_end, len(lead), statement)
+    pairs = pair(masked, spots, quantities, label_end)
+    return Scene(statement, full, masked, label_end, len(lead), names, quantities, pairs)
+
+
+_ENDS_HERE = re.compile(r"\s*(?:$|[,，;；()（）/|~\n-]|p\d\d|\x02|or\b|and\b|左右|以内|以下)", re.I)
+
+
+def _with_label_unit(q: Quantity, label: str, masked: str) -> Quantity:
+    """A bare number under "TTFT (ms)" or `gpu_memory_gb` takes the unit of its label."""
+    if (
+        q.dimension != "count"
+        or q.unit
+        or not re.fullmatch(r"[-−]?[\d.,]+(?:[eE][+-]?\d+)?(?:\s*(?:~|-|to|,|到)\s*[\d.,]+)?", q.text)
+        or not _ENDS_HERE.match(masked, q.end)
+    ):
+        return q
+    unit = hinted_unit(label)
+    if unit is None or (unit.dimension == "count" and abs(q.value) >= 1e6):
+        return q
+    scale, doubt = unit.value, unit.doubt
+    if unit.dimension == "fraction" and 0 < q.value < 1:
+        scale, doubt = 1.0, f"{q.text} under a percent label read as a fraction"
+    high = None if q.high is None else q.high * scale
+    return replace(
+        q,
+        value=q.value * scale,
+        high=high,
+        dimension=unit.dimension,
+        unit=unit.unit,
+        doubt=doubt,
+        per=unit.per,
+        integral=q.integral and unit.dimension == "count",
+    )
+
+
+def _lead(statement: Statement) -> str:
+    """Words of the context that a bare label ("P99", "Max", "Size") or key needs in order to mean something."""
+    if not statement.context or statement.kind in ("heading", "prose"):
+        return ""
+    if statement.kind == "leaf":
+        return statement.context[-1] + " " if statement.context[-1] else ""
+    label = re.sub(r"[^A-Za-z0-9\u4e00-\u9fff%]+", " ", statement.label).strip()
+    bare = r"(?:p\d\d|mean|avg|average|max(?:imum)?|min(?:imum)?|median|typical|target|limit|value|size|count|number|quantity|type|name|model|total|capacity|length|bandwidth|per (?:gpu|card|node)|hard|soft|数量|大小|容量|型号|名称|最大|最小|平均|单卡|每卡|总|带宽|均值|峰值|上限|下限|类型|input|output|tokens?)"
+    if re.fullmatch(rf"{bare}(?: {bare})*", label, re.I):
+        return statement.context[-1] + " "
+    return ""
+
+
+# words in a key that make its count something else: node_cpu_cores, layer_norm_eps, token_budget
+_FOREIGN = re.compile(
+    r"cpu|core|socket|thread|worker|norm|eps|theta|\bid\b|index|uuid|port|rack|switch|step|seed|retry|retries|version|scale|bias|factor|dropout|interval|bits|warm|epoch|log|shard|price|cost|power|watt|disk|ssd|dataset|freq|numa|"
+    r"lora|rope|beam|temperature|top p|penalty|timeout|queue|cache|backup|spare|fault|\bname\b|\btype\b|share|proportion|distribution|slot|rail|plane|pool|fail|user id|group|tdp|clock|mhz|ghz|sm count|year|storage|ram\b", re.I
+)  # fmt: skip
+
+
+def _without(text: str, start: int, end: int) -> str:
+    return text[: max(0, start)] + " " + text[max(0, end) :]
+
+
+def _leaf_spots(spots: list[Any], label_end: int, lead_end: int, statement: Statement) -> list[Any]:
+    """Of the words in a key only the most telling count: those of the key itself before those of its parents, longest first."""
+    label = [s for s in spots if s.end <= label_end]
+    own = [s for s in label if s.end > lead_end]
+    key = statement.text[: statement.label_end]
+    own = [
+        s
+        for s in own
+        if s.term.dimension != "count" or not _FOREIGN.search(_without(key, s.start - lead_end, s.end - lead_end))
+    ]
+    pool = own or [s for s in label if not _FOREIGN.search(key) and s.end <= lead_end]
+    if not pool:
+        return [s for s in spots if s.start >= label_end and isinstance(statement.raw, str)]
+    kept = []
+    for dimension in {s.term.dimension for s in pool}:
+        same = [s for s in pool if s.term.dimension == dimension]
+        kept.append(
+            max(
+                same,
+                key=lambda s: (
+                    s.end - max(s.start, lead_end),
+                    s.end - s.start,
+                    s.term.path.startswith("engine"),
+                    s.start,
+                ),
+            )
+        )
+    value = [s for s in spots if s.start >= label_end] if isinstance(statement.raw, str) else []
+    return sorted([*kept, *value], key=lambda s: (s.start, s.end))
+
+
+# ---------------------------------------------------------------- from a pair to candidates
+
+
+def _region(scene: Scene, q: Quantity) -> str:
+    """The words that qualify `q`: from the amount before it to a little after it, inside the sentence."""
+    start = max((o.end for o in scene.quantities if o.end <= q.start), default=0)
+    return scene.masked[start : q.start]
+
+
+def _after(scene: Scene, q: Quantity, limit: int = 26) -> str:
+    tail = scene.masked[q.end : q.end + limit]
+    cut = _CLAUSE.search(tail, 2)
+    return tail if cut is None else tail[: cut.start() + 1]
+
+
+def _candidates(scene: Scene, p: Pair) -> list[Candidate]:
+    converted = amount(p.quantity, p.spot.term)
+    if converted is None:
+        return []
+    value, high, doubt = converted
+    path = p.spot.term.path
+    q = p.quantity
+    base = scene.candidate(path, _tidy(path, value), min(q.start, q.start), q.end, doubt=doubt, factor=q.factor)
+    if path.startswith("requirements."):
+        return _requirement(scene, p, base, high)
+    if path in ("workload.isl", "workload.osl", "workload.seq_len", "workload.max_context"):
+        return _length(scene, p, base, high)
+    if path.startswith("hardware."):
+        return _hardware(scene, p, base, high)
+    if path == "model.num_experts" and _CHOOSES.search(scene.masked[: q.start]):
+        return [replace(base, path="model.num_experts_per_tok")]
+    if path == "model.declared_parameters" and value < 1e6:
+        return []
+    if high is not None and not path.startswith("ignore"):
+        base = replace(base, value=_tidy(path, high), doubt=f"{base.stated_as} is a range; planned for its upper end")
+    return [base]
+
+
+_CHOOSES = re.compile(
+    r"(?:激活|选择|路由到|选取?|activat\w+|select\w*|rout\w+ to|choos\w+|pick\w*|top)[\s\-]*(?:其中|的|the|only|about)?\s*$",
+    re.I,
+)
+_REAL = re.compile(
+    r"(?:mfu|mbu|_rate|peak_factor|bandwidth|flops\.?\w*|acceptance|ttft_s|tpot_s|latency_s|throughput\w*|epsilon|reserve|target|utilization|usage_limit|price"
+    r"|bytes\w*|parameters)$"
+)
+
+
+def _tidy(path: str, value: float) -> Any:
+    """Counts are ints; other numbers lose the noise of decimal scaling."""
+    value = float(f"{value:.12g}")
+    real = _REAL.search(path) or path.startswith("ignore")
+    return int(value) if not real and value.is_integer() else value
+
+
+def _stat(scene: Scene, p: Pair) -> str:
+    q = p.quantity
+    siblings = [o for o in scene.pairs if o.spot is p.spot]
+    first = siblings[0].quantity.start
+    window = scene.text[max((o.end for o in scene.quantities if o.end <= first), default=0) : first]
+    listed = [name for _, name in stats_in(window)]
+    if len(siblings) > 1 and len(listed) == len(siblings):
+        return listed[siblings.index(p)]
+    start = max((o.end for o in scene.quantities if o.end <= q.start), default=0)
+    before = stats_in(scene.text[start : q.start])
+    if before:
+        between = scene.masked[start + before[-1][0] : q.start]
+        others = [
+            o
+            for o in scene.pairs
+            if o is not p
+            and start + before[-1][0] <= o.spot.start < p.spot.start
+            and "requirements" in o.spot.term.path
+        ]
+        if not others or len(between) < 12:
+            return before[-1][1]
+    after = re.match(r"\s*[,，]?\s*[(（@]?\s*(?:at |for |\()?", scene.text[q.end :])
+    tail = scene.text[q.end + (after.end() if after else 0) : q.end + 30]
+    follow = stats_in(tail)
+    if (
+        follow
+        and follow[0][0] <= 2
+        and not _next_term_first(scene, q, q.end + (after.end() if after else 0) + follow[0][0])
+    ):
+        return follow[0][1]
+    if p.spot.start < start:
+        shared = stats_in(scene.text[: p.spot.start])
+        if shared and not any(o.quantity.end <= p.spot.start for o in scene.pairs):
+            return shared[-1][1]
+    if not scene.label_end or scene.statement.kind == "leaf":
+        return "limit"
+    context = stats_in(" ".join(scene.statement.context[-2:]))
+    return context[-1][1] if context else "limit"
+
+
+def _next_term_first(scene: Scene, q: Quantity, stat_at: int) -> bool:
+    """ "TTFT 2s, P99 TPOT 50ms": the percentile after the comma belongs to what follows it."""
+    following = [o for o in scene.pairs if o.spot.start >= stat_at and o.quantity.start > stat_at]
+    return bool(re.match(r"\s*[,，;；/]", scene.text[q.end :])) and bool(following)
+
+
+def _requirement(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
+    path, value, q = p.spot.term.path, base.value, p.quantity
+    around = _region(scene, q) + q.text + _after(scene, q)
+    doubt = base.doubt
+    if p.spot.term.transform == "complement":
+        return [replace(base, path="requirements.memory_reserve", value=float(f"{1 - value:.10g}"))]
+    if path in ("requirements.memory_reserve", "requirements.balance_epsilon", "requirements.utilisation_target"):
+        return [base]
+    user = q.per == "user" or (q.dimension == "tokens/s" and search(PER_USER).search(around))
+    if p.spot.term.transform == "inverse" or user:
+        if q.dimension != "tokens/s" or not value:
+            return [replace(base, path=f"requirements.tpot_s.{_stat(scene, p)}")] if not value else []
+        return [replace(base, path=f"requirements.tpot_s.{_stat(scene, p)}", value=float(f"{1 / value:.10g}"))]
+    if high is not None:
+        loose = path.startswith("requirements.throughput")
+        value, doubt = (
+            (base.value if loose else high),
+            f"{base.stated_as} is a range; gated at its {'lower' if loose else 'upper'} end",
+        )
+    if path in ("requirements.throughput_total", "requirements.throughput_per_device"):
+        return _throughput(scene, p, replace(base, value=value, doubt=doubt), around)
+    return [replace(base, path=f"{path}.{_stat(scene, p)}", value=value, doubt=doubt)]
+
+
+def _throughput(scene: Scene, p: Pair, base: Candidate, around: str) -> list[Candidate]:
+    label = scene.text[: scene.label_end]
+    words = label + around + scene.masked[p.spot.start : p.spot.end] + p.quantity.text
+    per_device = (
+        p.spot.term.path.endswith("per_device")
+        or p.quantity.per == "device"
+        or bool(search(PER_DEVICE).search(label + around))
+    )
+    metric = "throughput_per_device" if per_device else "throughput_total"
+    out = [replace(base, path=f"requirements.{metric}.{_stat(scene, p)}")]
+    counts = _counts(words)
+    if counts:
+        out.append(replace(base, path=f"requirements.{metric}.counts", value=counts, doubt=""))
+    return out
+
+
+def _counts(words: str) -> str:
+    low = words.lower()
+    if re.search(
+        r"input\s*(?:\+|and|&|/)\s*output|输入\s*(?:\+|和|加|与)\s*输出|total (?:tokens?|tok)\b|in\s*\+\s*out|prompt\s*(?:\+|and)\s*(?:completion|output|generation)|总 ?token",
+        low,
+    ):
+        return "total"
+    if re.search(r"\boutput|generat|decod|输出|生成|解码", low):
+        return "output"
+    if re.search(r"\binput|prefill|prompt|输入|预填充", low):
+        return "input"
+    return ""
+
+
+def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
+    """Typical lengths, bounds of ranges, and the context window (whose K is 1024 for the usual sizes)."""
+    path, q = p.spot.term.path, p.quantity
+    # a bound belongs to its own clause, not to the one before
+    near = (
+        _CLAUSE.split(_region(scene, q))[-1]
+        + " "
+        + scene.masked[p.spot.start : p.spot.end]
+        + " "
+        + _CLAUSE.split(_after(scene, q, 22))[0]
+    )
+    label = scene.text[: scene.label_end]
+    lowest, highest = (bool(search(w).search(near + " " + label)) for w in (MINIMUM, MAXIMUM))
+    kind = path.removeprefix("workload.")
+    if path == "workload.max_context":
+        value = _window(q, high if high is not None else base.value)
+        own_min = search(MINIMUM).search(near + label) and not search(r"max|最[长大]").search(near + label)
+        return [replace(base, path="workload.min_context" if own_min else path, value=value)]
+    if high is not None:
+        stem = "seq_len" if kind == "seq_len" else kind
+        return [
+            replace(base, path=f"workload.{stem}_min"),
+            replace(base, path=f"workload.{stem}_max", value=_tidy(path, high)),
+        ]
+    if kind == "seq_len":
+        return [replace(base, path=f"workload.seq_len_{'min' if lowest and not highest else 'max'}")]
+    own = _CLAUSE.split(_region(scene, q))[-1]
+    if search(MAXIMUM).search(own) and not search(MEAN).search(own):
+        return [replace(base, path=f"{path}_max")]
+    if search(MEAN).search(near + " " + label):
+        return [base]
+    if lowest and not highest:
+        return [replace(base, path=f"{path}_min")]
+    return [replace(base, path=f"{path}_max")] if highest else [base]
+
+
+def _window(q: Quantity, value: float) -> int:
+    thousands = value / 1000
+    if (
+        re.search(r"[kK]", q.text)
+        and thousands.is_integer()
+        and thousands >= 1
+        and int(thousands) & (int(thousands) - 1) == 0
+    ):
+        return int(thousands) * 1024
+    if re.search(r"\dM|\d m", q.text) and value == 1e6:
+        return 1024 * 1024
+    return int(value)
+
+
+def _hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
+    path, q = p.spot.term.path, p.quantity
+    if path in ("hardware.device_count", "hardware.num_nodes", "hardware.devices_per_node"):
+        return _count(scene, p, base, high)
+    words = scene.masked[: scene.label_end] + _region(scene, q)[-40:] + _after(scene, q)
+    tags = tuple(
+        t for t, w in (("both", BIDIRECTIONAL), ("one", UNIDIRECTIONAL), ("sparse", SPARSE)) if search(w).search(words)
+    )
+    scope = (
+        "device"
+        if q.per == "device"
+        else "node"
+        if q.per == "node" or (search(PER_NODE).search(_CLAUSE.split(_region(scene, q))[-1] + _after(scene, q)))
+        else ""
+    )
+    base = replace(base, tags=tags, scope=scope)
+    if path == "hardware.memory_bandwidth":
+        return [replace(base, path=_bandwidth_of(scene, p))]
+    if path == "hardware.memory_bytes":
+        near = _CLAUSE.split(_region(scene, q))[-1] + scene.masked[: scene.label_end] + _after(scene, q, 12)
+        if re.search(
+            r"\btotal\b(?! memory per)|aggregate|合计|总(?:显存|共)|overall|combined", near, re.I
+        ) and not re.search(PER_DEVICE, near, re.I):
+            return [replace(base, path="hardware.total_memory_bytes", value=base.value * q.factor)]
+        both = [base]
+        if q.factor > 1:
+            both.append(replace(base, path="hardware.device_count", value=q.factor))
+        return both
+    if path == "hardware.peak_flops":
+        return [
+            replace(
+                base,
+                path=f"hardware.peak_flops.{sentence.flops_dtype(scene, min(q.start, p.spot.start), max(q.end, p.spot.end))}",
+            )
+        ]
+    return [base]
+
+
+def _bandwidth_of(scene: Scene, p: Pair) -> str:
+    """ "Bandwidth" alone is the memory's, unless a link was named just before it."""
+    spelled = scene.masked[p.spot.start : p.spot.end]
+    if not _GENERIC_BANDWIDTH.fullmatch(spelled.strip()):
+        return p.spot.term.path
+    start = min(p.spot.start, p.quantity.start)
+    words = scene.masked[max(0, start - 30) : start] + " " + " ".join(scene.statement.context[-1:])
+    best, place = p.spot.term.path, -1
+    for term in _LINKS:
+        for match in compiled(term.words).finditer(words):
+            if match.start() > place:
+                best, place = term.path, match.start()
+    memory = [m.start() for m in re.finditer(r"memory|vram|hbm|显存", words, re.I)]
+    return p.spot.term.path if memory and memory[-1] > place else best
+
+
+def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
+    """Nodes and devices; whether a device count is per node stands in the words around it."""
+    path, q = p.spot.term.path, p.quantity
+    value = base.value if high is None else _tidy(path, high)
+    doubt = base.doubt if high is None else f"{base.stated_as} is a range; planned for its upper end"
+    base = replace(base, value=value, doubt=doubt)
+    if not isinstance(value, int):
+        return [replace(base, doubt=f"{base.stated_as} is no whole number")]
+    named = next((n for n in scene.names if n.kind == "device" and n.start >= q.end and n.start - q.end < 14), None)
+    system = named is not None and re.search(r"dgx|hgx", named.text, re.I)
+    if system and path == "hardware.device_count" and p.spot.is_name:
+        return [
+            replace(base, path="hardware.num_nodes"),
+            replace(base, path="hardware.devices_per_node", value=8, origin="derived"),
+        ]
+    if path == "hardware.num_nodes" and re.search(
+        r"(?:nodes?|servers?|machines?|hosts?|台|节点|服务器|机器)\s*[x×*]\s*$", scene.masked[: q.start], re.I
+    ):
+        return [replace(base, path="hardware.devices_per_node")]
+    if path != "hardware.device_count":
+        return [base]
+    extra = [
+        replace(base, path="hardware.num_nodes", value=int(o.value), stated_as=o.text)
+        for o in scene.quantities
+        if _multiplies(scene, o, q)
+    ]
+    before = scene.masked[: scene.label_end] * (scene.label_end <= q.start) + _region(scene, q)
+    after = scene.masked[q.end : q.end + 40]
+    has_nodes = any(o.spot.term.path == "hardware.num_nodes" for o in scene.pairs) or bool(extra)
+    owner = re.match(
+        r"[\s\-]*(?:x|×|[张块片]|卡|gpus?|npus?|cards?)?[\s\-]*(?:\x01+)?[\s\-]*(?:\d+ ?GB?)?[\s\-]*(?:gpus?|cards?)?[\s\-]*(?:的)?[\s\-]*(?:nodes?|servers?|machines?|box|hosts?|服务器|节点|机器|机型|机\b|机[，,。])",
+        after,
+        re.I,
+    )
+    each = has_nodes and re.search(
+        r"\beach\b|apiece|per (?:node|server|machine)|/node|每台|每节点", _after(scene, q, 40), re.I
+    )
+    times = re.search(r"(?:(?:nodes?|servers?|台|节点|服务器)\s*[x×*]|台)\s*$", before, re.I)
+    single = search(r"单机|单节点|一台|single[- ](?:node|server|machine)|^box\b").search(scene.text[: q.start])
+    scope = "node" if (search(PER_NODE).search(before) or owner or each or times or extra or single) else ""
+    total = search(r"total|in all|altogether|across|共|合计|总").search(scene.masked[max(0, q.start - 14) : q.end + 24])
+    tags = (
+        (f"id={named.value}",)
+        if named and p.spot.is_name
+        else tuple(f"id={n.value}" for n in scene.names if n.kind == "device" and n.start == p.spot.start)
+    )
+    return [replace(base, scope="total" if total and not scope else scope, tags=tags[:1]), *extra]
+
+
+def _multiplies(scene: Scene, o: Quantity, q: Quantity) -> bool:
+    """The 2 of "2×8 H20"."""
+    return o.end <= q.start and o.integral and bool(re.fullmatch(r"\s*[x×*]\s*", scene.masked[o.end : q.start]))
+
+
+def _links() -> tuple[Any, ...]:
+    from agent.reading.lexicon import TERMS
+
+    wanted = ("hardware.inter_node_bandwidth", "hardware.intra_node_bandwidth", "hardware.pcie_bandwidth")
+    return tuple(t for t in TERMS if t.path in wanted)
+
+
+_LINKS = _links()

@@ -1,0 +1,112 @@
+"""`read_conditions`: from the text of the inputs to Conditions, deterministically."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.reading.facts import Candidate, Reading
+from agent.reading.keys import read_structured
+from agent.reading.prose import read_statement
+from agent.reading.reconcile import reconcile
+from agent.reading.segments import Fence, Statement, segment
+from agent.reading.structured import Leaf, read_leaves
+from knowledge import catalog
+from tools.spec.base import ToolError
+from tools.spec.conditions import Conditions, InputFile
+
+
+def read_conditions(files: Sequence[InputFile]) -> Conditions:
+    """Facts with evidence, conflicts, gaps, ignored parts and flags of all `files` together.
+
+    Raises ToolError for a structured file with a syntax error (with its line), or when no file is given.
+    """
+    if not files:
+        raise ToolError("no input given; pass a conditions file or a folder of them")
+    reading = Reading()
+    for file in files:
+        before = len(reading.candidates)
+        if file.kind in ("json", "yaml", "toml"):
+            read_structured(read_leaves(file.text, file.kind, file.path), file.path, reading)
+        else:
+            _read_text(file, reading)
+        _name_of_config(file, reading.candidates[before:], reading)
+    return reconcile(reading)
+
+
+def _read_text(file: InputFile, reading: Reading) -> None:
+    statements, fences = segment(file.text, file.path)
+    sections: dict[tuple[str, ...], list[tuple[Statement, bool]]] = defaultdict(list)
+    for statement in statements:
+        said = read_statement(statement, reading)
+        section = (*statement.context, statement.text) if statement.kind == "heading" else statement.context
+        sections[section].append((statement, said))
+    for fence in fences:
+        _read_fence(fence, file, reading)
+    _ignore_unused(sections, [f.context for f in fences], reading)
+
+
+def _read_fence(fence: Fence, file: InputFile, reading: Reading) -> None:
+    """A fenced block is structured if its language says so or it parses; otherwise it is text."""
+    body = fence.body.strip()
+    languages = {"json": "json", "yaml": "yaml", "yml": "yaml", "toml": "toml", "jsonc": "json"}
+    kind = languages.get(fence.language) or ("json" if body[:1] in ("{", "[") else None)
+    if kind and body:
+        try:
+            leaves = [_moved(leaf, fence.line - 1) for leaf in read_leaves(fence.body, kind, file.path)]
+            read_structured(leaves, file.path, reading, fence.context)
+            return
+        except ToolError as error:
+            reading.flag(
+                "broken-block", f"the {kind} block at line {fence.line} does not parse ({error}); read as text"
+            )
+    padded = InputFile(path=file.path, sha256=file.sha256, text="\n" * (fence.line - 1) + fence.body, kind="text")
+    for statement in segment(padded.text, file.path)[0]:
+        read_statement(statement, reading)
+
+
+def _moved(leaf: Leaf, lines: int) -> Leaf:
+    return Leaf(leaf.path, leaf.value, leaf.line + lines, leaf.quote)
+
+
+def _ignore_unused(
+    sections: dict[tuple[str, ...], list[tuple[Statement, bool]]], fenced: list[tuple[str, ...]], reading: Reading
+) -> None:
+    """A section without any fact is ignored as a whole; elsewhere the sentences that state nothing are, one by one."""
+    for section, entries in sections.items():
+        body = [(s, said) for s, said in entries if s.kind != "heading"]
+        if not any(said for _, said in body) and len(section) > 0 and section not in fenced:
+            if body:
+                reading.ignore(section[-1], "a section that states nothing the plan depends on")
+            continue
+        for statement, said in body:
+            text = " ".join(statement.text.split())
+            if not said and any(ch.isalnum() for ch in text):
+                reading.ignore(text if len(text) <= 100 else text[:97] + "...", "states nothing the plan depends on")
+
+
+def _name_of_config(file: InputFile, candidates: list[Candidate], reading: Reading) -> None:
+    """A bare config.json has its model's name in its path ("Llama-3-70B/config.json")."""
+    config = [c for c in candidates if "config" in c.tags]
+    if not config or any(c.path == "model.name" for c in reading.candidates):
+        return
+    path = Path(file.path)
+    for name in (path.parent.name, path.stem):
+        found = catalog.find_models_in_text(name)
+        if found:
+            first = config[0]
+            reading.candidates.append(
+                Candidate(
+                    "model.name",
+                    name,
+                    name,
+                    first.file,
+                    first.line,
+                    first.quote,
+                    key="file name",
+                    origin="derived",
+                    tags=(f"id={found[0][3]}",),
+                )
+            )
+            return

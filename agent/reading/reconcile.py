@@ -1,0 +1,519 @@
+"""Candidates → Conditions: one fact per path, every disagreement a conflict, gaps listed.
+
+Who wins: stated shape > name > declared parameter count; the stricter of two limits; the catalogue among link speeds;
+otherwise the later statement.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from agent.reading.facts import Candidate, Reading
+from agent.reading.hardware_check import check_hardware, settle_links
+from agent.reading.missing import find_missing
+from agent.reading.model_check import check_model
+from knowledge import catalog
+from tools.spec.base import ToolError
+from tools.spec.conditions import Conditions, Conflict, Evidence, Fact
+from tools.spec.hardware import Device
+
+_LISTS = ("workload.asked_strategies",)
+
+
+class Draft:
+    """Conditions under construction."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.facts: dict[str, Fact] = {}
+        self.conflicts: list[Conflict] = []
+        self.by_path: dict[str, list[Candidate]] = defaultdict(list)
+
+    def value(self, path: str) -> Any:
+        fact = self.facts.get(path)
+        return fact.value if fact else None
+
+    def has(self, path: str) -> bool:
+        return path in self.facts
+
+    def put(self, fact: Fact) -> None:
+        self.facts[fact.path] = fact
+
+    def conflict(self, path: str, values: Iterable[Any], resolution: Any, why: str, *paths: str) -> None:
+        self.conflicts = [c for c in self.conflicts if not (c.path == path and c.why == why)]
+        self.conflicts.append(
+            Conflict(path=path, values=tuple(values), resolution=resolution, why=why, paths=(path, *paths))
+        )
+
+
+def reconcile(reading: Reading) -> Conditions:
+    """The facts of `reading`, settled."""
+    draft = Draft(reading)
+    for candidate in reading.candidates:
+        draft.by_path[candidate.path].append(candidate)
+    _ignored_paths(draft)
+    device = _device(draft)
+    _counts(draft)
+    settle_links(draft, device)
+    _dtypes(draft)
+    _engines(draft)
+    _model_name(draft)
+    _strategies(draft)
+    for path, candidates in draft.by_path.items():
+        if path not in draft.facts and not path.startswith(("ignore.", "done.")):
+            _settle(draft, path, candidates)
+    _flops_dtype(draft)
+    check_hardware(draft, device)
+    check_model(draft)
+    _limits(draft)
+    _impossible(draft)
+    _doubts(draft)
+    _account(draft)
+    missing = find_missing(draft, device)
+    return Conditions(
+        facts=tuple(draft.facts.values()),
+        conflicts=tuple(draft.conflicts),
+        missing=tuple(missing),
+        ignored=tuple(reading.ignored),
+        flags=tuple(reading.flags),
+    )
+
+
+def take(draft: Draft, path: str) -> list[Candidate]:
+    """Candidates of `path`, taken off the list so that the general rule leaves them alone."""
+    return draft.by_path.pop(path, [])
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, int | float) and isinstance(b, int | float) and not isinstance(a, bool):
+        return abs(a - b) <= 1e-6 * max(abs(a), abs(b))
+    return bool(a == b)
+
+
+def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
+    out: list[Candidate] = []
+    for c in candidates:
+        if not any(same(c.value, o.value) for o in out):
+            out.append(c)
+    return out
+
+
+def where(c: Candidate) -> str:
+    """ "first_token_latency_p99_ms" or "conditions.md line 12"."""
+    return c.key.split(".")[-1] if c.key and len(c.key) < 70 else f"{c.file} line {c.line}"
+
+
+def _ignored_paths(draft: Draft) -> None:
+    whys = {
+        "ignore.host_memory": "host memory does not bound the plan",
+        "ignore.disk": "storage does not enter the plan",
+        "ignore.price": "cost is not planned for",
+        "ignore.power": "power is not planned for",
+        "ignore.activation_memory": "activation memory is counted from the operator graph",
+    }
+    for path, why in whys.items():
+        for c in take(draft, path):
+            draft.reading.ignore(c.leaf or c.key or c.stated_as, f"{why} ({c.stated_as})")
+
+
+# ---------------------------------------------------------------- the general rule
+
+
+def _settle(draft: Draft, path: str, candidates: list[Candidate]) -> None:
+    stated = [c for c in candidates if "absent" not in c.tags]
+    options = distinct(stated or candidates)
+    if len(options) == 1:
+        draft.put(options[0].fact(path=path))
+        return
+    chosen, why = _choose(path, options)
+    listed = ", ".join(f"{where(c)}: {c.stated_as or c.value}" for c in options)
+    draft.conflict(path, [c.value for c in options], chosen.value, f"{listed}; {why}")
+    draft.put(chosen.fact(path=path))
+
+
+def _choose(path: str, options: list[Candidate]) -> tuple[Candidate, str]:
+    numeric = all(isinstance(c.value, int | float) for c in options)
+    if path.startswith("requirements.") and numeric:
+        if ".throughput" in path or path.endswith("memory_reserve"):
+            return max(options, key=lambda c: c.value), "the stricter one is planned for"
+        if path.endswith("utilisation_target"):
+            return options[-1], "the later one is reported against"
+        return min(options, key=lambda c: c.value), "the stricter one is planned for"
+    if path == "model.name":
+        return options[0], "the one named first is planned for"
+    if path == "workload.max_context" and numeric:
+        return max(options, key=lambda c: c.value), "the larger one bounds the KV cache"
+    if path in ("workload.isl", "workload.osl") and numeric:
+        return max(options, key=lambda c: c.value), "the longer one is planned for"
+    if path in ("workload.concurrency", "workload.request_rate") and numeric:
+        return max(options, key=lambda c: c.value), "the larger load is planned for"
+    config = [c for c in options if "config" in c.tags]
+    if path.startswith("model.") and config:
+        return config[-1], "the model's own config wins"
+    return options[-1], "the later statement is used"
+
+
+# ---------------------------------------------------------------- hardware
+
+
+def _device(draft: Draft) -> Device | None:
+    """The device named, with a stated memory size as the hint between variants; pools when several are counted."""
+    named = take(draft, "hardware.device")
+    if not named:
+        return None
+    memory = [c.value for c in draft.by_path.get("hardware.memory_bytes", [])]
+    found: list[tuple[Candidate, Device | None]] = []
+    for c in named:
+        try:
+            match = catalog.load_device(c.stated_as, memory[0] if len(set(memory)) == 1 else None)
+            found.append((c, match.device))
+            if match.note and not memory:
+                draft.reading.flag("device-variant", match.note)
+        except ToolError as error:
+            found.append((c, None))
+            draft.reading.flag("unknown-device", str(error))
+    ids = {d.id: (c, d) for c, d in reversed(found) if d is not None}
+    if len(ids) > 1 and _pools(draft, {d.id: (c, d) for c, d in found if d is not None}):
+        return next(d for _, d in found if d is not None)
+    known = [(c, d) for c, d in found if d is not None]
+    chosen, device = (known or found)[0]
+    if len(ids) > 1:
+        names = [d.id for d in {d.id: d for _, d in known}.values()]
+        draft.conflict(
+            "hardware.device",
+            names,
+            names[0],
+            f"{', '.join(sorted({c.stated_as for c, _ in known}))} are named; the first is planned for",
+        )
+    draft.put(chosen.fact(value=device.id if device else chosen.value, path="hardware.device"))
+    return device
+
+
+def _pools(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
+    """ "4x A100 + 8x V100": every kind has its own count."""
+    counts = draft.by_path.get("hardware.device_count", [])
+    pools = []
+    for ident, (c, _) in ids.items():
+        own = [
+            k
+            for k in counts
+            if f"id={c.value}" in k.tags or f"id={ident}" in k.tags or (c.group and k.group == c.group)
+        ]
+        if own:
+            pools.append({"device": ident, "count": own[0].value})
+    if len(pools) < 2:
+        return False
+    first = next(iter(ids.values()))[0]
+    text = " + ".join(f"{p['count']}× {p['device']}" for p in pools)
+    draft.put(
+        Fact(
+            path="hardware.pools",
+            value=pools,
+            stated_as=text,
+            evidence=Evidence(file=first.file, line=first.line, quote=first.quote),
+        )
+    )
+    draft.reading.flag("heterogeneous", f"{text}: one pool per kind; {sum(p['count'] for p in pools)} devices in all")
+    draft.put(first.fact(value=next(iter(ids)), path="hardware.device"))
+    take(draft, "hardware.device_count")
+    draft.put(
+        first.fact(value=sum(p["count"] for p in pools), path="hardware.num_devices").model_copy(
+            update={"origin": "derived", "stated_as": text}
+        )
+    )
+    return True
+
+
+def _counts(draft: Draft) -> None:
+    """Nodes × devices per node = devices; a count that says neither "each" nor "total" is settled by its size."""
+    if not draft.has("hardware.num_devices"):
+        _scope_counts(draft)
+    _drop_weak_nodes(draft)
+    for path in ("hardware.num_nodes", "hardware.devices_per_node", "hardware.num_devices"):
+        candidates = take(draft, path)
+        if candidates and not draft.has(path):
+            stated = [c for c in candidates if c.origin == "stated"]
+            _settle(draft, path, stated or candidates)
+    nodes, each, total = (draft.value(f"hardware.{k}") for k in ("num_nodes", "devices_per_node", "num_devices"))
+    if nodes and each and total is None:
+        _derive(draft, "hardware.num_devices", nodes * each, "hardware.devices_per_node", f"{nodes} × {each}")
+    elif isinstance(total, int) and nodes and each is None and total % nodes == 0:
+        _derive(draft, "hardware.devices_per_node", total // nodes, "hardware.num_devices", f"{total} / {nodes}")
+    elif isinstance(total, int) and each and nodes is None and total % each == 0:
+        _derive(draft, "hardware.num_nodes", total // each, "hardware.num_devices", f"{total} / {each}")
+    elif isinstance(total, int) and nodes and each and nodes * each != total:
+        draft.conflict(
+            "hardware.num_devices",
+            (total, nodes * each),
+            nodes * each,
+            f"{total} devices stated, but {nodes} nodes × {each} per node = {nodes * each}",
+            "hardware.num_nodes",
+            "hardware.devices_per_node",
+        )
+        draft.put(draft.facts["hardware.num_devices"].model_copy(update={"value": nodes * each}))
+
+
+def _drop_weak_nodes(draft: Draft) -> None:
+    nodes = draft.by_path.get("hardware.num_nodes", [])
+    firm = [c for c in nodes if "weak" not in c.tags]
+    each = max(
+        (c.value for c in draft.by_path.get("hardware.devices_per_node", []) if isinstance(c.value, int)), default=None
+    )
+    total = max(
+        (c.value for c in draft.by_path.get("hardware.num_devices", []) if isinstance(c.value, int)), default=None
+    )
+    if firm or (each and total and total > each):
+        draft.by_path["hardware.num_nodes"] = firm
+
+
+def _derive(draft: Draft, path: str, value: Any, source: str, how: str) -> None:
+    draft.put(
+        draft.facts[source].model_copy(update={"path": path, "value": value, "origin": "derived", "stated_as": how})
+    )
+
+
+def _scope_counts(draft: Draft) -> None:
+    counts = take(draft, "hardware.device_count")
+    nodes = next((c.value for c in draft.by_path.get("hardware.num_nodes", []) if isinstance(c.value, int)), 0)
+    stated = [c for c in counts if "listed" not in c.tags] or counts
+    for c in stated:
+        scope = c.scope
+        if not scope and nodes > 1 and isinstance(c.value, int):
+            per_node = (
+                c.value <= 8
+                and not any(k.value > 8 for k in stated)
+                and (c.value % nodes != 0 or c.value == 8 or c.value < 2 * nodes)
+            )
+            scope = "node" if per_node else "total"
+            if c.value <= 8 or c.value % nodes:
+                draft.reading.flag(
+                    "ambiguous-device-count",
+                    f"{c.stated_as!r} ({where(c)}) with {nodes} nodes does not say each or total; "
+                    f"read as {'per node' if per_node else 'the total'}",
+                )
+        path = "hardware.devices_per_node" if scope == "node" else "hardware.num_devices"
+        draft.by_path[path].append(replace(c, path=path))
+    if (
+        stated is not counts
+        and not draft.by_path.get("hardware.num_devices")
+        and not draft.by_path.get("hardware.devices_per_node")
+    ):
+        draft.by_path["hardware.num_devices"] += [replace(c, path="hardware.num_devices") for c in counts]
+
+
+# ---------------------------------------------------------------- dtypes, engines, names, strategies
+
+
+def _dtypes(draft: Draft) -> None:
+    for path in ("model.weight_dtype", "model.kv_dtype"):
+        candidates = [c for c in take(draft, path) if c.value is not None]
+        if not candidates:
+            continue
+        quantised = [c for c in candidates if "quantised" in c.tags]
+        own = [c for c in candidates if "config-dtype" not in c.tags]
+        firm = quantised or [c for c in own if "optional" not in c.tags] or own or candidates
+        options = distinct(firm)
+        if len(options) > 1 and all("optional" not in c.tags for c in options):
+            _settle(draft, path, firm)
+        else:
+            draft.put(options[0].fact(path=path))
+        chosen = draft.value(path)
+        allowed = [chosen] + [c.value for c in distinct(own) if c.value != chosen and "optional" in c.tags]
+        if len(allowed) > 1:
+            draft.put(candidates[-1].fact(value=allowed, path=f"{path}.allowed"))
+
+
+def _engines(draft: Draft) -> None:
+    candidates = list(take(draft, "engine.name"))
+    named = [c for c in candidates if c.value is not None]
+    if not named:
+        if candidates:
+            draft.put(candidates[0].fact(path="engine.name"))
+        return
+    first = next((c for c in named if "preferred" in c.tags), None) or next(
+        (c for c in named if "alternative" not in c.tags), named[0]
+    )
+    draft.put(first.fact(path="engine.name"))
+    others = [c for c in distinct(named) if c.value != first.value]
+    if others:
+        draft.put(others[0].fact(value=[c.value for c in others], path="engine.alternatives"))
+        firm = [c for c in others if "alternative" not in c.tags and (c.file, c.line) != (first.file, first.line)]
+        if firm and "preferred" not in first.tags:
+            draft.conflict(
+                "engine.name",
+                [first.value, *(c.value for c in firm)],
+                first.value,
+                f"{first.value} is named first ({where(first)}); "
+                f"{', '.join(c.value for c in firm)} kept as alternative",
+            )
+
+
+def _model_name(draft: Draft) -> None:
+    candidates = take(draft, "model.name")
+    drafts = [c for c in candidates if "draft" in c.tags]
+    if drafts:
+        draft.put(drafts[0].fact(path="model.draft_name"))
+    named = [c for c in candidates if "draft" not in c.tags]
+    if not named:
+        return
+    ids: dict[str, Candidate] = {}
+    for c in named:
+        ident = next((t[3:] for t in c.tags if t.startswith("id=")), str(c.value))
+        ids.setdefault(ident, c)
+    recognised = [c for c in ids.values() if "unrecognised" not in c.tags]
+    chosen = (recognised or list(ids.values()))[0]
+    draft.put(chosen.fact(path="model.name"))
+    if len(recognised) > 1:
+        values = [c.value for c in recognised]
+        draft.conflict(
+            "model.name",
+            values,
+            chosen.value,
+            f"{len(values)} models are named ({', '.join(map(str, values))}); the first is planned for",
+        )
+    ident = next((t[3:] for t in chosen.tags if t.startswith("id=")), "")
+    if ident:
+        _name_hint(draft, chosen)
+
+
+def _name_hint(draft: Draft, chosen: Candidate) -> None:
+    """A suffix like -AWQ or -FP8 states the dtype of the weights."""
+    try:
+        hint = catalog.load_model(chosen.stated_as).weight_hint
+    except ToolError:
+        return
+    if hint and not draft.has("model.weight_dtype"):
+        draft.put(chosen.fact(value=hint, path="model.weight_dtype"))
+
+
+def _strategies(draft: Draft) -> None:
+    for path in _LISTS:
+        candidates = take(draft, path)
+        if candidates:
+            merged: list[Any] = []
+            for c in candidates:
+                merged += [s for s in c.value if s not in merged]
+            draft.put(candidates[0].fact(value=merged, path=path))
+    baselines = take(draft, "baseline")
+    if baselines:
+        axes: dict[str, int] = {}
+        for c in baselines:
+            for axis, degree in c.value.items():
+                if axes.get(axis, degree) != degree:
+                    draft.conflict(
+                        "baseline",
+                        (axes[axis], degree),
+                        axes[axis],
+                        f"{axis} {axes[axis]} and {degree} are stated; the first is used",
+                    )
+                axes.setdefault(axis, degree)
+        draft.put(baselines[0].fact(value=axes, path="baseline"))
+
+
+def _flops_dtype(draft: Draft) -> None:
+    """A peak without dtype is taken for the model's precision, and said to be so."""
+    fact = draft.facts.pop("hardware.peak_flops.", None)
+    if fact is None:
+        return
+    dtype = draft.value("model.weight_dtype") or "bf16"
+    dtype = {"int4": "fp16", "mxfp4": "bf16", "nvfp4": "bf16"}.get(dtype, dtype)
+    path = f"hardware.peak_flops.{dtype}"
+    if path in draft.facts:
+        if not same(draft.facts[path].value, fact.value):
+            draft.conflict(
+                path,
+                (draft.facts[path].value, fact.value),
+                draft.facts[path].value,
+                f"{fact.stated_as} has no dtype; the one stated for {dtype} is used",
+            )
+        return
+    draft.put(fact.model_copy(update={"path": path}))
+    draft.reading.flag(
+        "assumed-flops-dtype",
+        f"{fact.stated_as} does not say for which dtype; taken for the model's precision, {dtype}",
+    )
+
+
+# ---------------------------------------------------------------- last looks
+
+
+def _limits(draft: Draft) -> None:
+    batch, seqs = draft.value("engine.limits.max_batch_size"), draft.value("engine.limits.max_num_seqs")
+    if batch is not None and seqs is not None and batch != seqs:
+        low = min(batch, seqs)
+        draft.conflict(
+            "engine.limits.max_batch_size",
+            (batch, seqs),
+            low,
+            f"max_batch_size {batch} against max_num_seqs {seqs}; both bound the same thing, the smaller holds",
+            "engine.limits.max_num_seqs",
+            "workload.batch_size",
+            "workload.concurrency",
+        )
+
+
+_POSITIVE = ("hardware.", "workload.", "requirements.", "model.num_", "model.hidden_size", "engine.limits.")
+_MAY_BE_ZERO = (
+    "workload.prefix_hit_rate",
+    "workload.draft_acceptance",
+    "requirements.memory_reserve",
+    "requirements.balance_epsilon",
+    "model.n_shared_experts",
+    "model.first_k_dense_replace",
+)
+_HIGH = {"ttft_s": 600.0, "tpot_s": 10.0, "e2e_latency_s": 86400.0}
+
+
+def _impossible(draft: Draft) -> None:
+    for path, fact in list(draft.facts.items()):
+        if not isinstance(fact.value, int | float) or isinstance(fact.value, bool) or not path.startswith(_POSITIVE):
+            continue
+        if fact.value < 0 or (fact.value == 0 and path not in _MAY_BE_ZERO):
+            draft.reading.flag(
+                "impossible-value", f"{path} is {fact.value:g} ({fact.stated_as!r}); it must be greater than 0"
+            )
+        limit = next((v for k, v in _HIGH.items() if k in path), None)
+        if limit is not None and fact.value > limit:
+            draft.reading.flag("suspicious-magnitude", f"{path} is {fact.value:g} s ({fact.stated_as!r}); a unit slip?")
+        whole = path.split(".")[-1] in ("num_nodes", "devices_per_node", "num_devices", "batch_size", "concurrency")
+        if whole and not float(fact.value).is_integer():
+            draft.reading.flag(
+                "impossible-value", f"{path} is {fact.value:g} ({fact.stated_as!r}); it must be a whole number"
+            )
+
+
+def _account(draft: Draft) -> None:
+    """A key whose value stands nowhere in the result repeats another one, and that is said."""
+    shown = {(f.evidence.file, f.evidence.line, f.evidence.quote) for f in draft.facts.values() if f.evidence}
+    told = " ".join(c.why for c in draft.conflicts)
+    covered = {c.leaf for c in draft.reading.candidates if (c.file, c.line, c.quote) in shown}
+    for c in draft.reading.candidates:
+        if c.leaf and c.leaf not in covered and c.key.split(".")[-1] not in told:
+            kept = draft.facts.get(c.path)
+            repeats = kept is not None and same(kept.value, c.value)
+            why = (
+                f"repeats {c.path}, which is stated elsewhere"
+                if repeats
+                else f"{c.path} is settled by a more specific statement"
+            )
+            draft.reading.ignore(c.leaf, why)
+
+
+def _doubts(draft: Draft) -> None:
+    """What a chosen value leaves open is said."""
+    for c in draft.reading.candidates:
+        fact = draft.facts.get(c.path)
+        if c.doubt and fact is not None and same(fact.value, c.value):
+            code = (
+                "range"
+                if "is a range" in c.doubt
+                else "unit-missing"
+                if "has no unit" in c.doubt
+                else "unit-mismatch"
+                if "bits" in c.doubt or "Gb" in c.doubt
+                else "ambiguous"
+            )
+            draft.reading.flag(code, f"{c.path}: {c.doubt}")

@@ -1,0 +1,555 @@
+"""What a sentence says as a whole: names, absences, "ample", objectives, permissions, strategies, and amounts no word claims."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from agent.reading.facts import Candidate, Reading
+from agent.reading.lexicon import (
+    NAME_LABELS,
+    OBJECTIVES,
+    ONE_NODE,
+    PER_USER,
+    SPARSE,
+    TERMS,
+    UNBOUNDED,
+    compiled,
+    search,
+    stats_in,
+)
+from agent.reading.names import ENGINE_VERSION
+from tools.units import is_absence, is_unknown
+
+if TYPE_CHECKING:
+    from agent.reading.prose import Scene
+
+_CLAUSE = re.compile(r"[,，;；。()（）\n]|\bbut\b|但")
+_DEVICES = next(t for t in TERMS if t.path == "hardware.device_count")
+_NEGATED = re.compile(
+    r"(?:\bnot?\b|\bnever\b|\bwithout\b|\bdon'?t\b|\bcannot\b|\bcan'?t\b|\bavoid\b|\bunsupported\b|不(?:要|能|可|接受|支持|用|使用|允许|考虑|想|会)?|无需|禁止|没有|避免|未)\s*(?:\w+\s+){0,2}\W{0,2}$",
+    re.I,
+)
+_ALSO = r"也可以?|也行|亦可|或者?|备选|其次|次选|或|\bor\b|alternative(?:ly)?|also|otherwise|fall ?back|else|if not|second choice"
+
+
+def read(scene: Scene, reading: Reading) -> None:
+    """Adds sentence-level candidates and flags, one rule after the other."""
+    for rule in (
+        _unknowns,
+        _names,
+        _dtypes,
+        _engines,
+        _strategies,
+        _unbounded,
+        _absences,
+        _objective,
+        _mode,
+        _single_node,
+        _links_absent,
+        _loose,
+    ):
+        reading.candidates += list(rule(scene, reading))
+
+
+def _label(scene: Scene) -> str:
+    return scene.text[: scene.label_end].rstrip(" :=：")
+
+
+def _value(scene: Scene) -> str:
+    return scene.text[scene.label_end :].strip().strip("\"'")
+
+
+def label_path(label: str) -> str:
+    """`model.name`, `hardware.device`, … when the whole label is a word for it (the longest such), else empty."""
+    plain = re.sub(r"[^A-Za-z0-9\u4e00-\u9fff/]+", " ", label).strip()
+    hits = []
+    for path, words in NAME_LABELS:
+        for match in compiled(words).finditer(plain):
+            if match.end() == len(plain):
+                hits.append((match.start() == 0, len(match.group()), path))
+    return max(hits)[2] if hits else ""
+
+
+def _clause(scene: Scene, start: int, end: int) -> tuple[str, str]:
+    """The words of the clause before and after [start, end)."""
+    before = _CLAUSE.split(scene.text[:start])[-1]
+    after = _CLAUSE.split(scene.text[end:])[0]
+    return before, after
+
+
+def _unknowns(scene: Scene, reading: Reading) -> list[Candidate]:
+    if scene.label_end and is_unknown(_value(scene)):
+        for path in label_terms(scene):
+            latency = path.startswith("requirements.") and path.endswith(
+                ("_s", "throughput_total", "throughput_per_device")
+            )
+            reading.unknown.append(f"{path}.limit" if latency else path)
+    return []
+
+
+def label_terms(scene: Scene) -> list[str]:
+    """Paths that the label names, the longest words first."""
+    label = scene.masked[: scene.label_end]
+    found = sorted(
+        (
+            (len(m.group().strip()), t.path)
+            for t in TERMS
+            for m in compiled(t.words).finditer(label)
+            if m.group().strip()
+        ),
+        reverse=True,
+    )
+    longest = found[0][0] if found else 0
+    return list(dict.fromkeys(path for size, path in found if size == longest and not path.startswith("ignore")))
+
+
+# ---------------------------------------------------------------- names
+
+
+def _names(scene: Scene, reading: Reading) -> list[Candidate]:
+    out: list[Candidate] = []
+    for name in scene.names:
+        if name.kind not in ("device", "model") or name.start < scene.shift:
+            continue
+        before, _ = _clause(scene, name.start, name.end)
+        if _NEGATED.search(before):
+            reading.flag("negated-name", f"{name.text} is named as what not to use; left out")
+            continue
+        path = "hardware.device" if name.kind == "device" else "model.name"
+        value = name.value if name.kind == "device" else name.text.strip()
+        tags = ("draft",) if name.kind == "model" and re.search(r"draft|speculat|投机|草稿", before, re.I) else ()
+        if (
+            name.kind == "model"
+            and not tags
+            and any(c.path == path for c in out)
+            and re.search(r"\b(?:like|such as|similar to|vs)\b|类似|比如|相比", before, re.I)
+        ):
+            continue
+        out.append(scene.candidate(path, value, name.start, name.end, tags=(*tags, f"id={name.value}")))
+    if scene.label_end and not out:
+        out += _stated_name(scene)
+    return out
+
+
+def _stated_name(scene: Scene) -> list[Candidate]:
+    """A name that no catalogue knows, under a label that says what it names."""
+    label, value = _label(scene), _value(scene)
+    path = label_path(label)
+    if (
+        path not in ("model.name", "hardware.device")
+        or is_absence(value)
+        or is_unknown(value)
+        or search(UNBOUNDED).search(value)
+    ):
+        return []
+    raw = scene.statement.raw
+    if scene.statement.kind == "leaf" and not isinstance(raw, str):
+        return []
+    word = re.match(
+        r"(?:\d+\s*[x×*]\s*)?([A-Za-z\u4e00-\u9fff][\w./\-]*(?: [A-Z0-9][\w.\-]*){0,3})(?=\s*(?:$|[,，(（;；。]|\.$))",
+        value,
+    )
+    if word is None or not re.search(r"[A-Za-z]", word[1]) or any(word[1].startswith(n.text) for n in scene.names):
+        return []
+    inside = [
+        p
+        for p in scene.pairs
+        if scene.label_end <= p.spot.start < scene.label_end + word.end()
+        and p.quantity.start < scene.label_end + word.end()
+    ]
+    if inside or len(word[1]) > 60:
+        return []
+    text = word[1].strip(" ,.")
+    if re.fullmatch(
+        r"(?:gpu|npu|nvidia|amd|huawei|moe|dense|llm|transformer|decoder[- ]only|gqa|mha|true|false|yes|auto|default|none)s?",
+        text,
+        re.I,
+    ):
+        return []
+    start = scene.text.index(text, scene.label_end)
+    return [scene.candidate(path, text, start, start + len(text), tags=("unrecognised",))]
+
+
+def _dtypes(scene: Scene, reading: Reading) -> list[Candidate]:
+    out: list[Candidate] = []
+    mentions = [n for n in scene.names if n.kind == "dtype" and n.start >= scene.shift]
+    flops = [q for q in scene.quantities if q.dimension == "flop/s"] or [
+        p.quantity for p in scene.pairs if p.spot.term.path == "hardware.peak_flops"
+    ]
+    for name in mentions:
+        before, after = _clause(scene, name.start, name.end)
+        if any(min(abs(name.end - q.start), abs(name.start - q.end)) < 22 for q in flops) or (
+            name.end <= scene.label_end and flops
+        ):
+            continue
+        if _NEGATED.search(before) and not re.search(r"不(?:需要|一定)|n't need|not (?:need|required)", before, re.I):
+            reading.flag("refused-dtype", f"{name.text} is ruled out by the conditions: {_snip(scene)!r}")
+            continue
+        if re.search(r"(?:n'?t need|not need(?:ed)?|no need (?:for|of)|无需|不需要)\s*$", before, re.I):
+            continue
+        if name.end <= scene.label_end and any(n.kind == "dtype" and n.start >= scene.label_end for n in mentions):
+            continue
+        if name.end <= scene.label_end and any(p.spot.term.dimension in ("bytes", "flop/s") for p in scene.pairs):
+            continue
+        for path in _dtype_targets(scene, before, after):
+            optional = bool(
+                re.search(
+                    _ALSO + r"|fine|ok\b|okay|acceptable|allowed|可接受|可以", before[-14:] + " " + after[:18], re.I
+                )
+            )
+            out.append(scene.candidate(path, name.value, name.start, name.end, tags=("optional",) if optional else ()))
+    return out
+
+
+def _dtype_targets(scene: Scene, before: str, after: str) -> list[str]:
+    label = re.sub(r"[_\-.]+", " ", _label(scene)).lower()
+    context = " ".join(scene.statement.context[-1:]).lower() if scene.statement.kind != "prose" else ""
+    if scene.label_end and re.search(r"activation|激活", label):
+        return ["model.activation_dtype"]
+    kv_words = r"\bkv\b|kv ?cache|kv ?缓存|键值缓存"
+    label_kv = re.search(kv_words, label) and not re.search(r"weight|权重", label)
+    here_kv = re.search(kv_words, before, re.I) or re.match(r"[\s\-]*(?:精度|的)?\s*kv", after, re.I)
+    here_weights = re.search(r"weight|权重|model|模型", before, re.I) or re.match(
+        r"[\s\-]*(?:精度|的)?\s*(?:weights?|权重|模型|model)", after, re.I
+    )
+    if here_kv and here_weights:
+        joined = re.search(r"(?:weights?|权重)\s*(?:和|与|及|、|and|&|/|\+)\s*(?:kv|键值)", before + after, re.I)
+        if joined:
+            return ["model.weight_dtype", "model.kv_dtype"]
+        later = max((m.start() for m in re.finditer(kv_words, before, re.I)), default=-1) > max(
+            (m.start() for m in re.finditer(r"weight|权重", before, re.I)), default=-2
+        )
+        adjacent_weight = re.match(r"[\s\-]*(?:精度|的)?\s*(?:weights?|权重)", after, re.I)
+        return ["model.kv_dtype"] if later and not adjacent_weight else ["model.weight_dtype"]
+    if here_kv or label_kv or (context and re.search(kv_words, context) and not here_weights):
+        return ["model.kv_dtype"]
+    return ["model.weight_dtype"]
+
+
+def _snip(scene: Scene) -> str:
+    text = " ".join(scene.text[scene.shift :].split())
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def _engines(scene: Scene, reading: Reading) -> list[Candidate]:
+    out: list[Candidate] = []
+    for name in [n for n in scene.names if n.kind == "engine" and n.start >= scene.shift]:
+        before, after = _clause(scene, name.start, name.end)
+        if _NEGATED.search(before):
+            reading.flag("refused-engine", f"{name.text} is ruled out by the conditions: {_snip(scene)!r}")
+            continue
+        alternative = bool(
+            re.search(_ALSO, before[-16:], re.I)
+            or re.match(rf"\s*(?:{_ALSO}|is (?:also )?(?:fine|ok|acceptable)|works too)", after, re.I)
+        )
+        tags = ("alternative",) if alternative and not re.search(r"if possible", after, re.I) else ()
+        if re.search(r"prefer|倾向|优先|首选", before, re.I):
+            tags = ("preferred",)
+        out.append(scene.candidate("engine.name", name.value, name.start, name.end, tags=tags))
+        version = ENGINE_VERSION.match(scene.text, name.end)
+        if version:
+            out.append(scene.candidate("engine.version", version["v"], name.start, version.end()))
+    if (
+        scene.label_end
+        and label_path(_label(scene)) == "engine.version"
+        and re.search(r"engine|vllm|sglang|framework|推理|框架", scene.text[: scene.label_end], re.I)
+    ):
+        match = re.search(r"\d+\.\d+(?:\.\w+)*", _value(scene))
+        if match:
+            start = scene.text.index(match.group(), scene.label_end)
+            out.append(scene.candidate("engine.version", match.group(), start, start + len(match.group())))
+    return out
+
+
+# ---------------------------------------------------------------- strategies, objectives, mode
+
+
+def _strategies(scene: Scene, reading: Reading) -> list[Candidate]:
+    mentions = [n for n in scene.names if n.kind == "strategy"]
+    if scene.statement.kind == "leaf":
+        return _strategy_leaf(scene)
+    if not mentions:
+        return []
+    context = " ".join(scene.statement.context[-2:])
+    first, last = mentions[0], mentions[-1]
+    start, end = first.start, last.end
+    baseline = re.search(r"baseline|基线|基准|current(?:ly)?|现在|目前|现有|today we", scene.text + " " + context, re.I)
+    asked = re.search(
+        r"[?？]|should (?:i|we)|\bwould\b|whether|\bvs\.?\b|versus|compare|还是|哪个|是否|要不要|对比|比较|better",
+        scene.text,
+        re.I,
+    )
+    if asked and not (baseline and len(mentions) == 1 and not re.search(r"[?？]", scene.text)):
+        return [scene.candidate("workload.asked_strategies", [m.value for m in mentions], start, end)]
+    if baseline:
+        return [scene.candidate("baseline", first.value, first.start, first.end)]
+    return [scene.candidate("baseline", first.value, first.start, first.end, tags=("constraint",))]
+
+
+_AXIS_KEYS = {
+    "tp": "tp", "tp_size": "tp", "tensor_parallel_size": "tp", "tensor_parallel": "tp", "tensor_parallelism": "tp", "pp": "pp", "pp_size": "pp",
+    "pipeline_parallel_size": "pp", "pipeline_parallel": "pp", "pipeline_parallelism": "pp", "dp": "dp", "dp_size": "dp", "data_parallel_size": "dp",
+    "data_parallel": "dp", "data_parallelism": "dp", "ep": "ep", "ep_size": "ep", "expert_parallel_size": "ep", "expert_parallel": "ep",
+    "expert_parallelism": "ep", "cp": "cp", "cp_size": "cp", "context_parallel_size": "cp", "context_parallel": "cp",
+}  # fmt: skip
+
+
+def _strategy_leaf(scene: Scene) -> list[Candidate]:
+    key = re.split(r"[.\]]", scene.statement.key)[-1].lower().replace("-", "_")
+    raw = scene.statement.raw
+    if key in _AXIS_KEYS and isinstance(raw, int) and not isinstance(raw, bool) and raw > 0:
+        start = scene.label_end
+        return [scene.candidate("baseline", {_AXIS_KEYS[key]: raw}, start, len(scene.text), tags=("constraint",))]
+    named = [n for n in scene.names if n.kind == "strategy" and n.start >= scene.label_end]
+    if named and isinstance(raw, str):
+        return [scene.candidate("baseline", named[0].value, named[0].start, named[0].end)]
+    return []
+
+
+def _objective(scene: Scene, reading: Reading) -> list[Candidate]:
+    label = label_path(_label(scene)) == "objective" if scene.label_end else False
+    value = _value(scene)
+    hits = []
+    for name, words in OBJECTIVES:
+        match = search(words).search(value if label else scene.text[scene.shift :])
+        if match is None or (match.group().lower() in ("latency", "throughput") and not (label and len(value) < 30)):
+            continue
+        offset = scene.label_end if label else scene.shift
+        start = scene.text.find(match.group(), offset)
+        if name == "total_throughput" and re.search(r"per (?:gpu|card)|单卡|每卡", match.group(), re.I):
+            continue
+        hits.append(scene.candidate("objective", name, start, start + len(match.group())))
+    knee = [h for h in hits if h.value == "knee"]
+    return knee or hits
+
+
+def _mode(scene: Scene, reading: Reading) -> list[Candidate]:
+    heading = scene.statement.kind == "heading"
+    labelled = bool(scene.label_end) and label_path(_label(scene)) == "workload.mode"
+    if not (heading or labelled):
+        match = re.search(
+            r"\b(?:pre-?train(?:ing)?|fine-?tun(?:e|ing)|sft|global batch size)\b|(?:预训练|微调|训练任务|全参训练)",
+            scene.text,
+            re.I,
+        )
+        found = match and not re.search(r"fine-?tuned|pretrained|trained|微调(?:后|过)的|训练好", scene.text, re.I)
+        return [scene.candidate("workload.mode", "training", match.start(), match.end())] if found and match else []
+    area = scene.text[scene.label_end :] if labelled else scene.text
+    offset = scene.label_end if labelled else 0
+    for mode, words in (
+        ("training", r"\btrain(?:ing)?\b|pre-?training|fine-?tuning|训练|微调"),
+        ("inference", r"\binference\b|\bserving\b|online|推理|服务化|在线|generation"),
+    ):
+        match = re.search(words, area, re.I)
+        if match:
+            return [scene.candidate("workload.mode", mode, offset + match.start(), offset + match.end())]
+    return []
+
+
+# ---------------------------------------------------------------- absences, bounds, topology
+
+
+def _unbounded(scene: Scene, reading: Reading) -> list[Candidate]:
+    """ "GPUs: ample", "卡数不限": about the number of devices, not about their memory or a metric."""
+    if any(p.spot.term.path in ("hardware.device_count", "hardware.devices_per_node") for p in scene.pairs):
+        return []
+    text = scene.text
+    for match in search(UNBOUNDED).finditer(text, scene.label_end):
+        clause_before, clause_after = _clause(scene, match.start(), match.end())
+        label = scene.text[: scene.label_end]
+        near = f"{label} {clause_before} {clause_after}"
+        if compiled(_DEVICES.words).search(near) or re.search(
+            r"(?:compute|hardware|算力|硬件|计算) ?(?:resources?|资源)|^\s*资源|\bresources\b", near, re.I
+        ):
+            if re.search(
+                r"memory|显存|vram|bandwidth|带宽|token|latency|延迟|power|not (?:enough|sufficient)|不足|不够",
+                f"{clause_before} {clause_after}",
+                re.I,
+            ):
+                continue
+            if match.group().lower() in ("enough", "足够") and re.search(
+                r"not|n't|不|whether|是否", clause_before, re.I
+            ):
+                continue
+            return [scene.candidate("hardware.num_devices", "unbounded", match.start(), match.end(), scope="total")]
+    raw = scene.statement.raw
+    if (
+        scene.statement.kind == "leaf"
+        and isinstance(raw, str)
+        and re.fullmatch(r"inf(?:inity)?|unlimited|unbounded|any|不限|∞|ample", raw.strip(), re.I)
+        and "hardware.device_count" in label_terms(scene)
+    ):
+        return [scene.candidate("hardware.num_devices", "unbounded", scene.label_end, len(scene.text), scope="total")]
+    return []
+
+
+_NO_LIMIT = r"不限|无要求|没有要求|不(?:做|作)要求|不要求|无限制|没有限制|不关心|不在意|no (?:hard |strict |particular |specific )*(?:requirements?|limits?|constraints?|target|slo)|not (?:required|limited|constrained|important)|don'?t care|doesn'?t matter|unconstrained|without (?:any )?limits?"
+
+
+def _absences(scene: Scene, reading: Reading) -> list[Candidate]:
+    """ "TPOT: None", "对 TPOT 没有要求": a stated absence is a fact with value None."""
+    value = _value(scene)
+    if scene.label_end and (is_absence(value) or (scene.statement.kind == "leaf" and scene.statement.raw is None)):
+        raw_null = scene.statement.kind == "leaf" and scene.statement.raw is None
+        name = label_path(_label(scene)) if not label_terms(scene) else ""
+        if name in ("engine.name", "objective", "model.kv_dtype", "model.weight_dtype") or (raw_null and name):
+            return [
+                scene.candidate(name, None, scene.label_end, max(scene.label_end, len(scene.text)), tags=("absent",))
+            ]
+        paths = label_terms(scene)[:1]
+        stat = next((s for _, s in stats_in(scene.text[: scene.label_end])), "limit")
+        out = []
+        for path in paths:
+            if (
+                path == "hardware.device_count"
+                and not raw_null
+                and not re.fullmatch(r"\W*(?:none|无|n/?a|null|no|-+)\W*", value, re.I)
+            ):
+                continue
+            full = (
+                f"{path}.{stat}"
+                if path.startswith("requirements.")
+                and path.endswith(("_s", "throughput_total", "throughput_per_device"))
+                else path
+            )
+            full = (
+                full.replace("hardware.device_count", "hardware.num_devices")
+                .replace("memory_usage_limit", "memory_reserve")
+                .replace("workload.seq_len", "workload.seq_len_max")
+            )
+            out.append(scene.candidate(full, None, scene.label_end, len(scene.text), tags=("absent",)))
+        return out
+    return _absence_in_words(scene)
+
+
+def _absence_in_words(scene: Scene) -> list[Candidate]:
+    out = []
+    for match in search(_NO_LIMIT).finditer(scene.text, scene.shift):
+        before, after = _clause(scene, match.start(), match.end())
+        start, end = match.start() - len(before), match.end() + len(after)
+        hits = []
+        for term in TERMS:
+            if not term.path.startswith("requirements.") or term.dimension not in ("s", "tokens/s") or term.transform:
+                continue
+            hits += [
+                (m.end() - m.start(), m.start(), term.path)
+                for m in compiled(term.words).finditer(scene.text, start, end)
+            ]
+        taken = {p.spot.start for p in scene.pairs}
+        hits = [h for h in hits if h[1] not in taken]
+        if hits:
+            _, _, path = max(hits)
+            out.append(scene.candidate(f"{path}.limit", None, start, end, tags=("absent",)))
+    return out
+
+
+def _single_node(scene: Scene, reading: Reading) -> list[Candidate]:
+    if any(p.spot.term.path == "hardware.num_nodes" for p in scene.pairs) or (
+        not any(n.kind == "device" for n in scene.names)
+        and not any(p.spot.term.path == "hardware.device_count" for p in scene.pairs)
+    ):
+        return []
+    match = search(ONE_NODE).search(scene.text[scene.shift :].strip()) if scene.statement.kind != "leaf" else None
+    if match is None or re.search(r"per|每", scene.text[max(0, match.start() - 6) : match.start()]):
+        return []
+    if match.group().startswith("单机") and re.search(r"每|多机|[2-9两三四]\s*(?:台|机|节点)", scene.text):
+        return []
+    # "单机 8 卡", "in a node" may describe each of several nodes: it gives way to any other count
+    start = scene.text.find(match.group(), scene.shift)
+    return [scene.candidate("hardware.num_nodes", 1, max(0, start), max(0, start) + len(match.group()), tags=("weak",))]
+
+
+def _links_absent(scene: Scene, reading: Reading) -> list[Candidate]:
+    match = re.search(
+        r"(?:\bno|without|not? (?:have )?|lacks?|没有|无|不带|不支持)\s*(?:any\s+)?(nv-?link|nv-?switch|hccs)",
+        scene.text,
+        re.I,
+    )
+    match = match or re.search(
+        r"pci-?e[ -]only|only pci-?e|(?:仅|只)(?:有|支持)? ?pci-?e|通过 ?pci-?e (?:互联|互连|连接)", scene.text, re.I
+    )
+    if match and scene.statement.kind != "leaf":
+        return [scene.candidate("hardware.intra_node_link", "PCIe", match.start(), match.end())]
+    return []
+
+
+def _loose(scene: Scene, reading: Reading) -> list[Candidate]:
+    """Amounts that no word claimed, where the unit and the neighbour leave one meaning."""
+    used = {p.quantity.start for p in scene.pairs}
+    out = []
+    for q in scene.quantities:
+        if q.start in used or (q.start < scene.label_end and scene.label_end):
+            continue
+        name = next(
+            (
+                n
+                for n in scene.names
+                if (n.kind == "device" and -3 <= q.start - n.end <= 4)
+                or (n.kind == "device" and 0 <= n.start - q.end <= 3)
+            ),
+            None,
+        )
+        if q.dimension == "bytes" and name is not None:
+            out.append(scene.candidate("hardware.memory_bytes", float(f"{q.value:.12g}"), q.start, q.end))
+        elif q.dimension == "tokens/s":
+            out += _loose_rate(scene, q)
+        elif q.dimension == "requests/s" and q.value > 0:
+            out.append(scene.candidate("workload.request_rate", float(f"{q.value:.12g}"), q.start, q.end))
+        elif q.dimension == "bytes/s" and re.search(r"hbm|vram|显存|memory", scene.text[: q.start], re.I):
+            out.append(scene.candidate("hardware.memory_bandwidth", float(f"{q.value:.12g}"), q.start, q.end))
+        elif q.dimension == "fraction" and 0 < q.value < 1:
+            out += _loose_share(scene, q)
+        elif q.dimension == "flop/s":
+            out.append(
+                scene.candidate(
+                    f"hardware.peak_flops.{flops_dtype(scene, q.start, q.end)}",
+                    q.value,
+                    q.start,
+                    q.end,
+                    tags=_sparse(scene, q),
+                )
+            )
+        elif (
+            q.dimension == "count" and re.search(r"[bB]$", q.text) and q.value >= 1e8 and scene.statement.kind != "leaf"
+        ):
+            out.append(scene.candidate("model.declared_parameters", q.value, q.start, q.end))
+    return out
+
+
+def _sparse(scene: Scene, q: Any) -> tuple[str, ...]:
+    return ("sparse",) if search(SPARSE).search(scene.text[max(0, q.start - 24) : q.end + 24]) else ()
+
+
+def flops_dtype(scene: Scene, start: int, end: int) -> str:
+    """The dtype that a peak in [start, end) is given for: in the label, or the nearest one beside it; else empty."""
+    near = [
+        n
+        for n in scene.names
+        if n.kind == "dtype" and (min(abs(n.end - start), abs(n.start - end)) < 22 or n.end <= scene.label_end)
+    ]
+    return min(near, key=lambda n: min(abs(n.end - start), abs(n.start - end))).value if near else ""
+
+
+def _loose_share(scene: Scene, q: Any) -> list[Candidate]:
+    """ "No more than 90% of GPU memory may be used", "leave 10% of memory free"."""
+    if not re.search(r"memory|vram|显存", scene.text, re.I):
+        return []
+    free = re.search(r"free|reserve|headroom|spare|余量|空闲|预留|保留|留出?", scene.text, re.I)
+    used = re.search(r"\bus(?:e|ed|age)\b|occup|consum|占用|使用|利用", scene.text, re.I)
+    value = q.value if free else 1 - q.value
+    rounded = float(f"{value:.10g}")
+    return [scene.candidate("requirements.memory_reserve", rounded, q.start, q.end)] if free or used else []
+
+
+def _loose_rate(scene: Scene, q: Any) -> list[Candidate]:
+    around = scene.text[max(0, q.start - 24) : q.end + 24]
+    base = scene.candidate("requirements.throughput_total.limit", q.value, q.start, q.end)
+    if q.per == "user" or search(PER_USER).search(around):
+        return [replace(base, path="requirements.tpot_s.limit", value=float(f"{1 / q.value:.10g}"))] if q.value else []
+    if q.per == "device":
+        return [replace(base, path="requirements.throughput_per_device.limit")]
+    return [replace(base, doubt=f"{base.stated_as} does not say per what; read as the total")]
