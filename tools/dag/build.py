@@ -7,32 +7,41 @@ drawn and the number is said, unless `expand_replicas`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tools.dag import runtime
 from tools.dag.graph import Dag, DagEdge, DagNode, Detail, Dims, Frame, Lane, Port, Role
+from tools.dag.text import layers_text, slug
 from tools.graph.ir import Op
-from tools.partition.layout import Comm, Layout
+from tools.partition.layout import Comm, Layout, positions
 from tools.partition.lower import PBody, POp, Program, Stage
 from tools.spec.base import ToolError
 
 ROUTING_KINDS = frozenset({"topk", "dispatch", "combine"})
-WORDS = {"einsum": "matmul", "topk": "gate: top-k selection", "gather_scores": "gather scores", "argmax": "greedy sampling",
+WORDS = {"einsum": "matmul", "topk": "gate: top-k selection", "gather_scores": "gather scores",
+"argmax": "greedy sampling",
          "select_last": "select last position", "repeat_heads": "repeat KV heads", "cache": "cache append and read",
-         "embed": "embedding lookup", "pos_lookup": "position lookup", "sumsq": "sum of squares", "rms_apply": "rmsnorm apply",
-         "renormalise": "renormalise", "dispatch": "dispatch: tokens to experts", "combine": "combine: aggregate experts",
+         "embed": "embedding lookup", "pos_lookup": "position lookup", "sumsq": "sum of squares",
+         "rms_apply": "rmsnorm apply",
+         "renormalise": "renormalise", "dispatch": "dispatch: tokens to experts",
+         "combine": "combine: aggregate experts",
          "unpad": "drop padding"}  # fmt: skip
-COMM_WORDS = {"all_reduce": "all-reduce (sum)", "reduce_scatter": "reduce-scatter (sum)", "all_gather": "all-gather",
-              "all_to_all": "all-to-all", "slice": "split", "p2p": "send / recv"}  # fmt: skip
+AXES = ("tp", "attn_dp", "ep", "etp", "cp", "edp")
+COMM_WORDS = {"all_reduce": "all-reduce", "reduce_scatter": "reduce-scatter", "all_gather": "all-gather",
+              "all_to_all": "all-to-all", "slice": "split", "p2p": "send / recv",
+              "ring_shift": "ring shift: send to next, receive from previous,"}  # fmt: skip
 
 
-def build_dag(program: Program, *, detail: Detail = "full", title: str | None = None, expand_replicas: bool = False) -> Dag:
+def build_dag(
+    program: Program, *, detail: Detail = "full", title: str | None = None, expand_replicas: bool = False
+) -> Dag:
     """The deployment DAG of one phase. Raises ToolError if the program has no sizes."""
     missing = [d for d in ("batch_size", "seq_len", "kv_len") if d not in program.sizes]
     if missing:
-        raise ToolError(f"a DAG needs the length of {missing}; lower the model with all_sizes(batch_size=…, seq_len=…, kv_len=…)")
+        raise ToolError(
+            f"a DAG needs the length of {missing}; lower the model with all_sizes(batch_size=…, seq_len=…, kv_len=…)"
+        )
     builder = _Builder(program, detail, expand_replicas)
     dag = builder.build(title)
     if detail == "stage":
@@ -78,14 +87,15 @@ class _Builder:
         self.lanes: list[Lane] = []
         self.frames: list[Frame] = []
         self.row = 0
-        self._range_cache: dict[tuple[int, tuple[str, ...], int], tuple[int, int]] = {}
+        self._range_cache: dict[tuple[str, tuple[str, ...], int, int], tuple[int, int]] = {}
+        self.orders = program.orders
         self.world = s.num_devices
         self.whole = {**self.sizes, "batch_size": self.sizes["batch_size"] * s.dp}
         if "experts" in self.sizes:
             routed = self.whole["batch_size"] * self.sizes["seq_len"] * self.sizes["top_k"]
             self.whole["expert_tokens"] = -(-routed // self.sizes["experts"])
 
-    # ------------------------------------------------------------------------------------------------------------ whole
+    # ------------------------------------------------------------------------ whole
 
     def build(self, title: str | None) -> Dag:
         p, s = self.program, self.program.strategy
@@ -101,11 +111,22 @@ class _Builder:
             carried = self._stage(stage, mine, carried)
         self._total_output(units[p.stages[-1].index], carried)
         head = title or f"{p.model.name} · {p.phase} · {s.label(p.model.moe is not None)}"
-        return Dag(head, self._subtitle(), self.detail, tuple(self.nodes), tuple(self.edges), tuple(self.lanes), tuple(self.frames), self._attrs())
+        return Dag(
+            head,
+            self._subtitle(),
+            self.detail,
+            tuple(self.nodes),
+            tuple(self.edges),
+            tuple(self.lanes),
+            tuple(self.frames),
+            self._attrs(),
+        )
 
     def _subtitle(self) -> str:
         s, n = self.program.strategy, self.sizes
-        text = f"batch_size={self.whole['batch_size']}, seq_len={n['seq_len']}, kv_len={n['kv_len']} · {self.world} GPUs"
+        text = (
+            f"batch_size={self.whole['batch_size']}, seq_len={n['seq_len']}, kv_len={n['kv_len']} · {self.world} GPUs"
+        )
         if self.program.phase == "decode":
             text += " · one decode step at the longest context; its tokens are the next step's input"
         if s.dp > 1 and len(self.replicas) == 1:
@@ -116,9 +137,12 @@ class _Builder:
         p = self.program
         used = {d for n in self.nodes for port in (*n.inputs, *n.outputs, *n.weights) for d, _ in port.dims}
         return {
-            "model": p.model.name, "strategy": p.strategy.label(p.model.moe is not None), "phase": p.phase, "detail": self.detail,
-            "num_hidden_layers": str(p.model.num_hidden_layers), "num_devices": str(self.world), "num_replicas": str(p.strategy.dp),
-            "drawn_replicas": str(len(self.replicas)), "sizes": ", ".join(f"{d}={n}" for d, n in self.whole.items() if d in used),
+            "model": p.model.name, "strategy": p.strategy.label(p.model.moe is not None), "phase": p.phase,
+            "detail": self.detail,
+            "num_hidden_layers": str(p.model.num_hidden_layers), "num_devices": str(self.world),
+            "num_replicas": str(p.strategy.dp),
+            "drawn_replicas": str(len(self.replicas)), "sizes": ", ".join(f"{d}={n}" for d,
+            n in self.whole.items() if d in used),
             "digest": p.digest(),
         }  # fmt: skip
 
@@ -142,7 +166,14 @@ class _Builder:
         for i, run in enumerate(stage.runs):
             key = f"{tag}_run{i}"
             self.frames.append(
-                Frame(key, _frame_title(run.layers, run.repeat, len(run.bodies)), run.repeat, run.layers, stage.index, tuple(u.devices[0] for u in units))
+                Frame(
+                    key,
+                    _frame_title(run.layers, run.repeat, len(run.bodies)),
+                    run.repeat,
+                    run.layers,
+                    stage.index,
+                    tuple(u.devices[0] for u in units),
+                )
             )
             for j, body in enumerate(run.bodies):
                 place = _Place(f"{tag}_l{run.layers[j]}", key, run.repeat, run.layers[j :: len(run.bodies)])
@@ -151,17 +182,22 @@ class _Builder:
             carried = self._body(stage, stage.head, _Place(f"{tag}_head", "", 1, ()), units, carried)
         return carried
 
-    # ----------------------------------------------------------------------------------------------------- input, output
+    # ------------------------------------------------------------------------ input, output
 
-    def _io(self, step: str, operator: str, module: str, role: Role, devices: tuple[int, ...], ports: tuple[Sequence[Port], Sequence[Port]],
+    def _io(self, step: str, operator: str, module: str, role: Role, devices: tuple[int, ...],
+    ports: tuple[Sequence[Port], Sequence[Port]],
             notes: Sequence[str] = (), lanes: Iterable[int] | None = None) -> DagNode:  # fmt: skip
         self.row += 1
         everything = len(devices) == self.world or not devices
-        spans = tuple(lanes) if lanes is not None else tuple(x.index for x in self.lanes if set(x.devices) & set(devices))
+        spans = (
+            tuple(lanes) if lanes is not None else tuple(x.index for x in self.lanes if set(x.devices) & set(devices))
+        )
         node = DagNode(
-            id=f"{step}__g{devices[0] if devices else 0}", step=step, row=self.row, role=role, operator=operator, module=module,
+            id=f"{step}__g{devices[0] if devices else 0}", step=step, row=self.row, role=role, operator=operator,
+            module=module,
             kernel="", devices=devices, inputs=tuple(ports[0]), outputs=tuple(ports[1]),
-            device_text=runtime.gpu_text(devices, everything and role == "io"), global_dims=self._global(*ports), notes=tuple(notes), spans=spans,
+            device_text=runtime.gpu_text(devices, everything and role == "io"), global_dims=self._global(*ports),
+            notes=tuple(notes), spans=spans,
         )  # fmt: skip
         self.nodes.append(node)
         return node
@@ -175,13 +211,24 @@ class _Builder:
         all_devices = tuple(range(self.world))
         lanes = tuple(u.devices[0] for group in units for u in group)
         whole = Port("ids", (("batch_size", self.whole["batch_size"]), ("seq_len", self.sizes["seq_len"])))
-        source = self._io("total_input", "total input · token ids", "model.input", "io", all_devices, ([whole], [whole]), lanes=lanes)
+        source = self._io(
+            "total_input", "total input · token ids", "model.input", "io", all_devices, ([whole], [whole]), lanes=lanes
+        )
         last, port = source, whole
         if s.dp > 1:
             port = Port("ids", (("batch_size", self.sizes["batch_size"]), *whole.dims[1:]))
-            note = f"one of {s.dp} equal parts, replica {'k to each' if len(self.replicas) > 1 else '0 drawn'} of {s.dp}"
+            note = (
+                f"one of {s.dp} equal parts, replica {'k to each' if len(self.replicas) > 1 else '0 drawn'} of {s.dp}"
+            )
             last = self._io(
-                "split_replicas", f"split: batch_size over dp({s.dp})", "model.input.replicas", "routing", all_devices, ([whole], [port]), [note], lanes
+                "split_replicas",
+                f"split: batch_size over dp({s.dp})",
+                "model.input.replicas",
+                "routing",
+                all_devices,
+                ([whole], [port]),
+                [note],
+                lanes,
             )
             self._join(source.id, last.id, whole)
         carried: Carried = {}
@@ -196,10 +243,18 @@ class _Builder:
         cut = any(p.dims != whole.dims for p in local.values())
         ports = {u: Port("ids", p.dims) for u, p in local.items()}
         if cut:
-            axes = " and ".join(f"{d} over {self._axis_names(a)}" for d, a in embed.layout("ids").split if self.mesh.degree(a) > 1)
+            axes = " and ".join(
+                f"{d} over {self._axis_names(a)}" for d, a in embed.layout("ids").split if self.mesh.degree(a) > 1
+            )
             outputs = self._uniform([(u.devices[0], ports[u.devices[0]]) for u in group])
             node = self._io(
-                "split_batch", f"split: {axes}", "model.input.split", "routing", devices, ([whole], outputs), lanes=[u.devices[0] for u in group]
+                "split_batch",
+                f"split: {axes}",
+                "model.input.split",
+                "routing",
+                devices,
+                ([whole], outputs),
+                lanes=[u.devices[0] for u in group],
             )
             self._join(source.id, node.id, whole, None)
             if len(self.replicas) > 1 and group[0].devices[0]:
@@ -218,9 +273,14 @@ class _Builder:
             devices = tuple(g for u in group for g in u.devices)
             held = [(u.devices[0], Port("tokens", carried[u.devices[0]][1].dims)) for u in group]
             axes = head.layout(head.output).axes("batch_size")
-            how = f"concatenate batch_size over {self._axis_names(axes)}" if self.mesh.degree(axes) > 1 else "equal copies, one is taken"
+            how = (
+                f"concatenate batch_size over {self._axis_names(axes)}"
+                if self.mesh.degree(axes) > 1
+                else "equal copies, one is taken"
+            )
             node = self._io(
-                "aggregate", "aggregation: sampled tokens", "model.output.aggregate", "routing", devices, (self._uniform(held), [part]), [how],
+                "aggregate", "aggregation: sampled tokens", "model.output.aggregate", "routing", devices,
+                (self._uniform(held), [part]), [how],
                 [u.devices[0] for u in group],
             )  # fmt: skip
             for lane, port in held:
@@ -231,27 +291,40 @@ class _Builder:
         sources = collected
         if s.dp > 1:
             note = f"concatenates the {s.dp} replicas" + ("" if len(self.replicas) > 1 else ", replica 0 drawn")
-            gather = self._io("aggregate_replicas", f"aggregation: batch_size over dp({s.dp})", "model.output.replicas", "routing", all_devices,
+            gather = self._io("aggregate_replicas", f"aggregation: batch_size over dp({s.dp})",
+            "model.output.replicas", "routing", all_devices,
                               ([part], [whole]), [note], lanes)  # fmt: skip
             for node in collected:
                 self._join(node.id, gather.id, part)
             sources = [gather]
-        sink = self._io("total_output", "total output · next token ids", "model.output", "io", all_devices, ([whole], [whole]), lanes=lanes)
+        sink = self._io(
+            "total_output",
+            "total output · next token ids",
+            "model.output",
+            "io",
+            all_devices,
+            ([whole], [whole]),
+            lanes=lanes,
+        )
         for node in sources:
             self._join(node.id, sink.id, whole)
 
-    def _send(self, src: Stage, dst: Stage, carried: Carried, units: Mapping[int, Sequence[Sequence[_Unit]]]) -> Carried:
+    def _send(
+        self, src: Stage, dst: Stage, carried: Carried, units: Mapping[int, Sequence[Sequence[_Unit]]]
+    ) -> Carried:
         """Every rank hands its shard of the residual stream to the rank of the same index in the next stage."""
         self.row += 1
         out: Carried = {}
-        for a, b in ((a, b) for r in self.replicas for a, b in zip(units[src.index][r], units[dst.index][r], strict=True)):
+        pairs = [(a, b) for r in self.replicas for a, b in self._pairs(dst, units[src.index][r], units[dst.index][r])]
+        for a, b in pairs:
             node_id, port = carried[a.devices[0]]
             moved = Port("x", port.dims)
             step = f"p2p_s{src.index}_s{dst.index}"
             devices = (*a.devices, *b.devices)
             node = DagNode(
                 id=f"{step}__g{a.devices[0]}", step=step, row=self.row, role="comm", operator=COMM_WORDS["p2p"],
-                module=f"model.pipeline.stage{src.index}_to_stage{dst.index}", kernel="p2p", devices=devices, inputs=(moved,), outputs=(moved,),
+                module=f"model.pipeline.stage{src.index}_to_stage{dst.index}", kernel="p2p", devices=devices,
+                inputs=(moved,), outputs=(moved,),
                 device_text=runtime.gpu_text(devices), global_dims=self._global([moved]), spans=(b.devices[0],),
                 notes=(f"{runtime.gpu_text(a.devices)} → {runtime.gpu_text(b.devices)}",),
             )  # fmt: skip
@@ -260,7 +333,14 @@ class _Builder:
             out[b.devices[0]] = (node.id, moved)
         return out
 
-    # ------------------------------------------------------------------------------------------------------------ bodies
+    def _pairs(self, dst: Stage, senders: Sequence[_Unit], receivers: Sequence[_Unit]) -> list[tuple[_Unit, _Unit]]:
+        if self.detail != "full":
+            return list(zip(senders, receivers, strict=True))
+        shift = receivers[0].devices[0] - dst.ranks[0]
+        by_device = {u.devices[0]: u for u in (*senders, *receivers)}
+        return [(by_device[a + shift], by_device[b + shift]) for a, b in dst.receives]
+
+    # ------------------------------------------------------------------------ bodies
 
     def _body(self, stage: Stage, body: PBody, place: _Place, units: Sequence[_Unit], carried: Carried) -> Carried:
         env: dict[tuple[str, int], tuple[str, Port]] = {(body.inputs[0], lane): at for lane, at in carried.items()}
@@ -270,22 +350,28 @@ class _Builder:
             walk.step(p)
         return {u.devices[0]: env[(body.output, u.devices[0])] for u in units}
 
-    # ------------------------------------------------------------------------------------------------------------- sizes
+    # ------------------------------------------------------------------------ sizes
 
-    def range(self, dim: str, axes: tuple[str, ...], rank: int) -> tuple[int, int]:
-        """First and end index of the part of `dim` that `rank` holds; same cuts as `layout.positions`."""
-        key = (self.sizes[dim], axes, rank)
+    def range(self, dim: str, layout: Layout, rank: int) -> tuple[int, int]:
+        """First and end index of the part of `dim` that `rank` holds. Where a dim is not dealt out in runs (zig-zag,
+        cyclic, RoPE pairs) the indices count in the order in which the parts are dealt."""
+        axes = layout.axes(dim)
+        key = (dim, axes, rank, layout.rotation)
         if key not in self._range_cache:
-            lo, hi = 0, self.sizes[dim]
-            for a in axes:
-                d, c, length = int(self.mesh.degrees[a]), self.mesh.coordinate(rank, a), hi - lo
-                base, extra = divmod(length, d)
-                lo, hi = lo + c * base + min(c, extra), lo + (c + 1) * base + min(c + 1, extra)
-            self._range_cache[key] = (lo, hi)
+            held = positions(self.sizes[dim], axes, self.mesh, rank, dim, self.orders, layout.rotation)
+            if self.orders.get(dim, "run") == "run" or not axes:
+                first = int(held[0]) if len(held) else 0
+            else:
+                group = next(g for g in self.mesh.groups(axes) if rank in g)
+                first = sum(
+                    len(positions(self.sizes[dim], axes, self.mesh, r, dim, self.orders, layout.rotation))
+                    for r in group[: group.index(rank)]
+                )
+            self._range_cache[key] = (first, first + len(held))
         return self._range_cache[key]
 
     def _length(self, dim: str, layout: Layout, rank: int) -> int:
-        lo, hi = self.range(dim, layout.axes(dim), rank)
+        lo, hi = self.range(dim, layout, rank)
         return hi - lo
 
     def _port(self, body: PBody, tensor: str, rank: int) -> Port:
@@ -320,8 +406,16 @@ class _Builder:
         return [Port(f"{p.tensor}(GPU {g})", p.dims) for g, p in ports]
 
     def _axis_names(self, axes: tuple[str, ...]) -> str:
-        names = [n for n, a in self.mesh.shape.logical if a == axes and n not in ("tp_rep", "tp_kv")]
-        return f"{names[0] if names else 'group'}({int(self.mesh.degree(axes))})"
+        """Mesh axes as a person calls them: `tp(8)`, `ep(4)·etp(2)`."""
+        degrees = {
+            n: (a, int(self.mesh.degree(a)))
+            for n, a in self.mesh.shape.logical
+            if n in AXES and self.mesh.degree(a) > 1
+        }
+        for n, m in ((n, m) for n in AXES for m in ("", *AXES) if n in degrees and (not m or m in degrees)):
+            if (*degrees[n][0], *(degrees[m][0] if m else ())) == axes:
+                return f"{n}({degrees[n][1]})" + (f"·{m}({degrees[m][1]})" if m else "")
+        return f"{int(self.mesh.degree(axes))} ranks"
 
 
 @dataclass(slots=True)
@@ -348,7 +442,9 @@ class _Walk:
             return
         for members in self._groups(p.comm):
             self._collective(p, p.comm, members)
-        if self._carries_selection(p) and not any(self._carries_selection(q) and p.output in q.inputs for q in self.body.ops):
+        if self._carries_selection(p) and not any(
+            self._carries_selection(q) and p.output in q.inputs for q in self.body.ops
+        ):
             self.b.row += 1
             for u in self.units:
                 self._receive(p, u)
@@ -373,20 +469,33 @@ class _Walk:
         source, _ = self.env[(tensor, u.devices[0])]
         self.b._join(source, node_id, port, u.devices[0], self._from_gate(tensor))
 
-    def _node(self, p: POp, u: _Unit, role: Role, operator: str, module: str, kernel: str, inputs: Sequence[Port], output: Port, notes: Sequence[str]) -> DagNode:
+    def _node(
+        self,
+        p: POp,
+        u: _Unit,
+        role: Role,
+        operator: str,
+        module: str,
+        kernel: str,
+        inputs: Sequence[Port],
+        output: Port,
+        notes: Sequence[str],
+    ) -> DagNode:
         b, layout = self.b, self.body.layout(p.output)
         step = f"{self.place.prefix}_{slug(p.name)}"
         items = tuple(self._items(n, u.rank) for n in p.inputs if not self._is_weight(n))
         weights = [n for n in p.inputs if self._is_weight(n)]
         ports = [b._port(self.body, n, u.rank) for n in weights]
         if layout.pending:
-            notes = [*notes, f"Partial sum over {b._axis_names(layout.pending)}"]
+            notes = [*notes, f"Partial: {layout.reduce} pending over {b._axis_names(layout.pending)}"]
         cache = (output,) if p.op and p.op.kind == "cache" else ()
         node = DagNode(
-            id=f"{step}__g{u.devices[0]}", step=step, row=b.row, role=role, operator=operator, module=self.place.module(module), kernel=kernel,
+            id=f"{step}__g{u.devices[0]}", step=step, row=b.row, role=role, operator=operator,
+            module=self.place.module(module), kernel=kernel,
             devices=u.devices, inputs=tuple(inputs), outputs=(output,), device_text=runtime.gpu_text(u.devices),
             global_dims=b._global(inputs, [output], ports), notes=tuple(notes), weights=tuple(ports), caches=cache,
-            shards=tuple((n, self._shard(n, u.rank)) for n in weights), lane=u.devices[0], frame=self.place.frame, repeats=self.place.repeats,
+            shards=tuple((n, self._shard(n, u.rank)) for n in weights), lane=u.devices[0], frame=self.place.frame,
+            repeats=self.place.repeats,
             layers=layers_text(self.place.layers), batch_items=items,
         )  # fmt: skip
         b.nodes.append(node)
@@ -398,11 +507,11 @@ class _Walk:
 
     def _shard(self, weight: str, rank: int) -> tuple[tuple[str, int, int, int], ...]:
         layout = self.body.layout(weight)
-        return tuple((d, *self.b.range(d, layout.axes(d), rank), self.b.sizes[d]) for d in self.body.spec(weight).dims)
+        return tuple((d, *self.b.range(d, layout, rank), self.b.sizes[d]) for d in self.body.spec(weight).dims)
 
     def _items(self, tensor: str, rank: int) -> tuple[int, int]:
         layout = self.body.layout(tensor)
-        return self.b.range("batch_size", layout.axes("batch_size"), rank)
+        return self.b.range("batch_size", layout, rank)
 
     def _operator(self, p: POp, op: Op, u: _Unit) -> None:
         reads = [n for n in p.inputs if not self._is_weight(n)]
@@ -437,10 +546,14 @@ class _Walk:
             notes = [*notes, f"in groups of {int(b.mesh.degree(comm.axes))}"]
         moved = " → ".join(d for d in (comm.src_dim, comm.dst_dim) if d)
         node = DagNode(
-            id=f"{step}__g{devices[0]}", step=step, row=b.row, role="comm", operator=f"{COMM_WORDS[comm.kind]} {origin}" + (f" · {moved}" if moved else ""),
-            module=self.place.module(f"{self._module(origin)}.{comm.kind}"), kernel=comm.kind, devices=devices, inputs=tuple(inputs),
-            outputs=tuple(outputs), device_text=runtime.gpu_text(devices, len(devices) == b.world), global_dims=b._global(inputs, outputs),
-            notes=tuple(notes), spans=tuple(u.devices[0] for u in members), frame=self.place.frame, repeats=self.place.repeats,
+            id=f"{step}__g{devices[0]}", step=step, row=b.row, role="comm",
+            operator=f"{comm_word(comm)} {origin}" + (f" · {moved}" if moved else ""),
+            module=self.place.module(f"{self._module(origin)}.{comm.kind}"), kernel=comm.kind, devices=devices,
+            inputs=tuple(inputs),
+            outputs=tuple(outputs), device_text=runtime.gpu_text(devices, len(devices) == b.world),
+            global_dims=b._global(inputs, outputs),
+            notes=tuple(notes), spans=tuple(u.devices[0] for u in members), frame=self.place.frame,
+            repeats=self.place.repeats,
             layers=layers_text(self.place.layers), batch_items=tuple(self._items(p.inputs[0], u.rank) for u in members),
         )  # fmt: skip
         if self._carries_selection(p):
@@ -450,8 +563,8 @@ class _Walk:
             self._read(node.id, p.inputs[0], u, port)
             self.env[(p.output, u.devices[0])] = (node.id, out)
 
-    # The gate's choice travels with the tokens: all-to-all carries both, and each device sorts what it receives by its own
-    # experts. So a dashed line leads from every gate, through dispatch, to the routing of every expert of every device.
+    # The gate's choice travels with the tokens: all-to-all carries both, and each device sorts what it receives by its
+    # own experts. So dashed lines lead from every gate to the routing of every expert on every device.
 
     def _selection(self) -> str:
         op = next(q for q in self.body.ops if q.op is not None and q.op.kind == "dispatch")
@@ -460,7 +573,10 @@ class _Walk:
     def _with_selection(self, node: DagNode, p: POp, members: Sequence[_Unit]) -> DagNode:
         before = next((q for q in self.body.ops if q.output == p.inputs[0] and self._carries_selection(q)), None)
         name = self._selection() if before is None else before.output
-        ids = [(u.devices[0], self.b._port(self.body, name, u.rank) if before is None else self._chosen(before, u)) for u in members]
+        ids = [
+            (u.devices[0], self.b._port(self.body, name, u.rank) if before is None else self._chosen(before, u))
+            for u in members
+        ]
         got = [(u.devices[0], self._chosen(p, u)) for u in members]
         for u, (_, port) in zip(members, ids, strict=True):
             self.b._join(self.env[(name, u.devices[0])][0], node.id, port, u.devices[0], dashed=True)
@@ -473,23 +589,39 @@ class _Walk:
     def _receive(self, p: POp, u: _Unit) -> None:
         source, port = self.env[(p.output, u.devices[0])]
         chosen = self._chosen(p, u)
-        lo, hi = self.b.range("experts", self.body.layout(p.output).axes("experts"), u.rank)
+        lo, hi = self.b.range("experts", self.body.layout(p.output), u.rank)
         step = POp(f"{p.output}_route", (p.output,), p.output, op=None, comm=p.comm)
         notes = self.b.routed_note(self.body, p.output, u.rank)
-        node = self._node(step, u, "routing", f"expert routing: received tokens to experts {lo}-{hi - 1}", "mlp.experts.route", "", [port, chosen], port, notes)
+        node = self._node(
+            step,
+            u,
+            "routing",
+            f"expert routing: received tokens to experts {lo}-{hi - 1}",
+            "mlp.experts.route",
+            "",
+            [port, chosen],
+            port,
+            notes,
+        )
         self.b._join(source, node.id, port, u.devices[0])
         self.b._join(source, node.id, chosen, u.devices[0], dashed=True)
 
 
-# --------------------------------------------------------------------------------------------------------------- wording
+# ------------------------------------------------------------------------ wording
 
 
 def role_of(op: Op) -> Role:
     if op.kind in ROUTING_KINDS:
         return "routing"
-    if op.module.startswith("self_attn") and op.fn != "add":
+    if op.module.startswith("self_attn") and "residual" not in op.module:
         return "attention"
     return "moe" if op.module == "mlp.gate" or op.module.startswith(("mlp.experts", "mlp.shared")) else "compute"
+
+
+def comm_word(comm: Comm) -> str:
+    """`all-reduce (sum)`"""
+    word = COMM_WORDS.get(comm.kind, comm.kind.replace("_", "-"))
+    return f"{word} ({comm.reduce})" if "reduce" in comm.kind else word
 
 
 def word_of(op: Op) -> str:
@@ -501,20 +633,7 @@ def word_of(op: Op) -> str:
     if op.kind == "mask":
         reach = next((f", {k} {op.attrs[k]}" for k in ("window", "chunk") if op.attrs.get(k)), "")
         return f"{op.fn} mask{reach}"
-    return WORDS.get(op.kind, op.kind)
-
-
-def slug(name: str) -> str:
-    return re.sub(r"\W", "_", name)
-
-
-def layers_text(layers: Sequence[int]) -> str:
-    """`0-79`, `1,3,5`; empty for no layers."""
-    if not layers:
-        return ""
-    if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}-{layers[-1]}"
-    return ",".join(map(str, layers))
+    return WORDS.get(op.kind) or op.fn or op.kind
 
 
 def _frame_title(layers: Sequence[int], repeat: int, pattern: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tools.dag.graph import Dag, DagEdge, DagNode
+from tools.dag.text import layers_text
 
 
 def stage_view(dag: Dag) -> Dag:
@@ -20,7 +21,10 @@ def stage_view(dag: Dag) -> Dag:
         a, b = group[e.src], group[e.dst]
         if a != b:
             edges.setdefault((a, b), replace(e, src=a, dst=b, dashed=False))
-    nodes = tuple(_merge(key, ns, [e for e in dag.edges if group[e.dst] == key != group[e.src]], [e for e in dag.edges if group[e.src] == key != group[e.dst]])
+    layers = {f.key: f.layers for f in dag.frames}
+    nodes = tuple(_merge(key, ns, layers.get(ns[0].frame, ()),
+    [e for e in dag.edges if group[e.dst] == key != group[e.src]],
+    [e for e in dag.edges if group[e.src] == key != group[e.dst]])
                   for key, ns in members.items())  # fmt: skip
     attrs = {**dag.attrs, "detail": "stage"}
     return replace(dag, nodes=nodes, edges=tuple(edges.values()), detail="stage", attrs=attrs)
@@ -32,7 +36,9 @@ def _block(n: DagNode) -> str:
     return f"{part}__g{lane}"
 
 
-def _merge(key: str, nodes: list[DagNode], entering: list[DagEdge], leaving: list[DagEdge]) -> DagNode:
+def _merge(
+    key: str, nodes: list[DagNode], layers: tuple[int, ...], entering: list[DagEdge], leaving: list[DagEdge]
+) -> DagNode:
     first = nodes[0]
     if len(nodes) == 1 and key == first.id:
         return first
@@ -41,10 +47,13 @@ def _merge(key: str, nodes: list[DagNode], entering: list[DagEdge], leaving: lis
     outputs = tuple({p.tensor: p for e in leaving for p in by_id[e.src].outputs}.values())
     collectives = sum(n.role == "comm" for n in nodes)
     step = key.rsplit("__g", 1)[0]
-    what = f"layers {first.layers} × {first.repeats}" if first.frame else step.split("_")[-1]
+    what = f"layers {layers_text(layers)} × {first.repeats}" if layers else step.split("_")[-1]
     lane = next((n.lane for n in nodes if n.lane is not None), first.devices[0])
     return replace(
-        first, id=key, step=step, role="compute", operator=f"{what}: {len(nodes) - collectives} operators, {collectives} collectives",
-        module="model.layers" if first.frame else f"model.{step.split('_')[-1]}", kernel="", inputs=inputs, outputs=outputs, notes=(),
+        first, id=key, step=step, role="compute",
+        operator=f"{what}: {len(nodes) - collectives} operators, {collectives} collectives",
+        module="model.layers" if first.frame else f"model.{step.split('_')[-1]}", kernel="", inputs=inputs,
+        outputs=outputs, notes=(),
         weights=(), caches=(), shards=(), batch_items=(), lane=lane, spans=(),
+        layers=layers_text(layers), repeats=max(1, len(layers)),
     )  # fmt: skip

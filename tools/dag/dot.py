@@ -21,7 +21,10 @@ def to_dot(dag: Dag) -> str:
     for node, lane, frame, attrs, box in runtime.draw_nodes(t.steps, lane_x, t.all_devices):
         boxes[node] = box
         inside.setdefault((lane, frame if lane is not None else ""), []).append(f"{node} {_attrs(attrs)};")
-    lines = ["digraph meshwright {", *(f"  {k}={_quote(v)};" for k, v in runtime.graph_attrs(t.title, t.subtitle, t.facts).items())]
+    lines = [
+        "digraph meshwright {",
+        *(f"  {k}={_quote(v)};" for k, v in runtime.graph_attrs(t.title, t.subtitle, t.facts).items()),
+    ]
     lines += [f"  node {_attrs(runtime.NODE_ATTRS)};", f"  edge {_attrs(runtime.EDGE_ATTRS)};", *_lanes(t, inside)]
     lines += [f"  {n}" for n in inside.get((None, ""), [])]
     lines += [f"  {a} -> {b} {_attrs(attrs)};" for a, b, attrs in runtime.draw_edges(t.edges, boxes, lane_x)]
@@ -36,7 +39,9 @@ def _lanes(t: Tables, inside: Mapping[tuple[int | None, str], list[str]]) -> Ite
         for key, lane, text, repeats, layers, box in t.frames:
             if lane == first:
                 yield f"    subgraph cluster_gpu{first}_{key} {{"
-                yield from (f"      {k}={_quote(v)};" for k, v in runtime.frame_attrs(text, repeats, layers, box).items())
+                yield from (
+                    f"      {k}={_quote(v)};" for k, v in runtime.frame_attrs(text, repeats, layers, box).items()
+                )
                 yield from (f"      {n}" for n in inside.get((first, key), []))
                 yield "    }"
         yield "  }"

@@ -75,8 +75,10 @@ class DagNode:
     @property
     def label(self) -> str:
         return runtime.label_of(
-            self.operator, self.module, self.device_text, self.kernel, ports_text(self.inputs), ports_text(self.outputs),
-            dims_text(self.global_dims) if self.global_dims else "", self.notes, ports_text(self.weights), ports_text(self.caches),
+            self.operator, self.module, self.device_text, self.kernel, ports_text(self.inputs),
+            ports_text(self.outputs),
+            dims_text(self.global_dims) if self.global_dims else "", self.notes, ports_text(self.weights),
+            ports_text(self.caches),
         )  # fmt: skip
 
 

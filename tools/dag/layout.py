@@ -7,6 +7,7 @@ edges at the same height. Unit: points.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 from tools.dag import runtime
 from tools.dag.graph import Dag, DagEdge, DagNode, dims_text, ports_text
+from tools.dag.text import layers_text
 
 ROW_GAP, FRAME_GAP, LANE_GAP, LANE_TITLE, CHANNEL = 30.0, 30.0, 46.0, 38.0, 9.0
 FAN_GAP = 70.0
@@ -75,13 +77,13 @@ def tables(dag: Dag) -> Tables:
     lane_x, half = _columns(dag, steps, channels)
     _stack(dag, steps)
     out = Tables(dag.title, dag.subtitle, dict(dag.attrs), all_devices=tuple(range(int(dag.attrs["num_devices"]))))
-    _boxes(dag, steps, lane_x, half, out)
+    _boxes(dag, steps, lane_x, half, channels, out)
     out.steps = [_step_row(s, lane_at) for s in steps]
     out.edges = _edge_rows(dag, channels, half)
     return out
 
 
-# -------------------------------------------------------------------------------------------------------------- measures
+# ------------------------------------------------------------------------ measures
 
 
 def _measure(step: _Step, lane_at: Mapping[int, int]) -> None:
@@ -99,26 +101,36 @@ def _measure(step: _Step, lane_at: Mapping[int, int]) -> None:
     else:
         step.width, step.height = text_w + 14, text_h + 10
     spans = [sorted(lane_at[i] for i in n.spans) for n in step.nodes if n.spans]
-    if len(spans) > 1 and any(b[0] < a[-1] for a, b in zip(spans, spans[1:], strict=False)):
+    if len(spans) > 1 and any(b[0] < a[-1] for a, b in itertools.pairwise(spans)):
         step.gap = step.height + 8
 
 
-def _columns(dag: Dag, steps: Sequence[_Step], channels: Mapping[Any, int]) -> tuple[dict[int, float], dict[int, float]]:
+def _columns(
+    dag: Dag, steps: Sequence[_Step], channels: Mapping[Any, int]
+) -> tuple[dict[int, float], dict[int, float]]:
     """Middle of each lane, and half the width of its nodes; both by first device."""
     half_of_stage: dict[int, float] = defaultdict(lambda: 60.0)
     stage_of = {lane.index: lane.stage for lane in dag.lanes}
     for s in steps:
-        for lane in {n.lane for n in s.nodes if n.lane is not None} or {x for n in s.nodes if len(n.spans) == 1 for x in n.spans}:
-            half_of_stage[stage_of[lane]] = max(half_of_stage[stage_of[lane]], s.width / 2)
-    left = max((-c for c in channels.values() if c < 0), default=0) * CHANNEL + 22
-    right = max((c for c in channels.values() if c > 0), default=0) * CHANNEL + 22
-    x, lane_x, half = 0.0, {}, {}
+        alone = {n.lane for n in s.nodes if n.lane is not None} | {n.spans[0] for n in s.nodes if len(n.spans) == 1}
+        for stage in {stage_of[i] for i in alone}:
+            half_of_stage[stage] = max(half_of_stage[stage], s.width / 2)
+    left, right = _margins(channels, 22)
+    x = 0.0
+    lane_x: dict[int, float] = {}
+    half: dict[int, float] = {}
     for lane in dag.lanes:
         h = half_of_stage[lane.stage]
         x += h + left
         lane_x[lane.index], half[lane.index] = x, h
         x += h + right + LANE_GAP
     return lane_x, half
+
+
+def _margins(channels: Mapping[Any, int], free: float) -> tuple[float, float]:
+    """Room that the channels take left and right of a lane's nodes."""
+    left = max((-c for c in channels.values() if c < 0), default=0)
+    return left * CHANNEL + free, max((c for c in channels.values() if c > 0), default=0) * CHANNEL + free
 
 
 def _stack(dag: Dag, steps: Sequence[_Step]) -> None:
@@ -139,26 +151,27 @@ def _stack(dag: Dag, steps: Sequence[_Step]) -> None:
         y -= s.depth + (FAN_GAP if any(len(n.spans) > 1 for n in s.nodes) and s.role != "comm" else ROW_GAP)
 
 
-def _boxes(dag: Dag, steps: Sequence[_Step], lane_x: Mapping[int, float], half: Mapping[int, float], out: Tables) -> None:
+def _boxes(
+    dag: Dag,
+    steps: Sequence[_Step],
+    lane_x: Mapping[int, float],
+    half: Mapping[int, float],
+    channels: Mapping[Any, int],
+    out: Tables,
+) -> None:
     """Lanes and frames as bounding boxes around their rows."""
-    channels = [c for row in _channels(dag, {s.key: i for i, s in enumerate(steps)}).values() for c in (row,)]
-    left = max((-c for c in channels if c < 0), default=0) * CHANNEL + 14
-    right = max((c for c in channels if c > 0), default=0) * CHANNEL + 14
+    left, right = _margins(channels, 14)
     for lane in dag.lanes:
         rows = [s for s in steps if any(n.lane == lane.index for n in s.nodes)]
         x0, x1 = lane_x[lane.index] - half[lane.index] - left, lane_x[lane.index] + half[lane.index] + right
         bb = f"{x0 - 6:.1f},{_bottom(rows) - 16:.1f},{x1 + 6:.1f},{_top(rows) + LANE_TITLE + 12:.1f}"
-        out.lanes.append((lane.index, lane.title, runtime.gpu_text(lane.devices).removeprefix("GPU "), lane_x[lane.index], bb))
+        out.lanes.append(
+            (lane.index, lane.title, runtime.gpu_text(lane.devices).removeprefix("GPU "), lane_x[lane.index], bb)
+        )
         for f in (f for f in dag.frames if lane.index in f.lanes):
             mine = [s for s in steps if s.frame == f.key]
             box = f"{x0:.1f},{_bottom(mine) - 10:.1f},{x1:.1f},{_top(mine) + 24:.1f}"
-            out.frames.append((f.key, lane.index, f.title, f.repeats, _layers(f.layers), box))
-
-
-def _layers(layers: Sequence[int]) -> str:
-    from tools.dag.build import layers_text
-
-    return layers_text(layers)
+            out.frames.append((f.key, lane.index, f.title, f.repeats, layers_text(f.layers), box))
 
 
 def _top(rows: Sequence[_Step]) -> float:
@@ -169,7 +182,7 @@ def _bottom(rows: Sequence[_Step]) -> float:
     return min(s.y + s.height / 2 - s.depth for s in rows)
 
 
-# -------------------------------------------------------------------------------------------------------------- channels
+# ------------------------------------------------------------------------ channels
 
 EdgeKey = tuple[str, str, str, bool]
 
@@ -180,8 +193,8 @@ def _edge_key(e: DagEdge) -> EdgeKey:
 
 def _channels(dag: Dag, at: Mapping[str, int]) -> dict[EdgeKey, int]:
     """Channel of every edge that skips rows: 1, 2, … to the right, -1, -2, … to the left; shorter ones lie inside."""
-    skipping = sorted({_edge_key(e) for e in dag.edges if e.lane is not None and at[_edge_key(e)[1]] - at[_edge_key(e)[0]] > 1},
-                      key=lambda k: (at[k[1]] - at[k[0]], k))  # fmt: skip
+    keys = {_edge_key(e) for e in dag.edges if e.lane is not None}
+    skipping = sorted((k for k in keys if at[k[1]] - at[k[0]] > 1), key=lambda k: (at[k[1]] - at[k[0]], k))
     taken: dict[int, list[tuple[int, int]]] = defaultdict(list)
     out: dict[EdgeKey, int] = {}
     for key in skipping:
@@ -195,23 +208,45 @@ def _channels(dag: Dag, at: Mapping[str, int]) -> dict[EdgeKey, int]:
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------ tables
 
 
 def _step_row(s: _Step, lane_at: Mapping[int, int]) -> tuple[Any, ...]:
-    """Nodes with equal text share one entry that lists their places: (devices, lane) or (devices, first and last lane)."""
+    """Nodes with equal text share one entry that lists their places: (devices, lane or first and last lane)."""
     groups: dict[tuple[Any, ...], list[tuple[tuple[int, ...], Any]]] = {}
     for n in s.nodes:
         items = ",".join(f"{a}:{b}" for a, b in n.batch_items)
         whole = dims_text(n.global_dims) if n.global_dims else ""
-        key = (ports_text(n.inputs), ports_text(n.outputs), whole, n.notes, ports_text(n.weights), ports_text(n.caches), items, n.operator)
+        key = (
+            ports_text(n.inputs),
+            ports_text(n.outputs),
+            whole,
+            n.notes,
+            ports_text(n.weights),
+            ports_text(n.caches),
+            items,
+            n.operator,
+        )
         spans = sorted(n.spans, key=lambda i: lane_at[i])
         place: Any = n.lane if n.lane is not None else (spans[0], spans[-1])
         devices = () if n.device_text == "all GPUs" else n.devices
         groups.setdefault(key, []).append((devices, place))
     n = s.nodes[0]
     instances = [(places, *(list(v) if isinstance(v, tuple) else v for v in key)) for key, places in groups.items()]
-    return (s.key, round(s.y, 1), round(s.width, 1), round(s.height, 1), round(s.gap, 1), n.role, n.module, n.kernel, n.repeats, n.layers, n.frame, instances)
+    return (
+        s.key,
+        round(s.y, 1),
+        round(s.width, 1),
+        round(s.height, 1),
+        round(s.gap, 1),
+        n.role,
+        n.module,
+        n.kernel,
+        n.repeats,
+        n.layers,
+        n.frame,
+        instances,
+    )
 
 
 def _edge_rows(dag: Dag, channels: Mapping[EdgeKey, int], half: Mapping[int, float]) -> list[tuple[Any, ...]]:

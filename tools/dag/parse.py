@@ -1,12 +1,13 @@
 """A tolerant DOT parser: any file → generic graphs, with the line of everything.
 
 Understands strict/graph/digraph, several graphs per file, prose and markdown fences around them, attribute defaults,
-subgraphs and clusters, edge chains and edges to subgraphs, ports, quoted, concatenated and HTML strings, comments. What it
-cannot read it reports with line and token and skips.
+subgraphs and clusters, edge chains and edges to subgraphs, ports, quoted, concatenated and HTML strings, comments. What
+it cannot read it reports with line and token and skips.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -123,7 +124,7 @@ class _Parser:
     def line(self, offset: int) -> int:
         return bisect_right(self.newlines, offset - 1) + 1
 
-    # ------------------------------------------------------------------------------------------------------------ tokens
+    # ------------------------------------------------------------------------ tokens
 
     def next(self) -> Token:
         while True:
@@ -172,7 +173,7 @@ class _Parser:
         if len(self.graph.problems) < 100:
             self.graph.problems.append(SyntaxProblem(self.line(offset), token[:40], message))
 
-    # -------------------------------------------------------------------------------------------------------- statements
+    # ------------------------------------------------------------------------ statements
 
     def run(self, graph: DotGraph) -> int:
         self.graph = graph
@@ -185,11 +186,11 @@ class _Parser:
     def _statements(self, scope: _Scope, depth: int) -> None:
         while True:
             kind, text, offset = self.token
-            if kind == "end" or text == "}" and kind == "punct":
+            if kind == "end" or (text == "}" and kind == "punct"):
                 return
             if kind == "punct" and text in ";,":
                 self.next()
-            elif kind in ("id", "html") or text == "{" and kind == "punct":
+            elif kind in ("id", "html") or (text == "{" and kind == "punct"):
                 self._statement(scope, depth)
             else:
                 self._problem(offset, text, "a statement cannot start with this")
@@ -203,7 +204,7 @@ class _Parser:
             self.next()
             self._defaults(scope, word)
             return
-        if bare and word == "subgraph" or text == "{":
+        if (bare and word == "subgraph") or text == "{":
             ends = self._subgraph(scope, depth)
         else:
             self.next()
@@ -234,7 +235,11 @@ class _Parser:
         chain = [ends]
         while self.token[0] == "edge":
             if (self.token[1] == "->") != self.graph.directed:
-                self._problem(self.token[2], self.token[1], f"in a {'digraph' if self.graph.directed else 'graph'} edges are {'->' if self.graph.directed else '--'}")
+                self._problem(
+                    self.token[2],
+                    self.token[1],
+                    "edges are -> in a digraph, -- in a graph",
+                )
             self.next()
             chain.append(self._endpoint(scope, depth))
         attrs = self._attr_lists()
@@ -246,12 +251,14 @@ class _Parser:
             for n in group:
                 self._node(scope, n, offset, {}, declared=False)
         line = self.line(offset)
-        for a, b in zip(chain, chain[1:], strict=False):
+        for a, b in itertools.pairwise(chain):
             self.graph.edges += [DotEdge(s, d, {**scope.edge, **attrs}, line) for s in a for d in b]
 
     def _endpoint(self, scope: _Scope, depth: int) -> list[str]:
         kind, text, offset = self.token
-        if kind == "punct" and text == "{" or kind == "id" and text.lower() == "subgraph" and self.text[offset] != '"':
+        if (kind == "punct" and text == "{") or (
+            kind == "id" and text.lower() == "subgraph" and self.text[offset] != '"'
+        ):
             return self._subgraph(scope, depth)
         if kind not in ("id", "html"):
             self._problem(offset, text, "an edge needs a node here")
@@ -319,7 +326,7 @@ class _Parser:
             self.next()
             while self.token[:2] != ("punct", "]"):
                 kind, key, offset = self.token
-                if kind == "end" or kind == "edge" or key in "{}" and kind == "punct":
+                if kind == "end" or kind == "edge" or (key in "{}" and kind == "punct"):
                     self._problem(opened, "[", "attribute list without ]")
                     return attrs
                 self.next()

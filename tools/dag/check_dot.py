@@ -1,0 +1,68 @@
+"""R01-R21 applied to any DOT text."""
+
+from __future__ import annotations
+
+from tools.dag.facts import view
+from tools.dag.parse import DotGraph, parse_dot
+from tools.dag.rules import ALL_RULES, RULES, RuleResult
+from tools.spec.base import Frozen
+from tools.spec.finding import Finding
+
+
+class SyntaxIssue(Frozen):
+    line: int
+    token: str
+    message: str
+
+
+class DotReport(Frozen):
+    """What the rules say about one graph of one file. `ok`: it parses and no decidable rule fails."""
+
+    file: str
+    graph: str
+    line: int
+    num_nodes: int
+    num_edges: int
+    syntax: tuple[SyntaxIssue, ...]
+    results: tuple[RuleResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.syntax and not self.failed
+
+    @property
+    def failed(self) -> tuple[RuleResult, ...]:
+        return tuple(r for r in self.results if r.status == "failed")
+
+    def findings(self) -> tuple[Finding, ...]:
+        """One finding per syntax error and per failed rule, with the place and the way out."""
+        out = [Finding(code="dot-syntax", severity="error", cause="dag", message=f"{s.message} at {s.token!r}",
+        where=f"{self.file}:{s.line}",
+                       fix="correct the DOT syntax") for s in self.syntax]  # fmt: skip
+        for r in self.failed:
+            v = r.violations[0]
+            more = f" (and {r.total - 1} more)" if r.total > 1 else ""
+            out.append(Finding(code=r.rule, severity="error", cause="dag", message=v.message + more,
+            where=f"{self.file}:{v.line or 1}", fix=v.fix,
+                               values={"title": r.title, "total": r.total}))  # fmt: skip
+        return tuple(out)
+
+
+def check_dot(text: str, name: str) -> tuple[DotReport, ...]:
+    """One report per graph in `text`; prose and markdown fences around graphs are skipped."""
+    return tuple(check_graph(g, name) for g in parse_dot(text))
+
+
+def check_graph(graph: DotGraph, name: str) -> DotReport:
+    v = view(graph)
+    issues = tuple(SyntaxIssue(line=p.line, token=p.token, message=p.message) for p in graph.problems)
+    results = tuple(RULES[r](v) for r in ALL_RULES)
+    return DotReport(
+        file=name,
+        graph=graph.name,
+        line=graph.line,
+        num_nodes=len(graph.nodes),
+        num_edges=len(graph.edges),
+        syntax=issues,
+        results=results,
+    )
