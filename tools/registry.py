@@ -89,7 +89,8 @@ def function_schema(name: str, description: str, model: type[BaseModel]) -> dict
 def call(name: str, arguments: Mapping[str, Any], supply: Supplier, *, allowed: frozenset[str] | None = None) -> Any:
     """Validates `arguments`, fills the hidden parameters from `supply`, and calls the tool.
 
-    Raises ToolError for an unknown or forbidden name, wrong arguments, and whatever the tool itself says the caller can fix.
+    Raises ToolError for an unknown or forbidden name, wrong arguments, and whatever the tool itself says the caller
+    can fix.
     """
     names = sorted(REGISTRY if allowed is None else allowed & REGISTRY.keys())
     if name not in names:
@@ -106,7 +107,7 @@ def call(name: str, arguments: Mapping[str, Any], supply: Supplier, *, allowed: 
 
 
 def validate(model: type[BaseModel], arguments: Mapping[str, Any], name: str) -> BaseModel:
-    """`arguments` as `model`; a ValidationError becomes one line that names the field, what came, and what is wanted."""
+    """`arguments` as `model`; a ValidationError becomes one line: the field, what came, and what is wanted."""
     if not isinstance(arguments, Mapping):
         raise ToolError(f"{name}: arguments must be a JSON object, got {type(arguments).__name__}")
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -18,9 +19,9 @@ import numpy as np
 
 from tools.graph.build import all_sizes
 from tools.graph.ir import Sizes
-from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Orders, positions
+from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Order, Orders, positions
 from tools.partition.lower import PBody, Program, Stage, local_dims
-from tools.partition.mesh import Axes, Mesh
+from tools.partition.mesh import Axes, Mesh, MeshShape
 from tools.spec.plan import ModuleParts
 from tools.spec.strategy import Strategy
 
@@ -70,10 +71,24 @@ def box(layout: Layout, lengths: Mapping[str, int], mesh: Mesh, rank: int, order
     """What one rank of the group holds of dims of these lengths."""
 
     def held(dim: str, n: int) -> Runs:
-        rotation = layout.rotation if dim == "kv_len" else 0
-        return runs_of(positions(n, layout.axes(dim), mesh, rank, dim, orders, rotation))
+        axes = layout.axes(dim)
+        degrees = tuple(int(mesh.degrees[a]) for a in axes)
+        place = tuple(mesh.coordinate(rank, a) for a in axes)
+        order = orders.get(dim, "run")
+        return _runs(n, degrees, place, order, layout.rotation if dim == "kv_len" else 0)
 
     return tuple(held(d, n) for d, n in lengths.items())
+
+
+@lru_cache(maxsize=65536)
+def _runs(n: int, degrees: tuple[int, ...], place: tuple[int, ...], order: Order, rotation: int) -> Runs:
+    """What the rank at `place` along axes of these degrees holds of a dim of length `n`."""
+    axes = tuple(f"a{i}" for i in range(len(degrees)))
+    mesh = Mesh(MeshShape(axes, ()), dict(zip(axes, degrees, strict=True)))
+    rank = 0
+    for d, c in zip(degrees, place, strict=True):
+        rank = rank * d + c
+    return runs_of(positions(n, axes, mesh, rank, "dim", {"dim": order}, rotation))
 
 
 def runs_of(where: np.ndarray) -> Runs:

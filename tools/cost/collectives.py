@@ -1,8 +1,8 @@
 """α–β time of a collective, per algorithm, on the topology levels that its group really spans.
 
-Ranks are numbered so that a node, and a scale-up domain, is a run of consecutive ranks. An axis of degree d and stride s
-therefore has min(d, D/s) members inside a domain of D ranks, and the rest of it crosses to the next level. Collectives
-are hierarchical: each level handles what the level below has left.
+Ranks are numbered so that a node, and a scale-up domain, is a run of consecutive ranks. An axis of degree d and stride
+s therefore has min(d, D/s) members inside a domain of D ranks, and the rest of it crosses to the next level.
+Collectives are hierarchical: each level handles what the level below has left.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Level:
 def levels(cluster: Cluster, curves: Curves) -> tuple[Level, ...]:
     """Innermost first. A scale-up domain of 1 means that neighbours in a node talk over PCIe."""
     node, domain = cluster.devices_per_node, cluster.link_domain
-    pcie, network = curves.link("pcie"), curves.link("network")
+    bus = cluster.device.link if cluster.device.link.lower().startswith("pcie") else "pcie"
+    pcie, network = curves.link(bus), curves.link("network")
     out: list[Level] = []
     if domain > 1:
         out.append(Level("domain", domain, cluster.intra_node_bandwidth, curves.link(cluster.device.link)))
@@ -58,8 +59,11 @@ def members(axes: Axes, mesh: Mesh, tops: Sequence[Level]) -> list[Num]:
                 here = degree
             else:
                 fit = np.maximum(level.size // np.maximum(stride, 1), 1.0)
-                # The largest power-like share that divides the axis evenly; an axis that does not fit whole is cut there.
-                here = np.where(degree <= fit, degree, np.where(degree % fit == 0, fit, np.gcd(degree.astype(int), fit.astype(int))))
+                # The largest power-like share that divides the axis evenly; an axis that does not fit whole is cut
+                # there.
+                here = np.where(
+                    degree <= fit, degree, np.where(degree % fit == 0, fit, np.gcd(degree.astype(int), fit.astype(int)))
+                )
             inside = inside * here
             # Later levels see the axis with its inner part folded away: a larger stride, a smaller degree.
             rest.append((degree / here, stride * here))
@@ -72,6 +76,10 @@ def collective_time(kind: str, axes: Axes, nbytes: Num, mesh: Mesh, tops: Sequen
     """Seconds of one collective of `nbytes` per rank (all_gather: of the gathered result) over `axes`."""
     per_level = members(axes, mesh, tops)
     total: Num = 0.0
+    if kind == "ring_shift":
+        # To the next rank and from the one before: as fast as the slowest hop, at the outermost level that is crossed.
+        hops = [np.where(np.asarray(p) > 1, p2p_time(nbytes, t), 0.0) for p, t in zip(per_level, tops, strict=True)]
+        return np.maximum.reduce(np.broadcast_arrays(*hops))
     if kind == "all_to_all":
         return _all_to_all(nbytes, per_level, tops)
     share: Num = 1.0

@@ -24,7 +24,9 @@ from tools.spec.hardware import Cluster
 Num = Any
 """float, or an array of one float per candidate."""
 
-KernelKind = Literal["gemm", "grouped_gemm", "attention_prefill", "attention_decode", "elementwise", "embedding", "comm"]
+KernelKind = Literal[
+    "gemm", "grouped_gemm", "attention_prefill", "attention_decode", "elementwise", "embedding", "comm"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ def local_sizes(pbody: PBody, tensor: str, ctx: WalkContext) -> dict[str, Num]:
         axes = layout.axes(d)
         out[d] = -(-ctx.sizes[d] // ctx.mesh.degree(axes)) if axes else ctx.sizes[d]
     if t.routed:
-        tokens = out.pop("batch_size") * out.pop("seq_len")
+        # Expected tokens: those of all ranks over the ranks, since which rank a token comes from does not matter here.
+        del out["batch_size"], out["seq_len"]
+        spread = ctx.mesh.degree(layout.axes("batch_size") + layout.axes("seq_len"))
+        tokens = ctx.sizes["batch_size"] * ctx.sizes["seq_len"] / spread
         out["tokens"] = tokens * ctx.sizes["top_k"] / ctx.sizes["experts"]
     ctx.cache[id(pbody), tensor] = out
     return out
@@ -117,7 +122,8 @@ def _outside_uses(pbody: PBody) -> dict[str, frozenset[str]]:
 def _comm_work(pbody: PBody, name: str, p: POp, comm: Comm, ctx: WalkContext) -> Work:
     """`comm_bytes`: what a rank contributes (all_gather: what it ends up with)."""
     tensor = p.output if comm.kind == "all_gather" else p.inputs[0]
-    per = ctx.dtypes.bytes(pbody.spec(tensor).dtype)
+    # Logits travel in the activations' 16 bits; engines widen them after the gather.
+    per = min(ctx.dtypes.bytes(pbody.spec(tensor).dtype), ctx.dtypes.plain)
     return Work(kernel=name, kind="comm", comm=comm, comm_bytes=elements(local_sizes(pbody, tensor, ctx)) * per)
 
 
@@ -171,7 +177,10 @@ def _attended(steps: tuple[POp, ...], ctx: WalkContext) -> Attended:
         return Attended(per_query, np.minimum(total, s + w - 1))
     if attrs.get("chunk"):
         c = float(attrs["chunk"])
-        return Attended(np.where(total <= c, causal, np.minimum(causal, (c + 1) / 2)), np.where(total <= c, total, np.minimum(total, np.maximum(s, c / 2))))
+        return Attended(
+            np.where(total <= c, causal, np.minimum(causal, (c + 1) / 2)),
+            np.where(total <= c, total, np.minimum(total, np.maximum(s, c / 2))),
+        )
     return Attended(causal, total)
 
 
@@ -321,8 +330,15 @@ class Roof:
     curve: DeviceCurve
 
     def peak(self, dtype: str) -> tuple[float, str]:
-        """(FLOP/s, dtype the math runs in): the format itself if the device has a matrix path for it, else the next wider."""
-        chain = {"nvfp4": ("nvfp4", "fp4"), "mxfp4": ("mxfp4", "fp4"), "fp4": ("fp4",), "fp8": ("fp8",), "int8": ("int8",)}
+        """(FLOP/s, dtype the math runs in): the format itself if the device has a matrix path for it, else the next
+        wider."""
+        chain = {
+            "nvfp4": ("nvfp4", "fp4"),
+            "mxfp4": ("mxfp4", "fp4"),
+            "fp4": ("fp4",),
+            "fp8": ("fp8",),
+            "int8": ("int8",),
+        }
         for name in chain.get(dtype, ()):
             if self.cluster.peak_flops.get(name):
                 return self.cluster.peak_flops[name], "fp4" if name in ("nvfp4", "mxfp4") else name
@@ -342,8 +358,19 @@ class Roof:
     def bandwidth(self, w: Work) -> float:
         if self.cluster.mbu is not None:
             return self.cluster.memory_bandwidth * self.cluster.mbu
-        share = {"attention_decode": self.curve.attention_memory, "embedding": self.curve.gather_memory}
+        share = {
+            "attention_decode": self.curve.attention_memory,
+            "embedding": self.curve.gather_memory,
+            "grouped_gemm": self.curve.grouped_memory,
+        }
         return self.cluster.memory_bandwidth * share.get(w.kind, self.curve.memory)
+
+    def from_memory(self, w: Work) -> Num:
+        """Streamed bytes, those that the last-level cache serves counted at its speed. A KV cache is never in it."""
+        if w.kind.startswith("attention") or self.cluster.mbu is not None:
+            return w.stream_bytes
+        missed = w.stream_bytes / (w.stream_bytes + self.curve.cache_bytes)
+        return w.stream_bytes * (missed + (1.0 - missed) / self.curve.cache_speed)
 
     @property
     def latency(self) -> float:
@@ -367,16 +394,18 @@ def price(w: Work, roof: Roof) -> KernelTime:
         peak, dtype = roof.peak("bf16")
     flops = w.flops
     if w.kind in ("gemm", "grouped_gemm") and roof.cluster.mfu is None:
-        flops = flops * _padding(w.m, roof.curve.tile_m) * _padding(w.n, roof.curve.tile_n)
+        # Kernels for few rows use lower tiles, down to the 16 rows of one tensor-core instruction.
+        tile = np.clip(2.0 ** np.ceil(np.log2(np.maximum(w.m, 1.0))), 16, roof.curve.tile_m)
+        flops = flops * _padding(w.m, tile) * _padding(w.n, roof.curve.tile_n)
     t_compute = flops * w.balance / (peak * roof.efficiency(w, dtype))
-    t_memory = (w.weight_bytes + w.stream_bytes) / roof.bandwidth(w)
+    t_memory = (w.weight_bytes + roof.from_memory(w)) / roof.bandwidth(w)
     p = roof.curve.overlap
     top = np.maximum(np.maximum(t_compute, t_memory), 1e-30)
     total = top * ((t_compute / top) ** p + (t_memory / top) ** p) ** (1 / p) + roof.latency
     return KernelTime(total, t_compute, t_memory)
 
 
-def _padding(size: Num, tile: int) -> Num:
+def _padding(size: Num, tile: Num) -> Num:
     """Work on whole tiles over the work asked for."""
     size = np.maximum(size, 1.0)
     return np.ceil(size / tile) * tile / size

@@ -7,7 +7,7 @@ from tools.spec.hardware import Cluster, Device
 
 
 class DeviceCurve(Frozen):
-    """Fractions of the datasheet that kernels of one device generation reach, and the latencies they cannot go below."""
+    """Fractions of the datasheet that kernels of one device generation reach, and latencies they cannot go below."""
 
     name: str
     arch: tuple[str, ...]
@@ -20,10 +20,16 @@ class DeviceCurve(Frozen):
     """Prefill attention (flash kernels): fraction of the 16-bit peak."""
     memory: float
     """Streaming weights and activations: fraction of the memory bandwidth."""
+    grouped_memory: float
+    """Expert weights, read by a grouped kernel in many pieces: fraction of the memory bandwidth."""
     attention_memory: float
     """Decode attention reading the KV cache: fraction of the memory bandwidth."""
     gather_memory: float
     """Embedding rows, dispatch and combine: fraction of the memory bandwidth."""
+    cache_bytes: float
+    """Last-level cache: activations that one kernel writes and the next reads stay there if they are small enough."""
+    cache_speed: float
+    """Bandwidth of that cache over the memory's."""
     kernel_latency_s: float
     """Shortest time of one kernel inside a captured graph, launch gap included."""
     tile_m: int
@@ -94,11 +100,20 @@ class MoECurve(Frozen):
     source: str
 
 
+class ColdStart(Frozen):
+    """A closed-loop benchmark starts with all requests at once, and similar lengths keep them in step for a while."""
+
+    share: float
+    """Part of the last request's burst TTFT that the mean over such a run keeps."""
+    source: str
+
+
 class Curves(Frozen):
     devices: tuple[DeviceCurve, ...]
     links: tuple[LinkCurve, ...]
     engines: tuple[EngineCurve, ...]
     moe: MoECurve
+    cold_start: ColdStart
     bands: dict[str, Band]
 
     def device(self, device: Device) -> DeviceCurve:

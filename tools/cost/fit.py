@@ -14,14 +14,24 @@ from tools.spec.strategy import Strategy
 
 @lru_cache(maxsize=200_000)
 def _budget(
-    engine: str, tp: int, pp: int, ep: int, etp: int, attn_dp: int, tokens: int, batch: int, capacity: float,
-    weights: float, activation: float, reserve: float | None, version: str | None,
-) -> float:  # fmt: skip
-    s = Strategy(tp=tp, pp=pp, ep=ep, etp=etp, attn_dp=attn_dp, max_num_batched_tokens=tokens, engine=engine, batch=batch)
+    s: Strategy,
+    capacity: float,
+    weights: float,
+    activation: float,
+    reserve: float | None,
+    version: str | None,
+) -> float:
     return kv_budget_bytes(
-        s, capacity_bytes=capacity, weights_bytes=weights, activation_bytes=activation, batch=batch,
-        memory_reserve=reserve, engine_version=version if engine in engines() else None,
+        s, capacity_bytes=capacity, weights_bytes=weights, activation_bytes=activation, batch=s.batch,
+        memory_reserve=reserve, engine_version=version if s.engine in engines() else None,
     ).total  # fmt: skip
+
+
+@lru_cache(maxsize=200_000)
+def _strategy(tp: int, pp: int, ep: int, etp: int, attn_dp: int, tokens: int, batch: int, engine: str) -> Strategy:
+    return Strategy(
+        tp=tp, pp=pp, ep=ep, etp=etp, attn_dp=attn_dp, max_num_batched_tokens=tokens, engine=engine, batch=batch
+    )  # fmt: skip
 
 
 def free_bytes(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +52,9 @@ def free_bytes(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return free, kv_there
 
 
-def _budgets(layout: Layout, index: np.ndarray, batch: np.ndarray, weights: np.ndarray, activation: np.ndarray) -> np.ndarray:
+def _budgets(
+    layout: Layout, index: np.ndarray, batch: np.ndarray, weights: np.ndarray, activation: np.ndarray
+) -> np.ndarray:
     c, d = layout.cands, layout.deployment
     capacity = d.cluster.memory_bytes
     out = np.empty(len(index))
@@ -50,11 +62,14 @@ def _budgets(layout: Layout, index: np.ndarray, batch: np.ndarray, weights: np.n
         if weights[j] >= capacity:
             out[j] = capacity - weights[j] - activation[j]
             continue
+        if c.origin is not None:
+            s = c.origin if c.origin.batch == batch[i] else c.origin.model_copy(update={"batch": int(batch[i])})
+        else:
+            degrees = (int(x[i]) for x in (c.tp, c.pp, c.ep, c.etp, c.attn_dp, c.max_num_batched_tokens, batch))
+            s = _strategy(*degrees, c.engine)
         out[j] = _budget(
-            c.engine, int(c.tp[i]), int(c.pp[i]), int(c.ep[i]), int(c.etp[i]), int(c.attn_dp[i]),
-            int(c.max_num_batched_tokens[i]), int(batch[i]), capacity, float(weights[j]), float(activation[j]),
-            d.requirements.memory_reserve, d.engine.version,
-        )  # fmt: skip
+            s, capacity, float(weights[j]), float(activation[j]), d.requirements.memory_reserve, d.engine.version
+        )
     return out
 
 

@@ -27,6 +27,8 @@ Z = {"p50": 0.0, "p90": 1.2816, "p95": 1.6449, "p99": 2.3263, "max": 3.0902}
 """Quantiles of the normal distribution."""
 QUANTILE = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "max": 0.999}
 """`max` is read as one request in a thousand."""
+ROUNDS = 16
+"""Of the fixed point between the two stations; each round halves what is left of the error."""
 SATURATED = 0.98
 """Share of a replica's time that waiting formulas are evaluated at when the load reaches all of it."""
 
@@ -46,10 +48,18 @@ class Load:
     """open: requests per second over all replicas."""
     cached: float = 0.0
     """Share of the prompt whose KV is already there."""
+    cold_start: bool = False
+    """closed: the mean over a benchmark run whose requests all start at once, not the steady state."""
+    equal_lengths: bool = False
+    """With cold_start: lengths are exact, so that an engine that prefills first keeps its requests in step."""
 
     @classmethod
     def of(cls, w: Workload, *, concurrency: int | None = None, max_throughput: bool = False) -> Load:
-        base: dict[str, Any] = {"isl": max(1, w.isl), "osl": max(1, w.osl), "cached": min(max(w.prefix_hit_rate, 0.0), 1.0)}
+        base: dict[str, Any] = {
+            "isl": max(1, w.isl),
+            "osl": max(1, w.osl),
+            "cached": min(max(w.prefix_hit_rate, 0.0), 1.0),
+        }
         if max_throughput:
             return cls("closed", **base)
         if concurrency is not None:
@@ -65,7 +75,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Step times a load needs. `decode` at `b_high` and `b_low` sequences; `mixed` a decode step that carries a chunk."""
+    """Step times a load needs. `decode` at `b_high` and `b_low` sequences; `mixed`: a decode step with a chunk."""
 
     b_high: np.ndarray
     b_low: np.ndarray
@@ -141,7 +151,7 @@ def prefill_shape(layout: Layout, load: Load, in_flight: np.ndarray) -> tuple[np
     tokens = -(-new // chunks)
     # Chunk j of c ends at cached + j·tokens: linear, so their mean prices them all.
     context = (load.isl - new) + np.ceil(tokens * (chunks + 1) / 2).astype(np.int64)
-    prompts = np.minimum(layout.cands.attn_dp, np.maximum(in_flight, 1))
+    prompts = np.ones_like(in_flight)
     return prompts, tokens, chunks, np.maximum(context, tokens)
 
 
@@ -151,9 +161,13 @@ def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: b
     low = np.maximum(batch // 2, 1)
     context = load.isl + max(1, load.osl // 2)
     high_time, high_step, high_works = decode_steps(layout, batch, context)
-    low_time = np.where(low < batch, decode_steps(layout, low, context)[0], high_time) if (low < batch).any() else high_time
+    low_time = (
+        np.where(low < batch, decode_steps(layout, low, context)[0], high_time) if (low < batch).any() else high_time
+    )
     prompts, tokens, chunks, kv = prefill_shape(layout, load, batch)
     room = np.maximum(layout.cands.max_num_batched_tokens // tokens, 1) * layout.cands.attn_dp
+    # As many prompts join a step as sequences end in one, if the step has room for them.
+    prompts = np.clip(np.round(batch / load.osl).astype(np.int64), prompts, np.maximum(room, prompts))
     if whole_batch:
         prompts = np.minimum(batch, room)
     prefill = layout.works("prefill", prompts, tokens, kv)
@@ -164,7 +178,9 @@ def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: b
     else:
         mixed = StepTime(alone.latency + high_step.latency, alone.slowest + high_step.slowest)
     queue_share = np.maximum(room // np.maximum(prompts, 1), 1)
-    return Steps(batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, queue_share, high_works, prefill)
+    return Steps(
+        batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, queue_share, high_works, prefill
+    )
 
 
 def serve(layout: Layout, load: Load) -> Performance:
@@ -209,35 +225,46 @@ def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
     steps = price_steps(layout, load, inside)
     p = _prefill(layout, steps)
     gaps = load.osl - 1
-    share = np.ones(len(inside))
     others = (inside - 1) / inside
-    rate = np.zeros(len(inside))
-    decode = response = np.zeros(len(inside))
-    for _ in range(40):
-        seen = 1.0 + (inside - 1) * share
-        t = steps.between_tokens(seen)
-        used = np.minimum(rate * p.added * others, SATURATED)
-        decode = gaps * t / (1.0 - used)
-        wait = _closed_wait(inside, p.service, decode)
-        response = 0.5 * t * others + wait + p.latency
-        new = inside / (response + decode)
-        new = np.minimum(new, 1.0 / np.maximum(p.added + gaps * t / np.maximum(inside * np.maximum(share, 0.05), 1.0), 1e-12))
-        rate = new if not rate.any() else 0.5 * (rate + new)
-        share = 0.5 * (share + np.clip(decode / np.maximum(inside / rate, 1e-12), 0.0, 1.0))
+    response: Num = p.latency
+    wait: Num = 0.0
+    t, decode = steps.between_tokens(inside), gaps * steps.between_tokens(inside)
+    in_step = load.cold_start and load.equal_lengths and not layout.engine.mixed
+    for _ in range(ROUNDS):
+        decode = _decode_time(gaps * t, response, (inside - 1) * p.added)
+        if in_step:
+            # All prefills come in one wave, before all decodes; half of the others' fall behind a request's own.
+            decode = gaps * t + 0.5 * (inside - 1) * p.added
+        t = steps.between_tokens(1.0 + (inside - 1) * decode / (response + decode))
+        wait = 0.5 * (inside - 1) * p.added if in_step else _closed_wait(inside, p.service, decode)
+        response = 0.5 * (response + 0.5 * t * others + wait + p.latency)
+    rate = inside / (response + decode)
     decoding = inside * np.clip(decode * rate / inside, 0.0, 1.0)
     # Requests beyond the batch wait outside for a place.
     outside = np.maximum(n - inside, 0) / rate
     tpot = decode / max(gaps, 1) if gaps else steps.between_tokens(inside)
-    wait = _closed_wait(inside, p.service, decode)
+    if not in_step:
+        wait = _closed_wait(inside, p.service, decode)
     ttft = response + outside + layout.engine.prefill_s
+    if load.cold_start and not in_step:
+        ttft = ttft + layout.curves.cold_start.share * (_burst(layout, steps, inside) - p.latency).clip(0.0)
     used = np.minimum(rate * p.added, 1.0)
-    spread = _Spread(base=ttft - wait, wait=wait, ceiling=(inside - 1) * p.service, load=np.minimum(rate * p.service, SATURATED))
+    spread = _Spread(
+        base=ttft - wait, wait=wait, ceiling=(inside - 1) * p.service, load=np.minimum(rate * p.service, SATURATED)
+    )
     return _performance(layout, load, steps, p, rate, ttft, tpot, decoding, spread, n, np.ones(len(inside), bool), used)
+
+
+def _decode_time(alone: Num, response: Num, interference: Num) -> Num:
+    """D = alone + interference·D/(R+D): the prefills of the n-1 others that fall into the decoding part of a cycle."""
+    b = response - alone - interference
+    return (-b + np.sqrt(b * b + 4.0 * alone * response)) / 2.0
 
 
 def _closed_wait(n: np.ndarray, service: Num, decode: Num) -> Num:
     """Queue before prefill with n circulating requests (Schweitzer's mean-value analysis, one queue and one delay):
-    R = s·(1 + (n-1)·R/(R+D)) → R² + (D - s·n)·R - s·D = 0; half of it, because service is not random but constant."""
+    R = s·(1 + (n-1)·R/(R+D)) → R² + (D - s·n)·R - s·D = 0; half of the wait, because
+    service is not random but constant."""
     b = decode - service * n
     r = (-b + np.sqrt(b * b + 4.0 * service * decode)) / 2.0
     return np.maximum(r - service, 0.0) * 0.5
@@ -291,7 +318,9 @@ def _together(layout: Layout, load: Load) -> Performance:
     spread = _Spread(base=ttft, wait=zero, ceiling=zero, load=zero)
     decoding = batch.astype(float)
     used = ttft * rate / batch
-    perf = _performance(layout, load, steps, p, rate, ttft, tpot, decoding, spread, batch, np.ones(len(batch), bool), used)
+    perf = _performance(
+        layout, load, steps, p, rate, ttft, tpot, decoding, spread, batch, np.ones(len(batch), bool), used
+    )
     return replace(perf, tpot_percentiles=dict.fromkeys(perf.tpot_percentiles, tpot), burst_ttft=ttft)
 
 
@@ -317,7 +346,8 @@ def _performance(
 ) -> Performance:  # fmt: skip
     dp, gaps = layout.cands.dp, load.osl - 1
     total = rate * dp
-    # Prefills of others that fall into one request's decoding: Poisson, so their spread is the square root of their number.
+    # Prefills of others that fall into one request's decoding: Poisson, so their spread is the square root of their
+    # number.
     met = rate * tpot * gaps
     jitter = np.sqrt(np.maximum(met, 0.0)) * p.added / max(gaps, 1)
     return Performance(
@@ -332,7 +362,8 @@ def _performance(
 def _burst(layout: Layout, steps: Steps, in_flight: Num) -> Num:
     """First token of the last of `in_flight` requests that arrive at the same moment."""
     n = np.maximum(np.ceil(np.asarray(in_flight, float)), 1)
-    passes = np.ceil(n / steps.prompts) * steps.chunks
+    abreast = np.maximum(steps.prompts, np.minimum(layout.cands.attn_dp, n))
+    passes = np.ceil(n / abreast) * steps.chunks
     extra = steps.mixed.minus(steps.decode).slowest
     return steps.prefill.latency + (passes - 1) * extra + layout.engine.prefill_s
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,13 +25,15 @@ from tools.memory import (
     body_kv_bytes,
     body_weight_bytes,
 )
-from tools.partition.lower import PBody, partition_embed, partition_head, partition_layer
+from tools.partition.lower import PBody, partition_embed, partition_head, partition_layer, placement_of
 from tools.partition.lower import default_layers_per_stage as balanced_layers
 from tools.partition.mesh import Mesh, MeshShape, build_mesh
 from tools.partition.placement import Placement
 from tools.spec.deployment import Deployment
-from tools.spec.model import LayerKind, ModelSpec
+from tools.spec.model import DType, LayerKind, ModelSpec
 from tools.spec.strategy import Phase, Strategy
+
+MoEComm = Literal["auto", "alltoall", "allgather"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +49,22 @@ class Candidates:
     batch: np.ndarray
     max_num_batched_tokens: np.ndarray
     sp: bool = False
-    moe_comm: str = "auto"
-    weight_dtype: str = "bf16"
-    kv_dtype: str = "bf16"
+    moe_comm: MoEComm = "auto"
+    weight_dtype: DType = "bf16"
+    kv_dtype: DType = "bf16"
     engine: str = "vllm"
     layers_per_stage: tuple[int, ...] | None = None
     """Stated stages, for one strategy; None: the engine's default."""
+    origin: Strategy | None = None
+    """Set when all entries are one strategy at several batches: axes that have no array here (cp, dcp, dk) come from
+    it."""
 
     def __len__(self) -> int:
         return len(self.tp)
 
     @property
     def group(self) -> np.ndarray:
-        return self.tp * self.attn_dp
+        return self.tp * self.attn_dp * (self.origin.cp if self.origin else 1)
 
     @property
     def num_devices(self) -> np.ndarray:
@@ -76,12 +81,12 @@ class Candidates:
         arrays = {n: np.asarray([getattr(s, n)], np.int64) for n in ARRAYS}
         return cls(
             **arrays, sp=s.sp, moe_comm=s.moe_comm, weight_dtype=s.weight_dtype, kv_dtype=s.kv_dtype, engine=s.engine,
-            layers_per_stage=s.layers_per_stage,
+            layers_per_stage=s.layers_per_stage, origin=s,
         )  # fmt: skip
 
     def strategy(self, i: int, model: ModelSpec) -> Strategy:
         """Candidate i as a Strategy, its stages spelled out."""
-        degrees = {n: int(getattr(self, n)[i]) for n in ARRAYS}
+        degrees: dict[str, Any] = {n: int(getattr(self, n)[i]) for n in ARRAYS}
         stages = self.layers_per_stage or stage_layers(self.engine, model.num_hidden_layers, degrees["pp"])
         return Strategy(
             **degrees, sp=self.sp, moe_comm=self.moe_comm, weight_dtype=self.weight_dtype, kv_dtype=self.kv_dtype,
@@ -244,7 +249,9 @@ class Layout:
         """(indices of candidates, layers per stage), one entry per distinct pp."""
         out = []
         for pp in np.unique(self.cands.pp):
-            split = self.cands.layers_per_stage or stage_layers(self.cands.engine, self.model.num_hidden_layers, int(pp))
+            split = self.cands.layers_per_stage or stage_layers(
+                self.cands.engine, self.model.num_hidden_layers, int(pp)
+            )
             out.append((np.flatnonzero(self.cands.pp == pp), split))
         return out
 
@@ -266,7 +273,10 @@ class Layout:
         w = self.deployment.workload
         per_rank = -(-batch // self.cands.attn_dp)
         sizes = activation_sizes(
-            self.model, attn_dp=self.cands.attn_dp, batch=batch, max_num_batched_tokens=self.cands.max_num_batched_tokens
+            self.model,
+            attn_dp=self.cands.attn_dp,
+            batch=batch,
+            max_num_batched_tokens=self.cands.max_num_batched_tokens,
         )
         held: dict[str, Any] = {
             "sequences": per_rank, "context": w.context, "engine": self.cands.engine,
@@ -281,7 +291,8 @@ class Layout:
             | {"head_tied": body_weight_bytes(self.prefill.head, *args, tied)},
             kv={k: body_kv_bytes(b, *args, **held) for k, b in self.prefill.layers},
             activation={k: body_activation_bytes(b, *args) for k, b in self.prefill.layers}
-            | {"embed": body_activation_bytes(self.prefill.embed, *args), "head": body_activation_bytes(self.prefill.head, *args)},
+            | {"embed": body_activation_bytes(self.prefill.embed, *args)}
+            | {"head": body_activation_bytes(self.prefill.head, *args)},
         )  # fmt: skip
 
 
@@ -324,6 +335,10 @@ def _degrees(tp: int, attn_dp: int, ep: int, etp: int, kv_heads: int) -> Mesh:
 
 def group_by_shape(cands: Candidates, model: ModelSpec) -> dict[MeshShape, tuple[np.ndarray, Mesh]]:
     """Indices and array mesh of the candidates of each MeshShape. Raises Refused for degrees that do not nest."""
+    if cands.origin is not None:
+        one = build_mesh(cands.origin, kv_heads_cut(model))
+        degrees = {a: np.full(len(cands), d, np.int64) for a, d in one.degrees.items()}
+        return {one.shape: (np.arange(len(cands)), Mesh(one.shape, degrees))}
     keys = np.stack([cands.tp, cands.attn_dp, cands.ep, cands.etp], axis=1)
     unique, inverse = np.unique(keys, axis=0, return_inverse=True)
     meshes = [_degrees(*(int(x) for x in row), kv_heads_cut(model)) for row in unique]
@@ -355,10 +370,23 @@ def layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> list[t
     tops = levels(cluster, curves)
     dtypes = Dtypes.of(model, cands.weight_dtype, cands.kv_dtype)
     out = []
-    for shape, (index, mesh) in group_by_shape(cands, model).items():
-        phases = {p: bodies(model, Placement(shape, p, cands.sp, cands.moe_comm)) for p in PHASES}
-        out.append((index, Layout(deployment, curves, cands.take(index), mesh, phases["prefill"], phases["decode"], dtypes, roof, tops)))
+    for index, mesh in group_by_shape(cands, model).values():
+        phases = {p: bodies(model, _placement(cands, mesh, p)) for p in PHASES}
+        out.append(
+            (
+                index,
+                Layout(
+                    deployment, curves, cands.take(index), mesh, phases["prefill"], phases["decode"], dtypes, roof, tops
+                ),
+            )
+        )
     return out
+
+
+def _placement(cands: Candidates, mesh: Mesh, phase: Phase) -> Placement:
+    if cands.origin is not None:
+        return placement_of(cands.origin, mesh, phase)
+    return Placement(mesh.shape, phase, cands.sp, cands.moe_comm)
 
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")

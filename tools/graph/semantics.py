@@ -227,7 +227,7 @@ def _eligible(x: Array, op: Op) -> tuple[Array, Array]:
     a = op.attrs
     if a["n_group"] <= 1:
         return x, np.zeros((*x.shape[:-1], 0))
-    g = x.reshape(*x.shape[:-1], a["n_group"], -1)
+    g = x.reshape(*x.shape[:-1], a["n_group"], x.shape[-1] // a["n_group"])
     score = np.sort(g, axis=-1)[..., -a["group_score_of"] :].sum(-1)
     live = np.zeros(score.shape, bool)
     np.put_along_axis(live, np.argsort(-score, axis=-1, kind="stable")[..., : a["topk_group"]], True, -1)

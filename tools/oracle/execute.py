@@ -44,6 +44,7 @@ def run_reference(
     trace, carried = Trace(), ids
     for layer, body in bodies:
         env: dict[str, Array] = {body.inputs[0]: carried}
+        trace.values[(layer, body.name, body.inputs[0])] = carried
         for op in body.ops:
             args = [env[n] if n in env else weight_of(weights, layer, n) for n in op.inputs]
             if op.kind == "cache":

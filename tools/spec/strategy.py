@@ -117,7 +117,7 @@ class Strategy(Frozen):
             parts.append(f"dcp{self.dcp}")
         if (self.attn_dp or 1) > 1:
             parts.append(f"attn_dp{self.attn_dp}")
-        if moe and (self.ep > 1 or (self.etp or 1) > 1):
+        if moe and (self.ep > 1 or self.etp != self.group):
             parts.append(f"ep{self.ep}·etp{self.etp}")
         if self.dp > 1:
             parts.append(f"dp{self.dp}")

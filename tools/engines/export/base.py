@@ -16,6 +16,7 @@ from pydantic import Field
 
 from tools.engines.rules import EngineRules, Flag, Placement
 from tools.spec.base import Frozen, ToolError
+from tools.spec.hardware import Device
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
 
@@ -49,6 +50,16 @@ class Request:
     notes: tuple[str, ...] = ()
     native_replicas: bool = False
     """The engine starts all replicas behind one port itself."""
+    device: Device | None = None
+    memory_reserve: float | None = None
+    pool: str = "serve"
+    """Name of the script: `serve`, or the pool (`prefill`, `decode`) of a disaggregated pair."""
+    pool_lines: tuple[str, ...] = ()
+    """Shell lines that set variables of the pool, its base ports for one."""
+    pool_environment: tuple[tuple[str, str], ...] = ()
+    """(name, shell value) of what the pool's command finds in its environment."""
+    pool_flags: tuple[str, ...] = ()
+    """Further flags of the pool, as shell text."""
 
     @property
     def instances(self) -> int:
@@ -69,6 +80,18 @@ class Launcher:
     across_nodes: Callable[[Request], tuple[list[str], list[str]]]
     """(shell before the command, further flags) for a replica on several nodes: $RANK, $NNODES, $MASTER_ADDR."""
     bench: Callable[[Request], list[str]]
+    environment: Callable[[Request], list[str]] = lambda r: []
+    """Shell lines that set what the engine reads from its environment."""
+    extra: Callable[[Request], tuple[LaunchFile, ...]] = lambda r: ()
+    """Files that the command refers to."""
+    started_once: Callable[[Request], list[str]] | None = None
+    """For a replica on several nodes: the words before the command that start it on all of $HOSTS from one of them."""
+    visible: str = "CUDA_VISIBLE_DEVICES"
+
+
+def visible_variable(launcher: Launcher, device: Device | None) -> str:
+    """The variable that limits a process to some devices."""
+    return "HIP_VISIBLE_DEVICES" if device is not None and device.vendor.lower() == "amd" else launcher.visible
 
 
 def flag_lines(flags: Iterable[Flag]) -> list[str]:
@@ -85,77 +108,127 @@ def continued(lines: Sequence[str], indent: str = "") -> str:
     return (" \\\n" + indent + "  ").join([indent + lines[0], *lines[1:]])
 
 
+def header_rows(what: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Shebang, what the script is for, and one comment per row."""
+    body = "\n".join(f"#   {k:<9} {one_line(v)}" for k, v in rows)
+    return f"#!/usr/bin/env bash\n# {what}\n#\n{body}\n\nset -euo pipefail\n"
+
+
+def layer_counts(s: Strategy, m: ModelSpec) -> str:
+    return f"{'+'.join(map(str, s.layers_per_stage or (m.num_hidden_layers,)))} = {m.num_hidden_layers} per stage"
+
+
 def header(r: Request, what: str, usage: Sequence[str]) -> str:
     s, p = r.strategy, r.placement
     dtypes = f"weights {s.weight_dtype}, KV cache {s.kv_dtype}"
-    rows = [
+    return header_rows(what, [
         ("model", r.model.name),
         ("engine", f"{r.rules.label} (flags and rules of this release)"),
         ("strategy", f"{s.label(moe=r.model.moe is not None)}; {dtypes}"),
         ("world", r.rules.world(s)),
+        *([("layers", layer_counts(s, r.model))] if s.pp > 1 else []),
         ("nodes", f"{p.nodes}, {p.local} ranks of a replica on each, {p.nodes_per_replica} per replica"),
         ("batch", f"{r.max_num_seqs} sequences per replica, steps of {r.max_num_batched_tokens} tokens"),
         ("context", f"{r.max_model_len} tokens (planned for {r.isl} in, {r.osl} out)"),
         *(("usage", u) for u in usage),
         *(("note", n) for n in r.notes),
-    ]
-    body = "\n".join(f"#   {k:<9} {one_line(v)}" for k, v in rows)
-    return f"#!/usr/bin/env bash\n# {what}\n#\n{body}\n\nset -euo pipefail\n"
+    ])  # fmt: skip
 
 
 def serve_script(launcher: Launcher, r: Request) -> str:
-    needs_rank = int(r.placement.nodes) > 1
-    usage = ["bash serve.sh            # MODEL, HOST and PORT may be set in the environment"]
-    if needs_rank:
-        addr = " MASTER_ADDR=<first node of this replica>" if r.multi_node else ""
-        usage = [
-            f"NODE_RANK=<0..{int(r.placement.nodes) - 1}>{addr} bash serve.sh   # on each of {r.placement.nodes} nodes"
-        ]
-        if r.multi_node:
-            usage.append("NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network where a node has several")
-    parts = [header(r, "Serve the plan.", usage), _variables(r, needs_rank)]
+    once = launcher.started_once if r.multi_node else None
+    needs_rank = int(r.placement.nodes) > 1 and once is None
+    parts = [
+        header(r, "Serve the plan." if r.pool == "serve" else f"Serve the {r.pool} pool of the plan.", _usage(r, once)),
+        _variables(launcher, r, needs_rank, once is not None),
+    ]
+    lines = [*launcher.command(r), *r.pool_flags]
+    if once is not None:
+        parts.append("exec " + continued([" ".join(once(r)), *lines]) + "\n")
+        return "\n".join(parts)
     before, across = launcher.across_nodes(r) if r.multi_node else ([], [])
-    lines = launcher.command(r) + across
+    lines += across
     if r.instances == 1:
         parts.append("\n".join(before) + ("\n\n" if before else "") + "exec " + continued(lines) + "\n")
     else:
-        parts.append(_several(r, before, lines))
+        parts.append(_several(launcher, r, before, lines))
     return "\n".join(parts)
 
 
-def _variables(r: Request, needs_rank: bool) -> str:
-    rows = [
+def _usage(r: Request, once: Callable[[Request], list[str]] | None) -> list[str]:
+    script, nodes = f"{r.pool}.sh", int(r.placement.nodes)
+    if once is not None:
+        per = int(r.placement.nodes_per_replica)
+        again = f", once for each of {r.strategy.dp} replicas" if r.strategy.dp > 1 else ""
+        return [
+            f"HOSTS=<the {per} nodes of a replica, joined by commas> bash {script}   # on one of them{again}",
+            "the directory of this script must be readable under the same path on all of them",
+        ]
+    if nodes == 1:
+        return [f"bash {script}            # MODEL, HOST and PORT may be set in the environment"]
+    addr = " MASTER_ADDR=<first node of this replica>" if r.multi_node else ""
+    usage = [f"NODE_RANK=<0..{nodes - 1}>{addr} bash {script}   # on each of {nodes} nodes"]
+    if r.multi_node:
+        usage.append("NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network where a node has several")
+    return usage
+
+
+def model_and_address(r: Request) -> list[str]:
+    return [
         f"MODEL=${{MODEL:-{shlex.quote(r.model_path)}}}",
         "HOST=${HOST:-0.0.0.0}",
         f"PORT=${{PORT:-{r.port}}}",
     ]
+
+
+def layer_partition_lines(r: Request) -> list[str]:
+    """The environment variable that cuts the layers, where the plan's cut is not the engine's own."""
+    stages, own = r.strategy.layers_per_stage, r.rules.layers_per_stage
+    if not stages or r.strategy.pp == 1 or not r.rules.layer_partition_env:
+        return []
+    if stages == own(r.model.num_hidden_layers, r.strategy.pp):
+        return []
+    return [f"export {r.rules.layer_partition_env}={','.join(map(str, stages))}"]
+
+
+def _variables(launcher: Launcher, r: Request, needs_rank: bool, once: bool) -> str:
+    rows = model_and_address(r)
     if needs_rank:
         rows.append(f': "${{NODE_RANK:?set NODE_RANK, 0 to {int(r.placement.nodes) - 1}, one per node}}"')
-    if r.multi_node:
+    if once:
+        rows.append(f': "${{HOSTS:?set HOSTS to the {r.placement.nodes_per_replica} nodes of a replica}}"')
+    elif r.multi_node:
         rows += [
             ': "${MASTER_ADDR:?set MASTER_ADDR, the address of the first node of this replica}"',
             "MASTER_PORT=${MASTER_PORT:-29501}",
             f"NNODES={r.placement.nodes_per_replica}",
             "RANK=$((NODE_RANK % NNODES))",
         ]
-    stages = r.strategy.layers_per_stage
-    if stages and r.strategy.pp > 1 and stages != r.rules.layers_per_stage(r.model.num_hidden_layers, r.strategy.pp):
-        rows.append(f"export {r.rules.layer_partition_env}={','.join(map(str, stages))}")
+    rows += [*layer_partition_lines(r), *launcher.environment(r), *r.pool_lines]
+    if r.instances == 1 or once:
+        rows += [f"export {name}={value}" for name, value in r.pool_environment]
     return "\n".join(rows) + "\n"
 
 
-def _several(r: Request, before: Sequence[str], lines: Sequence[str]) -> str:
+PORTS = {"PORT": 1, "MASTER_PORT": 20, "BOOTSTRAP_PORT": 1, "NIXL_PORT": 100}
+"""Ports that each replica on a node needs its own of, and how far apart (NIXL takes one per rank)."""
+
+
+def _several(launcher: Launcher, r: Request, before: Sequence[str], lines: Sequence[str]) -> str:
     """Independent replicas, each on its own devices and port; the script ends when the first of them does."""
     nodes, per = int(r.placement.nodes), int(r.placement.nodes_per_replica)
     slots = min(int(r.placement.slots), -(-r.strategy.dp * per // nodes))
     first = "$((NODE_RANK / NNODES * SLOTS))" if r.multi_node else "$((NODE_RANK * SLOTS))" if nodes > 1 else "0"
     body = "\n".join("  " + line for line in before)
-    command = continued(['env "$VISIBLE=$devices"', *lines], "  ").replace('"$PORT"', '"$((PORT + slot))"')
-    command = command.replace('"$MASTER_PORT"', '"$((MASTER_PORT + 20 * slot))"')
+    environment = [f"{name}={value}" for name, value in r.pool_environment]
+    command = continued([" ".join(['env "$VISIBLE=$devices"', *environment]), *lines], "  ")
+    for name, step in PORTS.items():
+        offset = "slot" if step == 1 else f"{step} * slot"
+        command = command.replace(f'"${name}"', f'"$(({name} + {offset}))"')
     return f"""REPLICAS={r.strategy.dp}
 SLOTS={slots}   # replicas side by side on a node
 LOCAL={r.placement.local}   # devices of one replica on a node
-VISIBLE=${{VISIBLE:-CUDA_VISIBLE_DEVICES}}   # HIP_VISIBLE_DEVICES, ASCEND_RT_VISIBLE_DEVICES
+VISIBLE=${{VISIBLE:-{visible_variable(launcher, r.device)}}}   # the variable that limits a process to some devices
 FIRST={first}
 
 serve() {{   # serve SLOT
@@ -230,8 +303,9 @@ def bench_script(launcher: Launcher, r: Request) -> str:
 
 
 def files(launcher: Launcher, r: Request) -> tuple[LaunchFile, ...]:
-    out = [LaunchFile(name=f"{launcher.engine}/serve.sh", text=serve_script(launcher, r))]
-    if r.instances > 1:
+    out = [LaunchFile(name=f"{launcher.engine}/{r.pool}.sh", text=serve_script(launcher, r)), *launcher.extra(r)]
+    # Replicas that MPI starts share no numbering of nodes: a router would not know where they are.
+    if r.instances > 1 and not (r.multi_node and launcher.started_once):
         out.append(LaunchFile(name=f"{launcher.engine}/router.sh", text=router_script(r)))
     out.append(LaunchFile(name=f"{launcher.engine}/bench.sh", text=bench_script(launcher, r)))
     return tuple(out)

@@ -13,7 +13,7 @@ from tools.engines.export.base import (
     whole,
 )
 from tools.engines.rules import Flag
-from tools.engines.rules.sglang import KV_DTYPES, MAX_GRAPH_BATCH, scheduled
+from tools.engines.rules.sglang import KV_DTYPES, MAX_GRAPH_BATCH, SHARED_TP1, scheduled
 from tools.spec.base import ToolError
 
 FLOATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -69,7 +69,16 @@ def bench(r: Request) -> list[str]:
     return lines
 
 
-LAUNCHER = Launcher(engine="sglang", command=command, across_nodes=across_nodes, bench=bench)
+def environment(r: Request) -> list[str]:
+    """Shared experts stay whole on every rank, as the plan has them, where no all-to-all back end makes them so."""
+    s, moe = r.strategy, r.model.moe
+    wanted = moe is not None and moe.shared_intermediate_size > 0 and s.tp == 1 and s.group > 1
+    if wanted and s.moe_comm == "allgather" and r.model.architecture in SHARED_TP1:
+        return ["export SGLANG_SHARED_EXPERT_TP1=1"]
+    return []
+
+
+LAUNCHER = Launcher(engine="sglang", command=command, across_nodes=across_nodes, bench=bench, environment=environment)
 
 SWITCHES = frozenset({
     "enable-dp-attention", "enable-dp-lm-head", "enable-prefill-cp", "enable-layernorm-sp", "trust-remote-code",
@@ -102,7 +111,8 @@ def parse_sglang(text: str) -> ParsedCommand:
         )
     degrees = {
         "tp": group // (attn_dp * cp), "pp": whole(options, "pp-size", "pipeline-parallel-size", "pp"), "cp": cp,
-        "attn_dp": attn_dp, "ep": ep, "etp": group // (ep * moe_dp), "dp": data * whole(variables, "REPLICAS"),
+        "dcp": whole(options, "dcp-size", "decode-context-parallel-size"), "attn_dp": attn_dp, "ep": ep,
+        "etp": group // (ep * moe_dp), "dp": data * whole(variables, "REPLICAS"),
     }  # fmt: skip
     path = options.get("model-path") or options.get("model") or (positional[0] if positional else "")
     return ParsedCommand(

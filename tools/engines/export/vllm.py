@@ -29,22 +29,28 @@ def dtype_flags(r: Request) -> list[Flag]:
     return flags
 
 
-def command(r: Request) -> list[str]:
+def base_command(r: Request) -> list[str]:
+    """Model, address, degrees and the planned limits: what vLLM takes on every platform."""
     s = r.strategy
-    seqs = -(-r.max_num_seqs // (s.attn_dp or 1))
     flags = [
         *r.rules.parallel_flags(r.model, s),
-        *dtype_flags(r),
         Flag("--max-model-len", str(r.max_model_len)),
         # One scheduler per attention-DP rank, so its share of the replica's batch.
-        Flag("--max-num-seqs", str(seqs)),
+        Flag("--max-num-seqs", str(-(-r.max_num_seqs // (s.attn_dp or 1)))),
         Flag("--max-num-batched-tokens", str(r.max_num_batched_tokens)),
     ]
     if r.memory_fraction is not None:
         flags.append(Flag("--gpu-memory-utilization", f"{r.memory_fraction:g}"))
-    lines = ['vllm serve "$MODEL"', '--host "$HOST"', '--port "$PORT"', *flag_lines(flags)]
+    return ['vllm serve "$MODEL"', '--host "$HOST"', '--port "$PORT"', *flag_lines(flags)]
+
+
+def command(r: Request) -> list[str]:
+    s = r.strategy
+    lines = [*base_command(r), *flag_lines(dtype_flags(r))]
     if r.model.moe is not None and (s.attn_dp or 1) > 1 and s.ep > 1:
-        backend = "allgather_reducescatter" if s.moe_comm == "allgather" else "deepep_low_latency"
+        # High throughput is for the large batches of prefill, low latency for decode; one pool does both.
+        dispatch = "deepep_high_throughput" if r.pool == "prefill" else "deepep_low_latency"
+        backend = "allgather_reducescatter" if s.moe_comm == "allgather" else dispatch
         lines.append(f'--all2all-backend "${{ALL2ALL_BACKEND:-{backend}}}"')
     return lines
 
@@ -111,14 +117,17 @@ def parse_vllm(text: str, *, moe: bool | None = None) -> ParsedCommand:
     experts = "enable-expert-parallel" in options
     moe = experts if moe is None else moe
     tp = whole(options, "tensor-parallel-size")
+    dcp = whole(options, "decode-context-parallel-size")
     cp = whole(options, "prefill-context-parallel-size")
     data = whole(options, "data-parallel-size")
-    degrees = {"tp": tp, "pp": whole(options, "pipeline-parallel-size"), "cp": cp}
+    degrees = {"tp": tp, "pp": whole(options, "pipeline-parallel-size"), "cp": cp, "dcp": dcp}
     attn_dp = data if moe else 1
     group = tp * cp * attn_dp
     degrees |= {"attn_dp": attn_dp, "ep": group if experts else 1, "etp": 1 if experts else group}
     degrees["dp"] = (1 if moe else data) * whole(variables, "REPLICAS")
+    ascend = options.get("quantization") == "ascend" or any(v.startswith(("HCCL_", "ASCEND_")) for v in variables)
     return ParsedCommand(
-        engine="vllm", model_path=options.get("model") or (positional[0] if positional else ""), degrees=degrees,
-        layers_per_stage=layer_partition(variables, "VLLM_PP_LAYER_PARTITION"), options=options,
+        engine="vllm-ascend" if ascend else "vllm", degrees=degrees, options=options,
+        model_path=options.get("model") or (positional[0] if positional else ""),
+        layers_per_stage=layer_partition(variables, "VLLM_PP_LAYER_PARTITION"),
     )  # fmt: skip

@@ -1,43 +1,57 @@
-"""Legality of a strategy on a serving engine: conjunctive rules, keyed by engine and version.
+"""Legality of a strategy on an engine: conjunctive rules, keyed by engine and version.
 
 check(model, strategy, …)      every finding: errors (the engine would refuse), warnings (it runs, but …)
 legal(engine, model, strategy) no error
 legal_mask(engine, model, …)   the same rules over arrays of candidates
 legal_tp(engine, model)        every attention tp that passes all rules
+device_dtype(device, …)        which dtypes an engine computes in, or only stores in, on a device
 default_layers_per_stage       how the engine cuts layers when it is not told
+resolve_layers                 the strategy with that cut spelled out
 kv_budget, memory_fraction     the engine's own memory accounting
 parallel_flags, placement      our strategy in the engine's words, and on nodes
+
+An engine without rules is not an error: its legality is unchecked, said in one warning. A version without rules is
+judged by the newest known one, said likewise.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from tools.engines.rules import sglang, vllm
+from tools.engines.rules import megatron, sglang, torchtitan, trtllm, vllm, vllm_ascend
 from tools.engines.rules.base import Degrees, EngineRules, Flag, Ints, Placement, Verdict, place
+from tools.engines.rules.devices import device_dtype, device_layout
+from tools.partition.lower import default_layers_per_stage as balanced_layers
 from tools.spec.base import ToolError
 from tools.spec.finding import Finding
+from tools.spec.hardware import Device
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown
 
-RULES: dict[tuple[str, str], EngineRules] = {(e.engine, e.version): e for e in (vllm.VLLM_0_33_0, sglang.SGLANG_0_5_23)}
+RULES: dict[tuple[str, str], EngineRules] = {
+    (e.engine, e.version): e
+    for e in (
+        vllm.VLLM_0_33_0, sglang.SGLANG_0_5_23, trtllm.TRTLLM_1_3, vllm_ascend.VLLM_ASCEND,
+        megatron.MEGATRON_CORE_0_20, torchtitan.TORCHTITAN_0_3_0,
+    )
+}  # fmt: skip
 """Releases in the order they were read, oldest first per engine."""
 ENGINES: tuple[tuple[str, str], ...] = tuple(RULES)
 """(engine, version) of every release with rules."""
 
 __all__ = [
-    "ENGINES", "RULES", "EngineRules", "Flag", "Placement", "check", "default_layers_per_stage", "engine_rules",
-    "engines",
-    "kv_budget", "latest", "legal", "legal_mask", "legal_tp", "memory_fraction", "parallel_flags", "placement",
-    "server_defaults",
+    "ENGINES", "RULES", "EngineRules", "Flag", "Placement", "check", "default_layers_per_stage", "device_dtype",
+    "engine_rules", "engines", "kv_budget", "latest", "legal", "legal_mask", "legal_tp", "memory_fraction",
+    "parallel_flags", "placement", "resolve_layers", "server_defaults",
 ]  # fmt: skip
 
 
-def engines() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(engine for engine, _ in RULES))
+def engines(kind: Literal["serving", "training"] | None = None) -> tuple[str, ...]:
+    """Engines with rules, in the order they were read; `kind` narrows them down."""
+    return tuple(dict.fromkeys(e for (e, _), r in RULES.items() if kind is None or r.training == (kind == "training")))
 
 
 def latest(engine: str) -> str:
@@ -49,11 +63,17 @@ def latest(engine: str) -> str:
 
 
 def engine_rules(engine: str, version: str | None = None) -> EngineRules:
+    """Rules of exactly this release (the newest one by default). Raises ToolError with the known ones."""
     version = version or latest(engine)
     if (engine, version) not in RULES:
         known = ", ".join(v for e, v in RULES if e == engine) or "none"
         raise ToolError(f"no rules for {engine} {version}; known versions of {engine}: {known}")
     return RULES[engine, version]
+
+
+def _nearest(engine: str, version: str | None) -> EngineRules:
+    """Rules of the release, else of the newest known one of the engine. Raises ToolError for an unknown engine."""
+    return RULES.get((engine, version or ""), engine_rules(engine))
 
 
 def check(
@@ -64,21 +84,47 @@ def check(
     version: str | None = None,
     num_nodes: int | None = None,
     devices_per_node: int | None = None,
+    device: Device | None = None,
 ) -> tuple[Finding, ...]:
     """Everything the engine has to say about `strategy`; errors first, in the order the engine would meet them.
 
-    `engine` defaults to the strategy's. `num_nodes` None: any number of nodes (of 8 devices unless stated).
+    `engine` defaults to the strategy's. `num_nodes` None: any number of nodes (of 8 devices unless stated). With a
+    `device`, its back end and dtypes are judged too.
     """
-    rules = engine_rules(engine or strategy.engine, version)
+    name = engine or strategy.engine
+    known, said = _known(name, version)
+    if known is None:
+        return said
     d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node)
-    broken = [v for v in (rule(model, d) for rule in rules.rules) if np.any(v.bad)]
+    broken = [v for v in (rule(model, d) for rule in known.rules) if np.any(v.bad)]
     way_out = ""
     if any(v.axis == "tp" and v.severity == "error" for v in broken):
-        way_out = _way_out(rules, model, strategy)
-    return tuple(
-        v.finding(rules.label, way_out if v.axis == "tp" and v.severity == "error" else "")
-        for v in sorted(broken, key=lambda v: v.severity != "error")
-    )
+        way_out = _way_out(known, model, strategy)
+    found = [v.finding(known.label, way_out if v.axis == "tp" and v.severity == "error" else "") for v in broken]
+    found = [
+        *device_dtype(device, strategy.weight_dtype, strategy.kv_dtype, name), *found,
+        *device_layout(device, name, strategy.ep, strategy.group), *said,
+    ]  # fmt: skip
+    return tuple(sorted(found, key=lambda f: f.severity != "error"))
+
+
+def _known(engine: str, version: str | None) -> tuple[EngineRules | None, tuple[Finding, ...]]:
+    """Rules that apply, and what is to be said about them: none for this engine, or those of another version."""
+    if engine not in engines():
+        return None, (Finding(
+            code="engine-unknown", severity="warning", cause="engine", where="engine",
+            message=f"engine {engine} has no rules here; legality unchecked",
+            fix=f"an engine among {', '.join(engines())}", values={"engine": engine},
+        ),)  # fmt: skip
+    rules = _nearest(engine, version)
+    if version is None or version == rules.version:
+        return rules, ()
+    return rules, (Finding(
+        code="engine-version", severity="warning", cause="engine", where="engine",
+        message=f"no rules for {engine} {version}; judged by {rules.version}, rules move between releases",
+        fix=f"{engine} {rules.version}, or start once before relying on it",
+        values={"version": version, "judged_by": rules.version},
+    ),)  # fmt: skip
 
 
 def _way_out(rules: EngineRules, model: ModelSpec, s: Strategy) -> str:
@@ -97,10 +143,21 @@ def legal(
     version: str | None = None,
     num_nodes: int | None = None,
     devices_per_node: int | None = None,
+    device: Device | None = None,
 ) -> bool:
-    """No error among the findings of `check`."""
+    """No error among the findings of `check`; True for an engine without rules."""
+    if _refused(device, strategy.weight_dtype, strategy.kv_dtype, engine):
+        return False
+    if engine not in engines():
+        return True
     d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node)
-    return not any(bool(np.any(v.bad)) for v in _errors(engine_rules(engine, version), model, d))
+    return not any(bool(np.any(v.bad)) for v in _errors(_nearest(engine, version), model, d))
+
+
+def _refused(device: Device | None, weight_dtype: str, kv_dtype: str, engine: str) -> str:
+    """Code of the first error that the device alone gives, else ""."""
+    found = device_dtype(device, weight_dtype, kv_dtype, engine)
+    return next((f.code for f in found if f.severity == "error"), "")
 
 
 def _errors(rules: EngineRules, model: ModelSpec, d: Degrees) -> list[Verdict]:
@@ -124,26 +181,36 @@ def legal_mask(
     kv_dtype: str = "bf16",
     sp: bool = False,
     moe_comm: str = "auto",
+    dcp: Ints = 1,
+    dk: Ints = 1,
+    cp_kind: str = "ulysses",
     num_nodes: int | None = None,
     devices_per_node: int | None = None,
     version: str | None = None,
+    device: Device | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(mask, reason)` over broadcast integer arrays: mask True where legal, reason the first error's code, else "".
 
     `etp` None means what ep leaves: tp * cp * attn_dp // ep. Agrees with `check` on every element.
     """
-    axes = [tp, pp, ep, attn_dp, cp, dp, batch, max_num_batched_tokens]
     # Degrees of a million ranks still multiply inside 64 bits.
+    names = ("tp", "pp", "ep", "attn_dp", "cp", "dp", "dcp", "dk", "batch", "max_num_batched_tokens")
+    axes = (tp, pp, ep, attn_dp, cp, dp, dcp, dk, batch, max_num_batched_tokens)
     a = [np.asarray(x, dtype=np.int64) for x in axes]
-    tp_, pp_, ep_, adp_, cp_, dp_, batch_, tokens_ = np.broadcast_arrays(*a, *([] if etp is None else [etp]))[:8]
-    etp_ = tp_ * cp_ * adp_ // ep_ if etp is None else np.broadcast_to(np.asarray(etp, np.int64), tp_.shape)
+    spread: dict[str, Any] = dict(zip(names, np.broadcast_arrays(*a, *([] if etp is None else [etp])), strict=False))
+    shape = spread["tp"].shape
+    refused = _refused(device, weight_dtype, kv_dtype, engine)
+    if refused or engine not in engines():
+        return np.full(shape, not refused), np.full(shape, refused)
+    whole = spread["tp"] * spread["cp"] * spread["attn_dp"] // spread["ep"]
+    etp_ = whole if etp is None else np.broadcast_to(np.asarray(etp, np.int64), shape)
     d = Degrees(
-        tp=tp_, pp=pp_, dp=dp_, ep=ep_, etp=np.maximum(etp_, 1), attn_dp=adp_, cp=cp_, batch=batch_,
-        max_num_batched_tokens=tokens_, weight_dtype=weight_dtype, kv_dtype=kv_dtype, sp=sp, moe_comm=moe_comm,
+        **spread, etp=np.maximum(etp_, 1), weight_dtype=weight_dtype, kv_dtype=kv_dtype, sp=sp, moe_comm=moe_comm,
+        cp_kind=cp_kind,
         num_nodes=num_nodes, devices_per_node=devices_per_node,
     )  # fmt: skip
-    verdicts = _errors(engine_rules(engine, version), model, d)
-    first = np.zeros(tp_.shape, dtype=np.int16)
+    verdicts = _errors(_nearest(engine, version), model, d)
+    first = np.zeros(shape, dtype=np.int16)
     for i, v in enumerate(verdicts, start=1):
         first = np.where((first == 0) & np.asarray(v.bad, dtype=bool), i, first)
     codes = np.array(["", *(v.code for v in verdicts)])
@@ -172,22 +239,29 @@ def legal_tp(
     return tuple(int(t) for t in tp[mask])
 
 
-def _first_stages(num_layers: int, pp: int) -> tuple[int, ...]:
-    base, extra = divmod(num_layers, pp)
-    return tuple(base + (i < extra) for i in range(pp))
-
-
 def default_layers_per_stage(engine: str, num_layers: int, pp: int, *, version: str | None = None) -> tuple[int, ...]:
-    """Layers of each stage when the engine is not told: 61 on 4 is 15, 15, 16, 15 in vLLM, 15, 15, 15, 16 in SGLang.
+    """Layers of each stage when the engine is not told: 61 on 4 is 15, 15, 16, 15 in vLLM, 15, 15, 15, 16 in SGLang,
+    16, 15, 15, 15 in TensorRT-LLM.
 
-    TensorRT-LLM gives the remainder to the first stages (tensor_split of the layer list); second-hand, so it has no
-    rules here yet. Raises ToolError when there are more stages than layers.
+    An engine without rules gets the balanced cut of the partitioner. Raises ToolError when there are more stages than
+    layers.
     """
     if not 1 <= pp <= num_layers:
         raise ToolError(f"pp({pp}) stages for {num_layers} layers; choose pp from 1 to {num_layers}")
-    if engine == "trtllm":
-        return _first_stages(num_layers, pp)
-    return engine_rules(engine, version).layers_per_stage(num_layers, pp)
+    if engine not in engines():
+        return balanced_layers(num_layers, pp)
+    return _nearest(engine, version).layers_per_stage(num_layers, pp)
+
+
+def resolve_layers(engine: str | None, model: ModelSpec, strategy: Strategy, *, version: str | None = None) -> Strategy:
+    """`strategy` with its stages spelled out: None becomes the engine's own cut, so that graph, memory, cost and launch
+    files mean the same layers. `engine` None is the strategy's. Unchanged without stages to cut, or when more stages
+    than layers make it illegal anyway. Idempotent.
+    """
+    if strategy.pp == 1 or strategy.layers_per_stage is not None or strategy.pp > model.num_hidden_layers:
+        return strategy
+    cut = default_layers_per_stage(engine or strategy.engine, model.num_hidden_layers, strategy.pp, version=version)
+    return strategy.model_copy(update={"layers_per_stage": cut})
 
 
 def kv_budget(
@@ -204,7 +278,7 @@ def kv_budget(
 
     `memory_reserve` is a fraction of the device that must stay free; it lowers the engine's memory fraction.
     """
-    return engine_rules(engine, version).kv_budget(
+    return _nearest(engine, version).kv_budget(
         memory_total_bytes=memory_total_bytes, weights_bytes=weights_bytes, activation_bytes=activation_bytes,
         strategy=strategy, memory_reserve=memory_reserve,
     )  # fmt: skip
@@ -219,21 +293,21 @@ def memory_fraction(
     version: str | None = None,
 ) -> float:
     """--gpu-memory-utilization or --mem-fraction-static of the plan."""
-    return engine_rules(engine, version).memory_fraction(
+    return _nearest(engine, version).memory_fraction(
         memory_total_bytes=memory_total_bytes, strategy=strategy, memory_reserve=memory_reserve
     )
 
 
 def server_defaults(engine: str, memory_bytes: float, tp: int, *, version: str | None = None) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs) of the engine when no flag is given."""
-    return engine_rules(engine, version).server_defaults(memory_bytes, tp)
+    return _nearest(engine, version).server_defaults(memory_bytes, tp)
 
 
 def parallel_flags(
     engine: str, model: ModelSpec, strategy: Strategy, *, version: str | None = None
 ) -> tuple[Flag, ...]:
     """The degrees of one replica as flags of the engine; judge them with `check` first."""
-    return engine_rules(engine, version).parallel_flags(model, strategy)
+    return _nearest(engine, version).parallel_flags(model, strategy)
 
 
 def placement(
@@ -246,6 +320,6 @@ def placement(
 ) -> Placement:
     """How the ranks of each replica lie on nodes, as ints."""
     d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node)
-    p = place(d, engine_rules(engine, version).aligned(d))
+    p = place(d, _nearest(engine, version).aligned(d))
     fields: dict[str, Any] = {name: int(getattr(p, name)) for name in ("local", "nodes_per_replica", "slots", "nodes")}
     return Placement(**fields)

@@ -40,12 +40,14 @@ class Degrees:
     attn_dp: Ints = 1
     cp: Ints = 1
     dcp: Ints = 1
+    dk: Ints = 1
     batch: Ints = 1
     max_num_batched_tokens: Ints = 8192
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     sp: bool = False
     moe_comm: str = "auto"
+    cp_kind: str = "ulysses"
     layers_per_stage: tuple[int, ...] | None = None
     num_nodes: int | None = None
     devices_per_node: int | None = None
@@ -53,7 +55,8 @@ class Degrees:
     @classmethod
     def of(cls, s: Strategy, *, num_nodes: int | None = None, devices_per_node: int | None = None) -> Degrees:
         return cls(
-            tp=s.tp, pp=s.pp, dp=s.dp, ep=s.ep, etp=s.etp, attn_dp=s.attn_dp, cp=s.cp, dcp=s.dcp, batch=s.batch,
+            tp=s.tp, pp=s.pp, dp=s.dp, ep=s.ep, etp=s.etp, attn_dp=s.attn_dp, cp=s.cp, dcp=s.dcp, dk=s.dk,
+            batch=s.batch, cp_kind=s.cp_kind,
             max_num_batched_tokens=s.max_num_batched_tokens, weight_dtype=s.weight_dtype, kv_dtype=s.kv_dtype, sp=s.sp,
             moe_comm=s.moe_comm, layers_per_stage=s.layers_per_stage, num_nodes=num_nodes,
             devices_per_node=devices_per_node,
@@ -109,7 +112,7 @@ Rule = Callable[[ModelSpec, Degrees], Verdict]
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
     """numpy scalars as python ints, so that findings stay JSON."""
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+    return {k: v.item() if isinstance(v, np.generic | np.ndarray) else v for k, v in values.items()}
 
 
 class Flag(NamedTuple):

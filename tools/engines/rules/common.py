@@ -39,6 +39,32 @@ def heads_divide(source: str) -> Rule:
     return rule
 
 
+def heads_stay_whole() -> Rule:
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        return Verdict(
+            "dk", np.asarray(d.dk) > 1, "attention.q_proj",
+            lambda: f"dk({d.dk}) slices d_k({m.attention.head_dim}) of each head; attention kernels take whole heads",
+            lambda: f"dk 1, tp {d.tp // d.dk} over the heads", "attention back ends",
+            values={"dk": d.dk},
+        )  # fmt: skip
+
+    return rule
+
+
+def context_parallel_kind(kinds: Sequence[str], text: str, source: str, *, refuses: bool = True) -> Rule:
+    """`kinds` are the ways of context parallelism that the engine has; with another one it refuses, or does its own."""
+
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        return Verdict(
+            "cp-kind", (np.asarray(d.cp) > 1) & (d.cp_kind not in kinds), "attention",
+            lambda: f"cp({d.cp}) by {d.cp_kind}: {text}",
+            f"cp_kind {' or '.join(kinds)}" if kinds else "count its collectives as all-gathers of KV", source,
+            severity="error" if refuses else "warning", cause="network",
+        )  # fmt: skip
+
+    return rule
+
+
 def kv_heads_divide_or_replicate(source: str) -> Rule:
     def rule(m: ModelSpec, d: Degrees) -> Verdict:
         kv = m.attention.num_kv_heads

@@ -237,8 +237,8 @@ def decode_context_parallel_with_prefill(m: ModelSpec, d: Degrees) -> Verdict:
 def decode_context_parallel_gqa(m: ModelSpec, d: Degrees) -> Verdict:
     return Verdict(
         "dcp-backend", (d.dcp > 1) & (m.attention.mla is None), "attention",
-        lambda: f"dcp({d.dcp}) without MLA depends on the attention back end (fa3 and triton have it, flashinfer not)",
-        "--attention-backend fa3 or triton; run one request before trusting it", "arg_groups/kv_cache_hook.py:513",
+        lambda: f"dcp({d.dcp}) without MLA depends on the attention back end; nothing checks it at launch",
+        "--attention-backend fa3 or triton; compare one answer with dcp 1 first", "layers/attention",
         severity="warning",
     )  # fmt: skip
 
@@ -293,6 +293,7 @@ def needs_deepep(m: ModelSpec, d: Degrees) -> Verdict:
 RULES: tuple[Rule, ...] = (
     common.group_splits_into_experts(),
     common.heads_divide("layers/linear.py:1139"),
+    common.heads_stay_whole(),
     common.kv_heads_divide_or_replicate("layers/linear.py:1139"),
     common.output_groups_divide("models/deepseek_v4.py:1037"),
     common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, dense_ways(d)), "tp", "distributed/utils.py divide"),
@@ -324,6 +325,12 @@ RULES: tuple[Rule, ...] = (
     decode_context_parallel_gqa,
     common.released_fp8_blocks(BLOCK_FP8, lambda d: d.etp, "layers/quantization/fp8.py:590"),
     context_parallel_is_prefill_only,
+    common.context_parallel_kind(
+        (),
+        "the engine gathers keys and values instead of the plan's exchange",
+        "arg_groups/fields/parallel.py cp_strategy",
+        refuses=False,
+    ),
     pipeline_is_synchronous,
     batch_divides,
     marlin_tiles,

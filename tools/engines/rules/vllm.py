@@ -206,7 +206,7 @@ def context_parallel_is_prefill_only(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def decode_context_parallel_copies(m: ModelSpec, d: Degrees) -> Verdict:
-    """DCP deals the cache out over ranks that would hold copies of it: all of tp under MLA, tp // kv_heads under GQA."""
+    """DCP deals the cache over ranks that would hold copies of it: all of tp under MLA, tp // kv_heads under GQA."""
     a = m.attention
     kv = 1 if a.mla is not None else a.num_kv_heads
     per_kv = a.num_heads // kv
@@ -221,7 +221,9 @@ def decode_context_parallel_copies(m: ModelSpec, d: Degrees) -> Verdict:
             return f"dcp({d.dcp}) needs tp({d.tp}) > kv_heads({kv}): no KV head is held twice"
         if d.dcp > d.tp // kv:
             return f"dcp({d.dcp}) > tp({d.tp}) // kv_heads({kv}) = {d.tp // kv}, the copies of each KV head"
-        return f"heads({a.num_heads}) / kv_heads({kv}) = {per_kv}; {per_kv} % dcp({d.dcp}) = {per_kv % d.dcp}, must be 0"
+        return (
+            f"heads({a.num_heads}) / kv_heads({kv}) = {per_kv}; {per_kv} % dcp({d.dcp}) = {per_kv % d.dcp}, must be 0"
+        )
 
     def fix() -> str:
         copies = d.tp if a.mla is not None else d.tp // kv if d.tp > kv else 1
@@ -271,9 +273,10 @@ def needs_deepep(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-RULES: tuple[Rule, ...] = (
+PORTABLE_RULES: tuple[Rule, ...] = (
     common.group_splits_into_experts(),
     common.heads_divide("config/model.py:1559"),
+    common.heads_stay_whole(),
     common.kv_heads_divide_or_replicate("layers/linear.py QKVParallelLinear"),
     vocab_divides,
     common.output_groups_divide("models/deepseek_v4/attention.py:225"),
@@ -286,12 +289,6 @@ RULES: tuple[Rule, ...] = (
     common.experts_cover_ranks("fused_moe/expert_map_manager.py:66"),
     experts_divide,
     tp_within_experts,
-    common.row_blocks_divide(common.tp_linears, "row col", "quantization/utils/fp8_utils.py:1296"),
-    moe_blocks_refine,
-    nvfp4_blocks,
-    common.int4_groups_divide(common.tp_linears, lambda d: d.etp, "quantization/utils/marlin_utils.py:306"),
-    common.dtype_known("weight_dtype", WEIGHT_DTYPES, "layers/quantization"),
-    common.dtype_known("kv_dtype", tuple(KV_DTYPES), "config/cache.py CacheDType"),
     common.stages_have_layers("distributed/utils.py:198"),
     pipeline_supported,
     no_sequence_parallelism,
@@ -302,14 +299,31 @@ RULES: tuple[Rule, ...] = (
     common.fits_nodes(aligned, "engine/arg_utils.py:2400"),
     # warnings
     experts_uneven,
+    context_parallel_is_prefill_only,
+    common.context_parallel_kind(
+        (),
+        "the engine gathers keys and values instead of the plan's exchange",
+        "config/parallel.py prefill_context_parallel_size",
+        refuses=False,
+    ),
+    common.architecture_known(NO_IMPLEMENTATION, "models/registry.py"),
+    common.tp_inside_node(aligned, "config/parallel.py:1068"),
+)
+"""What holds on every platform that vLLM's core runs on."""
+RULES: tuple[Rule, ...] = (
+    *PORTABLE_RULES,
+    common.row_blocks_divide(common.tp_linears, "row col", "quantization/utils/fp8_utils.py:1296"),
+    moe_blocks_refine,
+    nvfp4_blocks,
+    common.int4_groups_divide(common.tp_linears, lambda d: d.etp, "quantization/utils/marlin_utils.py:306"),
+    common.dtype_known("weight_dtype", WEIGHT_DTYPES, "layers/quantization"),
+    common.dtype_known("kv_dtype", tuple(KV_DTYPES), "config/cache.py CacheDType"),
+    # warnings
     moe_blocks_refined_slowly,
     mxfp4_shards,
     common.released_fp8_blocks(128, lambda d: d.etp, "quantization/utils/fp8_utils.py:1296"),
-    context_parallel_is_prefill_only,
     needs_deepep,
     common.checkpoint_matches("layers/quantization"),
-    common.architecture_known(NO_IMPLEMENTATION, "models/registry.py"),
-    common.tp_inside_node(aligned, "config/parallel.py:1068"),
 )
 
 

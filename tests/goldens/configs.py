@@ -1,0 +1,148 @@
+"""Tiny configs, one per architecture: every dim small and as distinct as the architecture allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BASE: dict[str, Any] = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "intermediate_size": 40, "vocab_size": 67, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}  # fmt: skip
+GPT = {"n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 67}
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 20}
+DEEPSEEK = {
+    **BASE, **MOE, "num_key_value_heads": 4, "q_lora_rank": 18, "kv_lora_rank": 12, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4, "v_head_dim": 6, "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+}  # fmt: skip
+DEEPSEEK.pop("head_dim")
+# The latents' norms have a fixed epsilon of 1e-6 in the modelling code; released configs state the same for the rest.
+DEEPSEEK["rms_norm_eps"] = 1e-6
+MHA = {k: v for k, v in BASE.items() if k not in ("head_dim", "num_key_value_heads")}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SLIDE = {"sliding_window": 4}
+TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**BASE, "model_type": "llama"},
+    "llama_tied_biased": {
+        **BASE, "model_type": "llama", "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True,
+    },
+    "qwen2": {**BASE, "model_type": "qwen2"},
+    "qwen3_narrow_heads": {**BASE, "model_type": "qwen3", "head_dim": 6, "num_key_value_heads": 1},
+    "qwen3": {**BASE, "model_type": "qwen3"},
+    "mistral_sliding": {**BASE, **SLIDE, "model_type": "mistral"},
+    "gemma": {**BASE, "model_type": "gemma", "hidden_activation": "gelu_pytorch_tanh"},
+    "gemma2": {
+        **BASE, **SLIDE, "model_type": "gemma2", "query_pre_attn_scalar": 12, "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0, "layer_types": TYPES, "hidden_activation": "gelu_pytorch_tanh",
+    },
+    "gemma3": {
+        **BASE, **SLIDE, "model_type": "gemma3_text", "query_pre_attn_scalar": 12, "layer_types": TYPES,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_parameters": {"full_attention": PLAIN_ROPE, "sliding_attention": PLAIN_ROPE},
+    },
+    "seed_oss": {
+        **BASE, "model_type": "seed_oss", "attention_bias": True, "attention_out_bias": False, "residual_dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
+    "mpt": {
+        "model_type": "mpt", "d_model": 24, "n_heads": 4, "n_layers": 3, "vocab_size": 67, "max_seq_len": 64,
+        "expansion_ratio": 4, "no_bias": True, "attn_config": {"alibi": True},
+    },
+    "gpt2": {**GPT, "model_type": "gpt2", "activation_function": "gelu_new"},
+    "gpt_neox_sequential": {
+        **MHA, "model_type": "gpt_neox", "rotary_pct": 1.0, "hidden_act": "gelu", "use_parallel_residual": False,
+        "tie_word_embeddings": False,
+    },
+    "gptj": {
+        **GPT, "model_type": "gptj", "rotary_dim": 4, "activation_function": "gelu_new", "tie_word_embeddings": False,
+    },
+    "gpt_neox": {
+        **MHA, "model_type": "gpt_neox", "rotary_pct": 0.67, "hidden_act": "gelu", "use_parallel_residual": True,
+        "tie_word_embeddings": False,
+    },
+    "phi": {
+        **BASE, "model_type": "phi", "partial_rotary_factor": 0.5, "hidden_act": "gelu_new",
+        "tie_word_embeddings": False,
+    },
+    "falcon_7b": {
+        "model_type": "falcon", "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 67,
+        "multi_query": True, "parallel_attn": True, "bias": False, "new_decoder_architecture": False, "alibi": False,
+    },
+    "falcon_40b": {
+        "model_type": "falcon", "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2,
+        "vocab_size": 67, "parallel_attn": True, "bias": False, "new_decoder_architecture": True, "alibi": False,
+    },
+    "bloom": {"model_type": "bloom", "hidden_size": 24, "n_layer": 3, "n_head": 4, "vocab_size": 67},
+    "opt": {
+        "model_type": "opt", "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 40,
+        "vocab_size": 67, "max_position_embeddings": 64, "word_embed_proj_dim": 24, "activation_function": "relu",
+        "do_layer_norm_before": True,
+    },
+    "mixtral": {**BASE, "model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        **BASE, **MOE, "model_type": "qwen2_moe", "num_experts": 6, "shared_expert_intermediate_size": 28,
+        "decoder_sparse_step": 1, "mlp_only_layers": [0], "norm_topk_prob": False,
+    },
+    "qwen3_moe": {
+        **BASE, **MOE, "model_type": "qwen3_moe", "num_experts": 6, "norm_topk_prob": True, "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+    "olmoe": {
+        **MHA, "num_key_value_heads": 2, "model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+    },
+    "deepseek_v2": {
+        **DEEPSEEK, "model_type": "deepseek_v2", "topk_method": "group_limited_greedy", "norm_topk_prob": False,
+    },
+    "deepseek_v3": {**DEEPSEEK, "model_type": "deepseek_v3"},
+    "deepseek_v3_no_q_lora": {**DEEPSEEK, "model_type": "deepseek_v3", "q_lora_rank": None},
+    "gpt_oss": {
+        **BASE, **SLIDE, "model_type": "gpt_oss", "num_local_experts": 6, "num_experts_per_tok": 2,
+        "layer_types": TYPES, "rope_parameters": PLAIN_ROPE, "tie_word_embeddings": False,
+    },
+    "olmo2": {**BASE, "model_type": "olmo2"},
+    "cohere": {**BASE, "model_type": "cohere", "layer_norm_eps": 1e-5, "logit_scale": 0.25},
+    "cohere2": {
+        **BASE, **SLIDE, "model_type": "cohere2", "layer_norm_eps": 1e-5, "logit_scale": 0.25, "layer_types": TYPES,
+    },
+    "starcoder2": {**BASE, "model_type": "starcoder2", "hidden_act": "gelu_pytorch_tanh", "use_bias": True},
+    "stablelm": {
+        **MHA, "num_key_value_heads": 2, "model_type": "stablelm", "partial_rotary_factor": 0.67, "use_qkv_bias": True,
+    },
+    "granite": {
+        **BASE, "model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.0,
+        "attention_multiplier": 0.2,
+    },
+    "glm4": {**BASE, "model_type": "glm4", "partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0},
+    "glm4_moe": {
+        **BASE, **MOE, "model_type": "glm4_moe", "n_routed_experts": 6, "n_shared_experts": 1,
+        "first_k_dense_replace": 1, "partial_rotary_factor": 0.5, "use_qk_norm": True, "n_group": 1,
+        "topk_group": 1, "routed_scaling_factor": 1.5,
+        "norm_topk_prob": True, "attention_bias": True,
+    },
+    "phi3": {**BASE, "model_type": "phi3", "pad_token_id": 0},
+    "llama4_text": {
+        **BASE, "model_type": "llama4_text", "num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size": 20,
+        "intermediate_size_mlp": 40, "interleave_moe_layer_step": 2, "attention_chunk_size": 4,
+        "no_rope_layers": [1, 0, 1], "use_qk_norm": False, "attn_temperature_tuning": False,
+    },
+    "minimax_m2": {
+        **BASE, "model_type": "minimax_m2", "num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 4,
+        "use_qk_norm": True,
+    },
+    "gpt_bigcode": {
+        **GPT, "model_type": "gpt_bigcode", "multi_query": True, "activation_function": "gelu_pytorch_tanh",
+    },
+    "gpt_neo": {
+        "model_type": "gpt_neo", "hidden_size": 24, "num_layers": 4, "num_heads": 4, "vocab_size": 67,
+        "max_position_embeddings": 64, "window_size": 4, "attention_types": [[["global", "local"], 2]],
+        "activation_function": "gelu_new",
+    },
+    "ernie4_5_moe": {
+        **BASE, "model_type": "ernie4_5_moe", "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 20,
+        "moe_num_shared_experts": 1, "moe_layer_start_index": 1, "moe_layer_interval": 1, "moe_layer_end_index": 2,
+    },
+}  # fmt: skip

@@ -1,0 +1,248 @@
+"""Hugging Face parameters → our weights: names, transposes, and the ways families pack Q, K, V and gate, up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from tests.goldens.seeded import draw
+from tools.graph.build import model_sizes
+from tools.graph.ir import Tensor
+from tools.oracle.execute import Weights
+from tools.oracle.prove import reference_bodies
+from tools.spec.model import ModelSpec
+
+Array = np.ndarray
+
+PREFIXES = (
+    "model.layers.{}.",
+    "transformer.h.{}.",
+    "gpt_neox.layers.{}.",
+    "model.decoder.layers.{}.",
+    "transformer.blocks.{}.",
+)
+ATTENTION = ("self_attn.", "attn.attention.", "attn.", "self_attention.", "attention.")
+OUTSIDE = {
+    "embed_tokens": (
+        "model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight",
+        "transformer.word_embeddings.weight", "model.decoder.embed_tokens.weight",
+    ),
+    "embed_positions": ("transformer.wpe.weight", "model.decoder.embed_positions.weight"),
+    "embed_norm": ("transformer.word_embeddings_layernorm",),
+    "final_norm": (
+        "model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.final_layernorm",
+        "model.decoder.final_layer_norm", "transformer.norm_f",
+    ),
+    "lm_head": ("lm_head.weight",),
+    "lm_head_bias": ("lm_head.bias",),
+}  # fmt: skip
+O_PROJ = ("o_proj", "out_proj", "dense", "c_proj")
+UP = ("up_proj", "c_fc", "fc_in", "fc1", "dense_h_to_4h")
+DOWN = ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h")
+MLP = ("mlp.", "feed_forward.", "ffn.", "")
+SHARED = ("mlp.shared_expert.", "mlp.shared_experts.", "feed_forward.shared_expert.")
+EXPERTS = ("mlp.experts.", "feed_forward.experts.")
+ROUTER = ("mlp.gate.", "mlp.router.", "feed_forward.router.")
+CORRECTION = (
+    "mlp.gate.e_score_correction_bias",
+    "mlp.e_score_correction_bias",
+    "mlp.gate.moe_statics.e_score_correction_bias",
+)
+CONV1D = frozenset({"gpt2"})
+"""Families that store linear weights as [in, out]."""
+EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4_text"})
+
+
+class Checkpoint:
+    """Parameters by HF name, drawn on first use; remembers which were read."""
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], family: str, model: ModelSpec):
+        self.shapes, self.family, self.model = shapes, family, model
+        self.read: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        return name in self.shapes
+
+    def get(self, name: str) -> Array:
+        self.read.add(name)
+        return draw(name, tuple(self.shapes[name]))
+
+    def first(self, names: Sequence[str]) -> str:
+        return next((n for n in names if n in self.shapes), "")
+
+    def linear(self, name: str) -> Array:
+        """Weight as [in, out]."""
+        w = self.get(name)
+        return w if self.family in CONV1D else w.T
+
+
+def our_weights(c: Checkpoint) -> Weights:
+    """Every weight of the unpartitioned graph, by (layer or None, name)."""
+    sizes = model_sizes(c.model)
+    out: dict[tuple[int | None, str], Array] = {}
+    for layer, body in reference_bodies(c.model, "prefill"):
+        for t in body.weights():
+            key = (None if t.dtype == "embedding" else layer, t.name)
+            if key in out:
+                continue
+            x = outside(c, t.name) if layer is None else inside(c, layer, t)
+            shape = tuple(sizes[d] for d in t.dims)
+            if "padded_vocab" in t.dims:
+                pad = shape[t.dims.index("padded_vocab")] - x.shape[0]
+                x = np.concatenate([x, np.zeros((pad, *x.shape[1:]))])
+            out[key] = x.reshape(shape)
+    return out
+
+
+def outside(c: Checkpoint, name: str) -> Array:
+    head, _, kind = name.partition(".")
+    found = c.first(OUTSIDE[head]) or c.first([f"{n}.{kind}" for n in OUTSIDE[head]])
+    if not found:
+        raise KeyError(f"no HF parameter for {name}")
+    return c.get(found)
+
+
+def inside(c: Checkpoint, layer: int, t: Tensor) -> Array:
+    """One weight of one layer; the first rule that knows its name answers."""
+    prefix = next(p.format(layer) for p in PREFIXES if any(n.startswith(p.format(layer)) for n in c.shapes))
+    head, _, kind = t.name.partition(".")
+    for rule in (attention_weight, mla_weight, norm_weight, expert_weight, mlp_weight):
+        found = rule(c, prefix, head, kind)
+        if found is not None:
+            return found
+    raise KeyError(f"no HF parameter for layer {layer} {t.name}")
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
+
+
+def attention_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    a = next((prefix + x for x in ATTENTION if any(n.startswith(prefix + x) for n in c.shapes)), prefix)
+    if head == "sinks":
+        return c.get(f"{a}sinks")
+    if head in ("q_norm", "k_norm"):
+        return c.get(f"{a}{head}.weight")
+    if head == "o_proj":
+        name = c.first([f"{a}{n}.{kind}" for n in O_PROJ])
+        return c.linear(name) if kind == "weight" else c.get(name)
+    if head not in ("q_proj", "k_proj", "v_proj"):
+        return None
+    if c.has(f"{a}{head}.{kind}"):
+        return c.linear(f"{a}{head}.{kind}") if kind == "weight" else c.get(f"{a}{head}.{kind}")
+    return fused_qkv(c, a, head, kind)
+
+
+def fused_qkv(c: Checkpoint, a: str, head: str, kind: str) -> Array | None:
+    """[hidden, heads, d_k] (or [heads, d_k]) out of one fused matrix."""
+    name = c.first([f"{a}{n}.{kind}" for n in ("qkv_proj", "c_attn", "Wqkv", "query_key_value")])
+    if not name:
+        return None
+    m, which = c.model.attention, "qkv".index(head[0])
+    w = c.linear(name) if kind == "weight" else c.get(name)
+    heads, kv, d = m.num_heads, m.num_kv_heads, m.head_dim
+    rows = w.reshape(*w.shape[:-1], -1, d)
+    if name.endswith(f"query_key_value.{kind}"):
+        return _interleaved(rows, c.family, heads, kv, which)
+    start = (0, heads, heads + kv)[which]
+    return rows[..., start : start + (heads if which == 0 else kv), :]
+
+
+def _interleaved(rows: Array, family: str, heads: int, kv: int, which: int) -> Array:
+    """BLOOM, GPT-NeoX: q, k, v per head. Falcon: the query heads of a group, then its k and v."""
+    if family in ("bloom", "gpt_neox"):
+        return rows.reshape(*rows.shape[:-2], heads, 3, rows.shape[-1])[..., which, :]
+    group = heads // kv
+    grouped = rows.reshape(*rows.shape[:-2], kv, group + 2, rows.shape[-1])
+    if which:
+        return grouped[..., group + which - 1, :]
+    return grouped[..., :group, :].reshape(*rows.shape[:-2], heads, rows.shape[-1])
+
+
+def mla_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    mla = c.model.attention.mla
+    if mla is None:
+        return None
+    a, heads, nope = f"{prefix}self_attn.", c.model.attention.num_heads, mla.qk_nope_head_dim
+    if head in ("q_a_norm", "kv_a_norm"):
+        return c.get(f"{a}{head[:-5]}_layernorm.weight")
+    if head == "q_a_proj":
+        return c.linear(f"{a}q_a_proj.weight")
+    if head in ("q_nope", "q_pe"):
+        q = c.linear(c.first([f"{a}q_b_proj.weight", f"{a}q_proj.weight"]))
+        q = q.reshape(q.shape[0], heads, -1)
+        return q[..., :nope] if head == "q_nope" else q[..., nope:]
+    if head in ("kv_a", "k_pe"):
+        kv = c.linear(f"{a}kv_a_proj_with_mqa.weight")
+        return kv[:, : mla.kv_lora_rank] if head == "kv_a" else kv[:, mla.kv_lora_rank :]
+    if head in ("k_up", "v_up"):
+        up = c.linear(f"{a}kv_b_proj.weight").reshape(mla.kv_lora_rank, heads, -1)
+        return up[..., :nope] if head == "k_up" else up[..., nope:]
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------------- norms, FFN
+
+
+def norm_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    if head not in NORMS:
+        return None
+    return c.get(c.first([f"{prefix}{n}.{kind}" for n in NORMS[head](c, prefix)]))
+
+
+def _after_attention(c: Checkpoint, prefix: str) -> Sequence[str]:
+    return (
+        ("post_self_attn_layernorm",)
+        if c.has(f"{prefix}post_self_attn_layernorm.weight")
+        else ("post_attention_layernorm",)
+    )
+
+
+def _before_ffn(c: Checkpoint, prefix: str) -> Sequence[str]:
+    return ("pre_feedforward_layernorm", "ln_mlp", "ln_2", "norm_2", "final_layer_norm", "post_attention_layernorm")
+
+
+NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
+    "input_norm": lambda c, p: ("input_layernorm", "ln_attn", "ln_1", "norm_1", "self_attn_layer_norm"),
+    "post_attn_norm": _after_attention,
+    "ffn_norm": _before_ffn,
+    "post_ffn_norm": lambda c, p: ("post_feedforward_layernorm", "post_mlp_layernorm"),
+}
+
+
+def expert_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    if head == "gate_correction_bias":
+        return c.get(c.first([prefix + n for n in CORRECTION]))
+    if head == "router":
+        name = c.first([f"{prefix}{r}{kind}" for r in ROUTER])
+        return c.get(name).T if kind == "weight" else c.get(name)
+    if head == "shared_gate":
+        return c.get(f"{prefix}mlp.shared_expert_gate.weight")
+    if head not in ("expert_up", "expert_gate", "expert_down"):
+        return None
+    base = next(prefix + e for e in EXPERTS if any(n.startswith(prefix + e) for n in c.shapes))
+    bias, in_out = "_bias" if kind == "bias" else "", c.family in EXPERTS_IN_OUT
+    if head == "expert_down":
+        w = c.get(f"{base}down_proj{bias}")
+        return w if bias or in_out else w.swapaxes(1, 2)
+    w = c.get(f"{base}gate_up_proj{bias}")
+    w = w if bias or in_out else w.swapaxes(1, 2)
+    first = head == "expert_gate"
+    if c.family == "gpt_oss":
+        return w[..., 0::2] if first else w[..., 1::2]
+    half = w.shape[-1] // 2
+    return w[..., :half] if first else w[..., half:]
+
+
+def mlp_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    bases = SHARED if head.startswith("shared_") else MLP
+    head = head.removeprefix("shared_")
+    names = {"up_proj": UP, "gate_proj": ("gate_proj",), "down_proj": DOWN}.get(head)
+    if names is None:
+        return None
+    name = c.first([f"{prefix}{b}{n}.{kind}" for b in bases for n in names])
+    if name:
+        return c.linear(name) if kind == "weight" else c.get(name)
+    fused = c.linear(c.first([f"{prefix}{b}gate_up_proj.weight" for b in bases]))
+    half = fused.shape[-1] // 2
+    return fused[:, :half] if head == "gate_proj" else fused[:, half:]

@@ -1,0 +1,415 @@
+"""One strategy on one deployment → Estimate: predictions with bands, memory per rank, breakdown, utilisation,
+findings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tools.cost.compute import Work
+from tools.cost.curves import Curves
+from tools.cost.fit import max_batch
+from tools.cost.judge import judge
+from tools.cost.serving import Load, Performance, serve
+from tools.cost.steps import Candidates, Layout, StageRow, Works, layouts, stage_layers, stage_rows
+from tools.engines.rules import check, engines
+from tools.graph.build import all_sizes
+from tools.memory import memory
+from tools.partition.lower import _check_degrees as check_degrees
+from tools.partition.lower import lower
+from tools.spec.base import ToolError
+from tools.spec.deployment import Deployment
+from tools.spec.finding import Cause, Finding
+from tools.spec.plan import Estimate, StageMemory
+from tools.spec.strategy import Strategy
+from tools.spec.term import Breakdown, Term
+
+
+def estimate(
+    deployment: Deployment,
+    strategy: Strategy,
+    curves: Curves,
+    *,
+    concurrency: int | None = None,
+    max_throughput: bool = False,
+) -> Estimate:
+    """Predicted performance of `strategy`, and whether it is feasible on `deployment`.
+
+    `concurrency` (requests in flight over all replicas) and `max_throughput` (largest batch that fits) override the
+    workload and the strategy's batch. Raises ToolError or Refused for a strategy that cannot be laid out at all; what
+    an engine would refuse, what does not fit and what breaks a requirement are findings, with `feasible` False.
+    """
+    if concurrency is not None and concurrency < 1:
+        raise ToolError(f"concurrency({concurrency}) must be at least 1")
+    p = predict(deployment, strategy, curves, concurrency=concurrency, max_throughput=max_throughput)
+    model, s = deployment.model, p.strategy
+    program = lower(model, s, "prefill", all_sizes(model, batch_size=s.batch, seq_len=p.load.isl, kv_len=p.load.isl))
+    stages = memory(
+        program, capacity_bytes=deployment.cluster.memory_bytes, context=deployment.workload.context, batch=s.batch,
+        memory_reserve=deployment.requirements.memory_reserve, engine_version=deployment.engine.version,
+    )  # fmt: skip
+    return _assemble(_Case(deployment, s, curves, p.layout, p.load, p.performance, stages, p.max_batch))
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A strategy at its operating point, priced; without memory tables, breakdown or verdicts."""
+
+    strategy: Strategy
+    layout: Layout
+    load: Load
+    performance: Performance
+    max_batch: int
+
+
+def predict(
+    deployment: Deployment,
+    strategy: Strategy,
+    curves: Curves,
+    *,
+    concurrency: int | None = None,
+    max_throughput: bool = False,
+    benchmark_run: bool = False,
+    equal_lengths: bool = False,
+) -> Predicted:
+    """The numbers of `estimate` alone. Raises as `estimate` does.
+
+    `benchmark_run`: as a benchmark would measure it rather than as one plans it: requests start together, and an engine
+    that allocates KV as sequences grow admits by their mean length.
+    """
+    if concurrency is not None and concurrency < 1:
+        raise ToolError(f"concurrency({concurrency}) must be at least 1")
+    check_degrees(deployment.model, strategy)
+    s = normalise(deployment, strategy)
+    load = Load.of(deployment.workload, concurrency=concurrency, max_throughput=max_throughput)
+    ((_, layout),) = layouts(deployment, curves, Candidates.of(s))
+    limit = batch_limit(deployment, curves, s.engine, s.attn_dp or 1)
+    held = _mean_occupancy(layout) if benchmark_run and not layout.engine.reserve_output else layout
+    most = int(max_batch(held, np.asarray([limit]))[0])
+    load = replace(load, cold_start=benchmark_run, equal_lengths=equal_lengths)
+    if concurrency is not None or max_throughput:
+        wanted = most if concurrency is None else min(most, -(-concurrency // s.dp))
+        s = s.model_copy(update={"batch": max(1, wanted)})
+        layout = replace(layout, cands=Candidates.of(s))
+    return Predicted(s, layout, load, serve(layout, load), most)
+
+
+def _mean_occupancy(layout: Layout) -> Layout:
+    """The layout on a workload whose sequences hold what they hold on average: the prompt and half of the output."""
+    w = layout.deployment.workload
+    mean = w.model_copy(update={"osl": max(1, w.osl // 2)})
+    return replace(layout, deployment=layout.deployment.model_copy(update={"workload": mean}))
+
+
+def normalise(deployment: Deployment, s: Strategy) -> Strategy:
+    """The strategy with its pipeline stages spelled out as its engine would cut them."""
+    if s.pp == 1 or s.layers_per_stage is not None or s.pp > deployment.model.num_hidden_layers:
+        return s
+    return s.model_copy(update={"layers_per_stage": stage_layers(s.engine, deployment.model.num_hidden_layers, s.pp)})
+
+
+def batch_limit(deployment: Deployment, curves: Curves, engine: str, attn_dp: int) -> int:
+    """Most sequences per replica that scheduler limits allow: stated ones, else the engine's own per scheduler."""
+    limits = deployment.engine.limits
+    stated = [int(limits[k]) for k in ("max_num_seqs", "max_batch_size") if limits.get(k)]
+    if stated:
+        return max(1, min(stated)) * attn_dp
+    return curves.engine(engine).max_num_seqs * attn_dp
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    deployment: Deployment
+    strategy: Strategy
+    curves: Curves
+    layout: Layout
+    load: Load
+    perf: Performance
+    stages: tuple[StageMemory, ...]
+    max_batch: int
+
+
+def _assemble(c: _Case) -> Estimate:
+    predictions, verdicts = judge(c.deployment, c.curves, c.perf, c.load, c.strategy.num_devices)
+    findings = (*_legality(c), *_fit(c), *_load_findings(c), *verdicts)
+    p = c.perf
+    stage_times, breakdown = _stage_times(c), {"ttft": _ttft_breakdown(c), "tpot": _tpot_breakdown(c)}
+    held = [s.total_bytes - s.reserve_bytes for s in c.stages]
+    return Estimate(
+        strategy=c.strategy, feasible=not any(f.severity == "error" for f in findings), findings=findings,
+        ttft_s=_f(p.ttft), tpot_s=_f(p.tpot), ttft_percentiles={k: _f(v) for k, v in p.ttft_percentiles.items()},
+        tpot_percentiles={k: _f(v) for k, v in p.tpot_percentiles.items()}, e2e_s=_f(p.e2e),
+        output_tok_s=_f(p.output_tok_s), input_tok_s=_f(p.input_tok_s), total_tok_s=_f(p.output_tok_s + p.input_tok_s),
+        num_devices=c.strategy.num_devices, concurrency=max(1, round(_f(p.concurrency))), batch=c.strategy.batch,
+        request_rate=_f(p.request_rate), max_batch=c.max_batch, burst_ttft_s=_f(p.burst_ttft), predictions=predictions,
+        memory=c.stages, breakdown=breakdown, utilisation=_utilisation(c),
+        time_imbalance=max(stage_times) / (sum(stage_times) / len(stage_times)),
+        memory_imbalance=max(held) / (sum(held) / len(held)),
+    )  # fmt: skip
+
+
+def _f(x: object) -> float:
+    return float(np.asarray(x).reshape(-1)[0])
+
+
+# ------------------------------------------------------------------------------------------------------------- findings
+
+
+def _legality(c: _Case) -> list[Finding]:
+    d, s = c.deployment, c.strategy
+    out: list[Finding] = []
+    n = d.cluster.num_devices
+    if n is not None and s.num_devices > n:
+        message = f"{s.label()} needs {s.num_devices} devices, the cluster has {n}"
+        out.append(
+            Finding(
+                code="devices",
+                severity="error",
+                cause="shape",
+                message=message,
+                fix=f"degrees whose product is at most {n}",
+            )
+        )
+    elif n is not None and s.num_devices < n:
+        message = f"{n - s.num_devices} of {n} devices stay idle under {s.label()}"
+        out.append(
+            Finding(
+                code="idle-devices",
+                severity="warning",
+                cause="other",
+                message=message,
+                values={"idle": n - s.num_devices},
+            )
+        )
+    if s.engine in engines():
+        out += check(
+            d.model,
+            s,
+            version=d.engine.version,
+            num_nodes=d.cluster.num_nodes,
+            devices_per_node=d.cluster.devices_per_node,
+        )
+    else:
+        out.append(
+            Finding(
+                code="engine-unknown",
+                severity="info",
+                cause="engine",
+                message=f"no legality rules for {s.engine}; priced, not checked",
+            )
+        )
+    return out
+
+
+def _fit(c: _Case) -> list[Finding]:
+    worst = min(c.stages, key=lambda s: s.free_bytes)
+    if worst.free_bytes >= 0:
+        return []
+    need, have = worst.total_bytes, worst.capacity_bytes
+    cause: Cause = "memory" if c.max_batch < 1 else "kv"
+    context = c.deployment.workload.context
+    message = (
+        f"stage {worst.stage} needs {need / 1e9:.1f} GB per device of {have / 1e9:.1f} GB: "
+        f"weights {worst.weights_bytes / 1e9:.1f}, KV {worst.kv_bytes / 1e9:.1f} for batch {c.strategy.batch} x "
+        f"{context} tokens, activations {worst.activation_bytes / 1e9:.1f}, "
+        f"engine {(worst.overhead_bytes + worst.reserve_bytes) / 1e9:.1f}"
+    )
+    fix = (
+        f"batch of at most {c.max_batch}"
+        if c.max_batch
+        else "more devices per replica, narrower weights, or a shorter context"
+    )
+    return [
+        Finding(
+            code="does-not-fit",
+            severity="error",
+            cause=cause,
+            message=message,
+            fix=fix,
+            values={"need_bytes": need, "capacity_bytes": have},
+        )
+    ]
+
+
+def _load_findings(c: _Case) -> list[Finding]:
+    out: list[Finding] = []
+    w, p = c.deployment.workload, c.perf
+    if not bool(p.stable[0]):
+        message = (
+            f"arrivals of {c.load.rate:.4g} requests/s exceed what {c.strategy.label()} serves "
+            f"with batch {c.strategy.batch}: "
+            f"{_f(p.capacity_rate):.4g} requests/s"
+        )
+        out.append(
+            Finding(
+                code="overload", severity="error", cause="slo", message=message, fix="more replicas, or a larger batch"
+            )
+        )
+    limit = batch_limit(c.deployment, c.curves, c.strategy.engine, c.strategy.attn_dp or 1)
+    if c.strategy.batch > limit:
+        message = f"batch({c.strategy.batch}) per replica exceeds the scheduler limit of {limit}"
+        out.append(
+            Finding(
+                code="batch-limit", severity="error", cause="engine", message=message, fix=f"batch of at most {limit}"
+            )
+        )
+    if w.draft_acceptance is not None:
+        message = (
+            f"draft acceptance {w.draft_acceptance:g} is not priced: no draft length is modelled, "
+            f"TPOT is without speculation"
+        )
+        out.append(Finding(code="speculation", severity="info", message=message))
+    if w.peak_factor != 1.0 and c.load.mode == "open":
+        message = f"judged at the peak: {w.request_rate:g} requests/s x peak factor {w.peak_factor:g}"
+        out.append(Finding(code="peak-load", severity="info", message=message))
+    return [*out, *_at_maximum(c)]
+
+
+def _at_maximum(c: _Case) -> list[Finding]:
+    """Latencies at the longest stated prompt: reported, not gated."""
+    longest = c.deployment.workload.seq_len_max
+    if not longest or longest <= c.load.isl + c.load.osl:
+        return []
+    isl = max(1, longest - c.load.osl)
+    perf = serve(c.layout, Load("closed", isl, c.load.osl, concurrency=c.strategy.dp))
+    message = (
+        f"at the longest sequence ({isl} in + {c.load.osl} out) a lone request has TTFT {_f(perf.ttft):.4g} s "
+        f"and TPOT {_f(perf.tpot):.4g} s"
+    )
+    return [
+        Finding(
+            code="at-maximum-length",
+            severity="info",
+            message=message,
+            values={"ttft_s": _f(perf.ttft), "tpot_s": _f(perf.tpot)},
+        )
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ breakdown
+
+
+def _kernels(c: _Case, works: Works) -> list[tuple[Work, int]]:
+    """Every kernel of one pass through all stages, with how often it runs."""
+    rows = stage_rows(c.deployment.model, c.strategy.layers_per_stage or (c.deployment.model.num_hidden_layers,))
+    times: dict[object, int] = {}
+    for row, count in rows:
+        for kind, n in row.layers:
+            times[kind] = times.get(kind, 0) + n * count
+    out = [(w, 1) for w in works.embed]
+    for kind, layer in works.layers:
+        out += [(w, times.get(kind, 0)) for w in layer]
+    return [*out, *((w, 1) for w in works.head)]
+
+
+def _terms(c: _Case, works: Works, scale: float) -> list[Term]:
+    """Seconds per kernel name, summed over layers."""
+    total: dict[str, list[float]] = {}
+    kinds: dict[str, str] = {}
+    for w, n in _kernels(c, works):
+        row = total.setdefault(w.kernel, [0.0, 0.0])
+        row[0] += n * _f(c.layout.kernel_time(w).total)
+        row[1] += n
+        kinds[w.kernel] = w.kind if w.comm is None else w.comm.kind
+    curve = c.curves.device(c.deployment.cluster.device)
+    return [
+        Term(
+            name=name, value=seconds * scale, unit="s", 
+            formula=f"{kinds[name]} x {int(n)}" + (f" x {scale:.4g} passes" if scale != 1 else ""),
+            source=f"{curve.name} curve" if "@" not in name else "α–β of the links",
+        )
+        for name, (seconds, n) in total.items()
+    ]  # fmt: skip
+
+
+def _closed(name: str, terms: list[Term], total: float, rest: str, formula: str) -> Breakdown:
+    """Terms plus what they leave of `total`, so that they add up."""
+    left = total - sum(t.value for t in terms)
+    return Breakdown(
+        name=name,
+        unit="s",
+        terms=(*terms, Term(name=rest, value=left, unit="s", formula=formula, source="closed form")),
+    )
+
+
+def _overhead(c: _Case, sequences: float, passes: float) -> Term:
+    e = c.curves.engine(c.strategy.engine)
+    per_rank = -(-sequences // (c.strategy.attn_dp or 1))
+    seconds = (e.step_s + e.per_sequence_s * per_rank) * passes
+    return Term(
+        name="engine",
+        value=seconds,
+        unit="s",
+        formula=f"({e.step_s:g} + {e.per_sequence_s:g} · {per_rank:g}) · {passes:g}",
+        source=e.source,
+    )
+
+
+def _tpot_breakdown(c: _Case) -> Breakdown:
+    works, batch = c.perf.steps.decode_works, c.perf.steps.b_high
+    size = -(-batch // np.minimum(c.strategy.pp, batch))
+    hops = Term(
+        name="p2p",
+        value=_f(c.layout.boundary_times(works.residual_bytes)[0]),
+        unit="s",
+        formula="residual stream between stages",
+        source="α–β of the links",
+    )
+    terms = [*_terms(c, works, 1.0), *([hops] if c.strategy.pp > 1 else []), _overhead(c, _f(size), 1.0)]
+    return _closed("tpot", terms, _f(c.perf.tpot), "prefill_of_others_and_pipeline", "mean TPOT - one decode pass")
+
+
+def _ttft_breakdown(c: _Case) -> Breakdown:
+    s = c.perf.steps
+    prompts, works = s.prompts, s.prefill_works
+    passes = _f(s.chunks) * (_f(np.ceil(s.b_high / prompts)) if c.load.mode == "together" else 1.0)
+    hops = Term(
+        name="p2p",
+        value=_f(c.layout.boundary_times(works.residual_bytes)[0]),
+        unit="s",
+        formula="residual stream between stages",
+        source="α–β of the links",
+    )
+    terms = [*_terms(c, works, passes), *([hops] if c.strategy.pp > 1 else []), _overhead(c, _f(prompts), passes)]
+    return _closed("ttft", terms, _f(c.perf.ttft), "queue_and_shared_steps", "mean TTFT - own prefill passes")
+
+
+# ---------------------------------------------------------------------------------------------------------- utilisation
+
+
+def _stage_times(c: _Case) -> list[float]:
+    """Kernel seconds of one decode pass per stage."""
+    works, layout = c.perf.steps.decode_works, c.layout
+    embed, head = _f(layout.body_time(works.embed)), _f(layout.body_time(works.head))
+    layers = {k: _f(layout.body_time(w)) for k, w in works.layers}
+
+    def time(row: StageRow) -> float:
+        return embed * row.embed + head * row.head + sum(n * layers[k] for k, n in row.layers)
+
+    split = c.strategy.layers_per_stage or (c.deployment.model.num_hidden_layers,)
+    return [t for row, count in stage_rows(c.deployment.model, split) for t in [time(row)] * count]
+
+
+def _utilisation(c: _Case) -> dict[str, float]:
+    """Shares of the device's peak (compute, memory) and of time (network, busy), averaged over prefill and decode."""
+    cluster, load, perf = c.deployment.cluster, c.load, c.perf
+    steps = perf.steps
+    decode, prefill, batch = steps.decode_works, steps.prefill_works, steps.b_high
+    per_replica = _f(perf.request_rate) / c.strategy.dp
+    passes_prefill = per_replica * _f(steps.chunks) / _f(steps.prompts)
+    count = min(c.strategy.pp, int(batch[0]))
+    passes_decode = _f(perf.decoding) / max(1.0, _f(batch)) * count / max(_f(perf.steps.high), 1e-12)
+    passes_decode = min(
+        passes_decode, per_replica * max(load.osl - 1, 0) * count / max(1.0, min(_f(perf.decoding), _f(batch)))
+    )
+    peak = c.layout.roof.peak(c.strategy.weight_dtype)[0]
+    sums = {"compute": 0.0, "memory": 0.0, "network": 0.0}
+    for works, rate in ((prefill, passes_prefill), (decode, passes_decode)):
+        for w, n in _kernels(c, works):
+            # A pass visits every stage; a rank belongs to one of them.
+            share = n * rate / c.strategy.pp
+            sums["compute"] += share * _f(w.flops) / peak
+            sums["memory"] += share * _f(w.weight_bytes + w.stream_bytes) / cluster.memory_bandwidth
+            sums["network"] += share * _f(c.layout.kernel_time(w).total) if w.comm is not None else 0.0
+    return {**{k: min(1.0, v) for k, v in sums.items()}, "busy": min(1.0, _f(perf.busy))}

@@ -1,0 +1,173 @@
+"""Requirements against predictions, for arrays of candidates and for one.
+
+A latency that names no statistic (`limit`) gates on the mean. A throughput that does not say which tokens it counts
+gates on all of them (input + output); the other readings are reported. Under a stated arrival rate throughput is what
+the replicas could serve, since what they do serve is the rate.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from tools.cost.curves import Band, Curves
+from tools.cost.serving import Load, Performance
+from tools.spec.deployment import Deployment
+from tools.spec.finding import Finding
+from tools.spec.term import Prediction
+from tools.spec.workload import Requirement
+
+Counts = Literal["input", "output", "total"]
+BAND_OF = {
+    "ttft_s": "ttft_s", "tpot_s": "tpot_s", "e2e_latency_s": "ttft_s", "throughput_per_device": "throughput",
+    "throughput_total": "throughput", "request_rate": "throughput",
+}  # fmt: skip
+UNIT = {
+    "ttft_s": "s", "tpot_s": "s", "e2e_latency_s": "s", "throughput_per_device": "tokens/s per device",
+    "throughput_total": "tokens/s", "request_rate": "requests/s",
+}  # fmt: skip
+
+
+def statistic(req: Requirement) -> str:
+    return "mean" if req.stat == "limit" else req.stat
+
+
+def value(
+    req: Requirement, perf: Performance, load: Load, num_devices: np.ndarray, counts: Counts | None = None
+) -> np.ndarray:
+    """The predicted quantity that `req` bounds, in its unit."""
+    stat = statistic(req)
+    if req.metric == "ttft_s":
+        return perf.ttft if stat == "mean" else perf.ttft_percentiles[stat]
+    if req.metric == "tpot_s":
+        return perf.tpot if stat == "mean" else perf.tpot_percentiles[stat]
+    if req.metric == "e2e_latency_s":
+        if stat == "mean":
+            return perf.e2e
+        return perf.ttft_percentiles[stat] + (load.osl - 1) * perf.tpot_percentiles[stat]
+    served = perf.capacity_rate if load.mode == "open" else perf.request_rate
+    if req.metric == "request_rate":
+        return served
+    tokens = {"input": load.isl, "output": load.osl, "total": load.isl + load.osl}[counts or req.counts or "total"]
+    total = served * tokens
+    return total / num_devices if req.metric == "throughput_per_device" else total
+
+
+def margin(req: Requirement, predicted: np.ndarray) -> np.ndarray:
+    """How far inside the requirement, relative to it; negative: broken."""
+    limit = max(req.limit, 1e-300)
+    return (predicted - limit) / limit if req.higher_is_better else (limit - predicted) / limit
+
+
+def stability(perf: Performance, load: Load, dp: np.ndarray) -> np.ndarray:
+    """+inf where the load can be served; else how far capacity falls short of the arrivals, relative (below 0)."""
+    if load.rate is None:
+        return np.where(perf.stable, np.inf, -1.0)
+    return np.where(perf.stable, np.inf, np.minimum(perf.capacity_rate / load.rate - 1.0, -1e-3))
+
+
+def margins(
+    deployment: Deployment, perf: Performance, load: Load, dp: np.ndarray, num_devices: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Relative margin of every gate (`gate:i`) and of serving the load at all (`load`)."""
+    gates = deployment.requirements.gates
+    out = {f"gate:{i}": margin(r, value(r, perf, load, num_devices)) for i, r in enumerate(gates)}
+    return out | {"load": stability(perf, load, dp)}
+
+
+def prediction(
+    metric: str, stat: str, predicted: float, band: Band, unit: str, provenance: str, req: Requirement | None = None
+) -> Prediction:
+    """One predicted number, with its verdict if a requirement bounds it."""
+    if req is None:
+        return Prediction(metric=metric, stat=stat, value=predicted, unit=unit, band=band.band, provenance=provenance)
+    inside = float(margin(req, np.asarray(predicted)))
+    status: Literal["met", "at_risk", "broken"] = "broken" if inside < 0 else "at_risk" if inside < band.band else "met"
+    return Prediction(
+        metric=metric, stat=stat, value=predicted, unit=unit, band=band.band, provenance=provenance, limit=req.limit,
+        margin=inside, status=status,
+    )  # fmt: skip
+
+
+def judge(
+    deployment: Deployment, curves: Curves, perf: Performance, load: Load, num_devices: int
+) -> tuple[tuple[Prediction, ...], tuple[Finding, ...]]:
+    """Predictions with verdicts, and findings: broken and at-risk gates, other readings of a throughput."""
+    n = np.asarray([num_devices])
+    provenance = f"closed form, {curves.device(deployment.cluster.device).name} curve (provisional band)"
+    predictions: list[Prediction] = []
+    findings: list[Finding] = []
+    judged = set()
+    for req in deployment.requirements.gates:
+        band = curves.band(BAND_OF[req.metric], deployment.cluster)
+        p = prediction(
+            req.metric, req.stat, float(value(req, perf, load, n)[0]), band, UNIT[req.metric], provenance, req
+        )
+        judged.add((req.metric, statistic(req)))
+        predictions.append(p)
+        findings += _verdict(req, p)
+        findings += _readings(req, perf, load, n)
+    plain = {
+        ("ttft_s", "mean"): perf.ttft, ("tpot_s", "mean"): perf.tpot, ("e2e_latency_s", "mean"): perf.e2e,
+        ("throughput_total", "mean"): perf.output_tok_s,
+    }  # fmt: skip
+    for (metric, stat), v in plain.items():
+        if (metric, stat) not in judged:
+            unit = "output tokens/s" if metric == "throughput_total" else UNIT[metric]
+            band = curves.band(BAND_OF[metric], deployment.cluster)
+            predictions.append(prediction(metric, stat, float(v[0]), band, unit, provenance))
+    return tuple(predictions), tuple(findings)
+
+
+def _verdict(req: Requirement, p: Prediction) -> list[Finding]:
+    if p.status not in ("broken", "at_risk"):
+        return []
+    assert p.margin is not None
+    sign = ">=" if req.higher_is_better else "<="
+    what = f"{req.metric} {statistic(req)} = {p.value:.4g} {p.unit}, required {sign} {req.limit:.4g}"
+    values = {
+        "metric": req.metric,
+        "stat": req.stat,
+        "value": p.value,
+        "limit": req.limit,
+        "margin": p.margin,
+        "band": p.band,
+    }
+    if p.status == "broken":
+        return [
+            Finding(
+                code="slo-broken",
+                severity="error",
+                cause="slo",
+                message=f"{what} (off by {-p.margin:.1%})",
+                values=values,
+            )
+        ]
+    message = f"{what}: margin {p.margin:.1%} is inside the error band of ±{p.band:.0%}"
+    return [
+        Finding(
+            code="slo-at-risk",
+            severity="warning",
+            cause="slo",
+            message=message,
+            fix="measure this point, or plan more headroom",
+            values=values,
+        )
+    ]
+
+
+def _readings(req: Requirement, perf: Performance, load: Load, n: np.ndarray) -> list[Finding]:
+    if req.metric not in ("throughput_per_device", "throughput_total") or req.counts is not None:
+        return []
+    out: dict[str, float] = {}
+    names: tuple[Counts, ...] = ("input", "output", "total")
+    for c in names:
+        out[c] = float(value(req, perf, load, n, c)[0])
+    verdicts = ", ".join(f"{c} {v:.4g} ({'met' if v >= req.limit else 'not met'})" for c, v in out.items())
+    message = f"{req.metric} >= {req.limit:.4g} does not say which tokens it counts: {verdicts}; gated on total"
+    return [
+        Finding(
+            code="throughput-reading", severity="info", cause="slo", message=message, values={**out, "limit": req.limit}
+        )
+    ]

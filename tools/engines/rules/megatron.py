@@ -1,0 +1,193 @@
+"""Megatron-LM core 0.20 (training): `world = tp * pp * cp * dp`, for experts `etp * ep * pp * edp`.
+
+Our `attn_dp` is the part of data parallelism that one group of experts spans, `dp` the rest; Megatron derives both from
+the world size. Source places are files of the repository at core 0.20 (dev).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tools.engines.rules import common
+from tools.engines.rules.base import (
+    Degrees,
+    EngineRules,
+    Flag,
+    Ints,
+    Rule,
+    Verdict,
+    dense_linears,
+    divisors,
+    shared_linears,
+)
+from tools.spec.model import ModelSpec
+from tools.spec.strategy import Strategy
+from tools.spec.term import Breakdown, Term
+
+VERSION = "core-0.20"
+WEIGHT_DTYPES = ("fp32", "bf16", "fp16", "fp8")
+OVERHEAD_BYTES = 1.5 * 2**30
+"""CUDA context, NCCL communicators and allocator slack of a training rank; an assumption, not read from the source."""
+
+
+def aligned(d: Degrees) -> Sequence[Ints]:
+    return [d.tp]
+
+
+def groups_match(m: ModelSpec, d: Degrees) -> Verdict:
+    kv = m.attention.num_kv_heads
+    bad = (kv % d.tp != 0) & (np.asarray(d.tp) % kv != 0) & (m.attention.mla is None)
+    return Verdict(
+        "tp-kv-heads", bad, "attention.k_proj",
+        lambda: f"num_query_groups({kv}) and tp({d.tp}): neither is a multiple of the other",
+        f"tp among the divisors of {kv}, or a multiple of it", "core/transformer/transformer_config.py:1446",
+        cause="shape", axis="tp", values={"kv_heads": kv, "tp": d.tp},
+    )  # fmt: skip
+
+
+def layers_divide(m: ModelSpec, d: Degrees) -> Verdict:
+    n = m.num_hidden_layers
+    return Verdict(
+        "pp-even", (n % d.pp != 0) & (d.layers_per_stage is None), "layers",
+        lambda: f"layers({n}) % pp({d.pp}) = {n % d.pp}, must be 0 unless a layout is given",
+        f"pp among the divisors of {n}: {divisors(n)}; or layers_per_stage (--pipeline-model-parallel-layout)",
+        "training/arguments.py:968", cause="shape",
+    )  # fmt: skip
+
+
+def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
+    n = m.moe.num_experts if m.moe else 0
+    return Verdict(
+        "ep-even", n % d.ep != 0, "moe.experts", lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
+        f"ep among the divisors of {n}: {divisors(n)}", "core/transformer/moe/moe_layer.py:186", cause="shape",
+    )  # fmt: skip
+
+
+def sequence_parallel_needs_tp(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "sp", (np.asarray(d.tp) == 1) & d.sp, "norm", lambda: f"--sequence-parallel with tp({d.tp})",
+        "sp off, or tp above 1", "training/arguments.py:1335",
+    )  # fmt: skip
+
+
+def experts_need_sequence_parallel(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "moe-sp", (d.tp > 1) & (not d.sp) & (m.moe is not None), "moe.dispatch",
+        lambda: f"MoE with tp({d.tp}) trains only with sequence parallelism", "sp on, or tp 1",
+        "core/transformer/moe/moe_layer.py",
+    )  # fmt: skip
+
+
+def exchange_needs_heads(m: ModelSpec, d: Degrees) -> Verdict:
+    h, ways = m.attention.num_heads, d.tp * d.cp
+    return Verdict(
+        "cp-heads", (d.cp > 1) & (h % ways != 0) & (d.cp_kind == "ulysses"), "attention.q_proj",
+        lambda: f"heads({h}) % (tp({d.tp}) * cp({d.cp})) = {h % ways}, must be 0 for --cp-comm-type a2a",
+        "a cp whose product with tp divides the heads", "core/transformer/transformer_config.py", cause="shape",
+    )  # fmt: skip
+
+
+def no_decode(m: ModelSpec, d: Degrees) -> Verdict:
+    return Verdict(
+        "dcp", np.asarray(d.dcp) > 1, "kv_cache", lambda: f"dcp({d.dcp}) deals out a KV cache, training has none",
+        "dcp 1", "training",
+    )  # fmt: skip
+
+
+RULES: tuple[Rule, ...] = (
+    common.group_splits_into_experts(),
+    common.heads_divide("core/transformer/transformer_config.py:1446"),
+    common.heads_stay_whole(),
+    groups_match,
+    common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, d.tp), "tp", "core/tensor_parallel/layers.py divide"),
+    common.widths_divide(
+        "tp-shared-expert", lambda m, d: shared_linears(m, d.tp), "tp", "core/tensor_parallel/layers.py divide"
+    ),
+    common.expert_parallel_needs_experts("training/arguments.py"),
+    common.routed_width_divides(lambda d: d.etp, "etp", "core/tensor_parallel/layers.py divide"),
+    common.experts_cover_ranks("core/transformer/moe/moe_layer.py:186"),
+    experts_divide,
+    common.dtype_known("weight_dtype", WEIGHT_DTYPES, "training/arguments.py mixed precision"),
+    common.stages_have_layers("training/arguments.py:968"),
+    layers_divide,
+    sequence_parallel_needs_tp,
+    experts_need_sequence_parallel,
+    exchange_needs_heads,
+    no_decode,
+    common.fits_nodes(aligned, "core/parallel_state.py:822"),
+    # warnings
+    common.tp_inside_node(aligned, "NCCL over the network"),
+)
+
+
+def layers_per_stage(num_layers: int, pp: int) -> tuple[int, ...]:
+    """Megatron splits evenly only; a remainder needs a layout, for which the first and last stages get fewer."""
+    base, extra = divmod(num_layers, pp)
+    inner = sorted(range(pp), key=lambda i: (i in (0, pp - 1), i == pp - 1, i))
+    return tuple(base + (i in inner[:extra]) for i in range(pp))
+
+
+def pipeline_layout(stages: tuple[int, ...]) -> str:
+    """`--pipeline-model-parallel-layout`: E embeds, t is a layer, L the loss: "Et*15|t*15|t*16|t*15L"."""
+    parts = [f"t*{n}" for n in stages]
+    return "|".join([f"E{parts[0]}", *parts[1:]]) + "L"
+
+
+def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
+    """Degrees as arguments of pretrain_gpt.py; data parallelism is what the world size leaves."""
+    flags = [
+        Flag("--tensor-model-parallel-size", str(s.tp)),
+        Flag("--pipeline-model-parallel-size", str(s.pp)),
+    ]
+    if s.cp > 1:
+        flags += [
+            Flag("--context-parallel-size", str(s.cp)),
+            Flag("--cp-comm-type", "a2a" if s.cp_kind == "ulysses" else "p2p"),
+        ]
+    if m.moe is not None:
+        flags += [
+            Flag("--expert-model-parallel-size", str(s.ep)), Flag("--expert-tensor-parallel-size", str(s.etp)),
+            Flag("--moe-token-dispatcher-type", "allgather" if s.moe_comm == "allgather" else "alltoall"),
+        ]  # fmt: skip
+    if s.sp and s.tp > 1:
+        flags.append(Flag("--sequence-parallel"))
+    stages = s.layers_per_stage
+    if s.pp > 1 and stages is not None and len(set(stages)) > 1:
+        flags.append(Flag("--pipeline-model-parallel-layout", pipeline_layout(stages)))
+    return tuple(flags)
+
+
+def memory_fraction(*, memory_total_bytes: float, strategy: Strategy, memory_reserve: float | None = None) -> float:
+    """Training frameworks take what they need; only a stated reserve limits them."""
+    return 1 - (memory_reserve or 0.0)
+
+
+def kv_budget(
+    *, memory_total_bytes: float, weights_bytes: float, activation_bytes: float, strategy: Strategy,
+    memory_reserve: float | None = None,
+) -> Breakdown:  # fmt: skip
+    """What parameters, gradients, optimizer state (all in `weights_bytes`) and activations leave."""
+    return Breakdown(name="kv_budget", unit="bytes", terms=(
+        Term(name="total", value=memory_total_bytes, unit="bytes", formula="memory of the device", source="catalogue"),
+        Term(name="stated_reserve", value=-(memory_reserve or 0.0) * memory_total_bytes, unit="bytes",
+             formula=f"{memory_reserve or 0.0:g} * total", source="stated"),
+        Term(name="weights", value=-weights_bytes, unit="bytes", formula="fullest rank", source="plan"),
+        Term(name="activations", value=-activation_bytes, unit="bytes", formula="fullest rank", source="plan"),
+        Term(name="non_torch", value=-OVERHEAD_BYTES, unit="bytes", formula="1.5 GiB", source="assumed"),
+    ))  # fmt: skip
+
+
+def world(s: Strategy) -> str:
+    data = s.dp * (s.attn_dp or 1)
+    text = f"world = tp({s.tp}) * pp({s.pp}) * cp({s.cp}) * dp({data}) = {s.num_devices}"
+    if s.ep > 1 or (s.etp or 1) > 1:
+        text += f" = etp({s.etp}) * ep({s.ep}) * pp({s.pp}) * edp({s.edp * s.dp})"
+    return text
+
+
+MEGATRON_CORE_0_20 = EngineRules(
+    engine="megatron", version=VERSION, rules=RULES, layers_per_stage=layers_per_stage, kv_budget=kv_budget,
+    memory_fraction=memory_fraction, parallel_flags=parallel_flags, aligned=aligned, world=world, training=True,
+)  # fmt: skip

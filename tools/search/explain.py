@@ -1,0 +1,388 @@
+"""Why nothing works, and the nearest change that does; what a little more of something would bring.
+
+Every suggestion is applied to the conditions and searched again before it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from tools.cost.curves import Curves
+from tools.cost.estimate import estimate
+from tools.search.objective import objective_value, relative_gain
+from tools.search.rank import Ranked, baseline_strategy, explore, order
+from tools.search.space import Priced, Space, price_space, worst
+from tools.spec.deployment import Deployment, Objective
+from tools.spec.finding import Finding
+from tools.spec.plan import Candidate, Change, Estimate, Infeasible, WhatIf
+from tools.spec.workload import Requirement
+
+WHAT_IF_LIMIT = 1_500
+"""Priced candidates above which what-ifs that search again are left out."""
+Kind = Literal[
+    "devices", "ttft", "tpot", "throughput", "weight_dtype", "kv_dtype", "context", "memory", "rate", "engine", "batch"
+]  # fmt: skip
+KIND: dict[str, Kind] = {
+    "ttft_s": "ttft",
+    "tpot_s": "tpot",
+    "e2e_latency_s": "tpot",
+    "throughput_per_device": "throughput",
+    "throughput_total": "throughput",
+    "request_rate": "rate",
+}
+
+
+def explain_infeasible(deployment: Deployment, curves: Curves, seen: list[Space]) -> Infeasible:
+    """The verdict with its cause, the candidate that comes closest, and changes that were verified to help."""
+    closest = _closest(deployment, curves, seen)
+    binding = _binding(deployment, closest, seen)
+    rules = _rules(seen)
+    changes = [c for make in CHANGES for c in make(deployment, curves, seen)]
+    if not changes:
+        changes = list(several_limits(deployment, curves, seen))
+    return Infeasible(
+        cause=binding.cause, binding=binding, findings=(*(closest.findings if closest else ()), *rules),
+        nearest=tuple(changes), num_searched=sum(s.num_enumerated for s in seen), closest=closest,
+    )  # fmt: skip
+
+
+def _closest(deployment: Deployment, curves: Curves, seen: list[Space]) -> Estimate | None:
+    """Priced candidate with the best worst margin; without any that fits, the baseline."""
+    best: tuple[float, Priced, int] | None = None
+    for p in (p for space in seen for p in space.priced if len(p)):
+        # Serving the load at all comes before doing it in time.
+        score = np.where(p.metrics["load"] >= 0, p.margin, -1e9 + p.metrics["load"])
+        i = int(np.argmax(score))
+        if best is None or score[i] > best[0]:
+            best = (float(score[i]), p, i)
+    if best is not None:
+        return estimate(deployment, best[1].cands.strategy(best[2], deployment.model), curves)
+    return estimate(deployment, baseline_strategy(deployment, curves), curves)
+
+
+def _binding(deployment: Deployment, closest: Estimate | None, seen: list[Space]) -> Finding:
+    errors = [f for f in closest.findings if f.severity == "error"] if closest else []
+    fitting = sum(s.num_fitting for s in seen)
+    if not sum(s.num_legal for s in seen):
+        rules = _rules(seen)
+        n = deployment.cluster.num_devices
+        message = f"no strategy over {n} devices is legal on {deployment.engine.name}: " + "; ".join(
+            f.message for f in rules[:3]
+        )
+        return Finding(code="nothing-legal", severity="error", cause="shape", message=message)
+    if not fitting:
+        fit = next((f for f in errors if f.code == "does-not-fit"), None)
+        if fit is not None:
+            return fit
+    return (
+        errors[0]
+        if errors
+        else Finding(code="infeasible", severity="error", message="no strategy meets all requirements", cause="slo")
+    )
+
+
+def _rules(seen: list[Space]) -> tuple[Finding, ...]:
+    """What dropped layouts before they were priced, most frequent first."""
+    total: dict[str, int] = {}
+    for s in seen:
+        for k, v in s.reasons.items():
+            total[k] = total.get(k, 0) + v
+    return tuple(
+        Finding(code=f"dropped-{k}", severity="info", cause="memory" if k == "memory" else "engine",
+                message=f"{v} layouts dropped by {k}", values={"layouts": v})
+        for k, v in sorted(total.items(), key=lambda kv: -kv[1])
+    )  # fmt: skip
+
+
+def best_of(deployment: Deployment, curves: Curves, objective: Objective | None = None) -> Ranked | None:
+    """Best feasible strategy of these conditions, or None."""
+    space, _ = explore(deployment, curves)
+    ranked = order(space, objective or "total_throughput")
+    return ranked[0] if ranked else None
+
+
+# -------------------------------------------------------------------------------------------------------------- changes
+
+
+def with_cluster(d: Deployment, **update: object) -> Deployment:
+    return d.model_copy(update={"cluster": d.cluster.model_copy(update=update)})
+
+
+def with_workload(d: Deployment, **update: object) -> Deployment:
+    return d.model_copy(update={"workload": d.workload.model_copy(update=update)})
+
+
+def with_limit(d: Deployment, gate: Requirement, limit: float) -> Deployment:
+    gates = tuple(g.model_copy(update={"limit": limit}) if g is gate else g for g in d.requirements.gates)
+    return d.model_copy(update={"requirements": d.requirements.model_copy(update={"gates": gates})})
+
+
+def more_devices(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[Change]:
+    """The smallest larger cluster that works, up to 16 times as many devices."""
+    n = d.cluster.num_devices
+    if n is None:
+        return
+    steps = sorted(
+        {
+            *range(n + 1, n + 9),
+            *(n * k for k in (2, 3, 4, 6, 8, 12, 16)),
+            *(-(-n // 8) * 8 + 8 * k for k in range(1, 5)),
+        }
+    )
+    for m in steps:
+        changed = with_cluster(d, num_devices=m)
+        if m > n and price_space(changed, curves, (m,)).num_feasible:
+            yield Change(
+                description=f"{m - n} more devices ({m} instead of {n})",
+                kind="devices",
+                value=float(m),
+                deployment=changed,
+            )
+            return
+
+
+def relaxed_limits(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[Change]:
+    """For each requirement alone: the best that any strategy reaches while it meets all the others."""
+    for i, gate in enumerate(d.requirements.gates):
+        reach = -math.inf
+        for space in seen:
+            for p in space.priced:
+                others = p.metrics["load"]
+                for j in range(len(d.requirements.gates)):
+                    if j != i:
+                        others = np.minimum(others, p.metrics[f"gate:{j}"])
+                ok = others >= 0
+                if ok.any():
+                    reach = max(reach, float(p.metrics[f"gate:{i}"][ok].max()))
+        if not -math.inf < reach < 0:
+            continue
+        limit = _round_away(
+            gate.limit * (1 + reach) if gate.higher_is_better else gate.limit * (1 - reach),
+            up=not gate.higher_is_better,
+        )
+        changed = with_limit(d, gate, limit)
+        if limit > 0 and best_of(changed, curves) is not None:
+            yield Change(
+                description=f"{gate.metric} {gate.stat} of {limit:g} instead of {gate.limit:g}",
+                kind=KIND[gate.metric],
+                value=limit,
+                deployment=changed,
+            )
+
+
+def _round_away(x: float, *, up: bool) -> float:
+    """Three significant digits, to the easier side."""
+    if x <= 0:
+        return 0.0
+    scale = 10.0 ** (2 - math.floor(math.log10(x)))
+    return (math.ceil(x * scale - 1e-9) if up else math.floor(x * scale + 1e-9)) / scale
+
+
+def narrower_dtypes(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[Change]:
+    """fp8 (where the device has it, else int8), then int4 weights; fp8 KV."""
+    native = "fp8" if d.cluster.peak_flops.get("fp8") else "int8"
+    for dtype in (native, "int4"):
+        if dtype in d.weight_dtypes or d.weight_dtypes[0] in ("int4", "fp4", "mxfp4", "nvfp4"):
+            continue
+        changed = d.model_copy(update={"weight_dtypes": (dtype,)})
+        if best_of(changed, curves) is not None:
+            yield Change(
+                description=f"{dtype} weights instead of {d.weight_dtypes[0]}",
+                kind="weight_dtype",
+                value=dtype,
+                deployment=changed,
+            )
+            break
+    if "fp8" not in d.kv_dtypes and d.cluster.peak_flops.get("fp8"):
+        changed = d.model_copy(update={"kv_dtypes": ("fp8",)})
+        if best_of(changed, curves) is not None:
+            yield Change(
+                description=f"fp8 KV cache instead of {d.kv_dtypes[0]}",
+                kind="kv_dtype",
+                value="fp8",
+                deployment=changed,
+            )
+
+
+def shorter_context(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[Change]:
+    """The longest context, in 1,024-token steps, that works; never below the typical request."""
+    w = d.workload
+    typical, longest = w.isl + w.osl, w.context
+    if longest <= typical:
+        return
+
+    def at(context: int) -> Deployment:
+        return with_workload(d, max_context=context, seq_len_max=min(w.seq_len_max, context) if w.seq_len_max else None)
+
+    best = _largest(typical, longest - 1, lambda c: best_of(at(c), curves) is not None)
+    if best is not None:
+        rounded = max(typical, best // 1024 * 1024)
+        yield Change(
+            description=f"context of {rounded} tokens instead of {longest}",
+            kind="context",
+            value=float(rounded),
+            deployment=at(rounded),
+        )
+
+
+def lighter_load(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[Change]:
+    """The highest arrival rate, concurrency or batch that works."""
+    w = d.workload
+    rate, works = w.request_rate, _works(curves)
+    if rate:
+        percent = _largest(1, 99, lambda k: works(with_workload(d, request_rate=rate * k / 100)))
+        if percent:
+            less = rate * percent / 100
+            changed = with_workload(d, request_rate=less)
+            text = f"{less:.4g} requests/s instead of {rate:g}"
+            yield Change(description=text, kind="rate", value=less, deployment=changed)
+    for name in ("concurrency", "batch_size"):
+        now = getattr(w, name)
+        if now and now > 1:
+            fits = _largest(1, now - 1, _with_field(d, name, works))
+            if fits:
+                changed = with_workload(d, **{name: fits})
+                text = f"{name} {fits} instead of {now}"
+                yield Change(description=text, kind="batch", value=float(fits), deployment=changed)
+            return
+
+
+def _with_field(d: Deployment, field: str, works: Callable[[Deployment], bool]) -> Callable[[int], bool]:
+    return lambda k: works(with_workload(d, **{field: k}))
+
+
+def _works(curves: Curves) -> Callable[[Deployment], bool]:
+    """Whether conditions have a feasible strategy."""
+    return lambda d: best_of(d, curves) is not None
+
+
+def _largest(low: int, high: int, works: Callable[[int], bool]) -> int | None:
+    """Largest value in [low, high] that works, supposing that smaller ones do; None if `low` does not."""
+    if high < low or not works(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if works(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def several_limits(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[Change]:
+    """All broken requirements at once, to what the strategy with the best worst margin reaches; with more devices first
+    where nothing fits or the load cannot be served on these."""
+    point = _least_broken(seen)
+    if point is not None and (change := _relaxed(d, curves, point, "")) is not None:
+        yield change
+    n = d.cluster.num_devices
+    if n is None or (point is not None and point[0].margin[point[1]] > FAR):
+        return
+    for factor in (2, 4, 8, 16, 32, 64):
+        grown = with_cluster(d, num_devices=n * factor)
+        point = _least_broken([price_space(grown, curves, (n * factor,))])
+        if point is not None and (point[0].margin[point[1]] > FAR or factor == 64):
+            change = _relaxed(grown, curves, point, f"{n * factor} devices instead of {n}, and ")
+            if change is not None:
+                yield change
+            return
+
+
+FAR = -1.0
+"""A margin below this asks for more than twice the limit: then more devices are offered as well."""
+
+
+def _relaxed(d: Deployment, curves: Curves, point: tuple[Priced, int], prefix: str) -> Change | None:
+    """`d` with every requirement that the candidate breaks set to what it reaches."""
+    p, i = point
+    said, changed = [], d
+    for j, gate in enumerate(d.requirements.gates):
+        m = float(p.metrics[f"gate:{j}"][i])
+        if m < 0:
+            reach = gate.limit * (1 + m) if gate.higher_is_better else gate.limit * (1 - m)
+            limit = _round_away(reach, up=not gate.higher_is_better)
+            changed = with_limit(changed, gate, limit)
+            text = f"{gate.metric} {gate.stat} of {limit:g} instead of {gate.limit:g}"
+            said.append((m, text, KIND[gate.metric], limit))
+    if not said or best_of(changed, curves) is None:
+        return None
+    _, _, kind, value = min(said)
+    description = prefix + " and ".join(x[1] for x in said)
+    return Change(description=description, kind=kind, value=value, deployment=changed)
+
+
+def _least_broken(seen: list[Space]) -> tuple[Priced, int] | None:
+    """The candidate that serves the load and misses its requirements by least."""
+    best: tuple[float, Priced, int] | None = None
+    for space in seen:
+        for p in space.priced:
+            score = np.where(p.metrics["load"] >= 0, p.margin, -np.inf)
+            if len(p) and np.isfinite(score.max()):
+                i = int(np.argmax(score))
+                if best is None or score[i] > best[0]:
+                    best = (float(score[i]), p, i)
+    return None if best is None else best[1:]
+
+
+CHANGES: tuple[Callable[[Deployment, Curves, list[Space]], Iterable[Change]], ...] = (
+    more_devices, relaxed_limits, narrower_dtypes, shorter_context, lighter_load,
+)  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------------- what-if
+
+
+def what_ifs(
+    deployment: Deployment, curves: Curves, best: Candidate, objective: Objective, space: Space
+) -> tuple[WhatIf, ...]:
+    """Marginal value of one change each. A relaxed requirement re-judges known prices; the rest searches again."""
+    out = []
+
+    def note(description: str, ranked: Ranked | None) -> None:
+        if ranked is not None:
+            gain = relative_gain(objective, ranked.value, best.objective_value)
+            label = ranked.strategy(deployment).label(deployment.model.moe is not None)
+            out.append(
+                WhatIf(description=description, strategy=label, objective_value=ranked.value, relative_gain=gain)
+            )
+
+    for i, gate in enumerate(deployment.requirements.gates):
+        limit = gate.limit * (0.8 if gate.higher_is_better else 1.2)
+        ranked = order(_with_gate(space, deployment, i, limit), objective)
+        note(f"{gate.metric} {gate.stat} relaxed by 20 % to {limit:g}", ranked[0] if ranked else None)
+    if sum(len(p) for p in space.priced) <= WHAT_IF_LIMIT:
+        for description, changed in _variations(deployment):
+            note(description, best_of(changed, curves, objective))
+    return tuple(out)
+
+
+def _with_gate(space: Space, deployment: Deployment, i: int, limit: float) -> Space:
+    """The same prices judged with another limit of gate i."""
+    gates = deployment.requirements.gates
+    priced = []
+    for p in space.priced:
+        judged = {k: v for k, v in p.metrics.items() if k == "load" or k.startswith("gate:")}
+        m, gate = judged[f"gate:{i}"], gates[i]
+        judged[f"gate:{i}"] = (
+            (1 + m) * gate.limit / limit - 1 if gate.higher_is_better else 1 - (1 - m) * gate.limit / limit
+        )
+        priced.append(replace(p, margin=worst(judged)))
+    return replace(space, priced=tuple(priced))
+
+
+def _variations(d: Deployment) -> Iterable[tuple[str, Deployment]]:
+    n = d.cluster.num_devices
+    if n is not None:
+        yield "one more device", with_cluster(d, num_devices=n + 1)
+        yield "twice the devices", with_cluster(d, num_devices=2 * n)
+    if "fp8" not in d.weight_dtypes and d.weight_dtypes[0] in ("bf16", "fp16") and d.cluster.peak_flops.get("fp8"):
+        yield "fp8 weights", d.model_copy(update={"weight_dtypes": ("fp8",)})
+    if "fp8" not in d.kv_dtypes and d.cluster.peak_flops.get("fp8"):
+        yield "fp8 KV cache", d.model_copy(update={"kv_dtypes": ("fp8",)})
+
+
+__all__ = ["CHANGES", "best_of", "explain_infeasible", "objective_value", "what_ifs"]

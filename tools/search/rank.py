@@ -1,0 +1,344 @@
+"""search(): the best strategy, those behind it, the baseline, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tools.cost.curves import Curves
+from tools.cost.estimate import batch_limit, estimate, normalise
+from tools.cost.fit import max_batch
+from tools.cost.serving import Load
+from tools.cost.steps import Candidates, layouts
+from tools.memory import model_weight_bytes
+from tools.search.objective import choose_objective, objective_value
+from tools.search.pareto import front
+from tools.search.space import (
+    Priced,
+    Space,
+    _ceiling,
+    _price,
+    batched_tokens,
+    degrees,
+    legal,
+    only_copies,
+    price_space,
+    tensor_degrees,
+)
+from tools.spec.base import Refused, ToolError
+from tools.spec.deployment import Deployment, Objective
+from tools.spec.plan import Candidate, Estimate, SearchResult
+from tools.spec.strategy import Strategy
+
+DEFAULT_NODE = 8
+AMPLE_STEPS: tuple[tuple[int, int, int], ...] = (
+    (1, 17, 1),
+    (17, 65, 1),
+    (72, 257, 8),
+    (320, 1025, 64),
+    (1280, 4097, 256),
+)
+"""(from, below, step): device counts tried in turn when devices are ample; the first group with a feasible plan ends
+it."""
+TABLE_GROWTH = (1, 2, 4, 8)
+MAX_PARETO = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One row of the order: which family, which index, its objective value."""
+
+    priced: Priced
+    index: int
+    value: float
+
+    def strategy(self, deployment: Deployment) -> Strategy:
+        return self.priced.cands.strategy(self.index, deployment.model)
+
+
+def device_counts(deployment: Deployment) -> Iterator[Sequence[int]]:
+    """Groups of device counts to try, in turn, until one has a feasible strategy.
+
+    A bounded cluster is used whole; only if nothing at all works on all of it are fewer devices tried."""
+    n = deployment.cluster.num_devices
+    if n is not None:
+        yield (n,)
+        for fewer in range(n - 1, max(0, n - 1 - DEFAULT_NODE), -1):
+            yield (fewer,)
+        return
+    least = lower_bound(deployment)
+    steps = AMPLE_STEPS[:4] if only_copies(deployment) else AMPLE_STEPS
+    for start, stop, step in steps:
+        group = [k for k in range(start, stop, step) if k >= least]
+        if group:
+            yield group
+
+
+def lower_bound(deployment: Deployment) -> int:
+    """Devices that hold one copy of the weights."""
+    least = min(model_weight_bytes(deployment.model, w) for w in deployment.weight_dtypes)
+    return max(1, int(least // deployment.cluster.memory_bytes))
+
+
+def explore(deployment: Deployment, curves: Curves) -> tuple[Space, list[Space]]:
+    """(the first space with a feasible strategy, else the first one; all spaces that were priced)."""
+    seen: list[Space] = []
+    for sizes in device_counts(deployment):
+        space = price_space(deployment, curves, sizes)
+        seen.append(space)
+        if space.num_feasible:
+            return space, seen
+    return seen[0], seen
+
+
+def order(space: Space, objective: Objective) -> list[Ranked]:
+    """Feasible strategies, best first; each layout once, at its best batch."""
+    rows: list[tuple[Any, ...]] = []
+    for p in space.priced:
+        values = objective_value(objective, p)
+        for i in np.flatnonzero(p.feasible):
+            c = p.cands
+            layout = (
+                int(c.tp[i]),
+                int(c.pp[i]),
+                int(c.dp[i]),
+                int(c.ep[i]),
+                int(c.attn_dp[i]),
+                c.weight_dtype,
+                c.kv_dtype,
+            )
+            # Equal values: the simpler layout, with the larger margin.
+            rows.append((-float(values[i]), -float(p.margin[i]), layout, int(c.batch[i]), p, int(i)))
+    rows.sort(key=lambda r: r[:4])
+    out, seen = [], set()
+    for negative, _, layout, _, p, i in rows:
+        if layout not in seen:
+            seen.add(layout)
+            out.append(Ranked(p, i, -negative))
+    return out
+
+
+def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchResult:
+    """Exhaustive over every legal strategy; `ranked` holds the feasible ones, best first.
+
+    Without any, `infeasible` says why, with the change of the conditions that helps least far away. Raises ToolError
+    for conditions no search can answer (no devices), Refused for a model whose operators are not supported.
+    """
+    from tools.search.explain import explain_infeasible, what_ifs
+
+    _check(deployment)
+    objective = choose_objective(deployment)
+    space, seen = explore(deployment, curves)
+    ranked = order(space, objective)
+    candidates = _candidates(deployment, curves, ranked, objective, top)
+    baseline = evaluate_strategy(deployment, baseline_strategy(deployment, curves), curves)
+    asked = tuple(c for a in deployment.alternatives if (c := _asked(deployment, a, curves)) is not None)
+    infeasible = None if candidates else explain_infeasible(deployment, curves, seen)
+    return SearchResult(
+        objective=objective, best=candidates[0] if candidates else None, ranked=candidates,
+        pareto=_pareto(deployment, curves, space, objective, candidates), baseline=baseline, asked=asked, infeasible=infeasible,
+        num_enumerated=sum(s.num_enumerated for s in seen), num_legal=sum(s.num_legal for s in seen),
+        num_fitting=sum(s.num_fitting for s in seen), num_feasible=sum(s.num_feasible for s in seen),
+        what_ifs=what_ifs(deployment, curves, candidates[0], objective, space) if candidates else (),
+        devices_table=_devices_table(deployment, curves, candidates[0]) if candidates else (),
+    )  # fmt: skip
+
+
+def _check(deployment: Deployment) -> None:
+    n = deployment.cluster.num_devices
+    if n is not None and n < 1:
+        raise ToolError(f"num_devices({n}) must be at least 1")
+    if deployment.workload.isl < 1 or deployment.workload.osl < 1:
+        raise ToolError(f"isl({deployment.workload.isl}) and osl({deployment.workload.osl}) must be at least 1")
+    if deployment.workload.mode == "training":
+        raise Refused("search: training workloads are not searched yet; state an inference workload")
+
+
+def _candidates(
+    deployment: Deployment, curves: Curves, ranked: list[Ranked], objective: Objective, top: int
+) -> tuple[Candidate, ...]:
+    out: list[Candidate] = []
+    for r in ranked[: max(top, 1)]:
+        e = estimate(deployment, r.strategy(deployment), curves)
+        reason = _reason(out[0], e, r.value, objective) if out else "best"
+        out.append(Candidate(rank=len(out) + 1, estimate=e, objective_value=r.value, reason=reason))
+    return tuple(out)
+
+
+def _reason(best: Candidate, e: Estimate, value: float, objective: Objective) -> str:
+    """The number that decided between this one and the best."""
+    b = best.estimate
+    if objective == "fewest_devices" and e.num_devices != b.num_devices:
+        return f"{e.num_devices} devices against {b.num_devices}"
+    if objective == "min_latency":
+        return f"E2E {e.e2e_s:.4g} s against {b.e2e_s:.4g} s"
+    if objective == "knee":
+        return (
+            f"{e.output_tok_s:.4g} tokens/s at TPOT {e.tpot_s * 1e3:.3g} ms "
+            f"against {b.output_tok_s:.4g} at {b.tpot_s * 1e3:.3g} ms"
+        )
+    gap = 1 - value / best.objective_value if best.objective_value else 0.0
+    if objective == "fewest_devices":
+        gap = 1 - e.output_tok_s_per_device / max(b.output_tok_s_per_device, 1e-12)
+    return (
+        f"{gap:.1%} fewer output tokens/s"
+        if gap > 5e-4
+        else f"equal throughput, margin {_margin(e):.1%} against {_margin(b):.1%}"
+    )
+
+
+def _margin(e: Estimate) -> float:
+    return min((p.margin for p in e.predictions if p.margin is not None), default=0.0)
+
+
+def evaluate_strategy(deployment: Deployment, strategy: Strategy, curves: Curves) -> Candidate:
+    """Any strategy, priced and judged as the search does its own. A batch that was not set is chosen like the search
+    chooses it: the best feasible rung of the ladder, else the most that fits."""
+    objective = choose_objective(deployment)
+    if "max_num_batched_tokens" not in strategy.model_fields_set:
+        tokens = batched_tokens(deployment, curves, strategy.engine)
+        strategy = strategy.model_copy(update={"max_num_batched_tokens": tokens})
+    strategy = normalise(deployment, strategy)
+    priced = _price_one(deployment, strategy, curves)
+    if priced is None:
+        size = deployment.workload.batch_size or 1
+        update = {} if "batch" in strategy.model_fields_set else {"batch": size}
+        e = estimate(deployment, strategy.model_copy(update=update), curves)
+        return Candidate(rank=0, estimate=e, objective_value=float("-inf"), reason="does not fit")
+    values = objective_value(objective, priced)
+    i = int(np.lexsort((values, priced.feasible))[-1])
+    if "batch" not in strategy.model_fields_set:
+        strategy = strategy.model_copy(update={"batch": int(priced.cands.batch[i])})
+    e = estimate(deployment, strategy, curves)
+    return Candidate(rank=0, estimate=e, objective_value=float(values[i]), reason="evaluated on request")
+
+
+def _price_one(deployment: Deployment, strategy: Strategy, curves: Curves) -> Priced | None:
+    """The ladder of one strategy (its own batch alone if that is set); None if not one sequence fits."""
+    cands = Candidates.of(strategy)
+    ((_, layout),) = layouts(deployment, curves, cands)
+    load = Load.of(deployment.workload)
+    if "batch" in strategy.model_fields_set:
+        priced = _price(layout, cands.batch, replace(load))
+        mine = np.flatnonzero(priced.cands.batch == strategy.batch)
+        return _select(priced, mine) if len(mine) else None
+    limit = np.asarray([batch_limit(deployment, curves, strategy.engine, strategy.attn_dp or 1)])
+    most = max_batch(layout, _ceiling(deployment, cands, limit))
+    return _price(layout, most, load) if most[0] > 0 else None
+
+
+def _select(p: Priced, index: np.ndarray) -> Priced:
+    return Priced(p.cands.take(index), {k: v[index] for k, v in p.metrics.items()}, p.margin[index])
+
+
+def _asked(deployment: Deployment, keywords: dict[str, Any], curves: Curves) -> Candidate | None:
+    base = {
+        "engine": deployment.engine.name,
+        "weight_dtype": deployment.weight_dtypes[0],
+        "kv_dtype": deployment.kv_dtypes[0],
+    }
+    return evaluate_strategy(deployment, Strategy(**{**base, **keywords}), curves)
+
+
+# ------------------------------------------------------------------------------------------------------------- baseline
+
+
+def baseline_strategy(deployment: Deployment, curves: Curves) -> Strategy:
+    """The stated baseline, else tp inside the node x pp across nodes, the smallest pp that fits, experts sliced (ep 1),
+    replicas over what is left. If nothing fits, the widest of them: it is drawn all the same, marked."""
+    base: dict[str, Any] = {
+        "engine": deployment.engine.name, "weight_dtype": deployment.weight_dtypes[0],
+        "kv_dtype": deployment.kv_dtypes[0], "name": "baseline",
+    }  # fmt: skip
+    if deployment.baseline is not None:
+        return Strategy(**{**base, **deployment.baseline, "name": "baseline"})
+    tokens = batched_tokens(deployment, curves, deployment.engine.name)
+    options = _baseline_options(deployment)
+    for tp, pp, dp in options:
+        s = Strategy(tp=tp, pp=pp, dp=dp, max_num_batched_tokens=tokens, **base)
+        ((_, layout),) = layouts(deployment, curves, Candidates.of(s))
+        if max_batch(layout, np.asarray([deployment.workload.batch_size or 1]))[0] > 0:
+            return s
+    tp, pp, dp = options[-1]
+    return Strategy(tp=tp, pp=pp, dp=dp, max_num_batched_tokens=tokens, **base)
+
+
+def _baseline_options(deployment: Deployment) -> list[tuple[int, int, int]]:
+    """(tp, pp, dp) with growing pp: first what the engine accepts, tp as wide as the node."""
+    model, n = deployment.model, deployment.cluster.num_devices
+    node = deployment.cluster.devices_per_node or DEFAULT_NODE
+    out: list[tuple[int, int, int]] = []
+    total = n if n is not None else node * model.num_hidden_layers
+    tps = [t for t in tensor_degrees(model, min(node, total)) if _legal_tp(deployment, t)] or [1]
+    exact = [t for t in tps if n is None or n % t == 0]
+    tp = max(exact or tps)
+    for pp in range(1, min(model.num_hidden_layers, total // tp) + 1):
+        dp = 1 if n is None else n // (tp * pp)
+        if dp >= 1 and (n is None or tp * pp * dp == n):
+            out.append((tp, pp, dp))
+    return out or [(tp, 1, max(1, total // tp))]
+
+
+def _legal_tp(deployment: Deployment, tp: int) -> bool:
+    one: dict[str, Any] = {n: np.ones(1, np.int64) for n in ("pp", "dp", "ep", "attn_dp", "batch")}
+    cands = Candidates(
+        tp=np.asarray([tp]), etp=np.asarray([tp]), max_num_batched_tokens=np.asarray([8192]), **one,
+        weight_dtype=deployment.weight_dtypes[0], kv_dtype=deployment.kv_dtypes[0], engine=deployment.engine.name,
+    )  # fmt: skip
+    return bool(legal(deployment, cands)[0][0])
+
+
+# ------------------------------------------------------------------------------------------------------ front and table
+
+
+def _pareto(
+    deployment: Deployment, curves: Curves, space: Space, objective: Objective, ranked: tuple[Candidate, ...]
+) -> tuple[Candidate, ...]:
+    """Strategies that fit and that no other beats in both TPOT and tokens/s per device; requirements left aside."""
+    tables = [p for p in space.priced if len(p)]
+    if not tables:
+        return ()
+    known = {c.estimate.strategy: c.estimate for c in ranked}
+    where = [(p, i) for p in tables for i in range(len(p))]
+    per_device = np.concatenate([p.metrics["output_tok_s"] / p.num_devices for p in tables])
+    tpot = np.concatenate([p.metrics["tpot"] for p in tables])
+    chosen = front(per_device, tpot)
+    if len(chosen) > MAX_PARETO:
+        chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, MAX_PARETO).astype(int))]
+    values = np.concatenate([objective_value(objective, p) for p in tables])
+    out: list[Candidate] = []
+    for k in chosen:
+        p, i = where[int(k)]
+        s = p.cands.strategy(i, deployment.model)
+        e = known[s] if s in known else estimate(deployment, s, curves)
+        out.append(Candidate(rank=len(out) + 1, estimate=e, objective_value=float(values[k]), reason="on the front"))
+    return tuple(out)
+
+
+def _devices_table(deployment: Deployment, curves: Curves, best: Candidate) -> tuple[dict[str, Any], ...]:
+    """For ample devices: what more of them bring."""
+    if deployment.cluster.num_devices is not None:
+        return ()
+    rows = []
+    for factor in TABLE_GROWTH:
+        n = best.estimate.num_devices * factor
+        if n > 4096:
+            break
+        whole = deployment.model_copy(update={"cluster": deployment.cluster.model_copy(update={"num_devices": n})})
+        ranked = order(price_space(whole, curves, (n,)), "total_throughput")
+        if ranked:
+            e = estimate(deployment, ranked[0].strategy(deployment), curves)
+            rows.append(
+                {
+                    "devices": n, "strategy": e.strategy.label(deployment.model.moe is not None),
+                    "output_tok_s": e.output_tok_s, "output_tok_s_per_device": e.output_tok_s_per_device,
+                    "ttft_s": e.ttft_s, "tpot_s": e.tpot_s, "batch": e.batch,
+                }
+            )  # fmt: skip
+    return tuple(rows)
+
+
+__all__ = ["baseline_strategy", "degrees", "evaluate_strategy", "explore", "order", "search"]
