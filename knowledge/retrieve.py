@@ -49,6 +49,8 @@ class Passage(Frozen):
     line: int
     text: str
     subjects: tuple[str, ...] = ()
+    main: str = ""
+    """The subject it is about, where its author or its title says so."""
     source: str = ""
 
 
@@ -66,10 +68,10 @@ class Library:
         self._db = sqlite3.connect(":memory:")
         tokenizer = "porter unicode61 tokenchars '_'"
         self._db.execute(
-            f'CREATE VIRTUAL TABLE p USING fts5(id UNINDEXED, name, title, subjects, body, tokenize="{tokenizer}")'
+            f'CREATE VIRTUAL TABLE p USING fts5(id UNINDEXED, main, title, subjects, body, tokenize="{tokenizer}")'
         )
         rows = [
-            (p.id, index_text(p.id), index_text(p.title), " ".join(p.subjects), index_text(p.text))
+            (p.id, f"main_{p.main}", index_text(p.title), " ".join(p.subjects), index_text(p.text))
             for p in self.passages.values()
         ]
         self._db.executemany("INSERT INTO p VALUES (?, ?, ?, ?, ?)", rows)
@@ -108,10 +110,12 @@ def subjects_in(text: str) -> tuple[str, ...]:
 
 def query_words(query: str) -> list[str]:
     """Words, bigrams, and the glossary's other names of what the query names."""
+    # A subject that every passage mentions has no weight of its own; that a passage is *about* it has.
+    about = [f"main_{s}" for s in subjects_in(query)]
     wider = [query.lower()] + [" ".join(g) for g in GLOSSARY if g[0] in subjects_in(query)]
     words = re.findall(r"[a-z0-9_]+", index_text(" ".join(wider)).lower()) + cjk_bigrams(" ".join(wider)).split()
     stop = {"the", "a", "an", "of", "and", "or", "to", "in", "on", "for", "is", "what", "how", "with", "per", "does"}
-    return [w for w in dict.fromkeys(words) if w not in stop]
+    return [w for w in dict.fromkeys((*about, *words)) if w not in stop]
 
 
 def _occurs(word: str, text: str) -> bool:
@@ -162,16 +166,16 @@ def split(text: str, file: str, prefix: str) -> list[Passage]:
         if not body:
             continue
         title = re.sub(r"^#+\s*", "", lines[start]).strip() or file
-        subjects = tuple(s.strip() for s in meta.get("subjects", "").split(",") if s.strip()) or subjects_in(body)
-        ident = prefix if len(heads) == 1 else f"{prefix}#{n + 1}"
+        declared = tuple(s.strip() for s in meta.get("subjects", "").split(",") if s.strip())
         out.append(
             Passage(
-                id=ident,
+                id=prefix if len(heads) == 1 else f"{prefix}#{n + 1}",
                 title=title,
                 file=file,
                 line=start + 1,
                 text=body,
-                subjects=subjects,
+                subjects=declared or subjects_in(body),
+                main=next(iter(declared or subjects_in(title)), ""),
                 source=meta.get("source", ""),
             )
         )

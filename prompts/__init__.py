@@ -36,7 +36,10 @@ def _load(name: str) -> tuple[frozenset[str], str, str]:
 
 
 def render(name: str, **inputs: Any) -> str:
-    """The prompt `name` with `inputs`. Raises PromptError when an input is missing or the template declares no such input."""
+    """The prompt `name` with `inputs`.
+
+    Raises PromptError when an input is missing or the template declares no such input.
+    """
     declared, body, _ = _load(name)
     if declared != inputs.keys():
         missing, unknown = sorted(declared - inputs.keys()), sorted(inputs.keys() - declared)

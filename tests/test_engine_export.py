@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from engine_models import (
@@ -21,10 +18,11 @@ from engine_models import (
     QWEN3_235B_FP8,
     QWEN25_32B_AWQ,
 )
+from engine_shell import flags, launch, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.engines.export import LaunchFile, export, parse, parse_sglang, parse_vllm
+from tools.engines.export import export, parse, parse_sglang, parse_vllm
 from tools.engines.export.base import one_line
 from tools.engines.rules import default_layers_per_stage
 from tools.spec.base import ToolError
@@ -50,62 +48,6 @@ DEPLOYMENTS: list[tuple[ModelSpec, dict, int, int]] = [
 ]
 IDS = [f"{m.name}-{Strategy(**d).label()}" for m, d, _, _ in DEPLOYMENTS]
 ENGINES = ("vllm", "sglang")
-
-
-STAND_IN = """
-import json, os, sys, time
-
-kept = {k: v for k, v in os.environ.items() if "VISIBLE" in k or "PARTITION" in k}
-with open(os.environ["CALLS"], "a") as f:
-    f.write(json.dumps({"argv": sys.argv[1:], "env": kept}) + chr(10))
-# A server that ends takes its neighbours along, so every stand-in waits until all of the node have been called.
-end = time.time() + 30
-while time.time() < end and sum(1 for _ in open(os.environ["CALLS"])) < int(os.environ["EXPECT"]):
-    time.sleep(0.01)
-"""
-
-
-def launch(engine: str, model: ModelSpec, degrees: dict, nodes: int, per_node: int, **more) -> dict[str, LaunchFile]:
-    more = {"isl": 512, "osl": 128, "memory_total_bytes": 80e9, **more}
-    files, findings = export(
-        engine, model, Strategy(engine=engine, **degrees), num_nodes=nodes, devices_per_node=per_node, **more
-    )
-    assert files, [f.message for f in findings]
-    return {Path(f.name).name: f for f in files}
-
-
-def run(file: LaunchFile, where: Path, **env: str) -> list[dict]:
-    """Run the script with stand-ins that record how they were called: [{"argv": [...], "env": {...}}]."""
-    log = where / "calls.jsonl"
-    log.unlink(missing_ok=True)
-    tools = where / "bin"
-    tools.mkdir(exist_ok=True)
-    stand_in = tools / "stand_in.py"
-    stand_in.write_text(STAND_IN, encoding="utf-8")
-    for name in ("vllm", "python3"):
-        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" {name} "$@"\n')
-        (tools / name).chmod(0o755)
-    (tools / "nginx").write_text('#!/bin/sh\ncat "$2"\n')
-    (tools / "nginx").chmod(0o755)
-    path = where / "script.sh"
-    path.write_text(file.text, encoding="utf-8")
-    slots = (re.findall(r"^SLOTS=(\d+)", file.text, re.MULTILINE) or ["1"])[0]
-    done = subprocess.run(
-        [BASH or "bash", str(path)], cwd=where, capture_output=True, text=True, timeout=60,
-        env={"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(log), "EXPECT": slots, **env},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    if not log.exists():
-        return [{"stdout": done.stdout}]
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-
-
-def flags(call: dict) -> dict[str, str]:
-    argv = call["argv"]
-    return {
-        a: (argv[i + 1] if i + 1 < len(argv) and not argv[i + 1].startswith("--") else "")
-        for i, a in enumerate(argv) if a.startswith("--")
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -227,23 +227,36 @@ degree = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 16, 32])
 
 @settings(max_examples=400, deadline=None)
 @given(
-    model=st.sampled_from(MODELS), engine=st.sampled_from(["vllm", "sglang"]), tp=degree, pp=st.integers(1, 9),
+    model=st.sampled_from(MODELS), engine=st.sampled_from(engines()), tp=degree, pp=st.integers(1, 9),
     ep=degree, etp=st.one_of(st.none(), degree), attn_dp=st.sampled_from([1, 2, 4, 16]), cp=st.sampled_from([1, 1, 2]),
     dp=st.integers(1, 4), sp=st.booleans(), num_nodes=st.one_of(st.none(), st.integers(1, 4)),
     weight_dtype=st.sampled_from(["bf16", "fp8", "int4"]), kv_dtype=st.sampled_from(["bf16", "fp8", "int8"]),
-    moe_comm=st.sampled_from(["auto", "allgather"]),
+    moe_comm=st.sampled_from(["auto", "allgather"]), dcp=st.sampled_from([1, 1, 2, 4]), dk=st.sampled_from([1, 1, 1, 2]),
+    cp_kind=st.sampled_from(["ulysses", "ring"]),
 )  # fmt: skip
 def test_vectorised_legality_is_what_check_says(
-    model, engine, tp, pp, ep, etp, attn_dp, cp, dp, sp, num_nodes, weight_dtype, kv_dtype, moe_comm
+    model, engine, tp, pp, ep, etp, attn_dp, cp, dp, sp, num_nodes, weight_dtype, kv_dtype, moe_comm, dcp, dk, cp_kind
 ):
-    shared = {"weight_dtype": weight_dtype, "kv_dtype": kv_dtype, "sp": sp, "moe_comm": moe_comm}
+    shared = {"weight_dtype": weight_dtype, "kv_dtype": kv_dtype, "sp": sp, "moe_comm": moe_comm, "cp_kind": cp_kind}
     try:
-        s = Strategy(tp=tp, pp=pp, ep=ep, etp=etp, attn_dp=attn_dp, cp=cp, dp=dp, engine=engine, **shared)
+        s = Strategy(
+            tp=tp, pp=pp, ep=ep, etp=etp, attn_dp=attn_dp, cp=cp, dp=dp, dcp=dcp, dk=dk, engine=engine, **shared
+        )
     except ToolError:
         assume(model.moe is not None)
         s = None
     # A second candidate rides along, so that arrays are arrays.
-    both = {"tp": tp, "pp": pp, "attn_dp": attn_dp, "cp": cp, "dp": dp, "ep": ep, "etp": s.etp if s else etp}
+    both = {
+        "tp": tp,
+        "pp": pp,
+        "attn_dp": attn_dp,
+        "cp": cp,
+        "dp": dp,
+        "ep": ep,
+        "etp": s.etp if s else etp,
+        "dcp": dcp,
+        "dk": dk,
+    }
     arrays = {k: np.array([v, 1]) for k, v in both.items() if v is not None}
     mask, reason = legal_mask(engine, model, **arrays, **shared, num_nodes=num_nodes, devices_per_node=8)
     if s is None:
@@ -262,12 +275,13 @@ def test_one_device_is_legal_for_every_unblocked_model(engine, model):
     assert errors(engine, model, tp=1) == []
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("engine", engines())
 def test_every_error_names_a_tensor_shows_numbers_its_source_and_a_way_out(engine):
     seen = {}
     for model, tp, ep, attn_dp, sp in itertools.product(MODELS, (3, 7, 32, 256), (1, 4, 256), (1, 3), (False, True)):
+        more = {"weight_dtype": model.weight_dtype, "kv_dtype": "fp32", "dcp": 5}
         try:
-            s = Strategy(tp=tp, ep=ep, attn_dp=attn_dp, sp=sp, pp=200, weight_dtype=model.weight_dtype, kv_dtype="fp32")
+            s = Strategy(tp=tp, ep=ep, attn_dp=attn_dp, sp=sp, pp=200, **more)
         except ToolError:
             continue
         for f in check(model, s, engine=engine, num_nodes=1, devices_per_node=8):
@@ -289,7 +303,11 @@ def test_an_unknown_engine_or_version_is_answered_with_the_known_ones():
 
 
 @settings(max_examples=200, deadline=None)
-@given(engine=st.sampled_from(["vllm", "sglang", "trtllm"]), layers=st.integers(1, 200), data=st.data())
+@given(
+    engine=st.sampled_from(["vllm", "sglang", "trtllm", "vllm-ascend", "megatron", "mindie"]),
+    layers=st.integers(1, 200),
+    data=st.data(),
+)
 def test_default_stages_hold_all_layers_and_differ_by_at_most_one(engine, layers, data):
     pp = data.draw(st.integers(1, layers))
     stages = default_layers_per_stage(engine, layers, pp)

@@ -151,7 +151,7 @@ def prefill_shape(layout: Layout, load: Load, in_flight: np.ndarray) -> tuple[np
     tokens = -(-new // chunks)
     # Chunk j of c ends at cached + j·tokens: linear, so their mean prices them all.
     context = (load.isl - new) + np.ceil(tokens * (chunks + 1) / 2).astype(np.int64)
-    prompts = np.ones_like(in_flight)
+    prompts = np.minimum(layout.cands.attn_dp, np.maximum(in_flight, 1))
     return prompts, tokens, chunks, np.maximum(context, tokens)
 
 
@@ -362,8 +362,7 @@ def _performance(
 def _burst(layout: Layout, steps: Steps, in_flight: Num) -> Num:
     """First token of the last of `in_flight` requests that arrive at the same moment."""
     n = np.maximum(np.ceil(np.asarray(in_flight, float)), 1)
-    abreast = np.maximum(steps.prompts, np.minimum(layout.cands.attn_dp, n))
-    passes = np.ceil(n / abreast) * steps.chunks
+    passes = np.ceil(n / steps.prompts) * steps.chunks
     extra = steps.mixed.minus(steps.decode).slowest
     return steps.prefill.latency + (passes - 1) * extra + layout.engine.prefill_s
 

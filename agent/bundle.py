@@ -1,0 +1,198 @@
+"""What a run publishes, as values: the plan, its report, launch files, the evaluation, and the manifest's list.
+
+`bundle` is a function of recorded state only: called again after a crash it gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.bind import Workbench
+from agent.draw import Drawing, Drawn, dag_dir
+from agent.report import assemble_plan, pareto_csv, pareto_svg, phase_entry, plan_to_json, render_plan_md
+from agent.verify import Proven, ProvenInfeasible, Verified
+from tools.engines.export import LAUNCHERS, LaunchFile, export
+from tools.rubric import Constraint, Deliverable, Evaluation, Reference, RunRecord, evaluate
+from tools.spec.base import ToolError
+from tools.spec.conditions import Conditions, InputFile
+from tools.spec.finding import Finding
+from tools.spec.plan import Plan, SearchResult
+
+DAG_KINDS = {".py": "dag_script", ".dot": "dag_dot", ".svg": "dag_svg"}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything the earlier nodes left, loaded."""
+
+    bench: Workbench
+    run_dir: Path
+    inputs: tuple[InputFile, ...]
+    inputs_after: dict[str, str]
+    conditions: Conditions
+    search: SearchResult
+    verdict: Proven | ProvenInfeasible
+    drawn: Drawn
+    proposal: dict[str, Any]
+    passages: Sequence[dict[str, Any]] = ()
+    constraints: tuple[Constraint, ...] = ()
+    degraded: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    opinion: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """`files`: path → (kind, content) of all that is generated; `copies`: path → (kind, source) of the drawn DAGs."""
+
+    plan: Plan
+    evaluation: Evaluation
+    files: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    copies: dict[str, tuple[str, Path]] = field(default_factory=dict)
+
+
+def bundle(record: Record, reference: Reference | None) -> Bundle:
+    plan = make_plan(record)
+    launch, launch_findings = launch_files(record.bench, plan)
+    files: dict[str, tuple[str, bytes]] = {"plan.json": ("plan", plan_to_json(plan).encode())}
+    files |= {f"launch/{f.name}": ("launch", f.text.encode()) for f in launch}
+    if plan.search.get("pareto"):
+        files["pareto.svg"] = ("pareto", pareto_svg(plan).encode())
+        files["pareto.csv"] = ("pareto", pareto_csv(plan).encode())
+    copies = dag_copies(record)
+    listed = deliverables(files, copies, record.drawn)
+    judged = evaluate(_run_record(record, plan, listed, launch_findings, reference))
+    report = render_plan_md(plan, files=listed, evaluation=judged) + opinion_section(record)
+    files["plan.md"] = ("report", report.encode())
+    files["evaluation.json"] = ("evaluation", judged.to_json().encode())
+    return Bundle(plan=plan, evaluation=judged, files=files, copies=copies)
+
+
+def make_plan(record: Record) -> Plan:
+    verdict = record.verdict
+    verification = verdict.verification
+    plan, baseline = verification.of("plan"), verification.of("baseline")
+    findings = [*record.findings]
+    if plan:
+        findings += plan.findings
+    for v in verification.subjects:
+        if v.subject.role != "plan":
+            findings += [_of_other(v, f) for f in v.findings if f.severity != "info"]
+    return assemble_plan(
+        record.bench.deployment, record.conditions, record.search,
+        chosen=verdict.chosen if isinstance(verdict, Proven) else None,
+        phases=_phases(plan), baseline_phases=_phases(baseline), parts=plan.parts if plan else (), findings=findings,
+        proposal=record.proposal, passages=record.passages, degraded=record.degraded,
+    )  # fmt: skip
+
+
+def _phases(v: Verified | None) -> dict[str, dict[str, Any]]:
+    if v is None:
+        return {}
+    sizes = v.sizes
+    return {
+        p: phase_entry(proof, batch=sizes[p].batch_size, seq_len=sizes[p].seq_len, kv_len=sizes[p].kv_len)
+        for p, proof in v.proofs.items()
+    }
+
+
+def _of_other(v: Verified, f: Finding) -> Finding:
+    """A finding about the baseline or runner-up is told, but is no error of the plan."""
+    label = f"{v.subject.role.replace('_', '-')} {v.subject.strategy.label()}"
+    return f.model_copy(update={"severity": "info", "message": f"{label}: {f.message}"})
+
+
+def launch_files(bench: Workbench, plan: Plan) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
+    """Launch files of a proven plan for its engine and for the other engines that accept it."""
+    if plan.strategy is None or plan.estimate is None:
+        return (), ()
+    files: list[LaunchFile] = []
+    findings: list[Finding] = []
+    own = plan.strategy.engine if plan.strategy.engine in LAUNCHERS else next(iter(LAUNCHERS))
+    for engine in (own, *(e for e in LAUNCHERS if e != own)):
+        made, said = export_plan(bench, plan, engine)
+        files += [f.model_copy(update={"name": f.name if "/" in f.name else f"{engine}/{f.name}"}) for f in made]
+        if engine == own:
+            findings += said
+        elif not made and said:
+            first = said[0]
+            findings.append(
+                first.model_copy(update={"severity": "info", "message": f"no {engine} files: {first.message}"})
+            )
+    return tuple(files), tuple(findings)
+
+
+def export_plan(bench: Workbench, plan: Plan, engine: str) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
+    """The exporter with everything the plan knows; what it refuses is a finding."""
+    assert plan.strategy is not None
+    d, e, s = bench.deployment, plan.estimate, plan.strategy
+    try:
+        return export(
+            engine,
+            d.model,
+            s,
+            isl=d.workload.isl,
+            osl=d.workload.osl,
+            num_nodes=d.cluster.num_nodes,
+            devices_per_node=d.cluster.devices_per_node,
+            max_model_len=max(d.workload.context, d.workload.isl + d.workload.osl),
+            max_num_seqs=s.batch,
+            max_num_batched_tokens=s.max_num_batched_tokens,
+            memory_total_bytes=d.cluster.memory_bytes,
+            memory_reserve=d.requirements.memory_reserve,
+            concurrency=e.concurrency if e else None,
+            request_rate=d.workload.request_rate,
+        )
+    except ToolError as error:
+        return (), (Finding(code="launch", severity="warning", cause="engine", message=str(error)),)
+
+
+def dag_copies(record: Record) -> dict[str, tuple[str, Path]]:
+    folder = dag_dir(record.run_dir)
+    return {
+        f"dag/{name}": (DAG_KINDS[Path(name).suffix], folder / name) for d in record.drawn.drawings for name in d.files
+    }
+
+
+def deliverables(
+    files: dict[str, tuple[str, bytes]], copies: dict[str, tuple[str, Path]], drawn: Drawn
+) -> tuple[Deliverable, ...]:
+    """Every file that will be published. Report and evaluation are written last: they are listed with a size of 1."""
+    owner: dict[str, Drawing] = {f"dag/{n}": d for d in drawn.drawings if d.detail == "full" for n in d.files}
+    out = [Deliverable(kind=kind, path=path, num_bytes=len(data)) for path, (kind, data) in files.items()]  # type: ignore[arg-type]
+    for path, (kind, source) in copies.items():
+        d = owner.get(path)
+        role, phase = (d.role, d.phase) if d else (None, None)
+        size = source.stat().st_size
+        out.append(Deliverable(kind=kind, path=path, num_bytes=size, role=role, phase=phase))  # type: ignore[arg-type]
+    out.append(Deliverable(kind="report", path="plan.md", num_bytes=1))
+    out.append(Deliverable(kind="evaluation", path="evaluation.json", num_bytes=1))
+    out.append(Deliverable(kind="events", path="events.jsonl", num_bytes=1))
+    return tuple(sorted(out, key=lambda x: (x.kind, x.path)))
+
+
+def _run_record(
+    record: Record,
+    plan: Plan,
+    listed: tuple[Deliverable, ...],
+    launch: tuple[Finding, ...],
+    reference: Reference | None,
+) -> RunRecord:
+    model = record.bench.deployment.model.name
+    return RunRecord(
+        plan=plan, conditions=record.conditions, inputs=record.inputs, inputs_after=record.inputs_after,
+        proofs=record.verdict.verification.graph_proofs(), deliverables=listed, launch_findings=launch,
+        dags=tuple(d.report(model) for d in record.drawn.drawings if d.detail == "full"),
+        constraints=record.constraints, reference=reference,
+    )  # fmt: skip
+
+
+def opinion_section(record: Record) -> str:
+    """What an LLM says about the plan, labelled as an opinion; it changes no score."""
+    if not record.opinion:
+        return ""
+    text = "\n".join(f"> {line}" for line in record.opinion.strip().splitlines())
+    return f"\n## Opinion of the language model (not verified, not scored)\n\n{text}\n"

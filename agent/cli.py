@@ -1,0 +1,323 @@
+"""The command line. Heavy modules are imported inside the commands, so that `--help` answers at once.
+
+Exit codes: 0 answered or proven; 1 findings (prove, check-dag, doctor); 2 bad input; 3 infeasible; 4 the LLM backend
+failed
+under --strict; 70 our bug. With --json one JSON document goes to stdout; progress always goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agent.errors import BACKEND, BAD_INPUT, BUG, one_line
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Deployment conditions in, a proven parallel deployment plan out.\n\n"
+    "Example: meshwright plan examples/conditions/llama3_70b_8xh100.md --out out",
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Backend = Annotated[
+    str,
+    typer.Option("--backend", metavar="NAME[:LLM]", help="builtin, replay:FILE, or a profile such as openai:gpt-5."),
+]
+BaseUrl = Annotated[str | None, typer.Option("--llm-base-url", metavar="URL", help="OpenAI-compatible server.")]
+Model = Annotated[str, typer.Option("--model", help="Name, or path of a config.json.")]
+OptModel = Annotated[str | None, typer.Option("--model", help="Name, or path of a config.json.")]
+Device = Annotated[str, typer.Option("--device", help="Name such as h100, '910B', 8xH100.")]
+Degree = Annotated[int | None, typer.Option(min=1)]
+Phase = Annotated[str | None, typer.Option("--phase", help="prefill or decode; both when left out.")]
+StrategyFile = Annotated[
+    Path | None, typer.Option("--strategy", help="JSON or YAML with the degrees (or a plan.json).")
+]
+Dtype = Annotated[str | None, typer.Option(help="bf16, fp8, int4, …")]
+
+
+def guarded(module: str, function: str, *args: Any) -> None:
+    """Runs a command and turns what it raises into one line and the exit code.
+
+    Never a traceback, except for our own bugs.
+    """
+    from tools.spec.base import Bug, ToolError
+
+    try:
+        code = getattr(importlib.import_module(f"agent.{module}"), function)(*args)
+    except ToolError as e:
+        _fail(f"error: {one_line(e)}", BAD_INPUT)
+    except Bug as e:
+        _fail(f"internal error: {one_line(e)}", BUG)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+    except Exception as e:
+        from agent.llm.base import BackendError
+        from agent.loop import StrictFailure
+
+        if isinstance(e, BackendError | StrictFailure):
+            _fail(f"backend: {one_line(e)}", BACKEND)
+        import traceback
+
+        traceback.print_exc()
+        _fail(f"internal error: {type(e).__name__}: {one_line(e)}", BUG)
+    raise typer.Exit(code)
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"meshwright: {text}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(
+    conditions: Annotated[list[Path], typer.Argument(help="Files or folders: Markdown, text, YAML, JSON, TOML.")],
+    task: Annotated[
+        Path | None, typer.Option("--task", help="Task prompt to obey; its constraints become rubric items.")
+    ] = None,
+    knowledge: Annotated[
+        Path | None, typer.Option("--knowledge", help="Folder with further passages (.md, .txt).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory [default: ./runs/NAME-TIMESTAMP].")] = None,
+    backend: Backend = "builtin",
+    llm_base_url: BaseUrl = None,
+    objective: Annotated[str | None, typer.Option(help="fewest_devices, total_throughput, knee, min_latency.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 4 instead of letting the built-in policy answer for a failing LLM.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Read conditions, search, prove, draw, evaluate, publish.
+
+    Examples:
+
+      meshwright plan conditions.md
+
+      meshwright plan hardware.json model.json slo.json --out runs/mine --json
+
+      meshwright plan conditions.md --task TASK.md --backend openai:gpt-5 --strict
+    """
+    guarded("commands.run", "plan", conditions, task, knowledge, out, backend, llm_base_url, objective, strict, json_)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="Run directory of an interrupted plan.")], json_: Json = False
+) -> None:
+    """Go on with an interrupted run, from its last checkpoint.
+
+    Example: meshwright resume runs/mine
+    """
+    guarded("commands.run", "resume", run_dir, json_)
+
+
+@app.command()
+def show(run_dir: Annotated[Path, typer.Argument(help="Run directory.")], json_: Json = False) -> None:
+    """Summary of a finished run, or how far an unfinished one got.
+
+    Example: meshwright show runs/mine
+    """
+    guarded("commands.run", "show", run_dir, json_)
+
+
+@app.command()
+def read(
+    conditions: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    backend: Backend = "builtin",
+    llm_base_url: BaseUrl = None,
+    json_: Json = False,
+) -> None:
+    """What a careful reader takes from the conditions: facts with evidence, conflicts, missing, ignored.
+
+    Example: meshwright read conditions.md --json
+    """
+    guarded("commands.pure", "read", conditions, backend, llm_base_url, json_)
+
+
+@app.command()
+def search(
+    model: Model,
+    device: Device,
+    isl: Annotated[int, typer.Option(min=1, help="Input tokens of a request.")],
+    osl: Annotated[int, typer.Option(min=1, help="Output tokens of a request.")],
+    nodes: Degree = None,
+    devices_per_node: Degree = None,
+    unbounded: Annotated[bool, typer.Option("--unbounded", help="Devices are ample.")] = False,
+    ttft_ms: Annotated[float | None, typer.Option(help="Limit on time to first token.")] = None,
+    tpot_ms: Annotated[float | None, typer.Option(help="Limit on time per output token.")] = None,
+    percentile: Annotated[
+        str | None, typer.Option(help="mean, p50, p90, p95, p99, max: statistic of the limits.")
+    ] = None,
+    concurrency: Degree = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm, sglang.")] = None,
+    weights: Dtype = None,
+    kv: Dtype = None,
+    objective: Annotated[str | None, typer.Option(help="fewest_devices, total_throughput, knee, min_latency.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=1000)] = 10,
+    json_: Json = False,
+) -> None:
+    """Every legal strategy, priced; the best that meet the limits.
+
+    Examples:
+
+      meshwright search --model llama3.1-70b --device h100 --nodes 1 --devices-per-node 8 --isl 2048 --osl 256
+      --ttft-ms 1000
+
+      meshwright search --model qwen3-235b-a22b --device h200 --unbounded --isl 4096 --osl 1024 --tpot-ms 40 --json
+    """
+    asked = {k: v for k, v in locals().items() if k != "json_"}
+    guarded("commands.pure", "search", asked, json_)
+
+
+@app.command()
+def estimate(
+    model: OptModel = None,
+    device: Annotated[str | None, typer.Option("--device", help="Name such as h100.")] = None,
+    tp: Degree = None,
+    pp: Degree = None,
+    ep: Degree = None,
+    etp: Degree = None,
+    dp: Degree = None,
+    attn_dp: Degree = None,
+    cp: Degree = None,
+    weights: Dtype = None,
+    kv: Dtype = None,
+    isl: Degree = None,
+    osl: Degree = None,
+    concurrency: Degree = None,
+    max_throughput: Annotated[bool, typer.Option("--max-throughput", help="At the largest batch that fits.")] = False,
+    nodes: Degree = None,
+    devices_per_node: Degree = None,
+    engine: Annotated[str | None, typer.Option(help="vllm, sglang.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Rows to predict instead of one strategy.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="With --csv: the predictions.")] = None,
+    json_: Json = False,
+) -> None:
+    """Predicted latency, throughput and memory of one strategy, or of every row of a CSV.
+
+    Examples:
+
+      meshwright estimate --model llama3.1-70b --device h100 --tp 8 --isl 2048 --osl 256 --concurrency 32 --json
+
+      meshwright estimate --csv rows.csv --out predictions.csv
+    """
+    asked = {k: v for k, v in locals().items() if k != "json_"}
+    guarded("commands.pure", "estimate", asked, json_)
+
+
+@app.command()
+def dag(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="Directory for the .py, .dot and .svg files.")],
+    tp: Degree = None,
+    pp: Degree = None,
+    ep: Degree = None,
+    etp: Degree = None,
+    dp: Degree = None,
+    attn_dp: Degree = None,
+    cp: Degree = None,
+    sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism over tp.")] = False,
+    strategy: StrategyFile = None,
+    phase: Phase = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Sequences [default: 1 per attention group].")
+    ] = None,
+    seq: Annotated[int, typer.Option("--seq", min=1, help="Prompt, or context in decode.")] = 1024,
+    detail: Annotated[str, typer.Option(help="full, stage, group.")] = "full",
+    json_: Json = False,
+) -> None:
+    """Draw the operator-level graph of a strategy.
+
+    Example: meshwright dag --model llama3.1-70b --tp 4 --pp 2 --phase decode --out dags --json
+    """
+    asked = {k: v for k, v in locals().items() if k != "json_"}
+    guarded("commands.graphs", "dag", asked, json_)
+
+
+@app.command()
+def prove(
+    plan_json: Annotated[Path | None, typer.Argument(help="plan.json of a run.")] = None,
+    model: OptModel = None,
+    tp: Degree = None,
+    pp: Degree = None,
+    ep: Degree = None,
+    etp: Degree = None,
+    dp: Degree = None,
+    attn_dp: Degree = None,
+    cp: Degree = None,
+    sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism over tp.")] = False,
+    strategy: StrategyFile = None,
+    phase: Phase = None,
+    json_: Json = False,
+) -> None:
+    """Execute the partitioned graph on simulated devices and compare every tensor with the unpartitioned model.
+
+    Examples:
+
+      meshwright prove runs/mine/plan.json
+
+      meshwright prove --model deepseek-v3 --tp 4 --attn-dp 2 --ep 8 --json
+    """
+    asked = {k: v for k, v in locals().items() if k != "json_"}
+    guarded("commands.graphs", "prove", asked, json_)
+
+
+@app.command(name="check-dag")
+def check_dag(files: Annotated[list[Path], typer.Argument(help="DOT files.")], json_: Json = False) -> None:
+    """Apply the DAG rules to any DOT file; exit 1 when one is broken.
+
+    Example: meshwright check-dag graph.dot --json
+    """
+    guarded("commands.graphs", "check_dag", files, json_)
+
+
+@app.command()
+def export(
+    plan_json: Annotated[Path, typer.Argument(help="plan.json of a run.")],
+    engine: Annotated[str, typer.Option("--engine", help="vllm, sglang.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory for the launch files.")],
+    json_: Json = False,
+) -> None:
+    """Write the launch files of a plan for a serving engine.
+
+    Example: meshwright export runs/mine/plan.json --engine sglang --out launch
+    """
+    guarded("commands.pure", "export", plan_json, engine, out, json_)
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """What is installed, which renderer and tokenizer are in use, and how to get what is missing.
+
+    Example: meshwright doctor
+    """
+    guarded("doctor", "main", json_)
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Console entry point. Usage errors are one line and exit with 2, as all bad input."""
+    try:
+        code = app(args=argv, standalone_mode=False)
+    except typer.Exit as e:
+        code = e.exit_code
+    except typer.Abort:
+        code = 130
+    except Exception as e:
+        # Typer's own usage errors carry an exit code and a message; anything else is ours.
+        if not hasattr(e, "format_message"):
+            raise
+        text = e.format_message()
+        print(f"meshwright: error: {one_line(RuntimeError(text))} (see --help)" if text else "", file=sys.stderr)
+        code = getattr(e, "exit_code", BAD_INPUT)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the commands do. Each function takes parsed options and returns the exit code."""

@@ -1,0 +1,199 @@
+"""Shared by the commands: JSON output, deployments and strategies from options."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from agent.files import read_text
+from knowledge.catalog import load_device, load_model
+from tools.spec.base import Refused, ToolError
+from tools.spec.deployment import Deployment, Objective
+from tools.spec.hardware import Cluster, Device
+from tools.spec.model import DType, ModelSpec
+from tools.spec.plan import Plan
+from tools.spec.strategy import Phase, Strategy
+from tools.spec.workload import EngineChoice, Metric, Requirement, Requirements, Stat, Workload
+
+LIMITS: tuple[tuple[Metric, str], ...] = (("ttft_s", "ttft_ms"), ("tpot_s", "tpot_ms"))
+DEGREES = ("tp", "pp", "ep", "etp", "dp", "attn_dp", "cp")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; infinities and NaN, which JSON has not, become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def one_of(value: str | None, kind: Any, option: str) -> Any:
+    """`value` if it is one of the literals of `kind`. Raises ToolError listing them."""
+    allowed = get_args(kind)
+    if value is not None and value not in allowed:
+        raise ToolError(f"{option} {value!r}: choose one of {', '.join(allowed)}")
+    return value
+
+
+def buildable(model: ModelSpec) -> ModelSpec:
+    if model.unsupported:
+        raise Refused(f"{model.name}: its operator graph is not supported yet: {'; '.join(model.unsupported)}")
+    return model
+
+
+def phases(option: str | None) -> tuple[Phase, ...]:
+    one_of(option, Phase, "--phase")
+    return ("prefill", "decode") if option is None else (option,)  # type: ignore[return-value]
+
+
+def ready_dir(path: Path, option: str = "--out") -> Path:
+    """Makes the directory. Raises ToolError when it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ToolError(f"{option} {path}: exists and is not a directory; choose another") from None
+    except OSError as e:
+        raise ToolError(f"{option} {path}: cannot write there ({e.strerror}); choose another directory") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ToolError(f"{option} {path}: cannot write there (no permission); choose another directory")
+    return path
+
+
+def strategy_from(asked: Mapping[str, Any], **defaults: Any) -> Strategy:
+    """Strategy of --strategy FILE or of the degrees; both at once is an error."""
+    degrees = {k: asked[k] for k in DEGREES if asked.get(k) is not None}
+    if asked.get("sp"):
+        degrees["sp"] = True
+    if asked.get("strategy") is None:
+        return Strategy.model_validate({**defaults, **degrees})
+    if degrees:
+        raise ToolError(
+            f"--strategy and --{next(iter(degrees)).replace('_', '-')} exclude each other; give one of them"
+        )
+    return strategy_file(asked["strategy"], defaults)
+
+
+def checkpoint_dtypes(asked: str) -> dict[str, str]:
+    """Strategy defaults for a model named on the command line: the checkpoint's own weights, or those its name says."""
+    found = load_model(asked)
+    return {"weight_dtype": found.weight_hint or found.model.weight_dtype}
+
+
+def strategy_file(path: Path, defaults: Mapping[str, Any]) -> Strategy:
+    """A strategy in JSON or YAML, or the one of a plan.json. Raises ToolError naming what is wrong."""
+    import yaml
+    from pydantic import ValidationError
+
+    try:
+        data = yaml.safe_load(read_text(path, "--strategy"))
+    except yaml.YAMLError as e:
+        raise ToolError(f"--strategy {path}: not JSON or YAML: {' '.join(str(e).split())[:200]}") from None
+    if isinstance(data, dict) and isinstance(data.get("strategy"), dict):
+        data = data["strategy"]
+    if not isinstance(data, dict):
+        raise ToolError(f"--strategy {path}: expected an object of degrees such as {{tp: 8, pp: 2}}")
+    try:
+        return Strategy.model_validate({**defaults, **data})
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ToolError(
+            f"--strategy {path}: {'.'.join(map(str, first['loc'])) or 'strategy'}: {first['msg']}"
+        ) from None
+
+
+def load_plan(path: Path) -> Plan:
+    """plan.json of a run (or the run directory). Raises ToolError when it is none."""
+    from pydantic import ValidationError
+
+    path = path / "plan.json" if path.is_dir() else path
+    text = read_text(path, "plan", 50_000_000)
+    try:
+        return Plan.model_validate_json(text)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ToolError(
+            f"{path} is no plan.json: {'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
+        ) from None
+
+
+def cluster_of(device: Device, num_devices: int | None, devices_per_node: int) -> Cluster:
+    return Cluster(
+        device=device,
+        num_devices=num_devices,
+        devices_per_node=devices_per_node,
+        memory_bytes=device.memory_usable_bytes,
+        memory_bandwidth=device.memory_bandwidth,
+        peak_flops=device.peak_flops,
+        intra_node_bandwidth=device.link_bandwidth,
+        inter_node_bandwidth=device.network_bandwidth,
+        link_domain=device.link_domain,
+    )
+
+
+def dtypes(
+    model: ModelSpec, hint: str | None, device: Device, weights: str | None, kv: str | None
+) -> tuple[DType, DType]:
+    """(weights, KV cache): the stated ones, else the name's hint or the checkpoint's own, and 16 bits for KV."""
+    one_of(weights, DType, "--weights")
+    one_of(kv, DType, "--kv")
+    half: DType = "bf16" if "bf16" in device.peak_flops else "fp16"
+    native: DType = half if model.weight_dtype in ("bf16", "fp16", "fp32") else model.weight_dtype
+    return cast(DType, weights or hint or native), cast(DType, kv or half)
+
+
+def deployment_from(asked: Mapping[str, Any], num_devices: int | None = None) -> Deployment:
+    """Deployment of the options of `search` and `estimate`.
+
+    `num_devices`: what a given strategy needs, if none is stated.
+    """
+    found, dev = load_model(asked["model"]), load_device(asked["device"])
+    buildable(found.model)
+    per_node = asked.get("devices_per_node") or dev.count or 8
+    nodes = asked.get("nodes") or (1 if num_devices is None else -(-num_devices // per_node))
+    total = None if asked.get("unbounded") else nodes * per_node
+    if asked.get("unbounded") and asked.get("nodes"):
+        raise ToolError("--unbounded and --nodes exclude each other; give one of them")
+    if num_devices is not None:
+        if asked.get("nodes") and total is not None and num_devices > total:
+            raise ToolError(f"the strategy needs {num_devices} devices, but {nodes} nodes × {per_node} = {total}")
+        total = num_devices
+    weights, kv = dtypes(found.model, found.weight_hint, dev.device, asked.get("weights"), asked.get("kv"))
+    stat: Stat = one_of(asked.get("percentile"), Stat, "--percentile") or "limit"
+    gates = [
+        Requirement(metric=m, stat=stat, limit=asked[o] / 1e3)
+        for m, o in LIMITS
+        if asked.get(o) is not None and _positive(asked[o], o)
+    ]
+    rate = asked.get("rate")
+    if rate is not None:
+        _positive(rate, "rate")
+    return Deployment(
+        model=found.model, cluster=cluster_of(dev.device, total, per_node),
+        workload=Workload(isl=asked["isl"], osl=asked["osl"], concurrency=asked.get("concurrency"), request_rate=rate),
+        requirements=Requirements(gates=tuple(gates)), engine=engine_of(asked.get("engine")),
+        objective=one_of(asked.get("objective"), Objective, "--objective"), weight_dtypes=(weights,), kv_dtypes=(kv,),
+    )  # fmt: skip
+
+
+def engine_of(name: str | None) -> EngineChoice:
+    from tools.engines.rules import engines
+
+    if name is not None and name not in engines():
+        raise ToolError(f"--engine {name!r}: choose one of {', '.join(engines())}")
+    return EngineChoice(name=name, stated=True) if name else EngineChoice()
+
+
+def _positive(value: float, option: str) -> bool:
+    if not value > 0:
+        raise ToolError(f"--{option.replace('_', '-')} must be positive, got {value:g}")
+    return True

@@ -1,0 +1,170 @@
+"""dag, prove, check-dag: graphs without a run."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.commands.common import (
+    buildable,
+    checkpoint_dtypes,
+    load_plan,
+    one_of,
+    phases,
+    print_json,
+    ready_dir,
+    strategy_from,
+)
+from agent.errors import FINDINGS, OK
+from agent.files import read_text, write_atomic
+from knowledge.catalog import load_model
+from tools.spec.base import ToolError
+from tools.spec.finding import Finding
+from tools.spec.model import ModelSpec
+from tools.spec.strategy import Phase, Strategy
+
+
+def dag(asked: Mapping[str, Any], json_: bool) -> int:
+    """Script, DOT and SVG per phase; engine legality only as findings."""
+    from agent.render import run_scripts
+    from tools.dag.build import build_dag
+    from tools.dag.graph import Detail
+    from tools.dag.script import script_text
+    from tools.engines.rules import check
+    from tools.partition.lower import lower
+
+    one_of(asked["detail"], Detail, "--detail")
+    model, wanted = buildable(load_model(asked["model"]).model), phases(asked.get("phase"))
+    strategy, out = strategy_from(asked, **checkpoint_dtypes(asked["model"])), ready_dir(asked["out"])
+    dags = {}
+    for phase in wanted:
+        program = lower(model, strategy, phase, _sizes(model, strategy, phase, asked))
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{model.name}_{strategy.label()}_{phase}".replace("·", "_"))
+        name += "" if asked["detail"] == "full" else f".{asked['detail']}"
+        dags[name] = (phase, program, build_dag(program, detail=asked["detail"]))
+        write_atomic(out / f"{name}.py", script_text(dags[name][2], name).encode())
+    made = run_scripts([out / f"{n}.py" for n in dags], out, dags={n: d[2] for n, d in dags.items()})
+    graphs = [
+        {
+            "phase": dags[r.name][0],
+            "strategy": strategy.label(),
+            "devices": strategy.num_devices,
+            "digest": dags[r.name][1].digest(),
+            "nodes": len(dags[r.name][2].nodes),
+            "edges": len(dags[r.name][2].edges),
+            "script": str(r.script),
+            "dot": _text(r.dot),
+            "svg": _text(r.svg),
+            "findings": [f.model_dump(mode="json") for f in r.findings],
+        }
+        for r in made
+    ]
+    legality = [f.model_dump(mode="json") for f in check(model, strategy)]
+    if json_:
+        print_json({"model": model.name, "graphs": graphs, "findings": legality})
+    else:
+        for g in graphs:
+            print(f"{g['phase']}: {g['nodes']} nodes, {g['edges']} edges: {g['dot']} {g['svg'] or '(no SVG)'}")
+        for f in legality:
+            print(f"{f['severity']}: {f['message']}")
+    return OK
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path else None
+
+
+def _sizes(model: ModelSpec, strategy: Strategy, phase: Phase, asked: Mapping[str, Any]) -> Any:
+    from tools.graph.build import all_sizes
+
+    groups = strategy.attn_dp or 1
+    batch = asked.get("batch") or groups
+    if batch % groups:
+        raise ToolError(
+            f"--batch {batch} does not split over attn_dp({groups}): {batch}/{groups} = {batch / groups:.3g}"
+        )
+    return all_sizes(model, batch_size=batch, seq_len=asked["seq"] if phase == "prefill" else 1, kv_len=asked["seq"])
+
+
+def prove(asked: Mapping[str, Any], json_: bool) -> int:
+    """Exit 1 when a proof does not hold."""
+    from tools.oracle.prove import prove as run
+
+    graphs: list[dict[str, Any]] = []
+    for model, strategy, batch, seq in _to_prove(asked):
+        began = time.perf_counter()
+        found = run(model, strategy, batch_size=batch, seq_len=seq)
+        seconds = round(time.perf_counter() - began, 3)
+        for phase in phases(asked.get("phase")):
+            p = found[phase]
+            graphs.append(
+                {
+                    "model": model.name, "strategy": strategy.label(), "phase": phase, "devices": p.devices_simulated,
+                    "max_relative_error": p.max_relative_error, "seconds": seconds, "ok": p.ok, "digest": p.digest,
+                    "tensors_compared": p.tensors_compared, "failures": list(p.failures),
+                }
+            )  # fmt: skip
+    holds = all(g["ok"] for g in graphs)
+    if json_:
+        print_json({"ok": holds, "graphs": graphs, "findings": _legality(asked)})
+    else:
+        for g in graphs:
+            verdict = "proven" if g["ok"] else f"FAILED ({g['failures'][0]})"
+            print(
+                f"{g['model']} {g['strategy']} {g['phase']}: {verdict}, {g['devices']} devices, "
+                f"{g['tensors_compared']} tensors, max relative error {g['max_relative_error']:.2g} ({g['seconds']} s)"
+            )
+    return OK if holds else FINDINGS
+
+
+def _to_prove(asked: Mapping[str, Any]) -> list[tuple[ModelSpec, Strategy, int, int]]:
+    """(model, strategy, batch, sequence length) of the plan and its baseline, or of the options."""
+    if asked.get("plan_json") is not None:
+        if asked.get("model") is not None:
+            raise ToolError("give a PLAN.json or --model, not both")
+        plan = load_plan(asked["plan_json"])
+        chosen = [plan.strategy] if plan.strategy else []
+        others = [e.strategy for e in (plan.baseline,) if e is not None and e.strategy not in chosen]
+        model = buildable(plan.deployment.model)
+        return [(model, s, 2 * (s.attn_dp or 1), plan.deployment.workload.isl) for s in (*chosen, *others)]
+    if asked.get("model") is None:
+        raise ToolError("prove needs a PLAN.json, or --model with degrees")
+    s = strategy_from(asked, **checkpoint_dtypes(asked["model"]))
+    return [(buildable(load_model(asked["model"]).model), s, 2 * (s.attn_dp or 1), 64)]
+
+
+def _legality(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from tools.engines.rules import check
+
+    return [f.model_dump(mode="json") for model, s, _, _ in _to_prove(asked) for f in check(model, s)]
+
+
+def check_dag(files: list[Path], json_: bool) -> int:
+    """Exit 1 when a rule is broken or a file does not parse; an unreadable file is bad input."""
+    from tools.dag.check_dot import DotReport, check_dot
+
+    reports: list[DotReport] = []
+    findings: list[Finding] = []
+    for path in files:
+        found = check_dot(read_text(path, "DOT file", 100_000_000), str(path))
+        reports += found
+        findings += [f for r in found for f in r.findings()] if found else [_no_graph(path)]
+    ok = not findings and all(r.ok for r in reports)
+    if json_:
+        plain = [{**r.model_dump(mode="json"), "ok": r.ok} for r in reports]
+        print_json({"ok": ok, "reports": plain, "findings": [f.model_dump(mode="json") for f in findings]})
+    else:
+        for r in reports:
+            said = "no rule broken" if r.ok else "rules broken"
+            print(f"{r.file} {r.graph or ''}: {r.num_nodes} nodes, {r.num_edges} edges, {said}")
+        for f in findings:
+            print(f"{f.severity} {f.code} {f.where or ''}: {f.message}" + (f" → {f.fix}" if f.fix else ""))
+    return OK if ok else FINDINGS
+
+
+def _no_graph(path: Path) -> Finding:
+    text, fix = f"{path} holds no graph", "start with digraph NAME { … }"
+    return Finding(code="dot-syntax", severity="error", cause="dag", message=text, where=f"{path}:1", fix=fix)

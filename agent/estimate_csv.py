@@ -1,0 +1,202 @@
+"""`meshwright estimate --csv rows.csv --out predictions.csv`: one prediction per row of measured serving points.
+
+Columns in: model, gpu, n_gpus, engine, weight_dtype, kv_dtype, tp, pp, ep, dp, attn_dp, isl, osl, length_range,
+concurrency_or_batch, metric, id. `tp` is the size of the whole group: attention tp = tp / attn_dp, expert tp = tp / ep.
+Columns out: id, the scalar keys of `estimate --json`, reason. A row that cannot be answered has empty values and a
+reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from agent.files import write_atomic
+from knowledge.catalog import load_device, load_model
+from knowledge.curves import load_curves
+from tools.cost.curves import Curves
+from tools.cost.estimate import predict
+from tools.cost.report import SCALARS, prediction_json
+from tools.engines.rules import engines, server_defaults
+from tools.spec.base import MeshwrightError, ToolError
+from tools.spec.deployment import Deployment
+from tools.spec.hardware import Cluster, Device
+from tools.spec.model import BITS, DType
+from tools.spec.strategy import Strategy
+from tools.spec.workload import EngineChoice, Workload
+
+COLUMNS = ("id", *SCALARS, "reason")
+ENGINE_NAMES = {"tensorrtllm": "trtllm", "trtllm": "trtllm", "vllm": "vllm", "sglang": "sglang"}
+FP8_KV_ENGINES = frozenset({"trtllm"})
+"""Engines whose quantised checkpoints bring an fp8 KV cache as the default (TensorRT Model Optimizer exports)."""
+
+
+def estimate_csv(in_path: str | Path, out_path: str | Path) -> dict[str, Any]:
+    """Writes one row per input row to `out_path`; returns {"rows", "answered", "unanswered", "reasons"}.
+
+    Raises ToolError if the file cannot be read as CSV or has no header of the expected columns.
+    """
+    rows = read_rows(Path(in_path))
+    curves = load_curves()
+    out = [answer(row, curves) for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(out)
+    write_atomic(Path(out_path), text.getvalue().encode())
+    reasons: dict[str, int] = {}
+    for r in out:
+        if r["reason"]:
+            reasons[r["reason"]] = reasons.get(r["reason"], 0) + 1
+    unanswered = sum(reasons.values())
+    return {"rows": len(out), "answered": len(out) - unanswered, "unanswered": unanswered, "reasons": reasons}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ToolError(f"{path}: cannot be read as UTF-8 text: {e}") from e
+    reader = csv.DictReader(io.StringIO(text))
+    missing = {"model", "gpu", "isl", "osl"} - set(reader.fieldnames or ())
+    if missing:
+        raise ToolError(
+            f"{path}: columns missing: {', '.join(sorted(missing))}; "
+            f"the header has {', '.join(reader.fieldnames or ()) or 'nothing'}"
+        )
+    return [dict(r) for r in reader]
+
+
+def answer(row: Mapping[str, str], curves: Curves) -> dict[str, Any]:
+    """One output row."""
+    out: dict[str, Any] = {"id": row.get("id", ""), "reason": ""}
+    try:
+        deployment, strategy, options = row_case(row, curves)
+        out |= prediction_json(
+            predict(deployment, strategy, curves, benchmark_run=True, equal_lengths=share_is_exact(row), **options)
+        )
+    except MeshwrightError as e:
+        out["reason"] = " ".join(str(e).split())
+    except ValueError as e:
+        out["reason"] = " ".join(str(e).split())[:300]
+    return {k: out.get(k, "") for k in COLUMNS}
+
+
+def row_case(row: Mapping[str, str], curves: Curves) -> tuple[Deployment, Strategy, dict[str, Any]]:
+    """(deployment, strategy, keywords of `predict`) of one row. Raises ToolError with the column that is at fault."""
+    engine = engine_name(row.get("engine") or "vllm")
+    if not (row.get("tp") or "").strip():
+        raise ToolError(
+            f"tp is empty: {row.get('engine', '')} rows without one layout (disaggregated pools) cannot be priced yet"
+        )
+    match = load_model(row["model"])
+    device = load_device(row["gpu"]).device
+    tp, attn_dp, ep = number(row, "tp"), number(row, "attn_dp"), number(row, "ep")
+    _divides("tp", tp, "attn_dp", attn_dp)
+    _divides("tp", tp, "ep", ep)
+    weights = weight_dtype(row, match.model.weight_dtype, match.model.quantized_experts_only)
+    stated = (row.get("kv_dtype") or "").strip()
+    kv = dtype("kv_dtype", stated) if stated else default_kv(engine, weights, device)
+    pp, dp = number(row, "pp"), number(row, "dp")
+    devices = max(tp * pp * dp, number(row, "n_gpus"))
+    share = length_share(row.get("length_range") or "")
+    isl, osl = (max(1, round(number(row, k) * share)) for k in ("isl", "osl"))
+    cluster = cluster_of(device, devices)
+    if engine in engines():
+        tokens = server_defaults(engine, cluster.memory_bytes, tp)[0]
+    else:
+        tokens = curves.engine(engine).max_num_batched_tokens
+    strategy = Strategy(
+        tp=tp // attn_dp, attn_dp=attn_dp, ep=ep if match.model.moe else 1, etp=tp // ep if match.model.moe else tp,
+        pp=pp, dp=dp, weight_dtype=weights, kv_dtype=kv, engine=engine, max_num_batched_tokens=tokens,
+    )  # fmt: skip
+    workload, options = load_of(row, isl, osl, dp)
+    if workload.batch_size:
+        strategy = strategy.model_copy(update={"batch": workload.batch_size})
+    deployment = Deployment(
+        model=match.model, cluster=cluster, workload=workload, engine=EngineChoice(name=engine),
+        weight_dtypes=(weights,), kv_dtypes=(kv,),
+    )  # fmt: skip
+    return deployment, strategy, options
+
+
+def load_of(row: Mapping[str, str], isl: int, osl: int, dp: int) -> tuple[Workload, dict[str, Any]]:
+    """Closed loop at the stated concurrency; a maximum throughput with a stated batch: that batch arriving together."""
+    metric, given = (row.get("metric") or "at_concurrency").strip(), (row.get("concurrency_or_batch") or "").strip()
+    if metric == "max_throughput" and not given:
+        return Workload(isl=isl, osl=osl), {"max_throughput": True}
+    count = number(row, "concurrency_or_batch")
+    if metric == "max_throughput":
+        return Workload(isl=isl, osl=osl, batch_size=max(1, count // dp)), {}
+    return Workload(isl=isl, osl=osl, concurrency=count), {"concurrency": count}
+
+
+def engine_name(text: str) -> str:
+    """ "TensorRT-LLM (Dynamo)" → trtllm."""
+    key = re.sub(r"[^a-z]", "", text.split("(")[0].lower())
+    if key not in ENGINE_NAMES:
+        raise ToolError(f"engine {text!r} is not known; known: vLLM, SGLang, TensorRT-LLM")
+    return ENGINE_NAMES[key]
+
+
+def weight_dtype(row: Mapping[str, str], native: DType, experts_only: bool) -> DType:
+    """As labelled; a checkpoint that exists only quantised (mxfp4 experts) is what it is whatever the label."""
+    label = (row.get("weight_dtype") or "").strip()
+    return native if experts_only or not label else dtype("weight_dtype", label)
+
+
+def dtype(column: str, text: str) -> DType:
+    name = text.strip().lower()
+    if name not in BITS:
+        raise ToolError(f"{column} {text!r} is not known; known: {', '.join(BITS)}")
+    return cast(DType, name)
+
+
+def default_kv(engine: str, weights: DType, device: Device) -> DType:
+    """KV cache dtype of a row that does not say. Quantised checkpoints bring fp8 KV on TensorRT-LLM, and on devices
+    with an fp4 path (whose attention kernels want it) on every engine; otherwise the model's 16 bits."""
+    quantised = BITS[weights] < 16 and weights not in ("int4", "mxfp4")
+    return "fp8" if quantised and (engine in FP8_KV_ENGINES or device.peak_flops.get("fp4")) else "bf16"
+
+
+def number(row: Mapping[str, str], column: str, default: int = 1) -> int:
+    text = (row.get(column) or "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError as e:
+        raise ToolError(f"{column} = {text!r} is not a number") from e
+    if value < 1 or value != int(value):
+        raise ToolError(f"{column} = {text} must be a whole number of at least 1")
+    return int(value)
+
+
+def length_share(text: str) -> float:
+    """Mean of a uniform range of lengths relative to the stated ones: "0.8-1.0" → 0.9."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*-\s*([\d.]+)\s*", text)
+    return (float(found[1]) + float(found[2])) / 2 if found else 1.0
+
+
+def share_is_exact(row: Mapping[str, str]) -> bool:
+    return length_share(row.get("length_range") or "") == 1.0
+
+
+def _divides(a: str, x: int, b: str, y: int) -> None:
+    if x % y:
+        raise ToolError(f"{a}({x}) / {b}({y}) = {x / y:g} is not a whole number")
+
+
+def cluster_of(device: Device, num_devices: int) -> Cluster:
+    """`num_devices` of a catalogue device, everything from its datasheet."""
+    node = max(1, min(8, num_devices)) if device.link_domain <= 8 else device.link_domain
+    return Cluster(
+        device=device, num_devices=num_devices, devices_per_node=node, memory_bytes=device.memory_usable_bytes,
+        memory_bandwidth=device.memory_bandwidth, peak_flops=device.peak_flops,
+        intra_node_bandwidth=device.link_bandwidth if device.link_domain > 1 else device.pcie_bandwidth,
+        inter_node_bandwidth=device.network_bandwidth, link_domain=device.link_domain,
+    )  # fmt: skip

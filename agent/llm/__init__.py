@@ -1,0 +1,1 @@
+"""LLM backends behind one call: an OpenAI chat-completions request in, an assistant message out."""

@@ -1,0 +1,123 @@
+"""Named backends: built-in ones, then the user's TOML, then the project's, later ones winning field by field.
+
+[backends.mine]
+base_url = "http://localhost:8000/v1"
+model = "Qwen3-32B"
+key_env = "MY_KEY"          # the *name* of the environment variable; a key itself is refused
+tool_mode = "native"        # or json_schema, or text
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from tools.spec.base import Frozen, ToolError
+
+
+class Profile(Frozen):
+    name: str
+    base_url: str | None = None
+    model: str | None = None
+    key_env: str | None = None
+    key_required: bool = True
+    tool_mode: Literal["native", "json_schema", "text"] = "native"
+    timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    retries: int = Field(default=3, ge=0, le=10)
+    context_tokens: int = Field(default=64_000, ge=4_000)
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further request fields that this server wants (`temperature`, `extra_body`)."""
+
+    @property
+    def needs_key(self) -> bool:
+        return self.key_required and self.key_env is not None
+
+
+def _local(name: str, port: int) -> Profile:
+    return Profile(name=name, base_url=f"http://localhost:{port}/v1", key_required=False)
+
+
+PROFILES: tuple[Profile, ...] = (
+    Profile(name="openai", key_env="OPENAI_API_KEY"),
+    Profile(name="deepseek", base_url="https://api.deepseek.com/v1", key_env="DEEPSEEK_API_KEY", model="deepseek-chat"),
+    Profile(
+        name="dashscope", base_url="https://dashscope.aliyuncs.com/compatible-mode/v1", key_env="DASHSCOPE_API_KEY"
+    ),
+    Profile(name="moonshot", base_url="https://api.moonshot.cn/v1", key_env="MOONSHOT_API_KEY"),
+    Profile(name="zhipu", base_url="https://open.bigmodel.cn/api/paas/v4", key_env="ZHIPUAI_API_KEY"),
+    Profile(name="openrouter", base_url="https://openrouter.ai/api/v1", key_env="OPENROUTER_API_KEY"),
+    _local("vllm", 8000),
+    _local("sglang", 30000),
+    _local("ollama", 11434),
+    _local("llama.cpp", 8080),
+)
+
+
+def config_files() -> tuple[Path, ...]:
+    """Where profiles are read from: the user's config directory, then the project's directory."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return (home / "meshwright" / "config.toml", Path("meshwright.toml"))
+
+
+def profiles() -> dict[str, Profile]:
+    """All profiles by name. Raises ToolError for a config file that cannot be read, with file and field."""
+    found = {p.name: p for p in PROFILES}
+    for path in config_files():
+        for name, fields in _backends(path).items():
+            old = found[name].model_dump() if name in found else {"name": name}
+            if "api_key" in fields or "key" in fields:
+                raise ToolError(
+                    f"{path}: backend {name} holds a key; put it into the environment and name it with key_env"
+                )
+            try:
+                found[name] = Profile(**{**old, **fields})
+            except (ValidationError, TypeError) as e:
+                first = e.errors()[0] if isinstance(e, ValidationError) else {"loc": (name,), "msg": str(e)}
+                raise ToolError(f"{path}: backend {name}, {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return found
+
+
+def _backends(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ToolError(f"{path}: not readable as TOML: {e}") from None
+    tables = data.get("backends", {})
+    if not isinstance(tables, dict) or not all(isinstance(v, dict) for v in tables.values()):
+        raise ToolError(f"{path}: [backends.NAME] must be tables")
+    return tables
+
+
+def make_backend(choice: str, base_url: str | None = None) -> Any:
+    """The backend named `NAME[:LLM]`; `replay:FILE` reads a recorded event log. Raises ToolError for an unknown one."""
+    name, _, model = choice.partition(":")
+    if name == "builtin":
+        from agent.llm.builtin import Builtin
+
+        return Builtin()
+    if name == "replay":
+        from agent.llm.replay import Replay
+
+        return Replay(Path(model))
+    known = profiles()
+    if name not in known:
+        raise ToolError(f"unknown backend {name!r}; known: builtin, replay:FILE, {', '.join(sorted(known))}")
+    profile = (
+        known[name]
+        if base_url is None
+        else known[name].model_copy(update={"base_url": base_url, "key_required": False})
+    )
+    if profile.base_url is None and name != "openai":
+        raise ToolError(f"backend {name} has no base_url; set it in meshwright.toml or with --llm-base-url")
+    model = model or profile.model or ""
+    if not model:
+        raise ToolError(f"backend {name} has no default model; write --backend {name}:MODEL")
+    from agent.llm.openai_backend import OpenAIBackend
+
+    return OpenAIBackend(profile, model)
