@@ -197,9 +197,12 @@ def audit_command(
             "legality unchecked", "name the model, or give the path of its config.json",
         ))  # fmt: skip
     elif strategy is not None:
-        findings += check(
-            model, strategy, version=version, num_nodes=num_nodes, devices_per_node=devices_per_node, device=device
-        )
+        said = check(
+            model, strategy, version=version or parsed.version, num_nodes=num_nodes, devices_per_node=devices_per_node,
+            device=device,
+        )  # fmt: skip
+        # A path that carries its dtype (…-AWQ) is that checkpoint already.
+        findings += [f for f in said if not (weight_hint and f.code == "checkpoint-dtype")]
         findings += _limits(model, point)
     return AuditReport(
         engine=parsed.engine, model_path=parsed.model_path, model=model, strategy=strategy, operating_point=point,
@@ -273,6 +276,7 @@ def _weight_dtype(parsed: ParsedCommand, model: ModelSpec | None, hint: str | No
     for part, dtype in QUANTIZATION:
         if part in asked:
             return dtype, ""
+    hint = "nvfp4" if hint == "fp4" and parsed.engine != "vllm-ascend" else hint
     if model is not None and (hint or model.weight_dtype) not in ("bf16", "fp16", "fp32"):
         dtype = hint or model.weight_dtype
         return dtype, "the checkpoint's own, no --quantization is given"

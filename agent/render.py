@@ -1,22 +1,23 @@
 """Executes generated DAG scripts, all in one child process, and reads their DOT files back.
 
-One child, because Graphviz compiled to WebAssembly takes seconds to start and is then fast. A script that fails or
-hangs costs only itself and those behind it; what was finished is kept.
+One child, because Graphviz compiled to WebAssembly takes seconds to start and is then fast. A script that fails costs
+only itself; one that hangs, or that takes its process down, too: those behind it run in a fresh child.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from tools.dag.compare import differences
 from tools.dag.graph import Dag
@@ -65,50 +66,82 @@ def renderer_name() -> str:
 def run_scripts(
     paths: Sequence[Path], out_dir: Path, *, timeout_s: float = 120.0, dags: Mapping[str, Dag] | None = None
 ) -> tuple[Rendered, ...]:
-    """Runs every script with `out_dir` as its argument; with `dags` (by script stem) compares the files."""
+    """Runs every script with `out_dir` as its argument; with `dags` (by script stem) compares the files.
+
+    `timeout_s` is each script's own limit.
+    """
     if not paths:
         return ()
     out_dir.mkdir(parents=True, exist_ok=True)
     for p in paths:
         for suffix in (".dot", ".svg"):
             (out_dir / f"{p.stem}{suffix}").unlink(missing_ok=True)
-    reports, hung = _child([p.resolve() for p in paths], out_dir.resolve(), timeout_s)
-    return tuple(
-        _rendered(p, out_dir, reports.get(str(p.resolve())), hung, timeout_s, (dags or {}).get(p.stem)) for p in paths
-    )
+    reports: dict[str, tuple[float, str | None]] = {}
+    waiting = list(dict.fromkeys(str(p.resolve()) for p in paths))
+    while waiting:
+        reports |= _child(waiting, out_dir.resolve(), timeout_s)
+        waiting = [p for p in waiting if p not in reports]
+    return tuple(_rendered(p, out_dir, reports[str(p.resolve())], (dags or {}).get(p.stem)) for p in paths)
 
 
-def _child(paths: Sequence[Path], out_dir: Path, timeout_s: float) -> tuple[dict[str, tuple[float, str | None]], bool]:
-    """({script: (seconds, error)}, whether time ran out). The child's own children die with it."""
-    command = [sys.executable, "-I", "-c", RUNNER, str(out_dir), *map(str, paths)]
+def _child(paths: Sequence[str], out_dir: Path, timeout_s: float) -> dict[str, tuple[float, str | None]]:
+    """{script: (seconds, error)} of the scripts up to and with the first that hangs or ends the process."""
+    command = [sys.executable, "-I", "-c", RUNNER, str(out_dir), *paths]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )
-    hung = False
+    done: dict[str, tuple[float, str | None]] = {}
     try:
-        stdout, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        hung = True
-        os.killpg(process.pid, signal.SIGKILL)
-        stdout, _ = process.communicate()
-    return {path: (seconds, error) for path, seconds, error in map(_row, filter(None, stdout.splitlines()))}, hung
+        for path, seconds, error in _reports(process, len(paths), timeout_s):
+            if path in paths:
+                done[path] = (seconds, error)
+    except queue.Empty:
+        stuck = next(p for p in paths if p not in done)
+        done[stuck] = (timeout_s, f"no answer within {timeout_s:g} s")
+    finally:
+        _kill(process)
+    if len(done) < len(paths) and not any("no answer" in (e or "") for _, e in done.values()):
+        ended = next(p for p in paths if p not in done)
+        done[ended] = (0.0, f"the process ended with code {process.returncode} in this script")
+    return done
 
 
-def _row(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return ("", 0.0, None)  # a line cut off by a kill
+def _reports(
+    process: subprocess.Popen[str], expected: int, timeout_s: float
+) -> Iterator[tuple[str, float, str | None]]:
+    """What the child says, one script at a time. Raises queue.Empty where it is silent for longer than `timeout_s`."""
+    assert process.stdout is not None
+    lines: queue.Queue[str] = queue.Queue()
+    stream = process.stdout
+
+    def pump() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=pump, daemon=True).start()
+    while expected and (line := lines.get(timeout=timeout_s)):
+        try:
+            path, seconds, error = json.loads(line)
+        except (ValueError, TypeError):
+            continue  # something that a script wrote past sys.stdout
+        expected -= 1
+        yield path, seconds, error
 
 
-def _rendered(
-    path: Path, out_dir: Path, report: tuple[float, str | None] | None, hung: bool, timeout_s: float, dag: Dag | None
-) -> Rendered:
+def _kill(process: subprocess.Popen[str]) -> None:
+    """The child and its own children."""
+    if process.poll() is None:
+        try:
+            process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _rendered(path: Path, out_dir: Path, report: tuple[float, str | None], dag: Dag | None) -> Rendered:
     dot, svg = out_dir / f"{path.stem}.dot", out_dir / f"{path.stem}.svg"
-    seconds, error = report or (
-        0.0,
-        f"no answer within {timeout_s:g} s" if hung else "the process ended before this script",
-    )
+    seconds, error = report
     done = Rendered(
         path.stem,
         path,

@@ -59,21 +59,26 @@ def test_a_script_is_self_contained_and_names_no_path_of_ours(two_dags):
     assert str(Path(__file__).parent.parent) not in text
 
 
-def test_a_script_that_fails_or_hangs_costs_only_itself(tmp_path, two_dags):
+def test_a_script_that_fails_hangs_or_kills_its_process_costs_only_itself(tmp_path, two_dags):
     good = script_text(two_dags["基线"], "good")
     paths = write_scripts(
         {
             "good": good,
             "broken": "raise ValueError('no such dim')",
             "hung": "import time; time.sleep(60)",
-            "late": good,
+            "noisy": good.replace("'good'", "'noisy'").replace(
+                "import shutil", "import os\nos.write(1, b'[1, 2]\\nnull\\n')\nimport shutil", 1
+            ),
+            "dead": "import os; os._exit(3)",
+            "late": good.replace("'good'", "'late'"),
         },
         tmp_path,
     )
-    ok, broken, hung, late = run_scripts(paths, tmp_path, timeout_s=5)
-    assert ok.ok
+    ok, broken, hung, noisy, dead, late = run_scripts(paths, tmp_path, timeout_s=8)
+    assert ok.ok and noisy.ok and late.ok
     assert broken.dot is None and broken.findings[0].message == "broken.py: ValueError: no such dim"
-    assert "no answer within 5 s" in hung.findings[0].message and not late.ok
+    assert "no answer within 8 s" in hung.findings[0].message
+    assert "ended with code 3" in dead.findings[0].message
 
 
 def test_a_file_that_differs_from_the_graph_is_found(tmp_path, two_dags):

@@ -67,6 +67,8 @@ def test_compute_capability_is_read_from_the_architecture():
         ("H100", "bf16", "vllm-ascend", {"device-engine": "error"}),
         ("MI300X", "bf16", "trtllm", {"device-engine": "error"}),
         ("Gaudi 3", "bf16", "vllm", {"device-engine": "warning"}),
+        ("A100", "fp8", "megatron", {"device-dtype": "error"}),
+        ("H100", "fp8", "torchtitan", {}),
         ("H100", "bf16", "mindie", {}),
     ],
 )

@@ -42,7 +42,8 @@ def same_strategy(got: Strategy, want: Strategy, moe: bool) -> None:
 # YAML --------------------------------------------------------------------------------------------------------------
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=20) | st.sampled_from(["no", "1e3", "~", "a\n b\n"]),
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=20)
+    | st.sampled_from(["no", "1e3", "~", "a\n b\n", "2026-01-01", "0x1f", "- x"]),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3), max_leaves=12,
 )  # fmt: skip
 
@@ -79,8 +80,8 @@ def test_a_trtllm_launch_read_back_is_the_strategy(model, degrees, nodes, per_no
     want = Strategy(engine="trtllm", **degrees)
     assert parsed.engine == "trtllm" and parsed.model_path == model.name
     same_strategy(parsed.strategy(), want, model.moe is not None)
-    own = resolve_layers("trtllm", model, want).layers_per_stage
-    assert (parsed.layers_per_stage or (own if want.layers_per_stage in (None, own) else None)) == own
+    cut = resolve_layers("trtllm", model, parsed.strategy()).layers_per_stage
+    assert cut == resolve_layers("trtllm", model, want).layers_per_stage
 
 
 @pytest.mark.parametrize(("model", "degrees", "nodes", "per_node"), TRT, ids=TRT_IDS)
@@ -153,6 +154,12 @@ def test_replicas_on_npus_and_on_amd_are_limited_by_their_own_variable(tmp_path)
         script = launch(engine, LLAMA3_70B, {"tp": 4, "dp": 2}, 1, 8, device=load_device(name).device)["serve.sh"]
         seen = sorted(c["env"][variable] for c in run(script, tmp_path))
         assert seen == ["0,1,2,3", "4,5,6,7"]
+
+
+def test_sglang_on_npus_names_the_device_its_attention_and_modelslim(tmp_path):
+    script = launch("sglang", LLAMA3_70B, {"tp": 8, "weight_dtype": "int8"}, 1, 16, device=NPU)["serve.sh"]
+    f = flags(run(script, tmp_path)[0])
+    assert (f["--device"], f["--attention-backend"], f["--quantization"]) == ("npu", "ascend", "modelslim")
 
 
 # SGLang: shared experts --------------------------------------------------------------------------------------------
@@ -391,7 +398,8 @@ def test_vllm_pools_name_their_role_and_do_not_share_side_channels(tmp_path):
 @pytest.mark.parametrize("transfer", ["mooncake", "nixl"])
 def test_sglang_pools_name_their_mode_transport_and_bootstrap(transfer, tmp_path):
     files, _ = export_pd(
-        "sglang", DEEPSEEK_V3, Strategy(tp=8, dp=2, weight_dtype="fp8"), Strategy(tp=1, attn_dp=16, ep=16, weight_dtype="fp8"),
+        "sglang", DEEPSEEK_V3, Strategy(tp=8, dp=2, weight_dtype="fp8"),
+        Strategy(tp=1, attn_dp=16, ep=16, weight_dtype="fp8"),
         isl=2000, osl=200, devices_per_node=8, transfer=transfer,
     )  # fmt: skip
     prefill, decode, proxy = files

@@ -212,6 +212,23 @@ def test_tensorrt_llm_takes_its_fraction_of_what_weights_leave(weights, activati
         assert free >= min(reserve * 80e9, 0.95 * left) - 1e-3 * left
 
 
+@pytest.mark.parametrize("engine", engines())
+@settings(max_examples=40, deadline=None)
+@given(weights=st.floats(0, 7e10), reserve=st.floats(0, 0.3), batch=st.integers(1, 2000))
+def test_no_engine_gives_the_cache_what_weights_or_a_reserve_take(engine, weights, reserve, batch):
+    def budget(w, r):
+        return kv_budget(
+            engine, memory_total_bytes=80e9, weights_bytes=w, activation_bytes=1e9, memory_reserve=r,
+            strategy=Strategy(tp=8, batch=batch),
+        )  # fmt: skip
+
+    here = budget(weights, reserve)
+    assert here.total == pytest.approx(sum(t.value for t in here.terms))
+    assert here.total < max(80e9 * (1 - reserve) - weights, 0.05 * (80e9 - weights)) + 1
+    assert budget(weights + 1e9, reserve).total < here.total
+    assert all(t.source and t.formula for t in here.terms)
+
+
 # vllm-ascend -------------------------------------------------------------------------------------------------------
 
 

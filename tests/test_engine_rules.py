@@ -231,8 +231,8 @@ degree = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 16, 32])
     ep=degree, etp=st.one_of(st.none(), degree), attn_dp=st.sampled_from([1, 2, 4, 16]), cp=st.sampled_from([1, 1, 2]),
     dp=st.integers(1, 4), sp=st.booleans(), num_nodes=st.one_of(st.none(), st.integers(1, 4)),
     weight_dtype=st.sampled_from(["bf16", "fp8", "int4"]), kv_dtype=st.sampled_from(["bf16", "fp8", "int8"]),
-    moe_comm=st.sampled_from(["auto", "allgather"]), dcp=st.sampled_from([1, 1, 2, 4]), dk=st.sampled_from([1, 1, 1, 2]),
-    cp_kind=st.sampled_from(["ulysses", "ring"]),
+    moe_comm=st.sampled_from(["auto", "allgather"]), dcp=st.sampled_from([1, 1, 2, 4]),
+    dk=st.sampled_from([1, 1, 1, 2]), cp_kind=st.sampled_from(["ulysses", "ring"]),
 )  # fmt: skip
 def test_vectorised_legality_is_what_check_says(
     model, engine, tp, pp, ep, etp, attn_dp, cp, dp, sp, num_nodes, weight_dtype, kv_dtype, moe_comm, dcp, dk, cp_kind

@@ -156,7 +156,9 @@ class _Builder:
         for u in units:
             where = f"stage {stage.index}" + (f" · replica {replica}" if len(self.replicas) > 1 else "")
             copies = self.program.strategy.dp if len(self.replicas) == 1 else 1
-            title = f"{runtime.gpu_text(u.devices)} · {where}" + (f" · × {copies} replicas" if copies > 1 else "")
+            title = f"{runtime.short(runtime.gpu_text(u.devices))} · {where}" + (
+                f" · × {copies} replicas" if copies > 1 else ""
+            )
             self.lanes.append(Lane(u.devices[0], title, u.devices, stage.index))
 
     def _stage(self, stage: Stage, units: Sequence[_Unit], carried: Carried) -> Carried:
@@ -326,7 +328,7 @@ class _Builder:
                 module=f"model.pipeline.stage{src.index}_to_stage{dst.index}", kernel="p2p", devices=devices,
                 inputs=(moved,), outputs=(moved,),
                 device_text=runtime.gpu_text(devices), global_dims=self._global([moved]), spans=(b.devices[0],),
-                notes=(f"{runtime.gpu_text(a.devices)} → {runtime.gpu_text(b.devices)}",),
+                notes=(f"{runtime.short(runtime.gpu_text(a.devices))} → {runtime.short(runtime.gpu_text(b.devices))}",),
             )  # fmt: skip
             self.nodes.append(node)
             self._join(node_id, node.id, moved, a.devices[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tools.dag import runtime
 from tools.dag.graph import Dag
@@ -15,7 +16,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 def to_dot(dag: Dag) -> str:
     """DOT with positions, lanes as clusters with `bb`; render with `neato -n2`."""
     t = tables(dag)
-    boxes: dict[str, tuple[str, float, float, float, float]] = {}
+    boxes: dict[str, Any] = {}
     inside: dict[tuple[int | None, str], list[str]] = {}
     lane_x = {first: x for first, _, _, x, _ in t.lanes}
     for node, lane, frame, attrs, box in runtime.draw_nodes(t.steps, lane_x, t.all_devices):

@@ -28,6 +28,18 @@ def gpu_text(gpus: Sequence[int], everything: bool = False) -> str:
     return "GPU " + ",".join(map(str, gpus))
 
 
+def short(device: str) -> str:
+    """`GPU 0-7`, where a list of devices has no gaps and a range is shorter."""
+    numbers = device.removeprefix("GPU ").split(",")
+    if len(numbers) > 4 and all(n.isdigit() for n in numbers):
+        values = list(map(int, numbers))
+        if values == list(range(values[0], values[-1] + 1)):
+            return f"GPU {values[0]}-{values[-1]}"
+        if len(values) > 8 and values == list(range(values[0], values[-1] + 1, values[1] - values[0])):
+            return f"GPU {values[0]},{values[1]},…,{values[-1]} ({len(values)} GPUs)"
+    return device
+
+
 def wrap(prefix: str, parts: Sequence[str], end: str = "") -> list[str]:
     """`Input: a=[…];` and one line more for every further tensor."""
     lines = [f"{prefix} {parts[0]}" if parts else f"{prefix} []", *(f"    {p}" for p in parts[1:])]
@@ -75,18 +87,18 @@ def points(*xy: tuple[float, float]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in xy)
 
 
-def border(box: tuple[str, float, float, float, float], x: float, below: bool) -> float:
+def border(box: Any, x: float, below: bool) -> float:
     """Height of a node's lower or upper border at `x`."""
-    shape, cx, cy, w, h = box
+    shape, cx, cy, w, h = box[:5]
     if shape == "ellipse":
         t = min(abs(x - cx) / (w / 2), 0.995)
         h *= (1 - t * t) ** 0.5
     return cy - h / 2 if below else cy + h / 2
 
 
-def side(box: tuple[str, float, float, float, float], right: bool, dy: float) -> float:
+def side(box: Any, right: bool, dy: float) -> float:
     """Abscissa of a node's left or right border, `dy` above its middle."""
-    shape, cx, _, w, h = box
+    shape, cx, _, w, h = box[:5]
     half = w / 2
     if shape == "parallelogram":
         lean = 0.2045 * w  # Graphviz leans a parallelogram by this share of its width
@@ -104,7 +116,7 @@ def straight(src: Any, dst: Any, x: float | None) -> str:
     return f"e,{x1:.1f},{y1 - 6:.1f} " + points((x0, y0), (x0, y0 - bend), (x1, y1 + bend), (x1, y1))
 
 
-def _reach(box: tuple[str, float, float, float, float], x: float) -> float:
+def _reach(box: Any, x: float) -> float:
     half = box[3] / 2 * {"ellipse": 0.94, "parallelogram": 0.55}.get(box[0], 0.9)
     return min(max(x, box[1] - half), box[1] + half)
 
@@ -139,7 +151,12 @@ def draw_nodes(steps: Any, lane_x: Any, all_gpus: Any) -> Iterator[tuple[str, in
                 label = label_of(operator, module, device, kernel, inputs, outputs, whole, notes, weights, caches)
                 ends = [lane_x[i] for i in (lane if isinstance(lane, tuple) else (lane,))]
                 x, w = sum(ends) / len(ends), width + (ends[-1] - ends[0] if role == "comm" else 0.0)
-                box = (SHAPE[role], x, y - k * gap, w, height)
+                caption = (
+                    (f"{operator}\n{short(device)}", text_width(label))
+                    if role == "comm" and ends[-1] > ends[0]
+                    else ("", 0.0)
+                )
+                box = (SHAPE[role], x, y - k * gap, w, height, *caption)
                 attrs = {
                     "label": label.replace("\n", "\\n"), "shape": SHAPE[role], "pos": f"{x:.1f},{y - k * gap:.1f}!",
                     "width": f"{w / 72:.3f}", "height": f"{height / 72:.3f}", "fillcolor": FILL[role],
@@ -166,7 +183,7 @@ def draw_edges(edges: Any, boxes: Any, gpu_x: Any) -> Iterator[tuple[str, str, d
             x = gpu_x.get(lane)
             if channel and x is not None:
                 path, lx = beside(boxes[s], boxes[d], x + channel, slot), x + channel
-                ly = boxes[d][2] + 14 + 4.0 * (slot % 5)
+                ly = boxes[d][2] + (boxes[d][4] / 2 + 6 if channel < 0 else 14 + 4.0 * (slot % 5))
             else:
                 # A dashed line between nodes that data joins too runs beside it.
                 path = straight(boxes[s], boxes[d], x + 26 if dashed and x is not None else x)
@@ -176,9 +193,26 @@ def draw_edges(edges: Any, boxes: Any, gpu_x: Any) -> Iterator[tuple[str, str, d
                 "label": tensor, "tensor": tensor, "dims": dims, "pos": path,
                 "lp": f"{lx + 4 + 2.1 * len(tensor):.1f},{ly:.1f}",
             }  # fmt: skip
+            attrs |= beneath(boxes[d], x, dims)
             if dashed:
                 attrs |= {"style": "dashed", "color": LINE_COLOUR["routing"], "fontcolor": LINE_COLOUR["routing"]}
             yield s, d, attrs
+
+
+def beneath(box: Any, x: float | None, dims: str) -> dict[str, str]:
+    """What a wide node is, written once more inside it where an edge from a lane at `x` ends, far from its label."""
+    _, cx, cy, w, _, caption, label_width = box
+    if not caption or x is None:
+        return {}
+    text = f"{caption}\n{dims}"
+    half = text_width(text) / 2
+    if abs(x - cx) < label_width / 2 + half + 10:
+        return {}
+    at = min(max(x, cx - w / 2 + half), cx + w / 2 - half)
+    return {
+        "headlabel": text.replace("\n", "\\n"), "head_lp": f"{at:.1f},{cy:.1f}", "labelfontsize": str(FONT_SIZE),
+        "labelfontcolor": "#1f2937",
+    }  # fmt: skip
 
 
 def legend(title: str, subtitle: str) -> str:
@@ -212,7 +246,7 @@ def graph_attrs(title: str, subtitle: str, facts: Any) -> dict[str, str]:
     return {
         "label": legend(title, subtitle), "labelloc": "t", "labeljust": "l", "fontname": FONT, "layout": "nop2",
         "splines": "true",
-        "outputorder": "edgesfirst", "bgcolor": "white", "pad": "0.3", **facts,
+        "outputorder": "nodesfirst", "bgcolor": "white", "pad": "0.3", **facts,
     }  # fmt: skip
 
 

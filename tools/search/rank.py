@@ -139,7 +139,8 @@ def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchRe
     infeasible = None if candidates else explain_infeasible(deployment, curves, seen)
     return SearchResult(
         objective=objective, best=candidates[0] if candidates else None, ranked=candidates,
-        pareto=_pareto(deployment, curves, space, objective, candidates), baseline=baseline, asked=asked, infeasible=infeasible,
+        pareto=_pareto(deployment, curves, space, objective, candidates), baseline=baseline, asked=asked,
+        infeasible=infeasible,
         num_enumerated=sum(s.num_enumerated for s in seen), num_legal=sum(s.num_legal for s in seen),
         num_fitting=sum(s.num_fitting for s in seen), num_feasible=sum(s.num_feasible for s in seen),
         what_ifs=what_ifs(deployment, curves, candidates[0], objective, space) if candidates else (),

@@ -256,6 +256,8 @@ def _context_findings(model: ModelSpec, label: str, length: int, planned: int) -
 
 # Reading ---------------------------------------------------------------------------------------------------------
 
+IMAGE_TAG = re.compile(r"(?:vllm-openai[\w-]*|sglang|vllm-ascend|tensorrt-llm/release):v?(\d+\.\d+[\w.]*)")
+"""An engine's image, and the release that its tag names."""
 CONTAINER_RUN = re.compile(r"^(?P<before>.*?\b(?:docker|podman|nerdctl)\s+(?:container\s+)?run\b)(?P<rest>.*)$")
 
 
@@ -264,6 +266,7 @@ def parse(text: str, *, moe: bool | None = None, config: Mapping[str, Any] | Non
 
     `config` is the configuration file that a trtllm-serve command names. Raises ToolError where there is no command.
     """
+    tag = IMAGE_TAG.search(text)
     text = _container_text(text)
     errors = []
     readers: tuple[Callable[[str], ParsedCommand], ...] = (
@@ -271,7 +274,7 @@ def parse(text: str, *, moe: bool | None = None, config: Mapping[str, Any] | Non
     )  # fmt: skip
     for reader in readers:
         try:
-            return reader(text)
+            return reader(text).model_copy(update={"version": tag[1] if tag else None})
         except ToolError as error:
             if "no command" not in str(error):
                 raise
@@ -310,5 +313,6 @@ def parse_document(data: Any, *, moe: bool | None = None) -> ParsedCommand:
                     raise
                 continue
             degrees = {**found.degrees, "dp": found.degrees["dp"] * k8s.replicas(document)}
-            return found.model_copy(update={"degrees": degrees})
+            tag = IMAGE_TAG.search(str(container.get("image", "")))
+            return found.model_copy(update={"degrees": degrees, "version": tag[1] if tag else found.version})
     raise ToolError(f"no container runs {', '.join(engines('serving'))}; give the manifest of the serving workload")

@@ -91,7 +91,8 @@ class Launcher:
 
 def visible_variable(launcher: Launcher, device: Device | None) -> str:
     """The variable that limits a process to some devices."""
-    return "HIP_VISIBLE_DEVICES" if device is not None and device.vendor.lower() == "amd" else launcher.visible
+    own = {"amd": "HIP_VISIBLE_DEVICES", "huawei": "ASCEND_RT_VISIBLE_DEVICES"}
+    return own.get(device.vendor.lower(), launcher.visible) if device is not None else launcher.visible
 
 
 def flag_lines(flags: Iterable[Flag]) -> list[str]:
@@ -323,6 +324,8 @@ class ParsedCommand(Frozen):
     layers_per_stage: tuple[int, ...] | None = None
     options: dict[str, str] = Field(default_factory=dict)
     """Long flag names with dashes, without the leading ones; a switch has the value ""."""
+    version: str | None = None
+    """Release of the engine, where the text names one (the tag of an image)."""
 
     def strategy(self, **more: Any) -> Strategy:
         kwargs: dict[str, Any] = {"engine": self.engine, **self.degrees, **more}

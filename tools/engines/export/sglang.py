@@ -27,6 +27,8 @@ def dtype_flags(r: Request) -> list[Flag]:
         flags.insert(0, Flag("--dtype", FLOATS[s.weight_dtype]))
     elif s.weight_dtype == "fp8" and native in FLOATS:
         flags.insert(0, Flag("--quantization", "fp8"))
+    elif s.weight_dtype == "int8" and r.device is not None and r.device.vendor.lower() == "huawei":
+        flags.insert(0, Flag("--quantization", "modelslim"))
     return flags
 
 
@@ -45,6 +47,8 @@ def command(r: Request) -> list[str]:
         # No graphs for batches that the plan never runs: their memory belongs to the KV cache.
         Flag("--cuda-graph-max-bs-decode", str(min(MAX_GRAPH_BATCH, scheduled(s)))),
     ]
+    if r.device is not None and r.device.vendor.lower() == "huawei":
+        flags += [Flag("--device", "npu"), Flag("--attention-backend", "ascend")]
     if r.memory_fraction is not None:
         flags.append(Flag("--mem-fraction-static", f"{r.memory_fraction:g}"))
     return [

@@ -50,6 +50,8 @@ LOADS: dict[str, dict[str, tuple[int, str]]] = {
         "mxfp4": (90, "second-hand: precision matrix of the 2025 documentation"),
         "nvfp4": (100, "second-hand: precision matrix of the 2025 documentation"),
     },
+    "megatron": {"fp8": (89, "Transformer Engine")},
+    "torchtitan": {"fp8": (89, "torchao Float8Linear")},
 }  # fmt: skip
 """Lowest compute capability that loads weights of a dtype, by engine, and where the engine says so."""
 COMPUTES = {"fp8": 89, "int8": 75, "mxfp4": 100, "nvfp4": 100, "fp4": 100}
@@ -158,7 +160,7 @@ def _nvidia(device: Device, dtype: str, engine: str) -> Iterator[Finding]:
         yield _finding(
             "weight-only", "warning", "weights",
             f"{device.name} (compute capability {cc / 10:g}) has no {label} units: weights are stored in {label} and "
-            f"computed in 16 bits (Marlin) at {bf16 / 1e12:g} TFLOP/s",
+            f"computed in 16 bits (Marlin or Triton) at {bf16 / 1e12:g} TFLOP/s",
             "count memory in the stored dtype and FLOP/s in bf16", source or "quantization kernels", **values,
         )  # fmt: skip
 
