@@ -179,6 +179,11 @@ def infeasible_headline(deployment: Deployment, verdict: Infeasible) -> str:
 def at_risk(estimate: Estimate, degraded: Sequence[str] = ()) -> tuple[str, ...]:
     """What to hear before deciding: margins smaller than the error band, tight memory, an LLM that did not answer."""
     lines = [risk_line(p) for p in estimate.predictions if p.status in ("at_risk", "broken")]
+    lines += [
+        f"ambiguous: {f.message}"
+        for f in estimate.findings
+        if f.code == "throughput-reading" and f.severity == "warning"
+    ]
     for stage in estimate.memory:
         if 0 <= stage.free_bytes < 0.02 * stage.capacity_bytes:
             lines.append(

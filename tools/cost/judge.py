@@ -1,7 +1,8 @@
 """Requirements against predictions, for arrays of candidates and for one.
 
-A latency that names no statistic (`limit`) gates on the mean. A throughput that does not say which tokens it counts
-gates on all of them (input + output); the other readings are reported. Under a stated arrival rate throughput is what
+A latency that names no statistic (`limit`) gates on the mean. A throughput that does not say which tokens it counts is
+judged under each reading, and gates on the most favourable one: a plan exists if any reading is met, and is at risk
+while another one is not. Under a stated arrival rate throughput is what
 the replicas could serve, since what they do serve is the rate.
 """
 
@@ -18,7 +19,10 @@ from tools.spec.finding import Finding
 from tools.spec.term import Prediction
 from tools.spec.workload import Requirement
 
-Counts = Literal["input", "output", "total"]
+Counts = Literal["input", "output", "total", "prefill"]
+"""Readings of a throughput: prompt tokens, generated ones, both, each over the whole time; or prompt tokens over the
+time that prefill takes (what "tokens per second" means to those who time a prefill)."""
+WORDS = {"total": "input + output", "input": "input", "output": "output", "prefill": "prompt tokens during prefill"}
 BAND_OF = {
     "ttft_s": "ttft_s", "tpot_s": "tpot_s", "e2e_latency_s": "ttft_s", "throughput_per_device": "throughput",
     "throughput_total": "throughput", "request_rate": "throughput",
@@ -49,9 +53,25 @@ def value(
     served = perf.capacity_rate if load.mode == "open" else perf.request_rate
     if req.metric == "request_rate":
         return served
-    tokens = {"input": load.isl, "output": load.osl, "total": load.isl + load.osl}[counts or req.counts or "total"]
+    counts = counts or req.counts or "total"
+    if counts == "prefill":
+        rate = perf.concurrency * load.isl / np.maximum(perf.ttft, 1e-12)
+        return rate / num_devices if req.metric == "throughput_per_device" else rate
+    tokens = {"input": load.isl, "output": load.osl, "total": load.isl + load.osl}[counts]
     total = served * tokens
     return total / num_devices if req.metric == "throughput_per_device" else total
+
+
+def readings(req: Requirement, load: Load) -> tuple[Counts, ...]:
+    """What a throughput may count: what it says, else everything it could mean under this load."""
+    if req.metric not in ("throughput_per_device", "throughput_total") or req.counts is not None:
+        return (req.counts or "total",)
+    return ("total", "input", "output", "prefill") if load.mode == "together" else ("total", "input", "output")
+
+
+def best_reading(req: Requirement, perf: Performance, load: Load, num_devices: np.ndarray) -> np.ndarray:
+    """`value` under the most favourable reading."""
+    return np.max([value(req, perf, load, num_devices, c) for c in readings(req, load)], axis=0)
 
 
 def margin(req: Requirement, predicted: np.ndarray) -> np.ndarray:
@@ -72,7 +92,7 @@ def margins(
 ) -> dict[str, np.ndarray]:
     """Relative margin of every gate (`gate:i`) and of serving the load at all (`load`)."""
     gates = deployment.requirements.gates
-    out = {f"gate:{i}": margin(r, value(r, perf, load, num_devices)) for i, r in enumerate(gates)}
+    out = {f"gate:{i}": margin(r, best_reading(r, perf, load, num_devices)) for i, r in enumerate(gates)}
     return out | {"load": stability(perf, load, dp)}
 
 
@@ -102,7 +122,7 @@ def judge(
     for req in deployment.requirements.gates:
         band = curves.band(BAND_OF[req.metric], deployment.cluster)
         p = prediction(
-            req.metric, req.stat, float(value(req, perf, load, n)[0]), band, UNIT[req.metric], provenance, req
+            req.metric, req.stat, float(best_reading(req, perf, load, n)[0]), band, UNIT[req.metric], provenance, req
         )
         judged.add((req.metric, statistic(req)))
         predictions.append(p)
@@ -158,16 +178,16 @@ def _verdict(req: Requirement, p: Prediction) -> list[Finding]:
 
 
 def _readings(req: Requirement, perf: Performance, load: Load, n: np.ndarray) -> list[Finding]:
-    if req.metric not in ("throughput_per_device", "throughput_total") or req.counts is not None:
+    """The verdict under each reading; a warning when they differ."""
+    names = readings(req, load)
+    if len(names) == 1:
         return []
-    out: dict[str, float] = {}
-    names: tuple[Counts, ...] = ("input", "output", "total")
-    for c in names:
-        out[c] = float(value(req, perf, load, n, c)[0])
-    verdicts = ", ".join(f"{c} {v:.4g} ({'met' if v >= req.limit else 'not met'})" for c, v in out.items())
-    message = f"{req.metric} >= {req.limit:.4g} does not say which tokens it counts: {verdicts}; gated on total"
-    return [
-        Finding(
-            code="throughput-reading", severity="info", cause="slo", message=message, values={**out, "limit": req.limit}
-        )
-    ]
+    out: dict[str, float] = {c: float(value(req, perf, load, n, c)[0]) for c in names}
+    met = {c: v >= req.limit for c, v in out.items()}
+    verdicts = ", ".join(f"{WORDS[c]}: {v:.4g} ({'met' if met[c] else 'not met'})" for c, v in out.items())
+    message = f"{req.metric} >= {req.limit:.4g} does not say which tokens it counts. {verdicts}"
+    differ = any(met.values()) and not all(met.values())
+    fix = "say which tokens the figure counts" if differ else None
+    severity: Literal["warning", "info"] = "warning" if differ else "info"
+    values: dict[str, float] = {**out, "limit": req.limit}
+    return [Finding(code="throughput-reading", severity=severity, cause="slo", message=message, fix=fix, values=values)]
