@@ -157,8 +157,8 @@ class Workbench:
         cluster, engine = self.deployment.cluster, self.deployment.engine
         version = engine.version if engine.name == strategy.engine else None
         return check(
-            self.deployment.model, strategy, version=_known_version(strategy.engine, version),
-            num_nodes=cluster.num_nodes, devices_per_node=cluster.devices_per_node,
+            self.deployment.model, strategy, version=version, num_nodes=cluster.num_nodes,
+            devices_per_node=cluster.devices_per_node, device=cluster.known_device,
         )  # fmt: skip
 
     def reviewed(self, strategy: Strategy | None) -> Strategy:
@@ -182,10 +182,3 @@ class Workbench:
     def _read(self, ref: Any, kind: Any) -> Any:
         assert self.store is not None
         return self.store.json(ref) if kind is None else self.store.load(ref, kind)
-
-
-def _known_version(engine: str, version: str | None) -> str | None:
-    """The stated version if its rules are known, else the newest known one."""
-    from tools.engines.rules import RULES
-
-    return version if (engine, version) in RULES else None

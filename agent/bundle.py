@@ -14,7 +14,7 @@ from agent.bind import Workbench
 from agent.draw import Drawing, Drawn, dag_dir
 from agent.report import assemble_plan, pareto_csv, pareto_svg, phase_entry, plan_to_json, render_plan_md
 from agent.verify import Proven, ProvenInfeasible, Verified
-from tools.engines.export import LAUNCHERS, LaunchFile, export
+from tools.engines.export import LAUNCHERS, LaunchFile, export, serving_engines
 from tools.rubric import Constraint, Deliverable, Evaluation, Reference, RunRecord, evaluate
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions, InputFile
@@ -111,8 +111,9 @@ def launch_files(bench: Workbench, plan: Plan) -> tuple[tuple[LaunchFile, ...], 
         return (), ()
     files: list[LaunchFile] = []
     findings: list[Finding] = []
-    own = plan.strategy.engine if plan.strategy.engine in LAUNCHERS else next(iter(LAUNCHERS))
-    for engine in (own, *(e for e in LAUNCHERS if e != own)):
+    usable = serving_engines(bench.deployment.cluster.known_device)
+    own = plan.strategy.engine if plan.strategy.engine in LAUNCHERS else next(iter(usable), "vllm")
+    for engine in (own, *(e for e in usable if e != own)):
         made, said = export_plan(bench, plan, engine)
         files += [f.model_copy(update={"name": f.name if "/" in f.name else f"{engine}/{f.name}"}) for f in made]
         if engine == own:
@@ -145,6 +146,8 @@ def export_plan(bench: Workbench, plan: Plan, engine: str) -> tuple[tuple[Launch
             memory_reserve=d.requirements.memory_reserve,
             concurrency=e.concurrency if e else None,
             request_rate=d.workload.request_rate,
+            device=d.cluster.known_device,
+            weights_bytes=max((m.weights_bytes for m in e.memory), default=None) if e else None,
         )
     except ToolError as error:
         return (), (Finding(code="launch", severity="warning", cause="engine", message=str(error)),)

@@ -16,6 +16,7 @@ from tools.spec.base import ToolError
 __all__ = [
     "Quantity",
     "chinese_number",
+    "english_number",
     "find_quantities",
     "fold_width",
     "format_quantity",
@@ -87,8 +88,8 @@ def chinese_number(text: str) -> float:
 
     Raises ToolError for anything else.
     """
-    if text == "半":
-        return 0.5
+    if text in ("半", "双"):
+        return 0.5 if text == "半" else 2
     if text.endswith("半") and len(text) > 1:
         return chinese_number(text[:-1]) + 0.5
     if "点" in text:
@@ -127,21 +128,66 @@ def _positional(text: str) -> int:
     return total + group + digit
 
 
-_WORDS = {
+_ONES = {
     w: i
     for i, w in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+        ]
     )
-} | {
-    "thirteen": 13,
-    "sixteen": 16,
-    "twenty": 20,
-    "twenty-four": 24,
-    "thirty": 30,
-    "thirty-two": 32,
-    "forty": 40,
 }
-_WORDS |= {"sixty": 60, "sixty-four": 64, "fifty": 50, "dozen": 12, "hundred": 100, "single": 1, "half": 0.5}  # type: ignore[dict-item]
+_TENS = {
+    w: 10 * i for i, w in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+}
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_ALONE = {"single": 1.0, "half": 0.5, "dozen": 12.0, "couple": 2.0, "dual": 2.0, "twin": 2.0, "quad": 4.0}
+
+
+def english_number(text: str) -> float:
+    """The value of an English numeral: two hundred 200, twenty-four 24, one thousand and fifty 1050, half 0.5.
+
+    Raises ToolError for anything else.
+    """
+    if text.endswith(" and a half"):
+        return english_number(text.removesuffix(" and a half")) + 0.5
+    words = [w for w in re.split(r"[\s-]+", text.strip().lower()) if w != "and"]
+    if len(words) == 1 and words[0] in _ALONE:
+        return _ALONE[words[0]]
+    total = group = 0
+    for word in words:
+        if word in ("a", "an"):
+            group += 1
+        elif word in _ONES or word in _TENS:
+            group += _ONES.get(word, _TENS.get(word, 0))
+        elif word == "hundred":
+            group = (group or 1) * 100
+        elif word == "dozen":
+            group = (group or 1) * 12
+        elif word in _SCALES:
+            total, group = total + (group or 1) * _SCALES[word], 0
+        else:
+            raise ToolError(f"{text!r} is not an English numeral")
+    return float(total + group)
+
 
 _MAGNITUDE = {
     "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "b": 1e9, "T": 1e12, "bn": 1e9, "thousand": 1e3, "million": 1e6,
@@ -150,8 +196,15 @@ _MAGNITUDE = {
 }  # fmt: skip
 
 _ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|(?<!\d)\.\d+"
-_HAN_NUMBER = rf"[{_HAN}]+(?:点[{''.join(_DIGITS)}]+[万亿]?)?半?|半"
-_WORD_NUMBER = "|".join(sorted(_WORDS, key=len, reverse=True)) + "|an?"
+_HAN_NUMBER = rf"双(?=\s*(?:卡|机|节点|\x01))|[{_HAN}]+(?:点[{''.join(_DIGITS)}]+[万亿]?)?半?|半"
+_TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(list(_ONES)[1:10])}))?|{'|'.join(sorted(_ONES, key=len, reverse=True))})"
+_TO_999 = (
+    rf"(?:(?:(?:{_TO_99}|an?)[ -])?hundred(?:[ -](?:and[ -])?{_TO_99})?|(?:{_TO_99}|half a|an?)[ -]dozen|{_TO_99})"
+)
+_WORD_NUMBER = (
+    rf"{_TO_99} and a half|(?:(?:{_TO_999}|an?)[ -](?:thousand|million|billion|trillion)[ -](?:and[ -])?)*{_TO_999}"
+    rf"|(?:{_TO_999}|an?)[ -](?:thousand|million|billion|trillion)|a (?:couple|pair)(?: of)?(?: (?:hundred|thousand|dozen))?|{'|'.join(_ALONE)}|an?"
+)
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![^\s(:=<>≤≥,\[])[-−])?(?:(?P<arabic>{_ARABIC})|(?P<han>{_HAN_NUMBER})|(?P<word>\b(?:{_WORD_NUMBER})\b))",
     re.I,
@@ -163,7 +216,7 @@ _MAG = re.compile(
 # a Chinese numeral in running text counts only where a measure word follows: 统一, 一般, 万一 are words
 _MEASURE = re.compile(
     r"\s*(?:台|张|块|片|颗|卡|机|路|秒|毫秒|微秒|分钟|小时|层|头|个|条|人|位|节点|专家|并发|倍|成|维|套|份|次|字|副本|"
-    r"token|tok|GPU|NPU|ms|s\b|GB|TB|G\b|T\b|%|QPS|rps)", re.I
+    r"token|tok|GPU|NPU|ms|s\b|GB|TB|G\b|T\b|%|QPS|rps|条|组|\x01)", re.I
 )  # fmt: skip
 
 # ---------------------------------------------------------------- units
@@ -332,21 +385,49 @@ def _number_at(text: str, match: re.Match[str]) -> tuple[float, int, bool] | Non
             return None
         whole = float(value).is_integer()
     else:
-        word = match["word"].lower()
-        following = text[end : end + 14].lower()
-        if word in ("a", "an", "half") and not re.match(
-            r"\s*(?:a\s+)?(?:second|sec\b|minute|hour|dozen|hundred|thousand)", following
-        ):
+        found = _english_at(text, match)
+        if found is None:
             return None
-        value = 1.0 if word in ("a", "an") else float(_WORDS[word])
-        if word == "half" and (article := re.match(r"\s*an?(?=\s)", text[end:])):
-            end += article.end()
+        value, end = found
     mag = _MAG.match(text, end)
     if mag and (match["arabic"] or mag["w"] or mag["h"]):
         value *= _MAGNITUDE[(mag["h"] or mag["l"] or mag["w"].lower())]
         value = round(value, 6)
         end = mag.end()
     return (-value if match["sign"] else value), end, whole
+
+
+# "this one", "every further one": a pronoun, no number; "dual-port", "single-stream": no devices
+_PRONOUN = re.compile(
+    r"\b(?:further|this|that|another|other|which|each|every|any|new|old|first|last|bigger|smaller|next|no|the)\s+$",
+    re.I,
+)
+_ARTICLE_UNIT = re.compile(r"\s*(?:second|sec\b|minute|hour)", re.I)
+_DEVICES_NEXT = re.compile(r"\s*-?\s*(?:\x01|gpus?\b|cards?\b|npus?\b|nodes?\b|servers?\b)", re.I)
+
+
+def _english_at(text: str, match: re.Match[str]) -> tuple[float, int] | None:
+    """(value, end) of an English numeral; None for an article, a pronoun, or "dual" before anything but devices."""
+    word, end = " ".join(match["word"].lower().split()), match.end()
+    if word in ("a", "an"):
+        return (1.0, end) if _ARTICLE_UNIT.match(text, end) else None
+    if word in ("dual", "twin", "quad"):
+        return (_ALONE[word], end) if _DEVICES_NEXT.match(text, end) else None
+    if word in _SCALES and re.search(r"\b(?:few|several|some)\s+$", text[: match.start()], re.I):
+        return None
+    if word == "one" and _PRONOUN.search(text[: match.start()]) and not re.match(r"\s+[a-z]+s?\b\s*[,.:]", text[end:]):
+        return None
+    if word.startswith(("a couple", "a pair")):
+        return 2.0 * _SCALES.get(word.split()[-1], 12 if word.endswith("dozen") else 1), end
+    if word == "half":
+        article = re.match(r"\s+an?(?=\s)", text[end:])
+        end += article.end() if article else 0
+        return (
+            (0.5, end)
+            if _ARTICLE_UNIT.match(text, end) or re.match(r"\s*(?:million|thousand|billion)", text[end:])
+            else None
+        )
+    return (6.0 if word == "half a dozen" else english_number(word)), end
 
 
 def _quantity_at(text: str, match: re.Match[str]) -> Quantity | None:
@@ -373,7 +454,7 @@ def _quantity_at(text: str, match: re.Match[str]) -> Quantity | None:
 
 
 _EVERY_SECOND = re.compile(
-    r"(?:每|per\s+|(?=日均))(?P<t>秒钟?|毫秒|分钟|小时|天|日均?|second|sec|minute|day)(?:钟)?\s*(?:约|大约|about|能|可|处理|生成|输出|服务|来)*\s*$",
+    r"(?:每|per\s+|(?=日均))(?P<t>秒钟?|毫秒|分钟|小时|天|日均?|second|sec|minute|day)(?:钟)?\s*(?:约|大约|about|能|可|处理|生成|输出|服务|来|至少|不少于|不低于|不小于|大于|超过|最多|达到|要|有|需要?|at least|[≥>=]+)*\s*$",
     re.I,
 )
 _TOKENS_AFTER = re.compile(rf"\s*(?P<k>{_TOK}|{_REQ})(?![\s]*/)", re.I)
@@ -428,6 +509,22 @@ def _joined_range(text: str, low: Quantity, high: Quantity) -> Quantity:
     )
 
 
+# words that a hyphen joins to their number; after any other word it joins the parts of a name ("ConnectX-7", "Foo-77B")
+_NUMBERED = re.compile(
+    r"(?:top|k|batch|bs|bsz|isl|osl|seq|len|length|in|out|input|output|sub|under|over|to|of|from|rank|size|count|degree|tp|pp|dp|ep|cp|"
+    r"gpus?|nodes?|layers?|heads?|experts?|users?|tokens?|max|min|avg|mean|n|x|ttft|tpot|qps|rps|concurrency|requests?|prompts?)",
+    re.I,
+)
+
+
+def _in_a_name(text: str, start: int) -> bool:
+    """Whether the digits at `start` continue a word over a hyphen: the 7 of "ConnectX-7", the 77 of "Foo-77B"."""
+    word = re.search(
+        r"(?<![A-Za-z0-9._/])[A-Za-z][A-Za-z0-9._/]*(?:-[A-Za-z0-9._]+)*-$", text[max(0, start - 60) : start]
+    )
+    return word is not None and not _NUMBERED.fullmatch(word.group()[:-1].split("-")[-1])
+
+
 _TIMES = re.compile(r"\s*[×xX*✕]\s*")
 
 
@@ -450,6 +547,13 @@ def find_quantities(text: str) -> list[Quantity]:
         times = before in ("x", "X") and re.search(r"(?:^|[\d\s)])[xX]$", folded[: match.start()])
         if not glued or times:
             quantity = _quantity_at(folded, match)
+        if (
+            quantity is not None
+            and quantity.dimension == "count"
+            and match["arabic"]
+            and _in_a_name(folded, match.start())
+        ):
+            quantity = None
         if quantity is None:
             pos = match.end()
             continue

@@ -29,16 +29,18 @@ from tools.spec.strategy import Phase, Strategy
 
 def dag(asked: Mapping[str, Any], json_: bool) -> int:
     """Script, DOT and SVG per phase; engine legality only as findings."""
+    from agent.html_view import html
     from agent.render import run_scripts
     from tools.dag.build import build_dag
     from tools.dag.graph import Detail
     from tools.dag.script import script_text
-    from tools.engines.rules import check
+    from tools.engines.rules import check, resolve_layers
     from tools.partition.lower import lower
 
     one_of(asked["detail"], Detail, "--detail")
     model, wanted = buildable(load_model(asked["model"]).model), phases(asked.get("phase"))
     strategy, out = strategy_from(asked, **checkpoint_dtypes(asked["model"])), ready_dir(asked["out"])
+    strategy = resolve_layers(strategy.engine, model, strategy)
     dags = {}
     for phase in wanted:
         program = lower(model, strategy, phase, _sizes(model, strategy, phase, asked))
@@ -46,6 +48,8 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
         name += "" if asked["detail"] == "full" else f".{asked['detail']}"
         dags[name] = (phase, program, build_dag(program, detail=asked["detail"]))
         write_atomic(out / f"{name}.py", script_text(dags[name][2], name).encode())
+        if asked.get("html"):
+            write_atomic(out / f"{name}.html", html(dags[name][2]).encode())
     made = run_scripts([out / f"{n}.py" for n in dags], out, dags={n: d[2] for n, d in dags.items()})
     graphs = [
         {
@@ -58,6 +62,7 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
             "script": str(r.script),
             "dot": _text(r.dot),
             "svg": _text(r.svg),
+            **({"html": str(out / f"{r.name}.html")} if asked.get("html") else {}),
             "findings": [f.model_dump(mode="json") for f in r.findings],
         }
         for r in made
@@ -67,7 +72,8 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
         print_json({"model": model.name, "graphs": graphs, "findings": legality})
     else:
         for g in graphs:
-            print(f"{g['phase']}: {g['nodes']} nodes, {g['edges']} edges: {g['dot']} {g['svg'] or '(no SVG)'}")
+            files = " ".join(filter(None, (g["dot"], g["svg"] or "(no SVG)", g.get("html"))))
+            print(f"{g['phase']}: {g['nodes']} nodes, {g['edges']} edges: {files}")
         for f in legality:
             print(f"{f['severity']}: {f['message']}")
     return OK
@@ -122,6 +128,8 @@ def prove(asked: Mapping[str, Any], json_: bool) -> int:
 
 def _to_prove(asked: Mapping[str, Any]) -> list[tuple[ModelSpec, Strategy, int, int]]:
     """(model, strategy, batch, sequence length) of the plan and its baseline, or of the options."""
+    from tools.engines.rules import resolve_layers
+
     if asked.get("plan_json") is not None:
         if asked.get("model") is not None:
             raise ToolError("give a PLAN.json or --model, not both")
@@ -132,8 +140,8 @@ def _to_prove(asked: Mapping[str, Any]) -> list[tuple[ModelSpec, Strategy, int, 
         return [(model, s, 2 * (s.attn_dp or 1), plan.deployment.workload.isl) for s in (*chosen, *others)]
     if asked.get("model") is None:
         raise ToolError("prove needs a PLAN.json, or --model with degrees")
-    s = strategy_from(asked, **checkpoint_dtypes(asked["model"]))
-    return [(buildable(load_model(asked["model"]).model), s, 2 * (s.attn_dp or 1), 64)]
+    model, s = buildable(load_model(asked["model"]).model), strategy_from(asked, **checkpoint_dtypes(asked["model"]))
+    return [(model, resolve_layers(s.engine, model, s), 2 * (s.attn_dp or 1), 64)]
 
 
 def _legality(asked: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,7 @@ from tools.spec.conditions import Conditions
 
 
 def read(conditions: list[Path], backend: str, base_url: str | None, json_: bool) -> int:
-    from agent.reading import read_conditions, read_files
-
-    files = read_files(conditions)
-    found = read_conditions(files)
-    if backend != "builtin":
-        found = asyncio.run(_with_backend(files, found, backend, base_url))
+    found = asyncio.run(read_with(conditions, backend, base_url, Path(os.devnull)))
     if json_:
         print_json(found.model_dump(mode="json"))
     else:
@@ -29,16 +24,22 @@ def read(conditions: list[Path], backend: str, base_url: str | None, json_: bool
     return OK
 
 
-async def _with_backend(files: Any, conditions: Conditions, choice: str, base_url: str | None) -> Conditions:
+async def read_with(inputs: Sequence[Path], choice: str, base_url: str | None, events: Path) -> Conditions:
+    """What the deterministic reader and then the backend take from the inputs; calls are logged to `events`."""
     from agent.events import EventLog
     from agent.llm.profiles import make_backend
     from agent.loop import Conversation
     from agent.nodes import fill_gaps
     from agent.progress import Progress
+    from agent.reading import read_conditions, read_files
 
+    files = read_files(inputs)
+    conditions = read_conditions(files)
+    if choice == "builtin":
+        return conditions
     backend = make_backend(choice, base_url)
     try:
-        log = EventLog(Path(os.devnull), Progress("").__call__)
+        log = EventLog(events, Progress("").__call__)
         return (await fill_gaps(tuple(files), conditions, Conversation(backend, log)))[0]
     finally:
         await backend.close()

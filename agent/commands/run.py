@@ -8,11 +8,13 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent.commands.common import one_of, print_json
 from agent.errors import INFEASIBLE, OK
+from agent.events import read_events
 from agent.files import MARKER, default_out
+from agent.llm.usage import Usage, usage_lines, usage_of
 from agent.options import RunOptions, load_options
 from agent.progress import Progress
 from agent.state import NODES
@@ -30,8 +32,9 @@ def plan(
     objective: str | None,
     strict: bool,
     json_: bool,
+    approve: bool = False,
 ) -> int:
-    """A new run. Exit 0 proven, 3 infeasible."""
+    """A new run. Exit 0 proven (or waiting for a person under --approve), 3 infeasible."""
     from agent.graph import start
 
     one_of(objective, Objective, "--objective")
@@ -40,7 +43,7 @@ def plan(
     options = RunOptions(
         cwd=str(Path.cwd()), inputs=tuple(str(p) for p in conditions), task=str(task) if task else None,
         knowledge=str(knowledge) if knowledge else None, backend=backend, llm_base_url=base_url, objective=objective,  # type: ignore[arg-type]
-        strict=strict,
+        strict=strict, approve=approve,
     )  # fmt: skip
     _check_named(options)
     with Progress(f"run directory: {out}") as progress:
@@ -66,12 +69,18 @@ def _check_named(options: RunOptions) -> None:
         resolve(conditions)
 
 
-def resume(run_dir: Path, json_: bool) -> int:
+def resume(run_dir: Path, json_: bool, approve: str | None = None, reason: str = "") -> int:
+    """Goes on. `approve` is a person's yes or no to a run that waits; no names the `reason` to the next proposal."""
+    from agent.approval import Answer
     from agent.graph import resume as go_on
 
     load_options(run_dir)
+    one_of(approve, Literal["yes", "no"], "--approve")
+    if reason and approve != "no":
+        raise ToolError("--reason goes with --approve no")
+    answer = Answer(verdict=approve, reason=reason) if approve else None  # type: ignore[arg-type]
     with Progress(f"run directory: {run_dir}") as progress:
-        _kept(run_dir, lambda: asyncio.run(go_on(run_dir, progress)))
+        _kept(run_dir, lambda: asyncio.run(go_on(run_dir, progress, answer)))
     return _finish(run_dir, json_)
 
 
@@ -95,12 +104,42 @@ def _kept(run_dir: Path, work: Any) -> None:
 
 def _finish(run_dir: Path, json_: bool) -> int:
     """The summary table (stderr under --json: nothing), the manifest's path, the exit code."""
+    if not (run_dir / "manifest.json").is_file() and (waits := _waiting(run_dir)):
+        print_json(waits) if json_ else print(_waiting_text(run_dir, waits))
+        return OK
     document = published(run_dir)
     if json_:
         print_json(document)
     else:
         print_summary(run_dir, document["degraded"])
+        for line in usage_lines(_usage(run_dir)):
+            print(line)
     return INFEASIBLE if document["status"] == "infeasible" else OK
+
+
+def _usage(run_dir: Path) -> Usage:
+    return usage_of(read_events(run_dir / "events.jsonl"))
+
+
+def _waiting(run_dir: Path) -> dict[str, Any] | None:
+    """What a run under --approve waits with; None where it does not wait."""
+    from agent.graph import waiting
+
+    shown = asyncio.run(waiting(run_dir)) if load_options(run_dir).approve else None
+    if shown is None:
+        return None
+    review = os.path.normpath(run_dir / shown["review"])
+    return {**shown, "status": "awaiting_approval", "review": review, "usage": _usage(run_dir).model_dump(mode="json")}
+
+
+def _waiting_text(run_dir: Path, shown: dict[str, Any]) -> str:
+    scores = "  ".join(f"{k} {v:.2f}" for k, v in shown["scores"].items())
+    risks = "".join(f"\nat risk: {r}" for r in shown["at_risk"])
+    no = f"\n     meshwright resume {run_dir} --approve no --reason TEXT" if shown["rejectable"] else ""
+    return (
+        f"waits for approval: {shown['headline']}{risks}\nrubric    {scores}\nreport    {shown['review']}\n"
+        f"then meshwright resume {run_dir} --approve yes{no}"
+    )
 
 
 def published(run_dir: Path) -> dict[str, Any]:
@@ -115,6 +154,7 @@ def published(run_dir: Path) -> dict[str, Any]:
     figures = {
         "headline": plan.headline, "at_risk": list(plan.at_risk), "num_devices": plan.num_devices,
         "strategy": plan.strategy.model_dump(mode="json") if plan.strategy else None,
+        "usage": _usage(run_dir).model_dump(mode="json"),
         "evaluation": {"passed": evaluation["passed"], **{s["criterion"]: s["value"] for s in evaluation["scores"]}},
     }  # fmt: skip
     return {**manifest, "manifest": os.path.normpath(run_dir / "manifest.json"), **figures}
@@ -137,6 +177,8 @@ def show(run_dir: Path, json_: bool) -> int:
     load_options(run_dir)
     if (run_dir / "manifest.json").is_file():
         return _finish(run_dir, json_)
+    if _waiting(run_dir):
+        return _finish(run_dir, json_)
     document = progress_of(run_dir)
     if json_:
         print_json(document)
@@ -147,8 +189,6 @@ def show(run_dir: Path, json_: bool) -> int:
 
 
 def progress_of(run_dir: Path) -> dict[str, Any]:
-    from agent.events import read_events
-
     events = list(read_events(run_dir / "events.jsonl"))
     finished = [e["node"] for e in events if e.get("event") == "node_finished"]
     after = finished[-1] if finished else None
@@ -158,4 +198,5 @@ def progress_of(run_dir: Path) -> dict[str, Any]:
         else next((e["to"] for e in reversed(events) if e.get("event") == "node_finished"), None)
     )
     calls = [e for e in events if e.get("event") == "llm_call"]
-    return {"status": "unfinished", "finished": finished, "next": upcoming, "llm_calls": len(calls)}
+    return {"status": "unfinished", "finished": finished, "next": upcoming, "llm_calls": len(calls),
+            "usage": usage_of(events).model_dump(mode="json")}  # fmt: skip

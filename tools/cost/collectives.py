@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from tools.cost.curves import Curves, LinkCurve
+from tools.cost.operators import Operators, link_ideal
+from tools.cost.tables import Table
 from tools.partition.mesh import Axes, Mesh
 from tools.spec.hardware import Cluster
 
@@ -28,21 +30,33 @@ class Level:
     size: int | None
     bandwidth: float
     curve: LinkCurve
+    operators: Operators | None = None
+    engine: str = "vllm"
+
+    def tables(self, kind: str) -> list[Table]:
+        """Measured collectives of this kind of link: NCCL's, and for all-reduce the engine's own kernel."""
+        if self.operators is None or not self.curve.measured:
+            return []
+        found = [self.operators.tables.get(f"{kind}/{self.curve.measured}/nccl/bf16")]
+        if kind == "all_reduce":
+            found.append(self.operators.find(kind, self.curve.measured, self.engine, "bf16"))
+        return [t for t in found if t is not None]
 
 
-def levels(cluster: Cluster, curves: Curves) -> tuple[Level, ...]:
+def levels(cluster: Cluster, curves: Curves, engine: str = "vllm") -> tuple[Level, ...]:
     """Innermost first. A scale-up domain of 1 means that neighbours in a node talk over PCIe."""
     node, domain = cluster.devices_per_node, cluster.link_domain
     bus = cluster.device.link if cluster.device.link.lower().startswith("pcie") else "pcie"
     pcie, network = curves.link(bus), curves.link("network")
+    has = (curves.operators, engine)
     out: list[Level] = []
     if domain > 1:
-        out.append(Level("domain", domain, cluster.intra_node_bandwidth, curves.link(cluster.device.link)))
+        out.append(Level("domain", domain, cluster.intra_node_bandwidth, curves.link(cluster.device.link), *has))
         if domain < node:
-            out.append(Level("node", node, cluster.device.pcie_bandwidth, pcie))
+            out.append(Level("node", node, cluster.device.pcie_bandwidth, pcie, *has))
     elif node > 1:
         # A stated intra-node bandwidth describes whatever joins the cards of a node.
-        out.append(Level("node", node, cluster.intra_node_bandwidth, pcie))
+        out.append(Level("node", node, cluster.intra_node_bandwidth, pcie, *has))
     out.append(Level("network", None, cluster.inter_node_bandwidth, network))
     return tuple(out)
 
@@ -84,9 +98,21 @@ def collective_time(kind: str, axes: Axes, nbytes: Num, mesh: Mesh, tops: Sequen
         return _all_to_all(nbytes, per_level, tops)
     share: Num = 1.0
     for p, level in zip(per_level, tops, strict=True):
-        total = total + np.where(np.asarray(p) > 1, ALGORITHMS[kind](nbytes / share, p, level), 0.0)
+        if np.any(np.asarray(p) > 1):
+            total = total + np.where(np.asarray(p) > 1, _at_level(kind, nbytes / share, p, level), 0.0)
         share = share * p
     return total
+
+
+def _at_level(kind: str, n: Num, p: Num, level: Level) -> Num:
+    """Measured where this kind of link was (the faster of library and engine kernel), else the algorithms' α–β."""
+    tables = level.tables(kind)
+    if not tables:
+        return ALGORITHMS[kind](n, p, level)
+    p = np.maximum(p, 2.0)
+    ideal = link_ideal(kind, n, p, level.bandwidth)
+    times = [ideal / t.efficiency((n, p)) for t in tables]
+    return times[0] if len(times) == 1 else np.minimum(times[0], times[1])
 
 
 def ring_step(n: Num, p: Num, level: Level, rounds: float) -> Num:
@@ -150,10 +176,19 @@ def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level]) -> Num:
     reach: Num = 1.0
     time: Num = 0.0
     for p, level in zip(per_level, tops, strict=True):
+        if not np.any(np.asarray(p) > 1):
+            continue
+        tables = level.tables("all_to_all")
         sent = n * (p - 1) * reach / group
         bandwidth = level.bandwidth * (level.curve.one_shot or level.curve.ring)
         latency = level.curve.one_shot_latency_s or level.curve.latency_s
-        t = np.where(np.asarray(p) > 1, latency + sent / bandwidth, 0.0)
+        if tables:
+            # The measured exchange moves (p-1)/p of its buffer: the buffer that sends as much as this level does.
+            inside = np.maximum(p, 2.0)
+            took = sent / level.bandwidth / tables[0].efficiency((sent * inside / (inside - 1), inside))
+        else:
+            took = latency + sent / bandwidth
+        t = np.where(np.asarray(p) > 1, took, 0.0)
         time = np.maximum(time, t)
         reach = reach * p
     return time

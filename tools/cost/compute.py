@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tools.cost.curves import DeviceCurve, MoECurve
+from tools.cost.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Operators, gemm_ideal, kernel_dtype, unit_peak
+from tools.cost.tables import Table
 from tools.graph.ir import Sizes
 from tools.memory import Dtypes
 from tools.partition.layout import Comm
@@ -49,6 +51,22 @@ class Work:
     comm_bytes: Num = 0.0
     balance: Num = 1.0
     """Load of the busiest rank over the mean one."""
+    k: Num = 0.0
+    """Inner dim of a GEMM."""
+    experts: Num = 0.0
+    """Local experts of a grouped GEMM."""
+    width: Num = 0.0
+    """Its hidden size x local expert width."""
+    reads_hidden: bool = False
+    """Its inner dim is the hidden size (gate and up), not the expert width (down)."""
+    table: str = ""
+    """Kind of measured table that prices it ("" = none)."""
+    shape: tuple[Num, ...] = ()
+    """Attention: coordinates in that table."""
+    routed: bool = False
+    """Moves or activates routed tokens: a measured expert kernel contains it."""
+    fused: bool = False
+    """Ends a body in an addition that engines run inside the next body's norm: no launch of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +158,12 @@ def _kernel_work(pbody: PBody, name: str, steps: tuple[POp, ...], outside: froze
     for p in einsums:
         flops = flops + _einsum_flops(pbody, p, limit, ctx)
     work = replace(work, flops=flops, dtype=_math_dtype(pbody, einsums, weighted, ctx))
-    return _with_shape(pbody, work, weighted, ctx) if weighted else work
+    if weighted:
+        return _with_shape(pbody, work, weighted, ctx)
+    if einsums:
+        return _attention_shape(pbody, work, einsums, limit, ctx)
+    routed = any(pbody.spec(t).routed for p in steps for t in (*p.inputs, p.output))
+    return replace(work, routed=routed, fused=kind == "elementwise" and steps[-1].output == pbody.output)
 
 
 def _kind(pbody: PBody, steps: Any, einsums: Any, weighted: Any, ctx: WalkContext) -> KernelKind:
@@ -262,11 +285,38 @@ def _math_dtype(pbody: PBody, einsums: list[POp], weighted: list[POp], ctx: Walk
     return ctx.weight_dtype if quantised else "bf16"
 
 
+def _attention_shape(pbody: PBody, work: Work, einsums: list[POp], limit: Attended, ctx: WalkContext) -> Work:
+    """Coordinates of attention in the measured tables.
+
+    Prefill: (length of a causal prompt with as many query x key pairs per query, sequences · heads, d_k). Decode:
+    (positions read, sequences · kv_heads, query heads per kv head, d_k); MLA decode: (positions, sequences, heads).
+    """
+    scores = next((p for p in einsums if "kv_len" in pbody.spec(p.output).dims), None)
+    if scores is None:
+        return work
+    out = local_sizes(pbody, scores.output, ctx)
+    b, h, s = (out.get(d, 1) for d in ("batch_size", "heads", "seq_len"))
+    keys = pbody.spec(scores.inputs[1]).dims
+    caches = [t for p in pbody.ops if p.op is not None and p.op.kind == "cache" for t in (p.output,)]
+    mla = any("kv_lora" in pbody.spec(t).dims for t in caches)
+    if work.kind == "attention_prefill":
+        length = np.maximum(2.0 * np.asarray(limit.per_query, float) - 1.0, s)
+        d = 1.0 if mla else ctx.sizes["d_k"]
+        return replace(work, table="mla_context" if mla else "context", shape=(length, b * h, d)[: 2 if mla else 3])
+    read = limit.read * out.get("kv_len", ctx.sizes["kv_len"]) / ctx.sizes["kv_len"]
+    if mla and "kv_lora" in keys:
+        return replace(work, table="mla_generation", shape=(read, b, h))
+    kv = next((local_sizes(pbody, t, ctx)["kv_heads"] for t in caches if "kv_heads" in pbody.spec(t).dims), h)
+    return replace(work, table="generation", shape=(read, b * kv, h / kv, ctx.sizes["d_k"]))
+
+
 def _with_shape(pbody: PBody, work: Work, weighted: list[POp], ctx: WalkContext) -> Work:
     """m x n of the fused GEMM: the n of its weights add up, dims that weight and activation share are batches."""
     n: Num = 0.0
     m: Num = 1.0
+    k: Num = 1.0
     groups: Num = 1.0
+    held: dict[str, Num] = {}
     for p in weighted:
         weight = next(t for t in p.inputs if pbody.spec(t).kind == "weight")
         act = local_sizes(pbody, next(t for t in p.inputs if t != weight), ctx)
@@ -274,12 +324,18 @@ def _with_shape(pbody: PBody, work: Work, weighted: list[POp], ctx: WalkContext)
         n = n + elements({d: v for d, v in w.items() if d in out and d not in act})
         groups = elements({d: v for d, v in w.items() if d in out and d in act})
         m = elements({d: v for d, v in act.items() if d not in w})
-    balance = 1.0
-    if work.kind == "grouped_gemm":
-        touched = np.maximum(work.weight_bytes / np.maximum(work.weight_total, 1.0), 1e-9)
-        groups, m = groups * touched, m / touched
-        balance = _imbalance(ctx, m * groups)
-    return replace(work, m=m, n=np.maximum(n, 1.0), groups=groups, balance=balance)
+        k = elements({d: v for d, v in w.items() if d in act and d not in out})
+        held = w
+    work = replace(work, n=np.maximum(n, 1.0), k=k, table="gemm")
+    if work.kind != "grouped_gemm":
+        return replace(work, m=m, groups=groups)
+    touched = np.maximum(work.weight_bytes / np.maximum(work.weight_total, 1.0), 1e-9)
+    experts, groups, m = groups, groups * touched, m / touched
+    return replace(
+        work, m=m, groups=groups, balance=_imbalance(ctx, m * groups), table="moe", experts=experts,
+        width=elements({d: v for d, v in held.items() if d != "experts"}),
+        reads_hidden="hidden" in local_sizes(pbody, weighted[0].inputs[0], ctx),
+    )  # fmt: skip
 
 
 def _imbalance(ctx: WalkContext, mean_load: Num) -> Num:
@@ -328,6 +384,31 @@ class Roof:
 
     cluster: Cluster
     curve: DeviceCurve
+    operators: Operators | None = None
+    relative: str = ""
+    """Measured device whose tables apply; "" for none."""
+    engine: str = "vllm"
+    block_fp8: bool = False
+    """fp8 weights carry scales per block."""
+    kv_dtype: str = "bf16"
+
+    def table(self, w: Work) -> tuple[Table, str] | None:
+        """(measured table of a kernel, the format it runs as). None: nothing measured, or the user stated utilisations."""
+        if not w.table or not self.relative or self.operators is None:
+            return None
+        if self.cluster.mfu is not None or self.cluster.mbu is not None:
+            return None
+        if w.kind.startswith("attention"):
+            dtype = "fp8" if self.kv_dtype == "fp8" else "bf16"
+        else:
+            dtype = kernel_dtype(w.dtype, self.cluster.peak_flops, block=self.block_fp8)
+        found = self.operators.find(w.table, self.relative, self.engine, dtype)
+        return None if found is None else (found, dtype)
+
+    @property
+    def experts_measured(self) -> bool:
+        """Whether a measured expert kernel, which holds permutation and activation, prices the grouped GEMMs."""
+        return self.table(Work("", "grouped_gemm", table="moe")) is not None
 
     def peak(self, dtype: str) -> tuple[float, str]:
         """(FLOP/s, dtype the math runs in): the format itself if the device has a matrix path for it, else the next
@@ -388,6 +469,39 @@ class KernelTime:
 
 
 def price(w: Work, roof: Roof) -> KernelTime:
+    """The measured table's time where there is one, else the roofline of the generation."""
+    found = roof.table(w)
+    if found is not None:
+        return _measured(w, roof, *found)
+    if w.routed and roof.experts_measured:
+        return KernelTime(0.0 * w.stream_bytes, 0.0, 0.0)
+    return _roofline(w, roof)
+
+
+def _measured(w: Work, roof: Roof, table: Table, dtype: str) -> KernelTime:
+    """ideal / efficiency, both as `benchmarks/distil_operators.py` defines them, and the gap to the next kernel.
+
+    A kernel that finds its operands in the cache beats the memory ideal; the roofs are then what it took.
+    """
+    bandwidth, sheet = roof.cluster.memory_bandwidth, roof.cluster.peak_flops
+    if w.kind.startswith("attention"):
+        fp8 = dtype == "fp8" and w.kind == "attention_prefill" and bool(sheet.get("fp8"))
+        compute, memory = w.flops / unit_peak("fp8" if fp8 else "bf16", sheet), w.stream_bytes / bandwidth
+        shape: tuple[Num, ...] = w.shape
+    elif w.kind == "grouped_gemm":
+        # An expert kernel is both GEMMs; this one is the share of it that reads tokens (up) or writes them (down).
+        compute, weights = w.flops / unit_peak(dtype, sheet), w.groups * w.n * w.k * WEIGHT_BYTES[dtype]
+        side = ACTIVATION_BYTES.get(dtype, 2.0) * w.k if w.reads_hidden else 2.0 * w.n
+        memory = (weights + w.m * w.groups * side) / bandwidth
+        shape = (w.m * w.groups / w.experts, w.experts, w.width)
+    else:
+        compute, memory = gemm_ideal(w.m, w.n * w.groups, w.k, dtype, unit_peak(dtype, sheet), bandwidth)
+        shape = (w.m, w.n * w.groups, w.k)
+    took = np.maximum(compute, memory) / table.efficiency(shape)
+    return KernelTime(took + roof.curve.gap_s, np.minimum(compute, took), np.minimum(memory, took))
+
+
+def _roofline(w: Work, roof: Roof) -> KernelTime:
     """Roofline with tile quantisation and a floor: (t_c^p + t_m^p)^(1/p) + latency."""
     peak, dtype = roof.peak(w.dtype)
     if w.kind.startswith("attention"):
@@ -401,7 +515,7 @@ def price(w: Work, roof: Roof) -> KernelTime:
     t_memory = (w.weight_bytes + roof.from_memory(w)) / roof.bandwidth(w)
     p = roof.curve.overlap
     top = np.maximum(np.maximum(t_compute, t_memory), 1e-30)
-    total = top * ((t_compute / top) ** p + (t_memory / top) ** p) ** (1 / p) + roof.latency
+    total = top * ((t_compute / top) ** p + (t_memory / top) ** p) ** (1 / p) + (0.0 if w.fused else roof.latency)
     return KernelTime(total, t_compute, t_memory)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pydantic import ConfigDict, Field
+
+from tools.cost.operators import Operators, Provenance
 from tools.spec.base import Frozen, ToolError
 from tools.spec.hardware import Cluster, Device
 
@@ -32,6 +35,10 @@ class DeviceCurve(Frozen):
     """Bandwidth of that cache over the memory's."""
     kernel_latency_s: float
     """Shortest time of one kernel inside a captured graph, launch gap included."""
+    gap_s: float = 0.0
+    """Between a kernel's end and the next one's start inside a captured graph; measured kernel times do not hold it."""
+    relatives: tuple[str, ...] = ()
+    """Measured devices of this generation, whose operator tables serve its other members."""
     tile_m: int
     """Rows of a GEMM tile: m is rounded up to it."""
     tile_n: int
@@ -59,6 +66,8 @@ class LinkCurve(Frozen):
     hop_s: float
     """Of each further hop of a ring."""
     one_shot_latency_s: float = 0.0
+    measured: str = ""
+    """Device whose measured collectives serve this kind of link."""
     source: str
 
 
@@ -109,6 +118,10 @@ class ColdStart(Frozen):
 
 
 class Curves(Frozen):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    operators: Operators | None = Field(default=None, exclude=True, repr=False)
+    """Measured operators; None: everything from the datasheet curves below."""
     devices: tuple[DeviceCurve, ...]
     links: tuple[LinkCurve, ...]
     engines: tuple[EngineCurve, ...]
@@ -120,6 +133,12 @@ class Curves(Frozen):
         """Curve of the device's generation; the last one in the list serves what nothing matches."""
         arch = device.arch.lower()
         return next((c for c in self.devices if arch.startswith(c.arch)), self.devices[-1])
+
+    def relative(self, device: Device) -> tuple[str, Provenance]:
+        """(measured device whose operator tables price `device`, how near it is)."""
+        if self.operators is None:
+            return "", "datasheet"
+        return self.operators.relative(device, self.device(device).relatives)
 
     def link(self, kind: str) -> LinkCurve:
         return next((c for c in self.links if kind.lower().startswith(c.kinds)), self.links[-1])

@@ -65,7 +65,7 @@ class Outcome:
 
 def lengths(mean: int, count: int, low: float, high: float, rng: np.random.Generator) -> np.ndarray:
     """Uniform integers in [low, high] x mean; `low == high == 1` gives the exact length."""
-    return np.maximum(1, rng.integers(int(round(low * mean)), int(round(high * mean)) + 1, size=count))
+    return np.maximum(1, rng.integers(round(low * mean), round(high * mean) + 1, size=count))
 
 
 def closed_loop(isl: np.ndarray, osl: np.ndarray, concurrency: int) -> Arrivals:
@@ -201,14 +201,18 @@ class _Replica:
         self.running = stay
 
 
-def simulate(arrivals: Arrivals, scheduler: Scheduler, step: StepSeconds, *, warm_up: float = 0.2, drain: float = 0.1) -> Outcome:
+def simulate(
+    arrivals: Arrivals, scheduler: Scheduler, step: StepSeconds, *, warm_up: float = 0.2, drain: float = 0.1
+) -> Outcome:
     """Runs until every request has left. The first `warm_up` and last `drain` shares of requests are not counted.
 
     Raises ValueError when a single request needs more KV positions than there are.
     """
     longest = float((arrivals.isl + arrivals.osl).max(initial=0))
     if longest > scheduler.kv_tokens:
-        raise ValueError(f"a request of {longest:.0f} positions does not fit into {scheduler.kv_tokens:.0f} KV positions")
+        raise ValueError(
+            f"a request of {longest:.0f} positions does not fit into {scheduler.kv_tokens:.0f} KV positions"
+        )
     replica = _Replica(arrivals, scheduler, step)
     while True:
         replica.arrive()

@@ -366,8 +366,11 @@ def bodies(model: ModelSpec, placement: Placement) -> Bodies:
 def layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> list[tuple[np.ndarray, Layout]]:
     """One Layout per MeshShape with the indices of its candidates. Raises Refused for what cannot be partitioned."""
     model, cluster = deployment.model, deployment.cluster
-    roof = Roof(cluster, curves.device(cluster.device))
-    tops = levels(cluster, curves)
+    roof = Roof(
+        cluster, curves.device(cluster.device), curves.operators, curves.relative(cluster.device)[0], cands.engine,
+        block_fp8=model.quant_group is not None and model.weight_dtype == "fp8", kv_dtype=cands.kv_dtype,
+    )  # fmt: skip
+    tops = levels(cluster, curves, cands.engine)
     dtypes = Dtypes.of(model, cands.weight_dtype, cands.kv_dtype)
     out = []
     for index, mesh in group_by_shape(cands, model).values():

@@ -8,6 +8,8 @@ edge holds.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +27,38 @@ class Table:
     residual: float = 0.0
     """Median of |ln(measured / table)| over all measured points."""
     _log_axes: tuple[np.ndarray, ...] = field(default=(), compare=False)
+    _lists: tuple[list[float], ...] = field(default=(), compare=False)
+    _flat: list[float] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_log_axes", tuple(np.log(a) for a in self.axes))
+        object.__setattr__(self, "_lists", tuple(list(map(float, a)) for a in self._log_axes))
+        object.__setattr__(self, "_flat", [float(x) for x in self.log_efficiency.ravel()])
 
     def efficiency(self, coordinates: Sequence[Any]) -> np.ndarray:
         """Efficiency at one point, or at arrays of points (broadcast against each other)."""
-        return np.exp(interpolate(self._log_axes, self.log_efficiency, [np.log(np.maximum(c, 1e-12)) for c in coordinates]))
+        if all(np.size(c) == 1 for c in coordinates):
+            shape = np.broadcast_shapes(*(np.shape(c) for c in coordinates))
+            return np.full(
+                shape, math.exp(self._at([math.log(max(float(np.reshape(c, ())), 1e-12)) for c in coordinates]))
+            )
+        return np.exp(
+            interpolate(self._log_axes, self.log_efficiency, [np.log(np.maximum(c, 1e-12)) for c in coordinates])
+        )
+
+    def _at(self, point: Sequence[float]) -> float:
+        """`interpolate` for a single point, without arrays: an estimate asks for thousands of single points."""
+        rows: list[tuple[int, float]] = [(0, 1.0)]
+        for grid, x in zip(self._lists, point, strict=True):
+            n = len(grid)
+            if n == 1:
+                rows = [(i * n, w) for i, w in rows]
+                continue
+            x = min(max(x, grid[0]), grid[-1])
+            j = min(bisect_right(grid, x) - 1, n - 2)
+            f = (x - grid[j]) / (grid[j + 1] - grid[j])
+            rows = [e for i, w in rows for e in ((i * n + j, w * (1.0 - f)), (i * n + j + 1, w * f))]
+        return sum(w * self._flat[i] for i, w in rows)
 
 
 def corners(grids: Sequence[np.ndarray], points: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -53,19 +80,17 @@ def interpolate(grids: Sequence[np.ndarray], values: np.ndarray, points: Sequenc
     """Multilinear interpolation; `points[i]` are coordinates along axis i."""
     arrays = np.broadcast_arrays(*[np.asarray(p, float) for p in points])
     index, fraction = corners(grids, arrays)
-    out = np.zeros(arrays[0].shape)
-    for corner in range(1 << len(grids)):
-        weight, at = np.ones(arrays[0].shape), []
-        skip = False
-        for axis, (i, f) in enumerate(zip(index, fraction, strict=True)):
-            upper = corner >> axis & 1
-            if upper and len(grids[axis]) == 1:
-                skip = True
-                break
-            weight = weight * (f if upper else 1.0 - f)
-            at.append(i + upper)
-        if not skip:
-            out = out + weight * values[tuple(at)]
+    flat, base, stride = values.ravel(), np.zeros(arrays[0].shape, int), 1
+    steps, weights = [0], [np.ones(arrays[0].shape)]
+    for axis in reversed(range(len(grids))):
+        base = base + index[axis] * stride
+        if len(grids[axis]) > 1:
+            steps = [s + up for s in steps for up in (0, stride)]
+            weights = [w * f for w in weights for f in (1.0 - fraction[axis], fraction[axis])]
+        stride *= len(grids[axis])
+    out = weights[0] * flat[base]
+    for step, weight in zip(steps[1:], weights[1:], strict=True):
+        out = out + weight * flat[base + step]
     return out
 
 

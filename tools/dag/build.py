@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from tools.dag import runtime
 from tools.dag.graph import Dag, DagEdge, DagNode, Detail, Dims, Frame, Lane, Port, Role
 from tools.dag.text import layers_text, slug
 from tools.graph.ir import Op
+from tools.memory import Dtypes
 from tools.partition.layout import Comm, Layout, positions
 from tools.partition.lower import PBody, POp, Program, Stage
 from tools.spec.base import ToolError
@@ -89,6 +91,8 @@ class _Builder:
         self.row = 0
         self._range_cache: dict[tuple[str, tuple[str, ...], int, int], tuple[int, int]] = {}
         self.orders = program.orders
+        self.dtypes = Dtypes.of_strategy(program.model, s)
+        self.index_bytes = self.dtypes.bytes("index")
         self.world = s.num_devices
         self.whole = {**self.sizes, "batch_size": self.sizes["batch_size"] * s.dp}
         if "experts" in self.sizes:
@@ -212,13 +216,15 @@ class _Builder:
         assert first.embed is not None
         all_devices = tuple(range(self.world))
         lanes = tuple(u.devices[0] for group in units for u in group)
-        whole = Port("ids", (("batch_size", self.whole["batch_size"]), ("seq_len", self.sizes["seq_len"])))
+        whole = Port(
+            "ids", (("batch_size", self.whole["batch_size"]), ("seq_len", self.sizes["seq_len"])), self.index_bytes
+        )
         source = self._io(
             "total_input", "total input · token ids", "model.input", "io", all_devices, ([whole], [whole]), lanes=lanes
         )
         last, port = source, whole
         if s.dp > 1:
-            port = Port("ids", (("batch_size", self.sizes["batch_size"]), *whole.dims[1:]))
+            port = Port("ids", (("batch_size", self.sizes["batch_size"]), *whole.dims[1:]), self.index_bytes)
             note = (
                 f"one of {s.dp} equal parts, replica {'k to each' if len(self.replicas) > 1 else '0 drawn'} of {s.dp}"
             )
@@ -243,7 +249,7 @@ class _Builder:
         local = {u.devices[0]: self._port(embed, "ids", u.rank) for u in group}
         devices = tuple(g for u in group for g in u.devices)
         cut = any(p.dims != whole.dims for p in local.values())
-        ports = {u: Port("ids", p.dims) for u, p in local.items()}
+        ports = {u: replace(p, tensor="ids") for u, p in local.items()}
         if cut:
             axes = " and ".join(
                 f"{d} over {self._axis_names(a)}" for d, a in embed.layout("ids").split if self.mesh.degree(a) > 1
@@ -269,11 +275,11 @@ class _Builder:
         s, head = self.program.strategy, self.program.stages[-1].head
         assert head is not None
         row, collected = self.row, []
-        part = Port("tokens", (("batch_size", self.sizes["batch_size"]),))
+        part = Port("tokens", (("batch_size", self.sizes["batch_size"]),), self.index_bytes)
         for group in units:
             self.row = row
             devices = tuple(g for u in group for g in u.devices)
-            held = [(u.devices[0], Port("tokens", carried[u.devices[0]][1].dims)) for u in group]
+            held = [(u.devices[0], replace(carried[u.devices[0]][1], tensor="tokens")) for u in group]
             axes = head.layout(head.output).axes("batch_size")
             how = (
                 f"concatenate batch_size over {self._axis_names(axes)}"
@@ -288,7 +294,7 @@ class _Builder:
             for lane, port in held:
                 self._join(carried[lane][0], node.id, port, lane)
             collected.append(node)
-        whole, all_devices = Port("tokens", (("batch_size", self.whole["batch_size"]),)), tuple(range(self.world))
+        whole, all_devices = replace(part, dims=(("batch_size", self.whole["batch_size"]),)), tuple(range(self.world))
         lanes = tuple(u.devices[0] for group in units for u in group)
         sources = collected
         if s.dp > 1:
@@ -320,7 +326,7 @@ class _Builder:
         pairs = [(a, b) for r in self.replicas for a, b in self._pairs(dst, units[src.index][r], units[dst.index][r])]
         for a, b in pairs:
             node_id, port = carried[a.devices[0]]
-            moved = Port("x", port.dims)
+            moved = replace(port, tensor="x")
             step = f"p2p_s{src.index}_s{dst.index}"
             devices = (*a.devices, *b.devices)
             node = DagNode(
@@ -385,7 +391,7 @@ class _Builder:
             tokens = -(-n["batch_size"] * n["seq_len"] * self.sizes["top_k"] // self.sizes["experts"])
             rest = [(d, k) for d, k in dims if d not in ("experts", "batch_size", "seq_len")]
             dims = [("experts", n["experts"]), ("expert_tokens", tokens), *rest]
-        return Port(tensor, tuple(dims))
+        return Port(tensor, tuple(dims), self.dtypes.bytes(t.dtype))
 
     def routed_note(self, body: PBody, tensor: str, rank: int) -> list[str]:
         if not body.spec(tensor).routed:
@@ -405,7 +411,7 @@ class _Builder:
         """One port if all members have equal dims, else one per member, named by its device."""
         if len({p.dims for _, p in ports}) == 1:
             return [ports[0][1]]
-        return [Port(f"{p.tensor}(GPU {g})", p.dims) for g, p in ports]
+        return [replace(p, tensor=f"{p.tensor}(GPU {g})") for g, p in ports]
 
     def _axis_names(self, axes: tuple[str, ...]) -> str:
         """Mesh axes as a person calls them: `tp(8)`, `ep(4)·etp(2)`."""
@@ -498,7 +504,7 @@ class _Walk:
             global_dims=b._global(inputs, [output], ports), notes=tuple(notes), weights=tuple(ports), caches=cache,
             shards=tuple((n, self._shard(n, u.rank)) for n in weights), lane=u.devices[0], frame=self.place.frame,
             repeats=self.place.repeats,
-            layers=layers_text(self.place.layers), batch_items=items,
+            layers=layers_text(self.place.layers), batch_items=items, flops=_flops(p, [*inputs, *ports]),
         )  # fmt: skip
         b.nodes.append(node)
         self.env[(p.output, u.devices[0])] = (node.id, output)
@@ -586,7 +592,7 @@ class _Walk:
         return replace(node, inputs=inputs, outputs=outputs, global_dims=self.b._global(inputs, outputs))
 
     def _chosen(self, p: POp, u: _Unit) -> Port:
-        return Port("selection", self.b._port(self.body, p.output, u.rank).dims[:2])
+        return Port("selection", self.b._port(self.body, p.output, u.rank).dims[:2], self.b.index_bytes)
 
     def _receive(self, p: POp, u: _Unit) -> None:
         source, port = self.env[(p.output, u.devices[0])]
@@ -607,6 +613,17 @@ class _Walk:
         )
         self.b._join(source, node.id, port, u.devices[0])
         self.b._join(source, node.id, chosen, u.devices[0], dashed=True)
+
+
+def _flops(p: POp, operands: Sequence[Port]) -> float:
+    """2 x the product of all dims of a matmul's operands on one device."""
+    if p.op is None or p.op.kind != "einsum":
+        return 0.0
+    dims: dict[str, int] = {}
+    for port in operands:
+        for d, n in port.dims:
+            dims[d] = min(n, dims.get(d, n))
+    return 2.0 * prod(dims.values())
 
 
 # ------------------------------------------------------------------------ wording

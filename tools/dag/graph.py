@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 from tools.dag import runtime
@@ -29,6 +30,12 @@ class Port:
 
     tensor: str
     dims: Dims
+    elem_bytes: float = 0.0
+    """Bytes of one element under the strategy's dtypes; 0 where that is not known."""
+
+    @property
+    def bytes(self) -> float:
+        return self.elem_bytes * prod(n for _, n in self.dims)
 
     def __str__(self) -> str:
         return f"{self.tensor}={dims_text(self.dims)}"
@@ -67,6 +74,8 @@ class DagNode:
     layers: str = ""
     batch_items: tuple[tuple[int, int], ...] = ()
     """Range of batch items that each input port holds, one per member of a collective; [first, end)."""
+    flops: float = 0.0
+    """Of one execution on one device: 2 x the product of all dims of a matmul, masked positions included; else 0."""
 
     @property
     def shape(self) -> Shape:

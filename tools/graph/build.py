@@ -71,11 +71,15 @@ def embed_body(model: ModelSpec) -> Body:
     x = b.op("embed", "embed", ("ids", table), X, kernel="embedding", module="embed_tokens")
     if model.embed_scale != 1.0:
         attrs = {"c": model.embed_scale}
-        x = b.op("embed_scale", "elementwise", (x,), X, kernel="embedding", module="embed_tokens", fn="scale", attrs=attrs)
+        x = b.op(
+            "embed_scale", "elementwise", (x,), X, kernel="embedding", module="embed_tokens", fn="scale", attrs=attrs
+        )
     if model.position.kind == "learned":
         wpe = b.weight("embed_positions", ("positions", "hidden"), "embedding")
         attrs = {"offset": model.position.learned_offset}
-        pos = b.op("pos_lookup", "pos_lookup", ("ids", wpe), X, kernel="embedding", module="embed_positions", attrs=attrs)
+        pos = b.op(
+            "pos_lookup", "pos_lookup", ("ids", wpe), X, kernel="embedding", module="embed_positions", attrs=attrs
+        )
         x = b.op("pos_add", "elementwise", (x, pos), X, kernel="embedding", module="embed_positions", fn="add")
     if model.embedding_norm:
         x = _norm(b, model, "embed_norm", x, kernel="embedding", module="embed_norm")
@@ -120,17 +124,50 @@ def head_body(model: ModelSpec, logits: str = "last") -> Body:
     y = b.op("logits", "einsum", (h, w), out, kernel="lm_head", module="lm_head", dtype="fp32")
     if model.lm_head_bias:
         bias = b.weight("lm_head_bias", (v,), "vector")
-        y = b.op("logits_bias", "elementwise", (y, bias), out, kernel="lm_head", module="lm_head", fn="add", dtype="fp32")
+        y = b.op(
+            "logits_bias", "elementwise", (y, bias), out, kernel="lm_head", module="lm_head", fn="add", dtype="fp32"
+        )
     if model.logit_scale != 1.0:
         attrs = {"c": model.logit_scale}
-        y = b.op("logits_scale", "elementwise", (y,), out, kernel="sampler", module="lm_head", fn="scale", attrs=attrs, dtype="fp32")
+        y = b.op(
+            "logits_scale",
+            "elementwise",
+            (y,),
+            out,
+            kernel="sampler",
+            module="lm_head",
+            fn="scale",
+            attrs=attrs,
+            dtype="fp32",
+        )
     if model.logit_softcap:
         attrs = {"c": model.logit_softcap}
-        y = b.op("logits_softcap", "elementwise", (y,), out, kernel="sampler", module="lm_head", fn="softcap", attrs=attrs, dtype="fp32")
+        y = b.op(
+            "logits_softcap",
+            "elementwise",
+            (y,),
+            out,
+            kernel="sampler",
+            module="lm_head",
+            fn="softcap",
+            attrs=attrs,
+            dtype="fp32",
+        )
     if v == "padded_vocab":
         attrs = {"vocab": model.vocab_size}
-        y = b.op("logits_unpad", "unpad", (y,), (*dims[:-1], "vocab"), kernel="sampler", module="lm_head", dtype="fp32", attrs=attrs)
-    tok = b.op("sample", "argmax", (y,), dims[:-1], kernel="sampler", module="sampler", tensor_kind="index", dtype="index")
+        y = b.op(
+            "logits_unpad",
+            "unpad",
+            (y,),
+            (*dims[:-1], "vocab"),
+            kernel="sampler",
+            module="lm_head",
+            dtype="fp32",
+            attrs=attrs,
+        )
+    tok = b.op(
+        "sample", "argmax", (y,), dims[:-1], kernel="sampler", module="sampler", tensor_kind="index", dtype="index"
+    )
     return b.build(tok)
 
 
@@ -166,7 +203,9 @@ def _rms(b: BodyBuilder, model: ModelSpec, name: str, x: str, dim: str, *, kerne
 def _residual(b: BodyBuilder, model: ModelSpec, name: str, x: str, branch: str, *, kernel: str, module: str) -> str:
     if model.residual_scale != 1.0:
         attrs = {"c": model.residual_scale}
-        branch = b.op(f"{name}_scale", "elementwise", (branch,), X, kernel=kernel, module=module, fn="scale", attrs=attrs)
+        branch = b.op(
+            f"{name}_scale", "elementwise", (branch,), X, kernel=kernel, module=module, fn="scale", attrs=attrs
+        )
     return b.op(name, "elementwise", (x, branch), X, kernel=kernel, module=module, fn="add")
 
 
@@ -185,7 +224,13 @@ def _linear(
 
 def _rope(b: BodyBuilder, model: ModelSpec, name: str, x: str, dim: str) -> str:
     p = model.position
-    attrs = {"theta": p.theta, "rotary_dim": p.rotary_dim if dim == "d_k" else None, "interleaved": p.interleaved, "dim": dim, "size": model_sizes(model)[dim]}
+    attrs = {
+        "theta": p.theta,
+        "rotary_dim": p.rotary_dim if dim == "d_k" else None,
+        "interleaved": p.interleaved,
+        "dim": dim,
+        "size": model_sizes(model)[dim],
+    }
     return b.op(name, "rope", (x,), b.tensors[x].dims, kernel="rope", module="self_attn.rotary_emb", attrs=attrs)
 
 
@@ -195,7 +240,9 @@ def _qk_norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, heads: str) ->
         return _rms(b, model, name, x, "d_k", kernel="rope", module=module)
     # Over heads x d_k: the heads are split under tp, so the sum of squares is its own operator and gets its all-reduce.
     w = b.weight(f"{name}.weight", (heads, "d_k"), "vector")
-    ssq = b.op(f"{name}_sumsq", "sumsq", (x,), ("batch_size", "seq_len"), kernel=f"{name}_sumsq", module=module, dtype="fp32")
+    ssq = b.op(
+        f"{name}_sumsq", "sumsq", (x,), ("batch_size", "seq_len"), kernel=f"{name}_sumsq", module=module, dtype="fp32"
+    )
     count = (model.attention.num_heads if heads == "heads" else model.attention.num_kv_heads) * model.attention.head_dim
     attrs = {"eps": model.norm_eps, "count": count}
     return b.op(name, "rms_apply", (x, ssq, w), b.tensors[x].dims, kernel="rope", module=module, attrs=attrs)
@@ -219,21 +266,32 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
         group = a.num_heads // a.num_kv_heads
         k, v = _repeat(b, "k_heads", k, group), _repeat(b, "v_heads", v, group)
     scores = b.op(
-        "scores", "einsum", (q, k), ("batch_size", "heads", "seq_len", "kv_len"), kernel="attention", module="self_attn.scores"
+        "scores",
+        "einsum",
+        (q, k),
+        ("batch_size", "heads", "seq_len", "kv_len"),
+        kernel="attention",
+        module="self_attn.scores",
     )
     s = _masked_scores(b, model, kind, scores, a.scale or a.head_dim**-0.5)
     ctx = _softmax_values(b, model, s, v, "attn_values", q_dims, split_kv)
-    return _linear(b, "o_proj", ctx, ("heads", "d_k", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias)
+    return _linear(
+        b, "o_proj", ctx, ("heads", "d_k", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias
+    )
 
 
 def _cache(b: BodyBuilder, name: str, new: str) -> str:
     dims = tuple("kv_len" if d == "seq_len" else d for d in b.tensors[new].dims)
-    return b.op(name, "cache", (new,), dims, kernel="attention", module=f"self_attn.{name}", tensor_kind="cache", dtype="kv")
+    return b.op(
+        name, "cache", (new,), dims, kernel="attention", module=f"self_attn.{name}", tensor_kind="cache", dtype="kv"
+    )
 
 
 def _repeat(b: BodyBuilder, name: str, x: str, group: int) -> str:
     dims = tuple("heads" if d == "kv_heads" else d for d in b.tensors[x].dims)
-    return b.op(name, "repeat_heads", (x,), dims, kernel="attention", module="self_attn.repeat_kv", attrs={"group": group})
+    return b.op(
+        name, "repeat_heads", (x,), dims, kernel="attention", module="self_attn.repeat_kv", attrs={"group": group}
+    )
 
 
 def _masked_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: str, scale: float) -> str:
@@ -248,7 +306,9 @@ def _masked_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: st
     return b.op("masked", "mask", (s,), dims, fn="causal", attrs=attrs, **kw)
 
 
-def _softmax_values(b: BodyBuilder, model: ModelSpec, s: str, values: str, name: str, out: tuple[str, ...], split_kv: bool) -> str:
+def _softmax_values(
+    b: BodyBuilder, model: ModelSpec, s: str, values: str, name: str, out: tuple[str, ...], split_kv: bool
+) -> str:
     """Softmax over kv_len, then the weighted sum of `values`."""
     kw: dict[str, Any] = {"kernel": "attention", "module": "self_attn.softmax"}
     sinks = (b.weight("sinks", ("heads",), "vector"),) if model.attention.sinks else ()
@@ -275,21 +335,36 @@ def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     bs = ("batch_size", "seq_len")
     nope, rope = (*bs, "heads", "qk_nope"), (*bs, "heads", "qk_rope")
     if mla.q_lora_rank:
-        qa = _linear(b, "q_a_proj", h, ("hidden", "q_lora"), (*bs, "q_lora"), kernel="qkv_a_proj", module="self_attn.q_a_proj")
+        qa = _linear(
+            b, "q_a_proj", h, ("hidden", "q_lora"), (*bs, "q_lora"), kernel="qkv_a_proj", module="self_attn.q_a_proj"
+        )
         qa = _rms(b, model, "q_a_norm", qa, "q_lora", kernel="latent_norm", module="self_attn.q_a_layernorm")
         src, inner = qa, "q_lora"
     else:
         src, inner = h, "hidden"
     qn = _linear(b, "q_nope", src, (inner, "heads", "qk_nope"), nope, kernel="q_b_proj", module="self_attn.q_b_proj")
     qr = _linear(b, "q_pe", src, (inner, "heads", "qk_rope"), rope, kernel="q_b_proj", module="self_attn.q_b_proj")
-    c = _linear(b, "kv_a", h, ("hidden", "kv_lora"), (*bs, "kv_lora"), kernel="qkv_a_proj", module="self_attn.kv_a_proj")
-    kr = _linear(b, "k_pe", h, ("hidden", "qk_rope"), (*bs, "qk_rope"), kernel="qkv_a_proj", module="self_attn.kv_a_proj")
+    c = _linear(
+        b, "kv_a", h, ("hidden", "kv_lora"), (*bs, "kv_lora"), kernel="qkv_a_proj", module="self_attn.kv_a_proj"
+    )
+    kr = _linear(
+        b, "k_pe", h, ("hidden", "qk_rope"), (*bs, "qk_rope"), kernel="qkv_a_proj", module="self_attn.kv_a_proj"
+    )
     c = _rms(b, model, "kv_a_norm", c, "kv_lora", kernel="latent_norm", module="self_attn.kv_a_layernorm")
     qr, kr = _rope(b, model, "q_rope", qr, "qk_rope"), _rope(b, model, "k_rope", kr, "qk_rope")
     c, kr = _cache(b, "c_cache", c), _cache(b, "pe_cache", kr)
     absorbed = phase == "decode" and absorb
     ctx = (_mla_absorbed if absorbed else _mla_expanded)(b, model, kind, qn, qr, c, kr, split_kv)
-    return _linear(b, "o_proj", ctx, ("heads", "v_dim", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=model.attention.out_bias)
+    return _linear(
+        b,
+        "o_proj",
+        ctx,
+        ("heads", "v_dim", "hidden"),
+        X,
+        kernel="o_proj",
+        module="self_attn.o_proj",
+        bias=model.attention.out_bias,
+    )
 
 
 def _mla_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, nope_scores: str, qr: str, kr: str) -> str:
@@ -302,7 +377,9 @@ def _mla_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, nope_scores: 
     return _masked_scores(b, model, kind, s, scale)
 
 
-def _mla_expanded(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool) -> str:
+def _mla_expanded(
+    b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool
+) -> str:
     """Prefill: expand the latent into per-head keys and values, then ordinary attention."""
     bt, dims = ("batch_size", "kv_len"), ("batch_size", "heads", "seq_len", "kv_len")
     uk = b.weight("k_up.weight", ("kv_lora", "heads", "qk_nope"))
@@ -314,16 +391,22 @@ def _mla_expanded(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr
     return _softmax_values(b, model, s, v, "attn_values", ("batch_size", "seq_len", "heads", "v_dim"), split_kv)
 
 
-def _mla_absorbed(b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool) -> str:
+def _mla_absorbed(
+    b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool
+) -> str:
     """Decode: fold W_UK into the query and W_UV into the output, so that attention reads the latent only."""
     bs, dims = ("batch_size", "seq_len"), ("batch_size", "heads", "seq_len", "kv_len")
     uk = b.weight("k_up.weight", ("kv_lora", "heads", "qk_nope"))
     uv = b.weight("v_up.weight", ("kv_lora", "heads", "v_dim"))
-    q = b.op("q_absorbed", "einsum", (qn, uk), (*bs, "heads", "kv_lora"), kernel="q_absorb", module="self_attn.kv_b_proj")
+    q = b.op(
+        "q_absorbed", "einsum", (qn, uk), (*bs, "heads", "kv_lora"), kernel="q_absorb", module="self_attn.kv_b_proj"
+    )
     s = b.op("scores_nope", "einsum", (q, c), dims, kernel="attention", module="self_attn.scores")
     s = _mla_scores(b, model, kind, s, qr, kr)
     lat = _softmax_values(b, model, s, c, "attn_latent", (*bs, "heads", "kv_lora"), split_kv)
-    return b.op("attn_values", "einsum", (lat, uv), (*bs, "heads", "v_dim"), kernel="v_absorb", module="self_attn.kv_b_proj")
+    return b.op(
+        "attn_values", "einsum", (lat, uv), (*bs, "heads", "v_dim"), kernel="v_absorb", module="self_attn.kv_b_proj"
+    )
 
 
 def _parallel_block(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, attend: Any) -> Body:
@@ -351,18 +434,33 @@ def _ffn(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str) -> str:
 
 
 def _mlp(
-    b: BodyBuilder, h: str, dim: str, mid: tuple[str, ...], *, gated: bool, activation: str, bias: bool, module: str, prefix: str
+    b: BodyBuilder,
+    h: str,
+    dim: str,
+    mid: tuple[str, ...],
+    *,
+    gated: bool,
+    activation: str,
+    bias: bool,
+    module: str,
+    prefix: str,
 ) -> str:
     """Gate and up (or up alone), activation, down."""
     p, kernels = prefix, {"up": f"{prefix}gate_up_proj", "act": f"{prefix}act", "down": f"{prefix}down_proj"}
     up = _linear(b, f"{p}up_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.up_proj", bias=bias)
     src = up
     if gated:
-        src = _linear(b, f"{p}gate_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.gate_proj", bias=bias)
+        src = _linear(
+            b, f"{p}gate_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.gate_proj", bias=bias
+        )
     a = b.op(f"{p}act", "elementwise", (src,), mid, kernel=kernels["act"], module=f"{module}.act_fn", fn=activation)
     if gated:
-        a = b.op(f"{p}act_mul", "elementwise", (a, up), mid, kernel=kernels["act"], module=f"{module}.act_mul", fn="mul")
-    return _linear(b, f"{p}down_proj", a, (dim, "hidden"), X, kernel=kernels["down"], module=f"{module}.down_proj", bias=bias)
+        a = b.op(
+            f"{p}act_mul", "elementwise", (a, up), mid, kernel=kernels["act"], module=f"{module}.act_mul", fn="mul"
+        )
+    return _linear(
+        b, f"{p}down_proj", a, (dim, "hidden"), X, kernel=kernels["down"], module=f"{module}.down_proj", bias=bias
+    )
 
 
 def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
@@ -371,7 +469,17 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     assert m is not None
     wide, narrow = ("batch_size", "seq_len", "experts"), ("batch_size", "seq_len", "top_k")
     kw: dict[str, Any] = {"kernel": "gate_topk", "module": "mlp.gate"}
-    logits = _linear(b, "router", h, ("hidden", "experts"), wide, kernel="router", module="mlp.gate", bias=m.router_bias, dtype="vector")
+    logits = _linear(
+        b,
+        "router",
+        h,
+        ("hidden", "experts"),
+        wide,
+        kernel="router",
+        module="mlp.gate",
+        bias=m.router_bias,
+        dtype="vector",
+    )
     scores = logits
     if m.gate == "softmax_topk":
         scores = b.op("gate_scores", "softmax", (logits,), wide, dtype="fp32", attrs={"dim": "experts"}, **kw)
@@ -390,7 +498,16 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     elif m.norm_topk_prob:
         w = b.op("expert_weights", "renormalise", (w,), narrow, dtype="fp32", attrs={"dim": "top_k"}, **kw)
     if m.routed_scaling_factor != 1.0:
-        w = b.op("expert_weights_scaled", "elementwise", (w,), narrow, fn="scale", dtype="fp32", attrs={"c": m.routed_scaling_factor}, **kw)
+        w = b.op(
+            "expert_weights_scaled",
+            "elementwise",
+            (w,),
+            narrow,
+            fn="scale",
+            dtype="fp32",
+            attrs={"c": m.routed_scaling_factor},
+            **kw,
+        )
     return ids, w
 
 
@@ -401,29 +518,79 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     tok = ("experts", "batch_size", "seq_len")
     wide, mid = (*tok, "hidden"), (*tok, "expert_ffn")
     send = (h, ids, weights) if m.input_scaled else (h, ids)
-    x = b.op("dispatch", "dispatch", send, wide, kernel="dispatch", module="mlp.dispatch", routed=True, fn="scaled" if m.input_scaled else "")
+    x = b.op(
+        "dispatch",
+        "dispatch",
+        send,
+        wide,
+        kernel="dispatch",
+        module="mlp.dispatch",
+        routed=True,
+        fn="scaled" if m.input_scaled else "",
+    )
     lin: dict[str, Any] = {"dtype": "expert_matrix", "routed": True, "bias": m.expert_bias}
-    up = _linear(b, "expert_up", x, ("experts", "hidden", "expert_ffn"), mid, kernel="expert_gate_up", module="mlp.experts.up_proj", **lin)
+    up = _linear(
+        b,
+        "expert_up",
+        x,
+        ("experts", "hidden", "expert_ffn"),
+        mid,
+        kernel="expert_gate_up",
+        module="mlp.experts.up_proj",
+        **lin,
+    )
     gate = up
     if m.gated:
-        gate = _linear(b, "expert_gate", x, ("experts", "hidden", "expert_ffn"), mid, kernel="expert_gate_up", module="mlp.experts.gate_proj", **lin)
+        gate = _linear(
+            b,
+            "expert_gate",
+            x,
+            ("experts", "hidden", "expert_ffn"),
+            mid,
+            kernel="expert_gate_up",
+            module="mlp.experts.gate_proj",
+            **lin,
+        )
     act: dict[str, Any] = {"kernel": "expert_act", "routed": True}
     a = b.op("expert_act", "elementwise", (gate,), mid, module="mlp.experts.act_fn", fn=m.activation, **act)
     if m.gated:
         if m.activation == "swiglu_oai":
-            up = b.op("expert_up_clamp", "elementwise", (up,), mid, module="mlp.experts.act_fn", fn="clamp_add_one", **act)
+            up = b.op(
+                "expert_up_clamp", "elementwise", (up,), mid, module="mlp.experts.act_fn", fn="clamp_add_one", **act
+            )
         a = b.op("expert_act_mul", "elementwise", (a, up), mid, module="mlp.experts.act_mul", fn="mul", **act)
-    y = _linear(b, "expert_down", a, ("experts", "expert_ffn", "hidden"), wide, kernel="expert_down", module="mlp.experts.down_proj", **lin)
+    y = _linear(
+        b,
+        "expert_down",
+        a,
+        ("experts", "expert_ffn", "hidden"),
+        wide,
+        kernel="expert_down",
+        module="mlp.experts.down_proj",
+        **lin,
+    )
     back = (y, ids) if m.input_scaled else (y, ids, weights)
-    out = b.op("combine", "combine", back, X, kernel="combine", module="mlp.combine", fn="unweighted" if m.input_scaled else "")
+    out = b.op(
+        "combine", "combine", back, X, kernel="combine", module="mlp.combine", fn="unweighted" if m.input_scaled else ""
+    )
     if not m.shared_intermediate_size:
         return out
     shared = _mlp(
         b, h, "shared_ffn", ("batch_size", "seq_len", "shared_ffn"), gated=m.gated,
-        activation="silu" if m.activation == "swiglu_oai" else m.activation, bias=False, module="mlp.shared_expert", prefix="shared_",
+        activation="silu" if m.activation == "swiglu_oai" else m.activation, bias=False,
+        module="mlp.shared_expert", prefix="shared_",
     )  # fmt: skip
     if m.shared_gate:
-        g = _linear(b, "shared_gate", h, ("hidden",), ("batch_size", "seq_len"), kernel="router", module="mlp.shared_expert_gate", dtype="vector")
+        g = _linear(
+            b,
+            "shared_gate",
+            h,
+            ("hidden",),
+            ("batch_size", "seq_len"),
+            kernel="router",
+            module="mlp.shared_expert_gate",
+            dtype="vector",
+        )
         kw: dict[str, Any] = {"kernel": "moe_add", "module": "mlp.shared_expert_gate"}
         g = b.op("shared_gate_sigmoid", "elementwise", (g,), ("batch_size", "seq_len"), fn="sigmoid", **kw)
         shared = b.op("shared_gated", "elementwise", (shared, g), X, fn="mul", **kw)

@@ -242,7 +242,9 @@ def topk_margin(op: Op, x: Array) -> float:
         return float(np.abs(np.diff(top, axis=-1)).min(initial=np.inf)) if top.shape[-1] > 1 else float("inf")
 
     scores, groups = _eligible(x, op)
-    return min(gap(scores, op.attrs["top_k"]), gap(groups, op.attrs["topk_group"]) if groups.shape[-1] else float("inf"))
+    return min(
+        gap(scores, op.attrs["top_k"]), gap(groups, op.attrs["topk_group"]) if groups.shape[-1] else float("inf")
+    )
 
 
 def _gather_scores(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:

@@ -52,7 +52,12 @@ def run_reference(
                 caches[key] = append_cache(caches.get(key), args[0])
                 env[op.output] = caches[key]
             else:
-                env[op.output] = run(op, args, _whole_place(op, body, env, weights, layer, past), [body.tensors[n].dims for n in op.inputs])
+                env[op.output] = run(
+                    op,
+                    args,
+                    _whole_place(op, body, env, weights, layer, past),
+                    [body.tensors[n].dims for n in op.inputs],
+                )
             trace.values[(layer, body.name, op.output)] = env[op.output]
         carried = env[body.output]
     return trace
@@ -132,12 +137,19 @@ class Devices:
 
 def take(x: Array, where: Array, axis: int) -> Array:
     """np.take, as a view where the positions are one run."""
-    if len(where) and where[-1] - where[0] == len(where) - 1 and where[-1] < x.shape[axis] and (np.diff(where) == 1).all():
+    if (
+        len(where)
+        and where[-1] - where[0] == len(where) - 1
+        and where[-1] < x.shape[axis]
+        and (np.diff(where) == 1).all()
+    ):
         return x[(slice(None),) * axis + (slice(int(where[0]), int(where[-1]) + 1),)]
     return np.take(x, where, axis=axis)
 
 
-def run_body(pbody: PBody, devices: Devices, carried: list[Array], weights: Weights, layer: int | None, caches: list[Caches]) -> dict[str, list[Array]]:
+def run_body(
+    pbody: PBody, devices: Devices, carried: list[Array], weights: Weights, layer: int | None, caches: list[Caches]
+) -> dict[str, list[Array]]:
     """One body on all ranks of a stage: every tensor, rank by rank."""
     env: dict[str, list[Array]] = {pbody.inputs[0]: carried}
     for w in pbody.weights():
@@ -148,7 +160,10 @@ def run_body(pbody: PBody, devices: Devices, carried: list[Array], weights: Weig
             env[p.output] = communicate(p.comm, env[p.inputs[0]], pbody.spec(p.output).dims, devices)
         else:
             assert p.op is not None
-            env[p.output] = [_run_op(p.op, p.inputs, p.output, pbody, env, devices, r, layer, caches[r]) for r in range(devices.num_ranks)]
+            env[p.output] = [
+                _run_op(p.op, p.inputs, p.output, pbody, env, devices, r, layer, caches[r])
+                for r in range(devices.num_ranks)
+            ]
     return env
 
 
@@ -196,7 +211,9 @@ def _split(x: Array, dim: str, comm: Comm, dims: Sequence[str], devices: Devices
         return [np.take(x, devices.dealt(dim, Layout.of({dim: comm.axes}), r), axis=dims.index(dim)) for r in members]
     pieces = [x]
     for a in comm.axes:
-        pieces = [q for piece in pieces for q in np.array_split(piece, int(devices.mesh.degrees[a]), axis=dims.index(dim))]
+        pieces = [
+            q for piece in pieces for q in np.array_split(piece, int(devices.mesh.degrees[a]), axis=dims.index(dim))
+        ]
     return pieces
 
 
@@ -250,12 +267,15 @@ def _slice(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices
 
 
 COLLECTIVES: dict[str, Callable[[Comm, list[Array], Sequence[str], Devices], list[Array]]] = {
-    "all_reduce": _all_reduce, "reduce_scatter": _reduce_scatter, "all_gather": _all_gather, "all_to_all": _all_to_all, "slice": _slice,
+    "all_reduce": _all_reduce, "reduce_scatter": _reduce_scatter, "all_gather": _all_gather, "all_to_all": _all_to_all,
+    "slice": _slice,
     "ring_shift": _ring_shift,
 }  # fmt: skip
 
 
-def run_program(program: Program, weights: Weights, ids: Array, caches: dict[int, list[Caches]], past: int, devices: Devices) -> Trace:
+def run_program(
+    program: Program, weights: Weights, ids: Array, caches: dict[int, list[Caches]], past: int, devices: Devices
+) -> Trace:
     """One forward pass of a replica: stage after stage, each on its own ranks. `caches[stage][rank]` is extended."""
     trace = Trace()
     dims = ("batch_size", "seq_len")

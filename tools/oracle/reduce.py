@@ -67,7 +67,10 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
     seq = pick.take(max(seq_len, 5), s.cp * (s.tp if s.sp else 1), at_least=max(5, 2 * s.cp if s.cp > 1 else 0))
     position = model.position.model_copy(update={"rotary_dim": rotary, "max_positions": seq + decode_steps + 3})
     kinds, per_stage = _layers(model, s)
-    updates |= {"vocab_size": vocab, "position": position.model_copy(update={"rope_layers": tuple(k.rope for k in kinds)})}
+    updates |= {
+        "vocab_size": vocab,
+        "position": position.model_copy(update={"rope_layers": tuple(k.rope for k in kinds)}),
+    }
     updates |= {
         "num_hidden_layers": len(kinds),
         "moe_layers": tuple(k.ffn == "moe" for k in kinds) if model.moe else None,
@@ -91,7 +94,14 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
             qk_rope_head_dim=pick.take(4, 2, at_least=4),
             v_head_dim=pick.take(m.v_head_dim),
         )
-        return a.model_copy(update={"num_heads": heads, "num_kv_heads": heads, "mla": mla, "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim})
+        return a.model_copy(
+            update={
+                "num_heads": heads,
+                "num_kv_heads": heads,
+                "mla": mla,
+                "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim,
+            }
+        )
     group = a.num_heads // a.num_kv_heads
     if a.num_kv_heads < ranks:
         # Ranks share KV heads: their number is fixed by the mesh, query heads per rank stay at least one.
@@ -145,7 +155,9 @@ def _vocab(model: ModelSpec, tp: int, pick: _Picker) -> int:
 def _layers(model: ModelSpec, s: Strategy) -> tuple[list[LayerKind], tuple[int, ...]]:
     """Two of every repeated pattern, one of every single one, stage by stage."""
     per_stage = s.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, s.pp)
-    kinds, out, counts, at = model.layers(), [], [], 0
+    kinds, at = model.layers(), 0
+    out: list[LayerKind] = []
+    counts: list[int] = []
     for n in per_stage:
         before = len(out)
         for pattern, repeat in compress(kinds[at : at + n]):

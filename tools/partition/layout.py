@@ -38,7 +38,9 @@ class Layout:
 
     @staticmethod
     def of(split: Mapping[str, Axes], pending: Axes = (), reduce: Reduction = "sum") -> Layout:
-        return Layout(tuple(sorted((d, a) for d, a in split.items() if a)), tuple(sorted(pending)), reduce if pending else "sum")
+        return Layout(
+            tuple(sorted((d, a) for d, a in split.items() if a)), tuple(sorted(pending)), reduce if pending else "sum"
+        )
 
     def axes(self, dim: str) -> Axes:
         return next((a for d, a in self.split if d == dim), ())
@@ -157,7 +159,11 @@ def _next_departure(cur: Layout, dst: Layout) -> Comm | None:
             moving = tail[cut:]
             for other, wanted in dst.split:
                 have = cur.axes(other)
-                if other != dim and wanted[: len(have)] == have and wanted[len(have) : len(have) + len(moving)] == moving:
+                if (
+                    other != dim
+                    and wanted[: len(have)] == have
+                    and wanted[len(have) : len(have) + len(moving)] == moving
+                ):
                     return Comm("all_to_all", moving, src_dim=dim, dst_dim=other)
         # Gather only what lies inside the first axis that another dim waits for; that one can then leave by all-to-all.
         waiting = {wanted[len(cur.axes(d))] for d, wanted in dst.split if d != dim and len(cur.axes(d)) < len(wanted)}

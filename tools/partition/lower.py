@@ -96,7 +96,9 @@ class _Lowering:
     def __init__(self, body: Body, placement: Placement, inputs: Mapping[str, Layout]):
         self.body, self.placement = body, placement
         self.ops: list[POp] = []
-        self.tensors: dict[str, PTensor] = {t.name: PTensor(t.name, t.name, placement.weight(t)) for t in body.weights()}
+        self.tensors: dict[str, PTensor] = {
+            t.name: PTensor(t.name, t.name, placement.weight(t)) for t in body.weights()
+        }
         for name, layout in inputs.items():
             self.tensors[name] = PTensor(name, name, layout)
         self.moved: dict[tuple[str, Layout], str] = {}
@@ -112,7 +114,11 @@ class _Lowering:
             before = layout
             key = (name, layout)
             if key not in self.moved:
-                copy = f"{name}@{comm.kind}" if f"{name}@{comm.kind}" not in self.tensors else f"{name}@{comm.kind}{len(self.moved)}"
+                copy = (
+                    f"{name}@{comm.kind}"
+                    if f"{name}@{comm.kind}" not in self.tensors
+                    else f"{name}@{comm.kind}{len(self.moved)}"
+                )
                 self.tensors[copy] = PTensor(copy, name, layout)
                 self.ops.append(POp(copy, (current,), copy, comm=comm))
                 self.moved[key] = copy
@@ -123,20 +129,29 @@ class _Lowering:
         """A dim that is not dealt out in runs moves over all its axes at once or not at all."""
         for dim, layout in ((comm.src_dim, before), (comm.dst_dim, after)):
             if dim and self.placement.orders.get(dim, "run") != "run" and layout.axes(dim) != comm.axes:
+                words = self.placement.mesh.words
                 raise Refused(
-                    f"{comm.kind} of {name}: {dim} is dealt out {self.placement.orders[dim]} over {layout.axes(dim)}, only "
-                    f"{comm.axes} would move; choose degrees so that one axis covers the other"
+                    f"{comm.kind} of {name}: {dim} is dealt out {self.placement.orders[dim]} over {words(layout.axes(dim))}, only "
+                    f"{words(comm.axes)} would move; choose degrees so that one axis covers the other"
                 )
 
     def step(self, op: Op) -> None:
         if op.kind == "combine":
-            op = Op(op.name, op.kind, op.inputs, op.output, op.kernel, op.module, op.fn, {**op.attrs, "dispatched": "dispatch"})
+            op = Op(
+                op.name,
+                op.kind,
+                op.inputs,
+                op.output,
+                op.kernel,
+                op.module,
+                op.fn,
+                {**op.attrs, "dispatched": "dispatch"},
+            )
         need = RULES[op.kind](op, Context(self.body, self.layouts, self.placement))
         inputs = tuple(self.bring(n, want) for n, want in zip(op.inputs, need.inputs, strict=True))
         self.ops.append(POp(op.name, inputs, op.output, op=op))
         self.tensors[op.output] = PTensor(op.output, op.output, need.output)
         self.layouts[op.output] = need.output
-
 
     def ring(self) -> None:
         """Attention as a ring: its inputs brought home, then all steps written out."""
@@ -148,7 +163,10 @@ class _Lowering:
             if t.kind == "activation":
                 want = Layout.of({d: attention.get(d, tokens.get(d, ())) for d in t.dims})
                 if self.layouts[name] != want:
-                    raise Refused(f"ring attention: {name} lies as {self.layouts[name]}, the ring needs {want}")
+                    words = self.placement.words
+                    raise Refused(
+                        f"ring attention: {name} lies {words(self.layouts[name])}, the ring needs {words(want)}"
+                    )
 
         def emit(op: Op, inputs: tuple[str, ...], output: str, origin: str, layout: Layout) -> None:
             self.ops.append(POp(output, inputs, output, op=replace(op, name=output, inputs=inputs, output=output)))
@@ -255,9 +273,7 @@ class Program:
 
     def digest(self) -> str:
         """Structure of all stages, repeats written as "more than one or not", no sizes."""
-        rows = [
-            (s.index, len(s.ranks), [(b.name, b.digest(), n > 1) for b, n in s.bodies()]) for s in self.stages
-        ]
+        rows = [(s.index, len(s.ranks), [(b.name, b.digest(), n > 1) for b, n in s.bodies()]) for s in self.stages]
         return hashlib.sha256(repr((self.phase, rows)).encode()).hexdigest()[:16]
 
 
@@ -289,7 +305,9 @@ def compress(kinds: Sequence[LayerKind]) -> list[tuple[tuple[LayerKind, ...], in
     return out
 
 
-def lower(model: ModelSpec, strategy: Strategy, phase: Phase, sizes: Sizes, *, absorb: bool = True, logits: str = "last") -> Program:
+def lower(
+    model: ModelSpec, strategy: Strategy, phase: Phase, sizes: Sizes, *, absorb: bool = True, logits: str = "last"
+) -> Program:
     """Per-device graph of one replica of `model` under `strategy`.
 
     `sizes` as from `tools.graph.build.all_sizes` with batch_size per replica. Raises Refused with op, dim and axis for
@@ -313,7 +331,9 @@ def lower(model: ModelSpec, strategy: Strategy, phase: Phase, sizes: Sizes, *, a
                 embed=partition_embed(model, placement) if i == 0 else None,
                 runs=tuple(runs),
                 head=partition_head(model, placement, logits) if i == strategy.pp - 1 else None,
-                receives=tuple(((i - 1) * strategy.group + r, i * strategy.group + r) for r in range(strategy.group)) if i else (),
+                receives=tuple(((i - 1) * strategy.group + r, i * strategy.group + r) for r in range(strategy.group))
+                if i
+                else (),
             )
         )
         first += count
@@ -334,18 +354,27 @@ def _check_degrees(model: ModelSpec, s: Strategy) -> None:
     if s.cp > 1 and s.cp_kind == "ring" and s.dcp > 1:
         raise Refused("dcp with ring attention: kv_len is dealt out zig-zag over cp already; use dcp=1")
     if s.cp > 1 and s.cp_kind == "ring" and s.sp:
-        raise Refused("sp with ring attention: seq_len would be split over cp (zig-zag) and tp (runs) at once; use sp=False")
+        raise Refused(
+            "sp with ring attention: seq_len would be split over cp (zig-zag) and tp (runs) at once; use sp=False"
+        )
     if s.cp > 1 and s.cp_kind == "ulysses" and a.num_heads % (over_heads * s.cp):
         raise ToolError(
-            f"heads({a.num_heads}) % (tp({s.tp}) * cp({s.cp})) = {a.num_heads % (s.tp * s.cp)}: the exchange of positions for heads "
-            f"needs tp * cp to divide the heads"
+            f"heads({a.num_heads}) % (tp({s.tp}) * cp({s.cp})) = {a.num_heads % (s.tp * s.cp)}: the exchange of positions for "
+            f"heads needs tp * cp to divide the heads"
         )
-    if s.tp % s.dk or a.num_heads % over_heads:
+    if s.tp % s.dk:
+        raise ToolError(
+            f"tp({s.tp}) % dk({s.dk}) = {s.tp % s.dk}; dk of the tp ranks slice each head, so tp must be a multiple of {s.dk}"
+        )
+    if a.num_heads % over_heads:
         ok = [t * s.dk for t in range(1, a.num_heads + 1) if a.num_heads % t == 0]
-        raise ToolError(f"heads({a.num_heads}) % tp({over_heads}) = {a.num_heads % max(1, over_heads)}; tp must be one of {ok}")
+        raise ToolError(
+            f"heads({a.num_heads}) % tp({over_heads}) = {a.num_heads % max(1, over_heads)}; tp must be one of {ok}"
+        )
     if s.dk > 1 and (a.mla or s.dcp > 1 or a.head_dim % (2 * s.dk)):
         raise Refused(
-            f"dk({s.dk}): slices of d_k need plain attention without dcp and d_k({a.head_dim}) % (2 * dk) = 0, so that RoPE pairs stay whole"
+            f"dk({s.dk}): slices of d_k need plain attention without dcp and d_k({a.head_dim}) % (2 * dk) = 0, so that "
+            "RoPE pairs stay whole"
         )
     if not a.mla and over_heads <= a.num_kv_heads and a.num_kv_heads % over_heads:
         raise ToolError(
@@ -360,7 +389,10 @@ def _check_degrees(model: ModelSpec, s: Strategy) -> None:
     if model.moe is None and s.ep > 1:
         raise ToolError(f"ep({s.ep}) on {model.name}, which has no experts; use ep=1")
     if s.layers_per_stage and sum(s.layers_per_stage) != model.num_hidden_layers:
-        raise ToolError(f"layers_per_stage {list(s.layers_per_stage)} sums to {sum(s.layers_per_stage)}, the model has {model.num_hidden_layers} layers")
+        raise ToolError(
+            f"layers_per_stage {list(s.layers_per_stage)} sums to {sum(s.layers_per_stage)}, "
+            f"the model has {model.num_hidden_layers} layers"
+        )
     if s.pp > model.num_hidden_layers:
         raise ToolError(f"pp({s.pp}) exceeds the {model.num_hidden_layers} layers; use pp <= {model.num_hidden_layers}")
 

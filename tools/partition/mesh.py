@@ -21,6 +21,8 @@ from tools.spec.base import Refused
 from tools.spec.strategy import Strategy
 
 Axes = tuple[str, ...]
+VISIBLE: Axes = ("tp", "cp", "attn_dp", "ep", "etp", "edp", "dcp", "dk")
+"""Logical axes that a strategy names, in the order in which messages prefer them; the others are parts of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,17 @@ class MeshShape:
 
     def axis(self, name: str) -> Axes:
         return dict(self.logical)[name]
+
+    def words(self, axes: Axes) -> str:
+        """Atomic axes as a strategy calls them: "cp·tp"; "part of tp" where a logical axis is cut further; "nothing"."""
+        named = {n: self.axis(n) for n in VISIBLE if self.axis(n)}
+        out: list[str] = []
+        while axes:
+            whole = max((n for n, a in named.items() if axes[: len(a)] == a), key=lambda n: len(named[n]), default=None)
+            host = whole or min((n for n, a in named.items() if axes[0] in a), key=lambda n: len(named[n]))
+            out.append(host if whole else f"part of {host}")
+            axes = axes[len(named[host]) if whole else 1 :]
+        return "·".join(dict.fromkeys(out)) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,9 @@ LOGICAL: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
-def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int, dcp: Any = 1, dk: Any = 1) -> dict[str, Any]:
+def cuts(
+    tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int, dcp: Any = 1, dk: Any = 1
+) -> dict[str, Any]:
     """Strides at which the line of ranks is cut, by name. Works on ints and on arrays.
 
     KV heads are dealt out to tp first, what is left of them to cp; ranks beyond that hold copies (`tp_rep`, `cp_rep`).
@@ -89,7 +104,8 @@ def cuts(tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int, d
     heads_left = np.maximum(num_kv_heads // (tp // dk), 1)
     cp_rep = np.maximum(cp // np.gcd(cp, heads_left), 1)
     return {
-        "one": np.ones_like(tp), "dk": dk * np.ones_like(tp), "dcp": dcp * np.ones_like(tp), "tp_rep": tp_rep, "tp": tp, "cp_rep": tp * cp_rep, "cp": tp * cp, "etp": etp,
+        "one": np.ones_like(tp), "dk": dk * np.ones_like(tp), "dcp": dcp * np.ones_like(tp),
+        "tp_rep": tp_rep, "tp": tp, "cp_rep": tp * cp_rep, "cp": tp * cp, "etp": etp,
         "ep": etp * ep, "group": tp * cp * attn_dp,
     }  # fmt: skip
 
@@ -98,25 +114,39 @@ def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
     """Mesh of one stage of one replica. Refuses factorisations that do not nest, with the two strides that clash."""
     assert strategy.attn_dp is not None and strategy.etp is not None
     if strategy.tp % strategy.dk:
-        raise Refused(f"tp({strategy.tp}) % dk({strategy.dk}) = {strategy.tp % strategy.dk}; dk slices heads among the tp ranks")
+        raise Refused(
+            f"tp({strategy.tp}) % dk({strategy.dk}) = {strategy.tp % strategy.dk}; dk slices heads among the tp ranks"
+        )
     over_heads = strategy.tp // strategy.dk
     if over_heads > num_kv_heads and over_heads % num_kv_heads:
         raise Refused(
             f"tp({over_heads}) exceeds kv_heads({num_kv_heads}) and is no multiple of it: KV heads cannot be replicated "
             f"evenly; choose tp among the divisors or multiples of {num_kv_heads}"
         )
-    named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads, strategy.dcp, strategy.dk)
+    named = cuts(
+        strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads, strategy.dcp, strategy.dk
+    )
     if strategy.cp_kind == "ring":
         named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
     return mesh_from_cuts({k: int(v) for k, v in named.items()})
+
+
+CUT_WORDS = {
+    "tp_rep": "tp/kv_heads (the ranks that share a KV head)", "cp_rep": "tp * cp/kv_heads (the ranks that share a KV head)",
+    "group": "tp * cp * attn_dp",
+}  # fmt: skip
+
+
+def _ends_at(named: Mapping[str, int], stride: int) -> str:
+    """Name of a cut at `stride`, one that a strategy names if there is one."""
+    return min((k for k, v in named.items() if v == stride), key=lambda k: k in CUT_WORDS)
 
 
 def mesh_from_cuts(named: Mapping[str, int]) -> Mesh:
     strides = sorted(set(named.values()))
     for inner, outer in pairwise(strides):
         if outer % inner:
-            a = next(k for k, v in named.items() if v == inner)
-            b = next(k for k, v in named.items() if v == outer)
+            a, b = (CUT_WORDS.get(k, k) for k in (_ends_at(named, inner), _ends_at(named, outer)))
             raise Refused(
                 f"axes do not nest: {a} ends at stride {inner}, {b} at {outer}, and {inner} does not divide {outer}; "
                 f"choose degrees where one divides the other"
@@ -125,6 +155,7 @@ def mesh_from_cuts(named: Mapping[str, int]) -> Mesh:
     degrees = {a: outer // inner for a, (inner, outer) in zip(atoms, pairwise(strides), strict=True)}
     ends = dict(zip(strides, range(len(strides)), strict=True))
     logical = tuple(
-        (name, tuple(reversed(atoms[ends[named[lo]] : max(ends[named[lo]], ends[named[hi]])]))) for name, lo, hi in LOGICAL
+        (name, tuple(reversed(atoms[ends[named[lo]] : max(ends[named[lo]], ends[named[hi]])])))
+        for name, lo, hi in LOGICAL
     )
     return Mesh(MeshShape(tuple(reversed(atoms)), logical), degrees)

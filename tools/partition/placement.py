@@ -16,7 +16,8 @@ from tools.spec.strategy import Phase
 WEIGHT_DIMS: tuple[tuple[str, str], ...] = (
     # Tensor parallelism splits every weight along the dim that the next operator contracts or that heads own
     # (Megatron-LM, arXiv 1909.08053 §3); KV heads split only as far as there are some.
-    ("heads", "tp_heads"), ("kv_heads", "tp_kv"), ("d_k", "dk"), ("qk_nope", "dk"), ("v_dim", "dk"), ("ffn", "tp"), ("shared_ffn", "tp"),
+    ("heads", "tp_heads"), ("kv_heads", "tp_kv"), ("d_k", "dk"), ("qk_nope", "dk"), ("v_dim", "dk"), ("ffn", "tp"),
+    ("shared_ffn", "tp"),
     ("vocab", "tp"), ("padded_vocab", "tp"), ("experts", "ep"), ("expert_ffn", "etp"),
 )  # fmt: skip
 WHOLE: frozenset[str] = frozenset({"router.weight", "router.bias", "gate_correction_bias", "shared_gate.weight"})
@@ -36,6 +37,13 @@ class Placement:
 
     def axis(self, name: str) -> Axes:
         return self.mesh.axis(name)
+
+    def words(self, layout: Layout) -> str:
+        """A layout in the strategy's words: "heads over tp, seq_len over cp"."""
+        parts = [f"{d} over {self.mesh.words(a)}" for d, a in layout.split]
+        if layout.pending:
+            parts.append(f"pending {layout.reduce} over {self.mesh.words(layout.pending)}")
+        return ", ".join(parts) or "replicated"
 
     def weight(self, t: Tensor) -> Layout:
         if t.name in WHOLE or t.dims == ("d_k",):
@@ -94,7 +102,8 @@ class Placement:
         """How the KV cache lies, in every phase."""
         return {
             "batch_size": self.axis("attn_dp"), "kv_len": self.kv_split, "seq_len": self.axis("cp") if self.rings else (),
-            "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")), "heads": self.axis("tp_heads") + self.exchanged,
+            "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")),
+            "heads": self.axis("tp_heads") + self.exchanged,
             "d_k": self.axis("dk"),
         }  # fmt: skip
 

@@ -52,7 +52,15 @@ def unroll(body: Body, placement: Placement, emit: Emit, shift: EmitComm, layout
 
 
 class _Steps:
-    def __init__(self, body: Body, placement: Placement, emit: Emit, layout_of: Callable[[str], Layout], region: Sequence[Op], made: set[str]):
+    def __init__(
+        self,
+        body: Body,
+        placement: Placement,
+        emit: Emit,
+        layout_of: Callable[[str], Layout],
+        region: Sequence[Op],
+        made: set[str],
+    ):
         self.body, self.placement, self.emit, self.layout_of = body, placement, emit, layout_of
         self.region, self.made = region, made
         self.top, self.total, self.values = "", "", ""
@@ -118,6 +126,9 @@ class _Steps:
 
     def finish(self) -> None:
         """Hands the sums to the division under the names that the body knows."""
-        for name, origin in ((self.total, "row_total" if "row_total" in self.first else "row_sum"), (self.values, self.values_op)):
+        for name, origin in (
+            (self.total, "row_total" if "row_total" in self.first else "row_sum"),
+            (self.values, self.values_op),
+        ):
             op = Op(origin, "elementwise", (name,), origin, "attention", "self_attn.ring", "scale", {"c": 1.0})
             self.emit(op, (name,), origin, origin, self.layout(origin, 0))

@@ -73,7 +73,10 @@ def einsum_rule(op: Op, ctx: Context) -> Need:
             if free:
                 want[dim] = free
                 taken |= set(free)
-    inputs = tuple(ctx.layouts[n] if n in weights else Layout.of({d: want.get(d, ()) for d in ctx.tensor(n).dims}) for n in op.inputs)
+    inputs = tuple(
+        ctx.layouts[n] if n in weights else Layout.of({d: want.get(d, ()) for d in ctx.tensor(n).dims})
+        for n in op.inputs
+    )
     out = ctx.tensor(op.output).dims
     pending = tuple(a for d, axes in want.items() if d not in out for a in axes)
     return Need(inputs, Layout.of({d: want.get(d, ()) for d in out}, pending))
@@ -128,8 +131,8 @@ def _check_weight(op: Op, name: str, ctx: Context, target: Layout) -> Layout:
     for dim in dims:
         if target.axes(dim)[: len(have.axes(dim))] != have.axes(dim):
             raise Refused(
-                f"{op.name}: weight {name} splits {dim} over {have.axes(dim) or 'nothing'}, the activation over "
-                f"{target.axes(dim) or 'nothing'}; weights cannot move"
+                f"{op.name}: weight {name} splits {dim} over {ctx.placement.mesh.words(have.axes(dim))}, the activation "
+                f"over {ctx.placement.mesh.words(target.axes(dim))}; weights cannot move"
             )
     return project(target, dims)
 
@@ -164,7 +167,12 @@ def local_rule(op: Op, ctx: Context) -> Need:
     """Acts where its one input lies (mask, RoPE, renormalise). RoPE rotates pairs inside d_k: whole, or dealt out by pairs."""
     target = ctx.settled(op.inputs[0])
     dim = op.attrs.get("dim")
-    paired = op.kind == "rope" and ctx.placement.orders.get(dim) == "paired" and not op.attrs["rotary_dim"] and not op.attrs["interleaved"]
+    paired = (
+        op.kind == "rope"
+        and ctx.placement.orders.get(str(dim)) == "paired"
+        and not op.attrs["rotary_dim"]
+        and not op.attrs["interleaved"]
+    )
     if op.kind in ("rope", "renormalise") and dim and not paired:
         target = _whole(target, dim)
     return Need((target,), target)
@@ -235,7 +243,7 @@ def dispatch_rule(op: Op, ctx: Context) -> Need:
 def combine_rule(op: Op, ctx: Context) -> Need:
     """The mirror image of dispatch; a pending sum of sliced experts passes through, because combining is linear."""
     y, ids = op.inputs[0], op.inputs[1]
-    p, have = ctx.placement, ctx.layouts[y]
+    have = ctx.layouts[y]
     sent = ctx.layouts[op.attrs["dispatched"]] if "dispatched" in op.attrs else ctx.layouts[ids]
     experts = () if not sent.axes("experts") else have.axes("experts")
     tokens = {d: sent.axes(d) for d in ("batch_size", "seq_len")}

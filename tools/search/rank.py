@@ -13,6 +13,7 @@ from tools.cost.estimate import batch_limit, estimate, normalise
 from tools.cost.fit import max_batch
 from tools.cost.serving import Load
 from tools.cost.steps import Candidates, layouts
+from tools.engines.rules import resolve_layers
 from tools.memory import model_weight_bytes
 from tools.search.objective import choose_objective, objective_value
 from tools.search.pareto import front
@@ -202,7 +203,7 @@ def evaluate_strategy(deployment: Deployment, strategy: Strategy, curves: Curves
     if "max_num_batched_tokens" not in strategy.model_fields_set:
         tokens = batched_tokens(deployment, curves, strategy.engine)
         strategy = strategy.model_copy(update={"max_num_batched_tokens": tokens})
-    strategy = normalise(deployment, strategy)
+    strategy = resolve_layers(strategy.engine, deployment.model, normalise(deployment, strategy))
     priced = _price_one(deployment, strategy, curves)
     if priced is None:
         size = deployment.workload.batch_size or 1
@@ -255,16 +256,16 @@ def baseline_strategy(deployment: Deployment, curves: Curves) -> Strategy:
         "kv_dtype": deployment.kv_dtypes[0], "name": "baseline",
     }  # fmt: skip
     if deployment.baseline is not None:
-        return Strategy(**{**base, **deployment.baseline, "name": "baseline"})
+        stated = Strategy(**{**base, **deployment.baseline, "name": "baseline"})
+        return resolve_layers(stated.engine, deployment.model, stated)
     tokens = batched_tokens(deployment, curves, deployment.engine.name)
     options = _baseline_options(deployment)
     for tp, pp, dp in options:
         s = Strategy(tp=tp, pp=pp, dp=dp, max_num_batched_tokens=tokens, **base)
         ((_, layout),) = layouts(deployment, curves, Candidates.of(s))
         if max_batch(layout, np.asarray([deployment.workload.batch_size or 1]))[0] > 0:
-            return s
-    tp, pp, dp = options[-1]
-    return Strategy(tp=tp, pp=pp, dp=dp, max_num_batched_tokens=tokens, **base)
+            break
+    return resolve_layers(s.engine, deployment.model, s)
 
 
 def _baseline_options(deployment: Deployment) -> list[tuple[int, int, int]]:

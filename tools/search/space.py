@@ -143,7 +143,7 @@ def legal(deployment: Deployment, cands: Candidates) -> tuple[np.ndarray, Counte
         c.engine, deployment.model, tp=c.tp, pp=c.pp, ep=c.ep, etp=c.etp, attn_dp=c.attn_dp, dp=c.dp, batch=1,
         max_num_batched_tokens=c.max_num_batched_tokens, weight_dtype=c.weight_dtype, kv_dtype=c.kv_dtype,
         num_nodes=deployment.cluster.num_nodes, devices_per_node=deployment.cluster.devices_per_node,
-        version=deployment.engine.version,
+        version=deployment.engine.version, device=deployment.cluster.known_device,
     )  # fmt: skip
     reasons.update(str(r) for r in why[~mask])
     return mask, reasons

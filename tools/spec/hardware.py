@@ -67,6 +67,11 @@ class Cluster(Frozen):
     assumed: tuple[str, ...] = ()
 
     @property
+    def known_device(self) -> Device | None:
+        """The device, unless the conditions gave only numbers: then no rule about a vendor or a generation applies."""
+        return None if self.device.vendor == "unknown" else self.device
+
+    @property
     def num_nodes(self) -> int | None:
         return None if self.num_devices is None else -(-self.num_devices // self.devices_per_node)
 

@@ -96,7 +96,19 @@ class Change(Frozen):
     """The nearest change of the conditions that makes a plan possible; `deployment` is the conditions with it applied."""
 
     description: str
-    kind: Literal["devices", "ttft", "tpot", "throughput", "weight_dtype", "kv_dtype", "context", "memory", "rate", "engine", "batch"]
+    kind: Literal[
+        "devices",
+        "ttft",
+        "tpot",
+        "throughput",
+        "weight_dtype",
+        "kv_dtype",
+        "context",
+        "memory",
+        "rate",
+        "engine",
+        "batch",
+    ]
     value: float | str
     deployment: Deployment
 

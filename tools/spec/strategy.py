@@ -105,7 +105,7 @@ class Strategy(Frozen):
         return self.dp * self.replica
 
     def label(self, moe: bool = True) -> str:
-        """"tp8·pp2·ep8·dp1": the degrees above 1, for tables and file names."""
+        """ "tp8·pp2·ep8·dp1": the degrees above 1, for tables and file names."""
         parts = [f"tp{self.tp}"]
         if self.pp > 1:
             parts.append(f"pp{self.pp}")
