@@ -8,6 +8,7 @@ python -m agent.docs --tour      layers, tools, checks, axes, engines, the ten l
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,6 +43,62 @@ def check() -> int:
     for path in stale:
         print(f"{path.relative_to(ROOT)} is not what the code says; run `make docs`", file=sys.stderr)
     return 1 if stale else 0
+
+
+# ------------------------------------------------------------------------------------------------------------------ walk
+
+WALK: tuple[tuple[str, str, int], ...] = (
+    ("What is installed", "doctor", 30),
+    ("What a careful reader takes from the example", "read examples/conditions/llama3_70b_8xh100.md", 40),
+    ("The whole job", "plan examples/conditions/llama3_70b_8xh100.md --out runs/tour", 40),
+    ("The first lines of the report", "@runs/tour/plan.md", 26),
+    ("The launch file", "@runs/tour/launch/vllm/serve.sh", 40),
+    ("An infeasible one", "plan examples/conditions/llama31_70b_2x3090.md --out runs/tour_infeasible", 30),
+    (
+        "A search",
+        "search --model qwen3-235b-a22b --device h200 --nodes 2 --devices-per-node 8 --isl 4000 --osl 800 --ttft-ms 2000 "
+        "--concurrency 64 --top 5",
+        14,
+    ),
+    (
+        "One strategy, predicted",
+        "estimate --model llama3.1-70b --device h100 --tp 4 --dp 2 --isl 2048 --osl 256 --concurrency 64",
+        10,
+    ),
+    ("A proof", "prove --model deepseek-v3 --tp 8 --pp 4", 10),
+    ("A proof that finds nothing to prove", "prove --model qwen2.5-7b --tp 7", 10),
+    ("A drawing", "dag --model mixtral-8x7b --tp 2 --attn-dp 2 --ep 4 --phase decode --out runs/tour_dag", 12),
+)
+"""(title, command line of meshwright or @file, most lines shown)"""
+
+
+def walk() -> int:
+    """docs/tour.md: every command with what it really printed. Exit codes are shown where they are not 0."""
+    lines = [
+        "# A tour",
+        "",
+        "Every block below was printed by the command above it (`python -m agent.docs --walk`).",
+        "",
+    ]
+    for title, command, most in WALK:
+        if command.startswith("@"):
+            shown, said, code = f"head -{most} {command[1:]}", (ROOT / command[1:]).read_text(encoding="utf-8"), 0
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "agent.cli", *command.split()],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            shown, said, code = f"meshwright {command}", done.stderr + done.stdout, done.returncode
+        rows = said.replace(str(ROOT) + "/", "").rstrip().splitlines()
+        rows = [r for r in rows if not r.endswith(" …")]
+        cut = [*rows[:most], "…"] if len(rows) > most else rows
+        lines += [f"## {title}", "", "```text", f"$ {shown}", *cut, *([f"[exit {code}]"] if code else []), "```", ""]
+    (ROOT / "docs" / "tour.md").write_text("\n".join(lines), encoding="utf-8")
+    print("wrote docs/tour.md")
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------------------------ tour
@@ -92,6 +149,8 @@ def main(argv: list[str]) -> int:
         return write()
     if argv == ["--check"]:
         return check()
+    if argv == ["--walk"]:
+        return walk()
     if argv == ["--tour"]:
         print(tour())
         return 0
