@@ -91,6 +91,9 @@ def plan(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 4 instead of letting the built-in policy answer for a failing LLM.")
     ] = False,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Wait for a person's yes (meshwright resume --approve) before publishing.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Read conditions, search, prove, draw, evaluate, publish.
@@ -103,18 +106,26 @@ def plan(
 
       meshwright plan conditions.md --task TASK.md --backend openai:gpt-5 --strict
     """
-    guarded("commands.run", "plan", conditions, task, knowledge, out, backend, llm_base_url, objective, strict, json_)
+    guarded("commands.run", "plan", conditions, task, knowledge, out, backend, llm_base_url, objective, strict, json_,
+            approve)  # fmt: skip
 
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(help="Run directory of an interrupted plan.")], json_: Json = False
+    run_dir: Annotated[Path, typer.Argument(help="Run directory of an interrupted plan.")],
+    approve: Annotated[str | None, typer.Option("--approve", help="yes or no, to a plan that waits.")] = None,
+    reason: Annotated[str, typer.Option("--reason", help="With --approve no: what the next proposal is told.")] = "",
+    json_: Json = False,
 ) -> None:
-    """Go on with an interrupted run, from its last checkpoint.
+    """Go on with an interrupted run, from its last checkpoint, or answer one that waits under --approve.
 
-    Example: meshwright resume runs/mine
+    Examples:
+
+      meshwright resume runs/mine
+
+      meshwright resume runs/mine --approve no --reason "keep tensor parallelism at 4"
     """
-    guarded("commands.run", "resume", run_dir, json_)
+    guarded("commands.run", "resume", run_dir, json_, approve, reason)
 
 
 @app.command()
@@ -231,6 +242,9 @@ def dag(
     ] = None,
     seq: Annotated[int, typer.Option("--seq", min=1, help="Prompt, or context in decode.")] = 1024,
     detail: Annotated[str, typer.Option(help="full, stage, group.")] = "full",
+    html: Annotated[
+        bool, typer.Option("--html", help="Also NAME.html: zoom, search, dims on a click, no network.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Draw the operator-level graph of a strategy.
@@ -290,6 +304,105 @@ def export(
     Example: meshwright export runs/mine/plan.json --engine sglang --out launch
     """
     guarded("commands.pure", "export", plan_json, engine, out, json_)
+
+
+@app.command(name="eval")
+def eval_(
+    suite: Annotated[
+        str, typer.Argument(help="all, read, smoke, full, a kind of cases, a case, or a folder of cases.")
+    ] = "all",
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME[:LLM]", help="May be given several times [default: builtin]."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Directory for results, transcripts and the page.")] = Path("eval"),
+    samples: Annotated[int, typer.Option(help="Runs of each case with each LLM.")] = 1,
+    workers: Annotated[int, typer.Option(help="Parallel processes.")] = 2,
+    depth: Annotated[str | None, typer.Option(help="read, plan (no scripts, no SVG), full.")] = None,
+    llm_base_url: BaseUrl = None,
+    strict: Annotated[bool, typer.Option("--strict", help="The built-in policy answers for nobody.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is kept under --out.")] = False,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="Committed scores to compare with.")] = None,
+    update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Write them instead.")] = False,
+    json_: Json = False,
+) -> None:
+    """Run the evaluation cases, score them, compare backends; exit 1 when the built-in policy got worse.
+
+    Examples:
+
+      meshwright eval --out eval
+
+      meshwright eval smoke --backend builtin --backend openai:gpt-5 --samples 3 --out eval
+    """
+    asked = {k: v for k, v in locals().items() if k != "json_"}
+    guarded("commands.evals", "run", {**asked, "backend": backend or []}, json_)
+
+
+@app.command()
+def record(
+    run_dir: Annotated[Path, typer.Argument(help="Run directory of a finished plan.")],
+    out: Annotated[Path, typer.Option("--out", help="File for the cassette.")],
+    json_: Json = False,
+) -> None:
+    """Write the conversation of a run as a cassette, secrets taken out, for --backend replay:FILE.
+
+    Example: meshwright record runs/mine --out mine.jsonl
+    """
+    guarded("commands.record", "record", run_dir, out, json_)
+
+
+@app.command()
+def mcp(
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="[HOST:]PORT", help="Streamable HTTP instead of stdio.")
+    ] = None,
+) -> None:
+    """Offer the tools (read, search, estimate, memory, shards, prove, DAG) to MCP clients.
+
+    Examples:
+
+      meshwright mcp
+
+      meshwright mcp --http 8765
+    """
+    guarded("commands.mcp", "mcp", http)
+
+
+@app.command()
+def audit(
+    command: Annotated[str, typer.Argument(help="The launch command in quotes, or a script, manifest or compose file.")],
+    model: OptModel = None,
+    device: Annotated[str | None, typer.Option("--device", help="Name such as h100; with lengths: priced as well.")] = None,
+    nodes: Degree = None,
+    devices_per_node: Degree = None,
+    isl: Degree = None,
+    osl: Degree = None,
+    concurrency: Degree = None,
+    json_: Json = False,
+) -> None:
+    """What runs today: parsed, judged by the engine's rules, proven, and set beside the best there is.
+
+    Examples:
+
+      meshwright audit "vllm serve meta-llama/Llama-3.1-70B-Instruct -tp 8" --device h100 --isl 2048 --osl 256 --concurrency 48
+
+      meshwright audit serve.sh --json
+    """
+    asked = {k: v for k, v in locals().items() if k not in ("json_", "command")}
+    guarded("commands.compare", "audit", command, asked, json_)
+
+
+@app.command()
+def diff(
+    left: Annotated[Path, typer.Argument(help="plan.json")],
+    right: Annotated[Path, typer.Argument(help="plan.json")],
+    json_: Json = False,
+) -> None:
+    """What differs between two plans.
+
+    Example: meshwright diff runs/a/plan.json runs/b/plan.json
+    """
+    guarded("commands.compare", "diff", left, right, json_)
 
 
 @app.command()
