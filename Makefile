@@ -34,6 +34,12 @@ docs: setup  ## regenerate the generated pages of docs/
 bench: setup  ## timings, reported and never asserted
 	@$(BIN)/python benchmarks/run.py
 
+prove-all: setup  ## every architecture under every strategy, proven (minutes); writes benchmarks/prove_all.md
+	@$(BIN)/python benchmarks/prove_all.py
+
+accuracy: setup  ## predictions against the open measurements, where they lie beside the checkout
+	@$(BIN)/python benchmarks/accuracy.py
+
 wheel: setup  ## build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
@@ -43,4 +49,4 @@ tour: setup  ## layers, tools, checks, axes, engines, the ten longest functions
 clean:  ## remove what was built
 	@rm -rf dist build .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: help setup run test check docs bench wheel tour clean
+.PHONY: help setup run test check docs bench prove-all accuracy wheel tour clean

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
+import re
 import sys
 import time
 from collections import Counter
@@ -22,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are tiny; threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -34,14 +37,27 @@ from tools.spec.strategy import Strategy  # noqa: E402
 
 PAGE = ROOT / "benchmarks" / "prove_all.md"
 ARCHITECTURES: dict[str, str] = {
-    "llama-3-70b": "grouped-query attention", "qwen2.5-7b": "biases on Q, K, V", "qwen3-32b": "RMSNorm of each Q and K head",
-    "olmo-2-7b": "norms after each half, RMSNorm over all heads", "mistral-7b": "sliding window", "gemma-2-9b": "sandwich norms, soft caps",
-    "gpt2-xl": "learned positions, 25 heads", "gpt-j-6b": "parallel block, rotates part of d_k", "falcon-7b": "one KV head, parallel block",
-    "falcon-40b": "parallel block with two norms", "bloom-7b1": "ALiBi, norm after the embedding", "opt-6.7b": "biases, ReLU, learned positions",
-    "mixtral-8x7b": "8 experts", "qwen3-235b-a22b": "128 experts", "qwen1.5-moe-a2.7b": "gated shared expert, 60 experts",
-    "deepseek-v3": "latent attention, grouped sigmoid gate, dense first layers", "gpt-oss-120b": "attention sinks, mxfp4 experts",
-    "llama-4-scout": "chunked attention, gate scales the input", "glm-4.5": "half of d_k rotates, shared expert", "kimi-k2": "latent attention, 384 experts",
-}  # fmt: skip
+    "llama-3-70b": "grouped-query attention",
+    "qwen2.5-7b": "biases on Q, K, V",
+    "qwen3-32b": "RMSNorm of each Q and K head",
+    "olmo-2-7b": "norms after each half, RMSNorm over all heads",
+    "mistral-7b": "sliding window",
+    "gemma-2-9b": "sandwich norms, soft caps",
+    "gpt2-xl": "learned positions, 25 heads",
+    "gpt-j-6b": "parallel block, rotates part of d_k",
+    "falcon-7b": "one KV head, parallel block",
+    "falcon-40b": "parallel block with two norms",
+    "bloom-7b1": "ALiBi, norm after the embedding",
+    "opt-6.7b": "biases, ReLU, learned positions",
+    "mixtral-8x7b": "8 experts",
+    "qwen3-235b-a22b": "128 experts",
+    "qwen1.5-moe-a2.7b": "gated shared expert, 60 experts",
+    "deepseek-v3": "latent attention, grouped sigmoid gate, dense first layers",
+    "gpt-oss-120b": "attention sinks, mxfp4 experts",
+    "llama-4-scout": "chunked attention, gate scales the input",
+    "glm-4.5": "half of d_k rotates, shared expert",
+    "kimi-k2": "latent attention, 384 experts",
+}
 """Catalogue name → what its operator graph adds."""
 LENGTHS = ((8, 16), (7, 17))
 """(sequences per replica, prompt): residue classes that the reduced run keeps."""
@@ -70,6 +86,16 @@ def uneven(m: ModelSpec, pp: int) -> tuple[int, ...]:
     return tuple(even)
 
 
+def one_expert_each(m: ModelSpec) -> list[int]:
+    """As many ranks as experts, up to 64; of more experts 32 ranks hold several each."""
+    return [m.moe.num_experts] if m.moe and m.moe.num_experts <= 64 else [32]
+
+
+def some(m: ModelSpec, **experts: int) -> Degrees:
+    """Expert axes, for models that have experts."""
+    return dict(experts) if m.moe else {}
+
+
 def tp_with(**rest: object) -> Callable[[ModelSpec], list[Degrees]]:
     return lambda m: [{"tp": t, **rest} for t in tp_choices(m)]
 
@@ -91,24 +117,33 @@ AXIS_SETS: dict[str, Callable[[ModelSpec], list[Degrees]]] = {
     "tp·attn_dp": two_with(attn_dp=2),
     "tp·attn_dp·sp": two_with(attn_dp=2, sp=True),
     "tp·ep": lambda m: [{"tp": t, "ep": t, "etp": 1} for t in tp_choices(m)],
-    "tp·ep·etp": lambda m: [{"tp": t, "ep": 2, "etp": t // 2} for t in tp_choices(m) if t % 2 == 0] or [{"tp": 2, "ep": 2}],
+    "tp·ep·etp": lambda m: (
+        [{"tp": t, "ep": 2, "etp": t // 2} for t in tp_choices(m) if t % 2 == 0] or [{"tp": 2, "ep": 2}]
+    ),
     "attn_dp·ep": fixed(attn_dp=4, ep=4),
     "attn_dp·ep, all-gather": fixed(attn_dp=4, ep=4, moe_comm="allgather"),
     "tp·attn_dp·ep·etp": two_with(attn_dp=4, ep=4, etp=2),
     "attn_dp·ep·edp": fixed(attn_dp=4, ep=2, etp=1),
-    "one expert per rank": lambda m: [{"attn_dp": e, "ep": e} for e in (m.moe.num_experts if m.moe else 2,) if e <= 64] or [{"attn_dp": 32, "ep": 32}],
+    "large ep": lambda m: [{"attn_dp": n, "ep": n} for n in one_expert_each(m)],
     "cp ulysses": lambda m: [{"cp": t} for t in tp_choices(m)],
     "tp·cp ulysses": two_with(cp=2),
     "cp ring": fixed(cp=4, cp_kind="ring"),
     "tp·cp ring": two_with(cp=3, cp_kind="ring"),
-    "attn_dp·cp ring·ep": fixed(cp=2, cp_kind="ring", attn_dp=2, ep=4),
-    "dcp": lambda m: [{"tp": t, "dcp": d} for t in copied_kv(m) for d in (2, 4, 3, 71)],
+    "dcp": lambda m: [{"tp": t, "dcp": d} for t in copied_kv(m) for d in (2, 4, 3, 5, 71)],
     "dk": lambda m: [{"tp": 2 * t, "dk": 2} for t in (2, 5, 1)],
     "dk·attn_dp": lambda m: [{"tp": 4, "dk": 4, "attn_dp": 2}],
-    "tp·pp·attn_dp·ep·sp": two_with(pp=2, attn_dp=2, ep=2, sp=True),
-    "tp·pp·cp·attn_dp·ep": two_with(pp=2, cp=2, attn_dp=2, ep=4),
-}  # fmt: skip
-"""Name → degrees to try on a model; the first that it can take is proven, and if it takes none the refusal is listed."""
+    "tp·pp·attn_dp·sp (and ep)": lambda m: [
+        {"tp": t, "pp": 2, "attn_dp": 2, "sp": True, **some(m, ep=2)} for t in tp_choices(m, 2)
+    ],
+    "tp·pp·cp·attn_dp (and ep)": lambda m: [
+        {"tp": t, "pp": 2, "cp": 2, "attn_dp": 2, **some(m, ep=4)} for t in tp_choices(m, 2)
+    ],
+    "pp·cp ring·attn_dp (and ep)": lambda m: [{"pp": 2, "cp": 2, "cp_kind": "ring", "attn_dp": 2, **some(m, ep=2)}],
+    "tp·dcp·attn_dp·pp": lambda m: [
+        {"tp": t, "dcp": d, "attn_dp": 2, "pp": 2} for t in copied_kv(m) for d in (2, 3, 5, 71)
+    ],
+}
+"""Name → degrees to try on a model: the first that it can take is proven; if none, the refusal is listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +174,9 @@ class Line:
         return f"{head} {tail}" + (f"  NOT PROVEN: {self.failure}" if self.failure else "")
 
 
-def prove_cell(cell: tuple[str, str], lengths: Iterable[tuple[int, int]] = LENGTHS, decode_steps: int = 4) -> list[Line]:
+def prove_cell(
+    cell: tuple[str, str], lengths: Iterable[tuple[int, int]] = LENGTHS, decode_steps: int = 4
+) -> list[Line]:
     """Both phases of one architecture under one axis set, or the reason why it has none."""
     name, axes = cell
     model, refusal, shown = load_model(name).model, "", ""
@@ -164,16 +201,24 @@ def _proven(
         failure = next((f for p in proofs for f in p.failures), "")
         out.append(
             Line(
-                name, axes, label(s), phase, proofs[0].devices_simulated, sum(p.tensors_compared for p in proofs),
-                max(p.max_relative_error for p in proofs), seconds, proofs[0].digest, failure=failure,
+                name,
+                axes,
+                label(s),
+                phase,
+                proofs[0].devices_simulated,
+                sum(p.tensors_compared for p in proofs),
+                max(p.max_relative_error for p in proofs),
+                seconds,
+                proofs[0].digest,
+                failure=failure,
             )
-        )  # fmt: skip
+        )
     return out
 
 
 def label(s: Strategy) -> str:
     """The strategy's label, with what the degrees do not say."""
-    rest = [s.cp_kind] if s.cp > 1 else []
+    rest: list[str] = [s.cp_kind] if s.cp > 1 else []
     if s.layers_per_stage:
         rest.append("layers " + "+".join(map(str, s.layers_per_stage)))
     if s.moe_comm != "auto":
@@ -185,7 +230,9 @@ def cells(models: Iterable[str] = ARCHITECTURES, axis_sets: Iterable[str] = AXIS
     return [(m, a) for m in models for a in axis_sets]
 
 
-def run(todo: Sequence[tuple[str, str]], workers: int = 2, show: Callable[[Line], None] = lambda line: None) -> list[Line]:
+def run(
+    todo: Sequence[tuple[str, str]], workers: int = 2, show: Callable[[Line], None] = lambda line: None
+) -> list[Line]:
     """All cells, in order, over `workers` processes."""
     lines: list[Line] = []
     with ProcessPoolExecutor(workers) as pool:
@@ -199,24 +246,33 @@ def run(todo: Sequence[tuple[str, str]], workers: int = 2, show: Callable[[Line]
 # ------------------------------------------------------------------------------------------------------------------ page
 
 
-def page(lines: Sequence[Line], seconds: float, workers: int) -> str:
+def page(lines: Sequence[Line], seconds: float, workers: int, cpu_seconds: float = 0.0) -> str:
     graphs, refused = [x for x in lines if not x.refused], [x for x in lines if x.refused]
     worst = max(graphs, key=lambda x: x.error)
     structures = len({(x.model, x.digest) for x in graphs})
-    machine = f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, {workers} processes"
+    machine = (
+        f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, {workers} processes"
+    )
     text = [
         "# Proof catalogue",
         "",
-        f"{datetime.date.today().isoformat()} · {machine} · {seconds:.0f} s · written by `benchmarks/prove_all.py`",
+        f"{datetime.date.today().isoformat()} · {machine} · {seconds:.0f} s ({cpu_seconds:.0f} s of CPU time) · "
+        "written by `benchmarks/prove_all.py`",
         "",
-        f"{len(graphs)} graphs ({structures} of them structurally distinct) of {len({x.model for x in lines})} architectures under "
-        f"{len({x.axes for x in lines})} axis sets, both phases: {sum(x.ok for x in graphs)} proven, {sum(not x.ok for x in graphs)} not. "
-        f"Largest relative error {worst.error:.1e} ({worst.model}, {worst.strategy}, {worst.phase}); the bound is {TOLERANCE:.0e}. "
+        f"{len(graphs)} graphs ({structures} of them structurally distinct) of "
+        f"{len({x.model for x in lines})} architectures under "
+        f"{len({x.axes for x in lines})} axis sets, both phases: {sum(x.ok for x in graphs)} proven, "
+        f"{sum(not x.ok for x in graphs)} not. "
+        f"Largest relative error {worst.error:.1e} ({worst.model}, {worst.strategy}, {worst.phase}); the "
+        f"bound is {TOLERANCE:.0e}. "
         f"{len(refused)} combinations are refused; they are listed below and are neither proven nor counted.",
         "",
-        "Each graph is executed in float64 on all devices of one replica at reduced dims with the same residue classes, twice "
-        f"(sequences, prompt: {' and '.join(map(str, LENGTHS))}), and every tensor of every device is compared with the "
-        "unpartitioned model's; decode runs 4 steps on the caches that prefill left. Seconds are of both phases together.",
+        "Each graph is executed in float64 on all devices of one replica at reduced dims with the same "
+        "residue classes, twice "
+        f"(sequences, prompt: {' and '.join(map(str, LENGTHS))}), and every tensor of every device is "
+        "compared with the "
+        "unpartitioned model's; decode runs 4 steps on the caches that prefill left. Seconds are of both "
+        "phases together.",
         "",
         "## What was proven where",
         "",
@@ -231,7 +287,8 @@ def page(lines: Sequence[Line], seconds: float, workers: int) -> str:
         "| model | axes | strategy | phase | devices | tensors compared | max relative error | seconds |",
         "|---|---|---|---|--:|--:|--:|--:|",
         *(
-            f"| {x.model} | {x.axes} | {x.strategy} | {x.phase} | {x.devices} | {x.tensors} | {x.error:.1e} | {x.seconds:.2f} |"
+            f"| {x.model} | {x.axes} | {x.strategy} | {x.phase} | {x.devices} | {x.tensors} | {x.error:.1e} "
+            f"| {x.seconds:.2f} |"
             for x in graphs
         ),
     ]
@@ -254,14 +311,19 @@ def _mark(line: Line | None) -> str:
 
 
 def _refusals(refused: Sequence[Line]) -> list[str]:
-    groups: dict[str, list[Line]] = {}
+    """Per axis set; models that are refused for the same kind of reason share a line with the first one's words."""
+    groups: dict[tuple[str, str], list[Line]] = {}
     for x in refused:
-        groups.setdefault(x.axes, []).append(x)
-    out = []
-    for axes, xs in groups.items():
-        out.append(f"**{axes}** ({len(xs)})")
-        out += ["", *(f"- {x.model}, {x.strategy}: {x.refused}" for x in xs), ""]
-    return out[:-1] or ["None."]
+        groups.setdefault((x.axes, re.sub(r"\d+|on \S+,", "", x.refused)), []).append(x)
+    rows = [
+        f"| {axes} | {', '.join(x.model for x in xs)} | {xs[0].strategy} | {xs[0].refused} |"
+        for (axes, _), xs in groups.items()
+    ]
+    return (
+        ["| axes | models | degrees (of the first) | reason (of the first) |", "|---|---|---|---|", *rows]
+        if rows
+        else ["None."]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     lines = run(cells(), args.workers, lambda line: print(line, flush=True))
     seconds = time.perf_counter() - start
-    text = page(lines, seconds, args.workers)
+    text = page(lines, seconds, args.workers, os.times().children_user)
     if not args.print_only:
         PAGE.write_text(text, encoding="utf-8")
     wrong = [x for x in lines if not x.ok]

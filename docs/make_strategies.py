@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from knowledge.catalog import load_model  # noqa: E402
 from knowledge.retrieve import builtin_passages  # noqa: E402
 from tools.dag.build import COMM_WORDS, build_dag  # noqa: E402
-from tools.dag.graph import Dag, DagEdge, DagNode, Port  # noqa: E402
+from tools.dag.graph import Dag, DagEdge, DagNode, Port, Role  # noqa: E402
 from tools.dag.text import slug  # noqa: E402
 from tools.graph.build import all_sizes  # noqa: E402
 from tools.partition.lower import PBody, POp, Program, local_dims, lower, num_elements, placement_of  # noqa: E402
@@ -56,82 +56,170 @@ class Entry:
 
 ENTRIES: tuple[Entry, ...] = (
     Entry(
-        "tp", "Tensor parallelism", "llama-3-70b", {"tp": 4}, "prefill", "2 * batch_size * seq_len * hidden",
+        "tp",
+        "Tensor parallelism",
+        "llama-3-70b",
+        {"tp": 4},
+        "prefill",
+        "2 * batch_size * seq_len * hidden",
         "weights / tp, KV cache / min(tp, kv_heads)",
-        "First choice inside one scale-up domain: every rank reads 1/tp of the weights, so TTFT and TPOT fall until the two "
-        "all-reduces of a layer weigh as much as its GEMMs.", "tensor_parallel",
+        "First choice inside one scale-up domain: every rank reads 1/tp of the weights, so TTFT and TPOT "
+        "fall until the two "
+        "all-reduces of a layer weigh as much as its GEMMs.",
+        "tensor_parallel",
     ),
     Entry(
-        "sp", "Sequence parallelism beside tp", "llama-3-70b", {"tp": 4, "sp": True}, "prefill",
-        "2 * batch_size * seq_len * hidden * (1 + 1 / tp)", "as tp; residual and norm activations / tp",
-        "Long prompts and training: same bytes on the wire as tp's all-reduces (each is a reduce-scatter and an all-gather), norms and "
-        "residuals cut. In decode there is little to cut.", "sequence_parallel",
+        "sp",
+        "Sequence parallelism beside tp",
+        "llama-3-70b",
+        {"tp": 4, "sp": True},
+        "prefill",
+        "2 * batch_size * seq_len * hidden * (1 + 1 / tp)",
+        "as tp; residual and norm activations / tp",
+        "Long prompts and training: same bytes on the wire as tp's all-reduces (each is a reduce-scatter "
+        "and an all-gather), norms and "
+        "residuals cut. In decode there is little to cut.",
+        "sequence_parallel",
     ),
     Entry(
-        "pp", "Pipeline parallelism, uneven stages", "llama-3-8b", {"pp": 3, "layers_per_stage": (10, 12, 10)}, "prefill",
-        "batch_size * seq_len * hidden", "weights and KV cache by layers of the stage; embedding on the first, head on the last",
-        "Across slow links, and where a model does not fit one domain: only the residual stream crosses, once per boundary. "
-        "Throughput needs at least pp micro-batches in flight; the latency of one request does not fall.", "uneven_pipeline",
+        "pp",
+        "Pipeline parallelism, uneven stages",
+        "llama-3-8b",
+        {"pp": 3, "layers_per_stage": (10, 12, 10)},
+        "prefill",
+        "batch_size * seq_len * hidden",
+        "weights and KV cache by layers of the stage; embedding on the first, head on the last",
+        "Across slow links, and where a model does not fit one domain: only the residual stream crosses, "
+        "once per boundary. "
+        "Throughput needs at least pp micro-batches in flight; the latency of one request does not fall.",
+        "uneven_pipeline",
         notes=("The boundary is a send/receive of every rank to the rank of the same index in the next stage.",),
     ),
     Entry(
-        "dp", "Replicas", "llama-3-8b", {"dp": 2}, "prefill", "0", "a full copy of weights per replica; the KV cache of its own requests",
-        "When one replica fits and meets the latency: dp times the requests, no communication at all.", "data_parallel",
+        "dp",
+        "Replicas",
+        "llama-3-8b",
+        {"dp": 2},
+        "prefill",
+        "0",
+        "a full copy of weights per replica; the KV cache of its own requests",
+        "When one replica fits and meets the latency: dp times the requests, no communication at all.",
+        "data_parallel",
     ),
     Entry(
-        "cp", "Context parallelism, positions exchanged for heads (Ulysses)", "llama-3-8b", {"cp": 4}, "prefill",
-        "batch_size * seq_len / cp * (2 * heads + 2 * kv_heads) * d_k", "weights whole; KV cache / min(cp, kv_heads), activations / cp",
-        "Long prompts: the volume per rank falls with cp, which tp's does not. cp · tp must divide the heads.", "context_parallel",
+        "cp",
+        "Context parallelism, positions exchanged for heads (Ulysses)",
+        "llama-3-8b",
+        {"cp": 4},
+        "prefill",
+        "batch_size * seq_len / cp * (2 * heads + 2 * kv_heads) * d_k",
+        "weights whole; KV cache / min(cp, kv_heads), activations / cp",
+        "Long prompts: the volume per rank falls with cp, which tp's does not. cp · tp must divide the heads.",
+        "context_parallel",
     ),
     Entry(
-        "ring", "Context parallelism as a ring", "llama-3-8b", {"cp": 4, "cp_kind": "ring"}, "prefill",
-        "(cp - 1) * 2 * batch_size * seq_len / cp * kv_heads * d_k", "weights whole; KV cache / cp, activations / cp",
-        "Very long prompts, any number of heads: each step's transfer hides behind the attention of the step before when seq_len / cp "
-        "is long enough. Positions are dealt out zig-zag so that the causal mask loads the ranks alike.", "ring_attention",
+        "ring",
+        "Context parallelism as a ring",
+        "llama-3-8b",
+        {"cp": 4, "cp_kind": "ring"},
+        "prefill",
+        "(cp - 1) * 2 * batch_size * seq_len / cp * kv_heads * d_k",
+        "weights whole; KV cache / cp, activations / cp",
+        "Very long prompts, any number of heads: each step's transfer hides behind the attention of the "
+        "step before when seq_len / cp "
+        "is long enough. Positions are dealt out zig-zag so that the causal mask loads the ranks alike.",
+        "ring_attention",
     ),
     Entry(
-        "dcp", "Decode context parallelism", "deepseek-v3", {"tp": 4, "dcp": 2}, "decode",
+        "dcp",
+        "Decode context parallelism",
+        "deepseek-v3",
+        {"tp": 4, "dcp": 2},
+        "decode",
         "batch_size * heads / tp * (kv_lora + qk_rope + dcp * (kv_lora + 2)) + 2 * batch_size * hidden",
         "KV cache / dcp instead of dcp copies; weights as tp",
-        "Long contexts of models with few KV heads or a latent, whose cache tp would copy.", "decode_context_parallel",
+        "Long contexts of models with few KV heads or a latent, whose cache tp would copy.",
+        "decode_context_parallel",
     ),
     Entry(
-        "dk", "Two-level attention slicing", "llama-3-8b", {"tp": 4, "dk": 2}, "prefill",
-        "batch_size * heads / (tp / dk) * seq_len ** 2 + 2 * batch_size * seq_len * hidden", "weights / tp, KV cache / tp up to dk · kv_heads",
-        "More ranks than heads: dk of the tp ranks slice d_k and sum partial scores. Cheap in decode with a short context, dear in a long prefill.",
+        "dk",
+        "Two-level attention slicing",
+        "llama-3-8b",
+        {"tp": 4, "dk": 2},
+        "prefill",
+        "batch_size * heads / (tp / dk) * seq_len ** 2 + 2 * batch_size * seq_len * hidden",
+        "weights / tp, KV cache / tp up to dk · kv_heads",
+        "More ranks than heads: dk of the tp ranks slice d_k and sum partial scores. Cheap in decode with "
+        "a short context, dear in a long prefill.",
         "two_level_attention",
     ),
     Entry(
-        "attn_dp", "Attention data parallelism with expert parallelism", "qwen3-235b-a22b", {"attn_dp": 4, "ep": 4}, "prefill",
-        "2 * batch_size / attn_dp * seq_len * top_k * hidden", "attention weights whole, routed experts / ep, KV cache / attn_dp",
-        "MoE models with few KV heads or a latent: the cache is held once per group, attention has no collective, experts stay spread.",
-        "attention_dp", layer="layer_moe",
+        "attn_dp",
+        "Attention data parallelism with expert parallelism",
+        "qwen3-235b-a22b",
+        {"attn_dp": 4, "ep": 4},
+        "prefill",
+        "2 * batch_size / attn_dp * seq_len * top_k * hidden",
+        "attention weights whole, routed experts / ep, KV cache / attn_dp",
+        "MoE models with few KV heads or a latent: the cache is held once per group, attention has no "
+        "collective, experts stay spread.",
+        "attention_dp",
+        layer="layer_moe",
     ),
     Entry(
-        "ep", "Expert parallelism over tensor-parallel ranks", "mixtral-8x7b", {"tp": 4, "ep": 4, "etp": 1}, "prefill",
-        "2 * batch_size * seq_len * hidden", "routed experts / ep, attention / tp",
-        "Inside one domain: the tokens are on every rank already, each computes its own experts' share, and one all-reduce adds them up. "
-        "Experts keep their width.", "expert_parallel", layer="layer_moe",
+        "ep",
+        "Expert parallelism over tensor-parallel ranks",
+        "mixtral-8x7b",
+        {"tp": 4, "ep": 4, "etp": 1},
+        "prefill",
+        "2 * batch_size * seq_len * hidden",
+        "routed experts / ep, attention / tp",
+        "Inside one domain: the tokens are on every rank already, each computes its own experts' share, "
+        "and one all-reduce adds them up. "
+        "Experts keep their width.",
+        "expert_parallel",
+        layer="layer_moe",
     ),
     Entry(
-        "etp", "Expert tensor parallelism", "mixtral-8x7b", {"tp": 2, "attn_dp": 2, "ep": 2, "etp": 2}, "prefill",
+        "etp",
+        "Expert tensor parallelism",
+        "mixtral-8x7b",
+        {"tp": 2, "attn_dp": 2, "ep": 2, "etp": 2},
+        "prefill",
         "batch_size / attn_dp * seq_len * hidden * 2 + 2 * batch_size / attn_dp * seq_len * top_k * hidden",
         "routed experts / (ep · etp)",
-        "Experts too big for ep alone, or a load that must be even whatever the router does; the slice must keep whole quantisation groups.",
-        "expert_tensor_parallel", layer="layer_moe",
+        "Experts too big for ep alone, or a load that must be even whatever the router does; the slice "
+        "must keep whole quantisation groups.",
+        "expert_tensor_parallel",
+        layer="layer_moe",
     ),
     Entry(
-        "edp", "Copies of experts inside a replica", "qwen3-235b-a22b", {"attn_dp": 4, "ep": 2, "etp": 1}, "prefill",
-        "2 * batch_size / attn_dp * seq_len * top_k * hidden", "routed experts / ep, so edp copies of each",
-        "To keep the all-to-all inside a node and to share hot experts' load, while memory lasts.", "expert_data_parallel", layer="layer_moe",
+        "edp",
+        "Copies of experts inside a replica",
+        "qwen3-235b-a22b",
+        {"attn_dp": 4, "ep": 2, "etp": 1},
+        "prefill",
+        "2 * batch_size / attn_dp * seq_len * top_k * hidden",
+        "routed experts / ep, so edp copies of each",
+        "To keep the all-to-all inside a node and to share hot experts' load, while memory lasts.",
+        "expert_data_parallel",
+        layer="layer_moe",
     ),
     Entry(
-        "large_ep", "Large expert parallelism: one expert per device", "mixtral-8x7b", {"attn_dp": 8, "ep": 8}, "decode",
-        "2 * batch_size / attn_dp * seq_len * top_k * hidden", "one expert per device and layer; attention whole",
-        "Many sequences over many devices: each expert sees the tokens of the whole group and its GEMM fills. Balance is the price.",
-        "large_expert_parallel", layer="layer_moe", batch=128,
+        "large_ep",
+        "Large expert parallelism: one expert per device",
+        "mixtral-8x7b",
+        {"attn_dp": 8, "ep": 8},
+        "decode",
+        "2 * batch_size / attn_dp * seq_len * top_k * hidden",
+        "one expert per device and layer; attention whole",
+        "Many sequences over many devices: each expert sees the tokens of the whole group and its GEMM "
+        "fills. Balance is the price.",
+        "large_expert_parallel",
+        layer="layer_moe",
+        batch=128,
     ),
-)  # fmt: skip
+)
 
 
 # ----------------------------------------------------------------------------------------------------------- the graphs
@@ -173,7 +261,7 @@ def predicted(e: Entry, program: Program) -> float:
     """The formula of the section, with the sizes and degrees of its example."""
     s = program.strategy
     degrees = {n: getattr(s, n) for n in ("tp", "pp", "ep", "etp", "attn_dp", "cp", "dcp", "dk")}
-    return float(eval(e.volume, {"__builtins__": {}}, {**program.sizes, **degrees}))  # noqa: S307  (our own formulas)
+    return float(eval(e.volume, {"__builtins__": {}}, {**program.sizes, **degrees}))
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures
@@ -183,34 +271,47 @@ def picture(e: Entry) -> Dag:
     """One layer of the example (of every stage) on its devices: what runs between collectives is one box."""
     s, full = strategy_of(e), load_model(e.model).model
     layers = max(s.pp, 1)
-    update = {"num_hidden_layers": layers, "moe_layers": (True,) * layers if e.layer == "layer_moe" else None, "sliding_layers": None}
+    update: dict[str, object] = {
+        "num_hidden_layers": layers,
+        "moe_layers": (True,) * layers if e.layer == "layer_moe" else None,
+        "sliding_layers": None,
+    }
     if e.layer == "layer_dense" and full.moe:
         update["moe_layers"] = (False,) * layers
     update["position"] = full.position.model_copy(update={"rope_layers": None})
     small = s.model_copy(update={"layers_per_stage": None})
-    return condense(build_dag(program_of(e, full.model_copy(update=update), small), title=f"{e.title} · {s.label()} · {e.phase}", expand_replicas=True))
+    return condense(
+        build_dag(
+            program_of(e, full.model_copy(update=update), small),
+            title=f"{e.title} · {s.label()} · {e.phase}",
+            expand_replicas=True,
+        )
+    )
 
 
 def condense(dag: Dag) -> Dag:
-    """Layers only; operators of a lane between the same collectives merged, collectives of a kind at the same depth too."""
+    """Layers only; operators of a lane between the same collectives merged, collectives of a kind at one depth too."""
     kept = [n for n in sorted(dag.nodes, key=lambda n: n.row) if n.frame or n.kernel == "p2p"]
     ids = {n.id for n in kept}
     depth = _depths(kept, [x for x in dag.edges if x.src in ids and x.dst in ids])
-    groups: dict[tuple[object, ...], list[DagNode]] = {}
+    groups: dict[tuple[int, bool, str, tuple[int, ...]], list[DagNode]] = {}
     for n in kept:
         comm = n.role == "comm"
-        groups.setdefault((depth[n.id], comm, n.kernel if comm else "", n.devices if comm else n.lane), []).append(n)
-    home, nodes = {}, []
-    for i, (key, members) in enumerate(sorted(groups.items(), key=lambda kv: (kv[0][0], kv[0][1]))):
-        merged = _merged(members, key, i)
-        nodes.append(merged)
-        home |= {m.id: merged.id for m in members}
+        groups.setdefault((depth[n.id], comm, n.kernel if comm else "", n.devices), []).append(n)
+    nodes: list[DagNode] = []
+    home: dict[str, str] = {}
+    for row, (key, members) in enumerate(sorted(groups.items(), key=lambda kv: kv[0][:2])):
+        nodes.append(_merged(members, key[0], row))
+        home |= {m.id: nodes[-1].id for m in members}
     edges: dict[tuple[str, str], list[DagEdge]] = {}
     for x in dag.edges:
         a, b = home.get(x.src), home.get(x.dst)
         if a and b and a != b:
             edges.setdefault((a, b), []).append(x)
-    drawn = tuple(replace(xs[0], src=a, dst=b, tensor=_names((x.tensor for x in xs), most=2), dashed=False) for (a, b), xs in edges.items())
+    drawn = tuple(
+        replace(xs[0], src=a, dst=b, tensor=_names((x.tensor for x in xs), most=2), dashed=False)
+        for (a, b), xs in edges.items()
+    )
     return replace(dag, nodes=tuple(nodes), edges=drawn, frames=())
 
 
@@ -224,30 +325,60 @@ def _depths(nodes: Sequence[DagNode], edges: Sequence[DagEdge]) -> dict[str, int
     entering: dict[str, list[str]] = {}
     for x in edges:
         entering.setdefault(x.dst, []).append(x.src)
-    by_id, out, of_step = {n.id: n for n in nodes}, {}, {}
+    by_id = {n.id: n for n in nodes}
+    steps: dict[str, list[DagNode]] = {}
     for n in nodes:
-        out[n.id] = max((out[a] + (by_id[a].role == "comm") for a in entering.get(n.id, ())), default=0)
-        of_step[n.step] = max(of_step.get(n.step, 0), out[n.id])
-        out[n.id] = of_step[n.step]
+        steps.setdefault(n.step, []).append(n)
+    out: dict[str, int] = {}
+    for copies in steps.values():
+        before = (a for n in copies for a in entering.get(n.id, ()))
+        depth = max((out[a] + (by_id[a].role == "comm") for a in before), default=0)
+        out |= {n.id: depth for n in copies}
     return out
 
 
-def _merged(members: Sequence[DagNode], key: tuple[object, ...], index: int) -> DagNode:
-    first, last = members[0], members[-1]
-    comm = first.role == "comm"
-    step = f"d{key[0]}_{slug(first.kernel) if comm else 'run'}"
-    if comm:
-        moved = {_names(p.tensor for p in m.inputs): m for m in members}
-        operator = first.operator if len(members) == 1 else f"{len(members)} × {COMM_WORDS[first.kernel].rstrip(',')}: {', '.join(moved)}"
-        ports = {side: tuple(Port(n, getattr(m, side)[0].dims) for n, m in moved.items()) for side in ("inputs", "outputs")}
-        return replace(first, id=f"{step}__g{first.devices[0]}", step=step, row=index, operator=operator, module="", notes=(), frame="", **ports)
+def _merged(members: Sequence[DagNode], depth: int, row: int) -> DagNode:
+    """One node for several of a lane, or for several collectives of the same devices."""
+    first, comm = members[0], members[0].role == "comm"
+    step = f"d{depth}_{slug(first.kernel) if comm else 'run'}"
+    node = replace(
+        first,
+        id=f"{step}__g{first.devices[0]}",
+        step=step,
+        row=row,
+        module="",
+        notes=(),
+        weights=(),
+        caches=(),
+        frame="",
+    )
+    return _merged_collectives(node, members) if comm else _merged_operators(node, members)
+
+
+def _merged_collectives(node: DagNode, members: Sequence[DagNode]) -> DagNode:
+    moved = {_names(p.tensor for p in m.inputs): m for m in members}
+    many = f"{len(members)} × {COMM_WORDS[node.kernel].rstrip(',')}: {', '.join(moved)}"
+    return replace(
+        node,
+        operator=node.operator if len(members) == 1 else many,
+        inputs=tuple(Port(n, m.inputs[0].dims) for n, m in moved.items()),
+        outputs=tuple(Port(n, m.outputs[0].dims) for n, m in moved.items()),
+    )
+
+
+def _merged_operators(node: DagNode, members: Sequence[DagNode]) -> DagNode:
     names = list(dict.fromkeys(m.module.rsplit(".", 1)[-1] for m in members))
     lines = [" · ".join(names[i : i + 3]) for i in range(0, len(names), 3)]
+    role: Role = next((m.role for m in members if m.role in ("attention", "moe")), "compute")
     return replace(
-        first, id=f"{step}__g{first.devices[0]}", step=step, row=index, operator="\n".join(lines), module="", kernel="",
-        inputs=first.inputs[:1], outputs=last.outputs, notes=(), weights=(), caches=(), frame="", global_dims=(),
-        role=next((m.role for m in members if m.role in ("attention", "moe")), "compute"),
-    )  # fmt: skip
+        node,
+        operator="\n".join(lines),
+        kernel="",
+        role=role,
+        inputs=node.inputs[:1],
+        outputs=members[-1].outputs,
+        global_dims=(),
+    )
 
 
 def write_pictures(entries: Sequence[Entry] = ENTRIES) -> None:
@@ -268,15 +399,21 @@ def write_pictures(entries: Sequence[Entry] = ENTRIES) -> None:
 
 def page(entries: Sequence[Entry] = ENTRIES) -> str:
     head = [
-        "# Strategies", "",
-        "Written by `python docs/make_strategies.py --write`. Layouts, collectives, sizes and pictures come from the partitioned graph; each "
-        "communication formula is evaluated and equals what the graph moves. Longer explanations: `knowledge/passages/`; proofs: "
-        "[proof.md](proof.md).", "",
-        f"Examples: a prompt of {SEQ:,} tokens in prefill, a context of {CONTEXT:,} in decode. In the pictures a column is a "
-        "device, an ellipse a collective, a box all operators between two of them; one layer is drawn.", "",
-        "| strategy | devices | collectives of one layer |", "|---|--:|---|",
-        *(f"| [{e.title}](#{e.id}) | {strategy_of(e).num_devices} | {_summary(e)} |" for e in entries), "",
-    ]  # fmt: skip
+        "# Strategies",
+        "",
+        "Written by `python docs/make_strategies.py --write`. Layouts, collectives, sizes and pictures come from the "
+        "partitioned graph; each communication formula is evaluated and equals what the graph moves. Longer explanations: "
+        "`knowledge/passages/`; all keys of a strategy file: [strategy-file.md](strategy-file.md); proofs: [proof.md](proof.md).",
+        "",
+        f"Examples: a prompt of {SEQ:,} tokens in prefill, a context of {CONTEXT:,} in decode. In the "
+        "pictures a column is a "
+        "device, an ellipse a collective, a box all operators between two of them; one layer is drawn.",
+        "",
+        "| strategy | devices | collectives of one layer |",
+        "|---|--:|---|",
+        *(f"| [{e.title}](#{e.id}) | {strategy_of(e).num_devices} | {_summary(e)} |" for e in entries),
+        "",
+    ]
     return "\n".join([*head, *(line for e in entries for line in section(e))])
 
 
@@ -307,17 +444,28 @@ def section(e: Entry) -> list[str]:
     want = predicted(e, program)
     per = "stage boundary" if s.pp > 1 else "layer"
     return [
-        f'<a id="{e.id}"></a>', f"## {e.title}", "",
-        f"Example: {program.model.name}, `{s.label(program.model.moe is not None)}`, {e.phase}, {s.num_devices} devices, {e.batch} sequences.", "",
-        f"![{e.title}](images/strategies/{e.id}.svg)", "",
-        f"**Splits.** {'; '.join(splits(e, program))}.", "",
-        *_table(e, program), "",
-        f"**Communication**, elements that enter collectives per rank and {per}: `{e.volume}` = {want:,.0f}. **Memory** per rank: {e.memory}. "
-        f"Source: {passage.source}.", "",
+        f'<a id="{e.id}"></a>',
+        f"## {e.title}",
+        "",
+        f"Example: {program.model.name}, `{s.label(program.model.moe is not None)}`, {e.phase}, "
+        f"{s.num_devices} devices, {e.batch} sequences.",
+        "",
+        f"![{e.title}](images/strategies/{e.id}.svg)",
+        "",
+        f"**Splits.** {'; '.join(splits(e, program))}.",
+        "",
+        *_table(e, program),
+        "",
+        f"**Communication**, elements that enter collectives per rank and {per}: `{e.volume}` = "
+        f"{want:,.0f}. **Memory** per rank: {e.memory}. "
+        f"Source: {passage.source}.",
+        "",
         *(f"{n}\n" for n in e.notes),
-        f"**When it pays.** {e.when} More: [{passage.title}](../{passage.file}).", "",
-        *command(e), "",
-    ]  # fmt: skip
+        f"**When it pays.** {e.when} More: [{passage.title}](../{passage.file}).",
+        "",
+        *command(e),
+        "",
+    ]
 
 
 WEIGHT_AXES = {"experts": "ep", "expert_ffn": "etp"}
@@ -343,7 +491,9 @@ def _splits_of_a_group(body: PBody, placement: Placement) -> list[str]:
     out = [f"weights by {cut}: {', '.join(names)}" for cut, names in found.items() if cut != "whole on every rank"]
     if not out:
         out.append("no weights")
-    caches = dict.fromkeys(placement.words(body.layout(p.output)) for p in body.ops if p.op is not None and p.op.kind == "cache")
+    caches = dict.fromkeys(
+        placement.words(body.layout(p.output)) for p in body.ops if p.op is not None and p.op.kind == "cache"
+    )
     out += [f"KV cache: {c}" for c in caches]
     out.append(f"residual stream: {placement.words(placement.residual())}")
     return out
@@ -359,7 +509,9 @@ def _table(e: Entry, program: Program) -> list[str]:
         after = local_dims(body, p.output, program.sizes, program.mesh)
         text = ", ".join(f"{d}={int(n)}" for d, n in dims.items())
         gone = ", ".join(f"{d}={int(n)}" for d, n in after.items())
-        rows.append(f"| {_word(p)} | {src.origin} | {_over(p, program)} | {text} | {gone if gone != text else 'same'} |")
+        rows.append(
+            f"| {_word(p)} | {src.origin} | {_over(p, program)} | {text} | {gone if gone != text else 'same'} |"
+        )
     if not rows:
         return ["No collectives inside a layer."]
     return ["| collective | tensor | over | enters, per rank | leaves |", "|---|---|---|---|---|", *rows]
@@ -381,7 +533,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.check:
         fresh = PAGE.exists() and PAGE.read_text(encoding="utf-8") == page()
-        print("docs/strategies.md is up to date" if fresh else "docs/strategies.md is not what the code says; run --write", file=sys.stderr)
+        print(
+            "docs/strategies.md is up to date"
+            if fresh
+            else "docs/strategies.md is not what the code says; run --write",
+            file=sys.stderr,
+        )
         return 0 if fresh else 1
     if args.write:
         PAGE.write_text(page(), encoding="utf-8")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from tools.oracle.execute import Devices
 from tools.oracle.prove import Programs
-from tools.partition.layout import Comm, positions
+from tools.partition.layout import Comm, Layout, positions
 from tools.partition.lower import PBody, POp, Program, Run, Stage
+from tools.partition.mesh import Axes
 from tools.spec.strategy import Phase
 
 
@@ -120,6 +122,239 @@ def handover_mutants(program: Program) -> Iterator[tuple[str, Program]]:
 MAKERS = (comm_mutants, residual_mutants, repeat_mutants, handover_mutants)
 
 
+# ------------------------------------------------------------------------------------------- further kinds of mistakes
+
+SAME = " (same: "
+"""Ends the name of a mutant that computes the same numbers, with the reason; nobody can catch it, nothing is wrong."""
+
+
+def same_because(reason: str) -> str:
+    return f"{SAME}{reason})" if reason else ""
+
+
+def hold_copies(program: Program, layout: Layout, pairs: Iterable[tuple[int, int]], but: Axes = ()) -> bool:
+    """Whether the ranks (inside a stage) of every pair hold the same part and the same summand of a tensor; axes of
+    `but` do not count."""
+    mesh, used = program.mesh, layout.used() - set(but)
+    return all(mesh.coordinate(a, x) == mesh.coordinate(b, x) for a, b in pairs for x in used)
+
+
+def axis_order_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """The axes of a collective in reverse: groups of the same ranks, in another order."""
+    for where, body, at, p, comm in comms(program):
+        if len(comm.axes) > 1:
+            changed = with_body(program, where, with_op(body, at, replace(p, comm=replace(comm, axes=comm.axes[::-1]))))
+            why = "a sum or a maximum does not depend on the order of the members" if comm.kind == "all_reduce" else ""
+            yield f"stage {where[0]} {body.name}.{p.name} axes in reverse{same_because(why)}", changed
+
+
+def comms(program: Program) -> Iterator[tuple[Where, PBody, int, POp, Comm]]:
+    for where, body in places(program):
+        for at, p in enumerate(body.ops):
+            if p.comm is not None:
+                yield where, body, at, p, p.comm
+
+
+def how_mutants(how: str) -> Callable[[Program], Iterator[tuple[str, Program]]]:
+    """The part of `comm_mutants` whose name ends in one of the ways of `wrong_comms`."""
+
+    def make(program: Program) -> Iterator[tuple[str, Program]]:
+        return ((name, changed) for name, changed in comm_mutants(program) if name.endswith(how))
+
+    return make
+
+
+def reduction_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """A maximum where a sum is due, and the other way round."""
+    for where, body, at, p, comm in comms(program):
+        if comm.kind in ("all_reduce", "reduce_scatter"):
+            wrong = replace(comm, reduce="sum" if comm.reduce == "max" else "max")
+            changed = with_body(program, where, with_op(body, at, replace(p, comm=wrong)))
+            yield f"stage {where[0]} {body.name}.{p.name} takes the {wrong.reduce}", changed
+
+
+def dim_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """Gathered, scattered or exchanged along another dim of the tensor."""
+    for where, body, at, p, comm in comms(program):
+        for end in ("src_dim", "dst_dim"):
+            right = getattr(comm, end)
+            for d in body.spec(p.output).dims if right else ():
+                if d != right:
+                    op = replace(p, comm=replace(comm, **{end: d}))
+                    changed = with_body(program, where, with_op(body, at, op))
+                    yield f"stage {where[0]} {body.name}.{p.name} {end} {d} instead of {right}", changed
+
+
+def bypass_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """One reader of a collective's result takes what went into the collective instead."""
+    for where, body, _, p, _ in comms(program):
+        for at, reader in enumerate(body.ops):
+            if p.output in reader.inputs:
+                inputs = tuple(p.inputs[0] if n == p.output else n for n in reader.inputs)
+                changed = with_body(program, where, with_op(body, at, replace(reader, inputs=inputs)))
+                yield f"stage {where[0]} {body.name}.{reader.name} reads {p.inputs[0]} before {p.name}", changed
+
+
+def swap_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """Two collectives of a body do each other's work."""
+    for where, body in places(program):
+        found = [(at, p) for at, p in enumerate(body.ops) if p.comm is not None]
+        for (i, a), (j, b) in pairwise(found):
+            if a.comm != b.comm:
+                changed = with_op(with_op(body, i, replace(a, comm=b.comm)), j, replace(b, comm=a.comm))
+                yield (
+                    f"stage {where[0]} {body.name}: {a.name} and {b.name} exchanged",
+                    with_body(program, where, changed),
+                )
+
+
+def operand_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """An operator reads another value of the same dims and layout, the last one made before it."""
+    for where, body in places(program):
+        for at, p in enumerate(body.ops):
+            made = [body.inputs[0], *(q.output for q in body.ops[:at])]
+            for n in dict.fromkeys(p.inputs):
+                mine = body.tensors[n]
+                if body.spec(n).kind == "weight" or mine.partial:
+                    continue
+                same = [m for m in made if _interchangeable(body, m, n)]
+                if same:
+                    inputs = tuple(same[-1] if x == n else x for x in p.inputs)
+                    changed = with_body(program, where, with_op(body, at, replace(p, inputs=inputs)))
+                    why = same_because(_mask_hides_nothing(program, body, n, same[-1]))
+                    yield f"stage {where[0]} {body.name}.{p.name} reads {same[-1]} for {n}{why}", changed
+
+
+def _mask_hides_nothing(program: Program, body: PBody, masked: str, other: str) -> str:
+    made = next((q for q in body.ops if q.output == masked), None)
+    plain = made is not None and made.op is not None and made.op.kind == "mask" and not any(
+        made.op.attrs.get(k) for k in ("window", "chunk")
+    )  # fmt: skip
+    if (
+        program.phase == "decode"
+        and plain
+        and made
+        and body.tensors[made.inputs[0]].origin == body.tensors[other].origin
+    ):
+        return "a decode step without window sees every cached position, its mask hides none"
+    return ""
+
+
+def _interchangeable(body: PBody, a: str, b: str) -> bool:
+    x, y = body.tensors[a], body.tensors[b]
+    return x.origin != y.origin and x.layout == y.layout and body.spec(a).dims == body.spec(b).dims and not x.partial
+
+
+def order_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """A collective runs one step late, after its first reader."""
+    for where, body, at, p, _ in comms(program):
+        if any(p.output in q.inputs for q in body.ops[at + 1 : at + 2]):
+            ops = (*body.ops[:at], body.ops[at + 1], p, *body.ops[at + 2 :])
+            late = with_body(program, where, replace(body, ops=ops))
+            yield f"stage {where[0]} {body.name}.{p.name} after its first reader", late
+
+
+def stage_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """Neighbouring stages hold each other's layers; a stage runs its layers in reverse."""
+    for a, b in pairwise(program.stages):
+        mine, other = _layers(a), _layers(b)
+        one_each = (*mine[:-1], other[0]), (mine[-1], *other[1:])
+        for how, new_a, new_b in (("exchanged whole", other, mine), ("exchange one layer", *one_each)):
+            if len(new_a) == len(mine) and len(new_b) == len(other):
+                changed = {a.index: new_a, b.index: new_b}
+                stages = tuple(_with_layers(s, changed[s.index]) if s.index in changed else s for s in program.stages)
+                yield f"layers of stages {a.index} and {b.index} {how}", replace(program, stages=stages)
+    for s in program.stages:
+        if len(_layers(s)) > 1:
+            stages = tuple(_with_layers(t, _layers(t)[::-1]) if t.index == s.index else t for t in program.stages)
+            yield f"layers of stage {s.index} in reverse", replace(program, stages=stages)
+
+
+def _layers(s: Stage) -> tuple[int, ...]:
+    return tuple(i for r in s.runs for i in r.layers)
+
+
+def _with_layers(s: Stage, layers: tuple[int, ...]) -> Stage:
+    runs, at = [], 0
+    for r in s.runs:
+        runs.append(replace(r, layers=layers[at : at + len(r.layers)]))
+        at += len(r.layers)
+    return replace(s, runs=tuple(runs))
+
+
+def p2p_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """One pair of receivers exchanged; one rank served twice by the first sender; one rank served by nobody."""
+    for before, s in pairwise(program.stages):
+        body = next(b for b, _ in s.bodies())
+        r, layout = s.receives, body.layout(body.inputs[0])
+        at = {g: i for i, g in enumerate(before.ranks)}
+        wrong: list[tuple[str, tuple[tuple[int, int], ...], list[tuple[int, int]]]] = []
+        for i in range(len(r) - 1):
+            (a, x), (b, y) = r[i], r[i + 1]
+            wrong.append((f"pairs {i} and {i + 1} exchanged", (*r[:i], (b, x), (a, y), *r[i + 2 :]), [(at[a], at[b])]))
+            first = r[0][0]
+            wrong.append(
+                (f"receiver {i + 1} served by sender 0", (*r[: i + 1], (first, y), *r[i + 2 :]), [(at[first], at[b])])
+            )
+        for i in range(len(r)):
+            wrong.append((f"receiver {i} served by nobody", (*r[:i], *r[i + 1 :]), []))
+        for how, receives, pairs in wrong:
+            why = (
+                "both senders hold copies of the residual stream"
+                if pairs and hold_copies(program, layout, pairs)
+                else ""
+            )
+            stages = tuple(replace(t, receives=receives) if t.index == s.index else t for t in program.stages)
+            yield f"stage {s.index} p2p {how}{same_because(why)}", replace(program, stages=stages)
+
+
+def cache_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """Decode forgets what was cached; prefill stores under the wrong name; K stored as V."""
+    for where, body in places(program):
+        found = [(at, p) for at, p in enumerate(body.ops) if p.op is not None and p.op.kind == "cache"]
+        for at, p in found:
+            assert p.op is not None
+            stray = with_op(body, at, replace(p, op=replace(p.op, output=p.op.output + "_stray")))
+            yield f"stage {where[0]} {body.name}.{p.name} kept where nobody looks", with_body(program, where, stray)
+            if program.phase == "decode":
+                ops = tuple(
+                    replace(q, inputs=tuple(p.inputs[0] if n == p.output else n for n in q.inputs)) for q in body.ops
+                )
+                fresh = with_body(program, where, replace(body, ops=ops))
+                yield f"stage {where[0]} {body.name}: readers of {p.name} see the new position only", fresh
+        for (i, a), (j, b) in pairwise(found):
+            assert a.op is not None and b.op is not None
+            crossed = with_op(body, i, replace(a, op=replace(a.op, output=b.op.output)))
+            crossed = with_op(crossed, j, replace(b, op=replace(b.op, output=a.op.output)))
+            yield f"stage {where[0]} {body.name}: {a.name} and {b.name} crossed", with_body(program, where, crossed)
+
+
+def ring_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """A ring step that starts from the wrong step's keys, is masked as another step, or is summed twice."""
+    for where, body, at, p, comm in comms(program):
+        if comm.kind != "ring_shift":
+            continue
+        home = body.tensors[p.output].origin
+        if p.inputs[0] != home:
+            stale = with_op(body, at, replace(p, inputs=(home,)))
+            yield f"stage {where[0]} {body.name}.{p.name} sends its own again", with_body(program, where, stale)
+        t = body.tensors[p.output]
+        for by in (1, 2):
+            turned = replace(t, layout=replace(t.layout, rotation=t.layout.rotation + by))
+            wrong = replace(body, tensors={**body.tensors, p.output: turned})
+            yield f"stage {where[0]} {body.name}.{p.name} taken for {by} step later", with_body(program, where, wrong)
+    for where, body in places(program):
+        for at, p in enumerate(body.ops):
+            if p.op is not None and p.op.module == "self_attn.ring" and len(p.inputs) == 2:
+                for keep in p.inputs:
+                    if body.spec(keep).kind != "weight":
+                        twice = with_op(body, at, replace(p, inputs=(keep, keep)))
+                        yield (
+                            f"stage {where[0]} {body.name}.{p.name} takes {keep} twice",
+                            with_body(program, where, twice),
+                        )
+
+
 def program_mutants(programs: Programs) -> Iterator[Mutant]:
     for phase, program in programs.items():
         for make in MAKERS:
@@ -176,3 +411,102 @@ def shifted_shard(dim: str) -> Mutant:
         devices.shard = shard
 
     return Mutant(f"shards of {dim} shifted by one", alter_devices=alter)
+
+
+def rearranged(target: Comm, how: str, programs: Programs) -> Mutant:
+    """Groups of one collective: members reversed, turned by one, or one member exchanged with the next group."""
+
+    def alter(devices: Devices) -> None:
+        def groups(comm: Comm) -> list[tuple[int, ...]]:
+            found = [tuple(g) for g in devices.mesh.groups(comm.axes)]
+            return found if comm != target else REARRANGE[how](found)
+
+        devices.groups = groups
+
+    over = programs["prefill"].mesh.shape.words(target.axes)
+    dims = f" {target.src_dim or ''} → {target.dst_dim or ''}" if target.src_dim or target.dst_dim else ""
+    where = f"{target.kind} over {over}{dims}"
+    why = same_because(_order_does_not_matter(target, how, programs))
+    return Mutant(f"{where}: members {how}{why}", alter_devices=alter)
+
+
+def _order_does_not_matter(comm: Comm, how: str, programs: Programs) -> str:
+    mesh = programs["prefill"].mesh
+    groups = [tuple(g) for g in mesh.groups(comm.axes)]
+    if how != "exchanged with the next group":
+        if comm.kind == "all_reduce":
+            return "a sum or a maximum does not depend on the order of the members"
+        if comm.kind == "ring_shift" and (how == "turned by one" or len(groups[0]) == 2):
+            return "a ring has no first member" if how == "turned by one" else "a ring of two has one direction"
+        return ""
+    if comm.kind == "slice":
+        return "a rank slices its own copy, and its place in the group is the same"
+    moved = [(a[-1], b[-1]) for a, b in zip(groups, REARRANGE[how](groups), strict=True)]
+    uses = [(p, b.layout(q.inputs[0])) for p in programs.values() for _, b, _, q, c in comms(p) if c == comm]
+    if all(hold_copies(p, x, moved) for p, x in uses):
+        return "the exchanged ranks hold copies"
+    if all(x.reduce == "sum" and hold_copies(p, x, moved, but=x.pending) for p, x in uses):
+        return "the exchanged ranks hold summands of one sum, all of which are added up later"
+    return ""
+
+
+def _exchanged(groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The last member of each group sits in the next group."""
+    lasts = [g[-1] for g in groups]
+    return [(*g[:-1], last) for g, last in zip(groups, lasts[1:] + lasts[:1], strict=True)]
+
+
+REARRANGE: dict[str, Callable[[list[tuple[int, ...]]], list[tuple[int, ...]]]] = {
+    "reversed": lambda gs: [g[::-1] for g in gs],
+    "turned by one": lambda gs: [g[1:] + g[:1] for g in gs],
+    "exchanged with the next group": _exchanged,
+}
+
+PROGRAM_KINDS: dict[str, Callable[[Program], Iterator[tuple[str, Program]]]] = {
+    "collective dropped": how_mutants("dropped"), "collective over another axis": how_mutants("instead"),
+    "collective over one axis more": how_mutants("too"), "collective over one axis less": how_mutants("over one axis less"),
+    "axes of a collective in another order": axis_order_mutants, "wrong reduction": reduction_mutants,
+    "collective along another dim": dim_mutants, "collective bypassed by a reader": bypass_mutants,
+    "two collectives exchanged": swap_mutants, "collective after its reader": order_mutants,
+    "residual edge forgotten": residual_mutants, "wrong operand of the same shape": operand_mutants,
+    "layer left out or run twice": repeat_mutants, "layers on the wrong stage or out of order": stage_mutants,
+    "wrong send/receive pair": p2p_mutants, "stale or misplaced cache": cache_mutants, "wrong ring step": ring_mutants,
+}  # fmt: skip
+
+
+def mutants_by_kind(programs: Programs) -> dict[str, list[Mutant]]:
+    """Every mutant of a pair of programs, by the kind of mistake."""
+    out: dict[str, list[Mutant]] = {}
+    for kind, make in PROGRAM_KINDS.items():
+        out[kind] = [
+            Mutant(f"{phase}: {name}", _swap(phase, name, make)) for phase, p in programs.items() for name, _ in make(p)
+        ]
+    found = dict.fromkeys(c for p in programs.values() for *_, c in comms(p))
+    for how in REARRANGE:
+        out[f"members of a group {how}"] = [
+            rearranged(c, how, programs)
+            for c in found
+            if how != "exchanged with the next group" or len(c.axes) < _atoms(programs)
+        ]
+    bodies = [b for p in programs.values() for s in p.stages for b, _ in s.bodies()]
+    # Dims that a rank's own data is cut along: weights, token ids, caches. The rest is dealt out by collectives alone.
+    held = [*(b.inputs[0] for b in bodies), *(w.name for b in bodies for w in b.weights())]
+    held += [p.output for b in bodies for p in b.ops if p.op is not None and p.op.kind == "cache"]
+    dims = {
+        d for b in bodies for n in held if n in b.tensors and b.spec(n).dims != RESIDUAL for d, _ in b.layout(n).split
+    }
+    out["shard shifted by one"] = [shifted_shard(d) for d in sorted(dims)]
+    out["shard of the neighbour"] = [neighbours_shard(d) for d in sorted(dims)]
+    return out
+
+
+RESIDUAL = ("batch_size", "seq_len", "hidden")
+
+
+def _atoms(programs: Programs) -> int:
+    return len(programs["prefill"].mesh.shape.atoms)
+
+
+def equivalent(mutant: str) -> str:
+    """Why a mutant of `mutants_by_kind` computes the same numbers; empty for one that must be caught."""
+    return mutant.partition(SAME)[2].removesuffix(")")

@@ -50,7 +50,7 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
     assert s.attn_dp is not None and s.etp is not None
     pick = _Picker()
     attention = _reduce_attention(model, s, pick)
-    updates: dict = {"hidden_size": pick.take(model.hidden_size), "attention": attention}
+    updates: dict = {"hidden_size": pick.take(model.hidden_size, at_least=6), "attention": attention}
     d_k = attention.head_dim
     rotary = model.position.rotary_dim
     if rotary and rotary < model.attention.head_dim and not attention.mla:

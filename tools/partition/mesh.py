@@ -38,12 +38,17 @@ class MeshShape:
     def axis(self, name: str) -> Axes:
         return dict(self.logical)[name]
 
-    def words(self, axes: Axes) -> str:
-        """Atomic axes as a strategy calls them: "cp·tp"; "part of tp" where a logical axis is cut further; "nothing"."""
-        named = {n: self.axis(n) for n in VISIBLE if self.axis(n)}
+    def words(self, axes: Axes, first: str = "") -> str:
+        """Atomic axes as a strategy calls them: "cp·tp"; "part of tp" where a logical axis is cut further; "nothing".
+
+        Where two logical axes are the same ranks, `first` is the one to name.
+        """
+        named = {n: set(self.axis(n)) for n in VISIBLE if self.axis(n)}
         out: list[str] = []
         while axes:
-            whole = max((n for n, a in named.items() if axes[: len(a)] == a), key=lambda n: len(named[n]), default=None)
+            fit = [n for n, a in named.items() if set(axes[: len(a)]) == a]
+            # Attention's axes before the experts', the longest first.
+            whole = min(fit, key=lambda n: (n != first, VISIBLE.index(n) > 2, -len(named[n])), default=None)
             host = whole or min((n for n, a in named.items() if axes[0] in a), key=lambda n: len(named[n]))
             out.append(host if whole else f"part of {host}")
             axes = axes[len(named[host]) if whole else 1 :]

@@ -1,0 +1,71 @@
+"""docs/strategies.md is what the code says, and its formulas are what the graphs move."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools.spec.strategy import Strategy
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = importlib.util.spec_from_file_location("make_strategies", ROOT / "docs" / "make_strategies.py")
+assert SPEC is not None and SPEC.loader is not None
+make = importlib.util.module_from_spec(SPEC)
+sys.modules["make_strategies"] = make  # dataclasses look their module up
+SPEC.loader.exec_module(make)
+BY_ID = {e.id: e for e in make.ENTRIES}
+
+
+@pytest.mark.parametrize("name", BY_ID)
+def test_a_formula_equals_what_the_collectives_move(name: str) -> None:
+    program = make.program_of(BY_ID[name])
+    assert make.predicted(BY_ID[name], program) == make.measured(BY_ID[name], program)
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    assert make.PAGE.read_text(encoding="utf-8") == make.page(), "run `python docs/make_strategies.py --write`"
+
+
+@pytest.mark.parametrize("name", BY_ID)
+def test_every_section_has_a_picture_of_its_devices(name: str) -> None:
+    svg = ET.parse(make.IMAGES / f"{name}.svg").getroot()
+    titles = "".join(svg.itertext())
+    for gpu in range(make.strategy_of(BY_ID[name]).num_devices):
+        assert f"GPU {gpu} · stage" in titles
+
+
+@pytest.mark.parametrize("name", BY_ID)
+def test_a_picture_has_every_collective_of_the_layer(name: str) -> None:
+    """Condensing merges nodes; it may not lose one."""
+    e = BY_ID[name]
+    dag = make.picture(e)
+    drawn = [t.strip() for n in dag.nodes if n.role == "comm" for p in n.inputs for t in p.tensor.split(",")]
+    said = [p.inputs[0].split("@")[0] for p in make.collectives(make.layer_of(e, make.program_of(e)))]
+    assert {t.split("@")[0].split("(")[0] for t in drawn} >= set(said)
+    assert bool(dag.edges) == bool(drawn)  # replicas have nothing to say to each other
+    assert {x.src for x in dag.edges} | {x.dst for x in dag.edges} <= {n.id for n in dag.nodes}
+    assert len({n.id for n in dag.nodes}) == len(dag.nodes)
+
+
+@pytest.mark.parametrize("name", BY_ID)
+def test_what_is_to_be_typed_is_the_strategy(name: str) -> None:
+    """The options or the file on the page, read back, give the strategy of the example."""
+    lines = make.command(BY_ID[name])
+    if "```yaml" in lines:
+        body = "\n".join(lines[lines.index("```yaml") + 1 : -1])
+        said = Strategy.model_validate(yaml.safe_load(body))
+    else:
+        words = lines[0].strip("`").split()[4:]
+        degrees: dict[str, object] = {}
+        for i, w in enumerate(words):
+            if w.startswith("--"):
+                degrees[w[2:].replace("-", "_")] = (
+                    int(words[i + 1]) if i + 1 < len(words) and words[i + 1].isdigit() else True
+                )
+        said = Strategy.model_validate(degrees)
+    assert said == make.strategy_of(BY_ID[name])
