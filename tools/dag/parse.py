@@ -68,12 +68,16 @@ _TOKEN = re.compile(
       | (?P<punct>[{}\[\];,=:+])
       | (?P<id>-?(?:\.\d+|\d+(?:\.\d*)?)(?![A-Za-z_])|[^\W\d]\w*|\d\w*)
       | (?P<html><)
-      | (?P<bad>.)""",
+      | (?P<bad>["\#]|[^\w\s"\#<{}\[\];,=:+.-]+|.)""",
     re.VERBOSE | re.DOTALL,
 )
+_PLUS = re.compile(r'\s*\+\s*("(?:[^"\\]|\\.)*")')
 Token = tuple[str, str, int]
 """(kind, text, offset); kind is id, html, edge, punct, end"""
 MAX_DEPTH = 200
+MAX_EDGES = 1_000_000
+MAX_PROBLEMS, SHOWN_PROBLEMS = 1_000, 100
+BAD = {'"': "unterminated string", "#": "a # comment must start at the first character of its line"}
 
 
 def parse_dot(text: str) -> list[DotGraph]:
@@ -93,6 +97,18 @@ def parse_dot(text: str) -> list[DotGraph]:
         problem = SyntaxProblem(1, words[0][:40] if words else "", "no `digraph NAME { … }` in this file")
         return [DotGraph("", True, False, 1, problems=[problem])]
     return graphs
+
+
+def _matching(text: str) -> dict[int, int]:
+    """Offset of every `<` that is closed → offset of its `>`."""
+    opened: list[int] = []
+    out: dict[int, int] = {}
+    for m in re.finditer("[<>]", text):
+        if m[0] == "<":
+            opened.append(m.start())
+        elif opened:
+            out[opened.pop()] = m.start()
+    return out
 
 
 def _in_comment(text: str, at: int) -> bool:
@@ -120,6 +136,8 @@ class _Parser:
         self.text, self.at, self.newlines = text, start, newlines
         self.token: Token = ("", "", start)
         self.graph = DotGraph("", True, False, 1)
+        self.brackets: dict[int, int] | None = None
+        self.num_problems = 0
 
     def line(self, offset: int) -> int:
         return bisect_right(self.newlines, offset - 1) + 1
@@ -140,8 +158,8 @@ class _Parser:
             elif kind == "html":
                 self.token = self._html(m.start())
             elif kind == "bad":
-                self._problem(m.start(), m[0], "unterminated string" if m[0] == '"' else "unexpected character")
-                if m[0] == '"':
+                self._problem(m.start(), m[0], BAD.get(m[0], "unexpected character"))
+                if m[0] in BAD:
                     self.at = self._line_end(m.start())
                 continue
             else:
@@ -154,23 +172,28 @@ class _Parser:
 
     def _joined(self, value: str) -> str:
         """`"a" + "b"` is one string."""
-        while (m := re.compile(r'\s*\+\s*("(?:[^"\\]|\\.)*")').match(self.text, self.at)) is not None:
-            value, self.at = value + _unquote(m[1]), m.end()
-        return value
+        parts = [value]
+        while (m := _PLUS.match(self.text, self.at)) is not None:
+            parts.append(_unquote(m[1]))
+            self.at = m.end()
+        return "".join(parts)
 
     def _html(self, start: int) -> Token:
-        depth = 0
-        for m in re.compile(r"[<>]").finditer(self.text, start):
-            depth += 1 if m[0] == "<" else -1
-            if depth == 0:
-                self.at = m.end()
-                return ("html", self.text[start : self.at], start)
+        if self.brackets is None:
+            self.brackets = _matching(self.text)
+        end = self.brackets.get(start)
+        if end is not None:
+            self.at = end + 1
+            return ("html", self.text[start : self.at], start)
         self._problem(start, "<", "unterminated HTML string")
         self.at = self._line_end(start)
         return ("html", self.text[start : self.at], start)
 
     def _problem(self, offset: int, token: str, message: str) -> None:
-        if len(self.graph.problems) < 100:
+        self.num_problems += 1
+        if self.num_problems == MAX_PROBLEMS:
+            message, self.at = f"{MAX_PROBLEMS:,} syntax errors; the rest is not read", len(self.text)
+        if len(self.graph.problems) < SHOWN_PROBLEMS or self.num_problems == MAX_PROBLEMS:
             self.graph.problems.append(SyntaxProblem(self.line(offset), token[:40], message))
 
     # ------------------------------------------------------------------------ statements
@@ -252,6 +275,9 @@ class _Parser:
                 self._node(scope, n, offset, {}, declared=False)
         line = self.line(offset)
         for a, b in itertools.pairwise(chain):
+            if len(self.graph.edges) + len(a) * len(b) > MAX_EDGES:
+                self._problem(offset, "->", f"more than {MAX_EDGES:,} edges; these are left out")
+                return
             self.graph.edges += [DotEdge(s, d, {**scope.edge, **attrs}, line) for s in a for d in b]
 
     def _endpoint(self, scope: _Scope, depth: int) -> list[str]:

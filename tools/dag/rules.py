@@ -88,12 +88,13 @@ def rule(rule_id: str, title: str) -> Callable[[Check], Check]:
 def result(rule_id: str, title: str, found: list[Violation]) -> RuleResult:
     if not found:
         return RuleResult(rule=rule_id, title=title, status="passed")
+    shown = tuple(v.model_copy(update={"message": " ".join(v.message.split())}) for v in found[:MAX_SHOWN])
     return RuleResult(
         rule=rule_id,
         title=title,
         status="failed",
-        message=found[0].message,
-        violations=tuple(found[:MAX_SHOWN]),
+        message=shown[0].message,
+        violations=shown,
         total=len(found),
     )
 
@@ -170,6 +171,10 @@ def transfers(v: View) -> Iterator[Violation]:
     for e in v.graph.edges:
         a, b = v.nodes[e.src], v.nodes[e.dst]
         if not a.devices or not b.devices:
+            continue
+        # An operator that is drawn once for several devices is R01's to tell, not every edge of it.
+        several = any(n.kind == "compute" and len(n.devices or ()) > 1 for n in (a, b))
+        if several and a.devices & b.devices:
             continue
         if (a.kind == "compute" == b.kind and a.devices != b.devices) or not a.devices & b.devices:
             yield Violation(
@@ -310,7 +315,7 @@ def dims_stated(v: View) -> Iterator[Violation]:
                 )
 
 
-RECTANGLES = frozenset({"box", "rect", "rectangle", "square"})
+RECTANGLES = frozenset({"box", "rect", "rectangle", "square", "record", "mrecord"})
 ELLIPSES = frozenset({"ellipse", "oval", "circle"})
 EXPECTED_SHAPE = {"compute": (RECTANGLES, "rectangle (box)"), "comm": (ELLIPSES, "ellipse"),
 "routing": (frozenset({"parallelogram"}), "parallelogram"),
@@ -364,11 +369,14 @@ def edge_dims(v: View) -> Iterator[Violation]:
                 fix="make the dims equal, or put the operator that changes them between",
             )  # fmt: skip
     yield from _unserved(v)
+    yield from _unoffered(v)
     if not known and not unnamed:
         raise NotDecidable("no edge joins two nodes that state their dims")
 
 
 def _same(a: PortFacts, b: PortFacts) -> bool:
+    if not all(d for p in (a, b) for d, _ in p.dims):
+        return [n for _, n in a.dims] == [n for _, n in b.dims]  # unnamed lengths are R04's to tell
     return dict(a.dims) == dict(b.dims)
 
 
@@ -382,7 +390,7 @@ def _unserved(v: View) -> Iterator[Violation]:
     """Inputs that are named on a node but that no edge brings."""
     for n in v.nodes.values():
         brought = {_tensor(e.attrs) for e in v.in_edges[n.id]}
-        if n.kind != "compute" or not n.inputs or not brought or "" in brought:
+        if n.kind != "compute" or _is_residual(n) or not n.inputs or not brought or "" in brought:
             continue
         for p in n.inputs:
             if p.tensor and p.tensor not in brought and len(brought) < len({q.tensor for q in n.inputs}):
@@ -391,12 +399,27 @@ def _unserved(v: View) -> Iterator[Violation]:
                 )
 
 
+def _unoffered(v: View) -> Iterator[Violation]:
+    """Of several inputs without names, one that no producer makes; a single one is compared edge by edge."""
+    for n in v.nodes.values():
+        ports = n.inputs or ()
+        made = [v.nodes[m].outputs for m in v.preds[n.id]]
+        if n.kind != "compute" or len(ports) < 2 or any(p.tensor for p in ports) or not made or not all(made):
+            continue
+        for p in ports:
+            if not any(_same(o, p) for outputs in made for o in outputs or ()):
+                yield _bad(n, f"no producer makes its input {p}", "add the edge from the node that makes it")
+
+
+BATCH = re.compile(r"(?:batch(?:[ _]?size)?|bsz?|B|批次?(?:大小)?)\Z")
+
+
 @rule("R21", "no edge mixes batch items outside routing")
 def batch(v: View) -> Iterator[Violation]:
     decidable = False
     for n in v.nodes.values():
-        ins = {x for p in n.inputs or () for d, x in p.dims if d == "batch_size"}
-        outs = {x for p in n.outputs or () for d, x in p.dims if d == "batch_size"}
+        ins = {x for p in n.inputs or () for d, x in p.dims if BATCH.match(d)}
+        outs = {x for p in n.outputs or () for d, x in p.dims if BATCH.match(d)}
         if n.kind == "compute" and (ins or outs):
             decidable = True
             if len(ins) > 1 or (ins and outs and ins != outs):
@@ -627,7 +650,11 @@ def single_operators(v: View) -> Iterator[Violation]:
             yield _bad(n, f"{head[:60]!r} is a block of operators", "break it down: projections, scores, softmax, …")
 
 
-LAYER_INDEX = re.compile(r"(?:\b|_)(?:layers?|blocks?|h|l)[._\s\[-]*(\d+)(?![\d-])", re.IGNORECASE)
+ANY_LAYER = re.compile(r"\b(?:layers?|blocks?|h)[._\[{(]+(?:[a-z*]|idx|index)[\]})]*(?:\.|$)", re.IGNORECASE)
+"""`model.layers.i.…`: a layer that stands for others."""
+LAYER_INDEX = re.compile(
+    r"(?:\b|_)(?:(?:layers?|blocks?)[._\s\[-]*(\d+)(?![\d-])|[hl][._\[]?(\d+)(?=[._\]]))", re.IGNORECASE
+)
 
 
 @rule("R11", "repeated modules are drawn once, with the number of repetitions")
@@ -655,7 +682,7 @@ def repeats(v: View) -> Iterator[Violation]:
         stated = v.graph.attrs.get("num_hidden_layers", "")
         if stated == "1":
             return
-        if not per_layer:
+        if not per_layer and not any(ANY_LAYER.search(n.module) for n in v.nodes.values()):
             raise NotDecidable("no layer is recognisable and no repetition is stated")
         yield Violation(
             message="no number of repetitions anywhere",
@@ -668,7 +695,7 @@ def _layer_index(n: NodeFacts) -> int | None:
     if n.layers:
         return min(n.layers) if n.attrs.get("repeats", "1") == "1" else None
     m = LAYER_INDEX.search(n.module) or LAYER_INDEX.search(n.id) or LAYER_INDEX.search(n.operator)
-    return int(m[1]) if m else None
+    return int(m[1] or m[2]) if m else None
 
 
 def _without_index(text: str) -> str:
