@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langgraph.runtime import Runtime
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
 import agent.tools  # noqa: F401  (registers the tools)
+from agent import approval
 from agent import submissions as sub
 from agent.bind import Workbench, strategy_key
 from agent.bundle import Bundle, Record, bundle
@@ -52,6 +53,8 @@ class RunContext:
     store: Store
     log: EventLog
     conversation: Conversation
+    drawer: Callable[..., Drawn] = draw
+    """Makes the DAG files; a caller that needs no pictures (the evals) passes a quicker one."""
     benches: dict[str, Workbench] = field(default_factory=dict)
 
     def bench(self, state: RunState) -> Workbench:
@@ -98,18 +101,20 @@ async def ask(
     arguments: type[BaseModel], accept: Callable[[Any], Any], supply: dict[type, Any],
 ) -> tuple[Outcome, list[str]]:  # fmt: skip
     """One conversation of `node`, and the degraded nodes so far."""
-    step = make_step(node, role, ctx.task[0], context, tools, submit, arguments, accept, supply)
+    language = state.get("language", "en")
+    step = make_step(node, role, ctx.task[0], context, tools, submit, arguments, accept, supply, language)
     outcome = await converse(step, ctx.conversation)
     return outcome, with_degraded(state, node, outcome)
 
 
 def make_step(
     node: str, role: str, task: str, context: dict[str, Any], tools: set[str], submit: str, arguments: type[BaseModel],
-    accept: Callable[[Any], Any], supply: dict[type, Any], **more: Any,
+    accept: Callable[[Any], Any], supply: dict[type, Any], language: str = "en", **more: Any,
 ) -> Step:  # fmt: skip
+    where = "" if language == "en" else f"{language}/"
     return Step(
-        node=node, system=render("system", role=role, task=task), tools=frozenset(tools), submit=submit,
-        user=render(node, context=json.dumps(context, ensure_ascii=False, indent=1), **more),
+        node=node, system=render(f"{where}system", role=role, task=task), tools=frozenset(tools), submit=submit,
+        user=render(f"{where}{node}", context=json.dumps(context, ensure_ascii=False, indent=1), **more),
         description=f"Hands in the result of {node}.", arguments=arguments, accept=accept, supply=supply,
     )  # fmt: skip
 
@@ -128,12 +133,16 @@ async def read_conditions(state: RunState, runtime: Run) -> Command[Literal["ret
 
     The deterministic reader's facts stand; an LLM may fill gaps with quoted ones.
     """
+    from agent import paper_nodes
     from agent.reading import read_conditions as read
     from agent.reading import read_files
+    from agent.reading.paper import is_paper
     from agent.reading.resolve import resolve
 
     ctx = runtime.context
     files = tuple(shown(f, ctx.options) for f in read_files([ctx.options.path(p) for p in ctx.options.inputs]))
+    if is_paper(files):
+        return Command(update=paper_nodes.read(ctx, files), goto="retrieve_knowledge")
     conditions = read(files)
     refuse_paper(files, conditions)
     conditions, outcome = await fill_gaps(files, conditions, ctx.conversation, ctx.task[0])
@@ -144,6 +153,7 @@ async def read_conditions(state: RunState, runtime: Run) -> Command[Literal["ret
     update = RunState(
         inputs=[{"path": f.path, "sha256": f.sha256} for f in files], sources=ctx.store.put(Inputs(files=files)),
         conditions=ctx.store.put(conditions), deployment=ctx.store.put(deployment), degraded=degraded, round=0,
+        language=language_of(files, ctx.conversation),
     )  # fmt: skip
     return Command(update=update, goto="retrieve_knowledge")
 
@@ -170,12 +180,27 @@ async def fill_gaps(
         sub.ConditionsSubmission,
         lambda s: sub.check_facts(s.facts, conditions, files),
         {Conditions: conditions},
+        language_of(files, conversation),
         files=files,
     )
     outcome = await converse(step, conversation)
     for path, why in outcome.value.rejected:
         conversation.log.write("fact_rejected", path=path, why=why)
     return (with_facts(conditions, outcome.value) if outcome.value.taken else conditions), outcome
+
+
+CHINESE = 0.2
+"""Share of Chinese characters among the letters of the inputs from which prompts are Chinese."""
+
+
+def language_of(files: tuple[InputFile, ...], conversation: Conversation) -> str:
+    """`zh` or `en`: the backend's own choice, else that of the inputs."""
+    chosen = getattr(getattr(conversation.backend, "profile", None), "language", "auto")
+    if chosen != "auto":
+        return str(chosen)
+    letters = [c for f in files for c in f.text if c.isalpha()]
+    wide = sum("\u4e00" <= c <= "\u9fff" for c in letters)
+    return "zh" if letters and wide / len(letters) >= CHINESE else "en"
 
 
 def with_facts(conditions: Conditions, added: sub.Facts) -> Conditions:
@@ -243,6 +268,10 @@ def cited(p: Passage) -> dict[str, Any]:
 async def propose_strategy(state: RunState, runtime: Run) -> Command[Literal["verify_dimensions", "publish"]]:
     """The search's best, or a proposal that is better; the proposal's regret is recorded either way."""
     ctx = runtime.context
+    if state.get("paper"):
+        from agent import paper_nodes
+
+        return paper_nodes.propose(ctx, state)
     bench, excluded = ctx.bench(state), list(state.get("excluded", []))
     search = bench.search
     closest = search.infeasible.closest if search.infeasible else None
@@ -264,10 +293,12 @@ async def propose_strategy(state: RunState, runtime: Run) -> Command[Literal["ve
         {Workbench: bench},
     )
     submission, proposed = outcome.value
-    spent = len(excluded) > MAX_FALLBACKS + MAX_ROUNDS
+    spent = len(excluded) - len(state.get("rejected", [])) > MAX_FALLBACKS + MAX_ROUNDS
     chosen = None if spent else choose(search, proposed, excluded)
     if chosen is None and state.get("attempts"):
         return Command(update=RunState(degraded=degraded, **best_attempt(state["attempts"])), goto="publish")
+    if chosen is None and state.get("rejected"):
+        raise approval.none_left(state)
     if chosen is None and search.best is not None:
         raise Bug(f"all {len(excluded)} strategies that the search held feasible failed a check; last: {excluded[-1]}")
     proposal = {
@@ -336,6 +367,10 @@ def regret(search: SearchResult, proposed: Candidate | None) -> float | None:
 async def verify_dimensions(state: RunState, runtime: Run) -> Command[Literal["propose_strategy", "generate_dag"]]:
     """Both phases of the plan and of its baseline: lowered, checked, executed. A failed check sends back to propose."""
     ctx = runtime.context
+    if state.get("paper"):
+        from agent import paper_nodes
+
+        return paper_nodes.verify(ctx, state)
     bench, search, chosen = ctx.bench(state), ctx.store.load(state["search"], SearchResult), chosen_of(ctx, state)
     done = [verify(bench, s) for s in subjects(search, chosen)]
     if search.infeasible is not None and chosen is None and (found := verify_nearest(bench, search.infeasible)):
@@ -390,6 +425,10 @@ def failed(state: RunState, chosen: Candidate | None, errors: list[dict[str, Any
 async def generate_dag(state: RunState, runtime: Run) -> Command[Literal["propose_strategy", "evaluate"]]:
     """Scripts, DOT and SVG of every verified graph, read back and judged by the DAG rules."""
     ctx = runtime.context
+    if state.get("paper"):
+        from agent import paper_nodes
+
+        return paper_nodes.draw(ctx, state)
     bench, search = ctx.bench(state), ctx.store.load(state["search"], SearchResult)
     verification = ctx.store.load(state["verified"], Verification)
     bench.strategy = verification.subjects[0].subject.strategy
@@ -408,7 +447,7 @@ async def generate_dag(state: RunState, runtime: Run) -> Command[Literal["propos
         ctx, state, "generate_dag", "Your step: decide on further views.", context, {"build_dag"}, "submit_dags",
         sub.DagsSubmission, lambda s: s, {Workbench: bench},
     )  # fmt: skip
-    drawn = draw(bench, ctx.run_dir, verification, search.infeasible, outcome.value.extra_views)
+    drawn = ctx.drawer(bench, ctx.run_dir, verification, search.infeasible, outcome.value.extra_views)
     errors = [f.model_dump(mode="json") for f in drawn.errors]
     ctx.log.write(
         "drawn",
@@ -482,6 +521,10 @@ def another_round(ctx: RunContext, state: RunState, evaluation: Evaluation, numb
 
 def make_bundle(ctx: RunContext, state: RunState, opinion: str = "") -> Bundle:
     """Everything that will be published, from recorded state; the verdict is established anew."""
+    if state.get("paper"):
+        from agent import paper_nodes
+
+        return paper_nodes.make_bundle(ctx, state, opinion)
     bench, store = ctx.bench(state), ctx.store
     search, chosen = store.load(state["search"], SearchResult), chosen_of(ctx, state)
     verdict = establish(bench, search, chosen, store.load(state["verified"], Verification))
@@ -526,7 +569,7 @@ def redrawn(ctx: RunContext, state: RunState) -> Drawn:
         return drawn
     search = ctx.store.load(state["search"], SearchResult)
     views = [d.detail for d in drawn.drawings]
-    return draw(
+    return ctx.drawer(
         ctx.bench(state), ctx.run_dir, ctx.store.load(state["verified"], Verification), search.infeasible, views
     )
 
@@ -535,12 +578,20 @@ def redrawn(ctx: RunContext, state: RunState) -> Drawn:
 
 
 @logged
-async def publish(state: RunState, runtime: Run) -> Command[Literal["__end__"]]:
-    """All files at once, the manifest last."""
+async def publish(state: RunState, runtime: Run) -> Command[Literal["propose_strategy", "__end__"]]:
+    """All files at once, the manifest last. Under --approve a person says yes before that."""
     ctx = runtime.context
     attempts: list[dict[str, Any]] = state.get("attempts", [])
     opinion = next((a["opinion"] for a in attempts if a["verified"] == state.get("verified")), "")
     made = make_bundle(ctx, state, opinion)
+    if ctx.options.approve:
+        report = made.files["plan.md"][1]
+        shown = approval.request(ctx.run_dir, made.plan, made.evaluation, report)
+        answer = approval.Answer.model_validate(interrupt(shown))
+        ctx.log.write("approval", verdict=answer.verdict, reason=answer.reason)
+        if answer.verdict == "no" and made.plan.strategy is not None:
+            out = approval.rejected(state, made.plan.strategy, state.get("chosen"), answer.reason)
+            return Command(update=out, goto="propose_strategy")
     contents = {path: data for path, (_, data) in made.files.items()}
     artifacts: list[Any] = [(kind, path, data) for path, (kind, data) in made.files.items()]
     artifacts += [(kind, path, source.read_bytes()) for path, (kind, source) in made.copies.items()]

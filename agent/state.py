@@ -37,8 +37,12 @@ class RunState(TypedDict, total=False):
     """path and sha256 of every input, as read."""
     sources: Ref
     """The texts of the inputs, for the evidence check and for Understand."""
+    language: str
+    """Of the prompts: en or zh."""
     conditions: Ref
     deployment: Ref
+    paper: Ref
+    """The reading, where the input is a paper: its strategies stand in for the search."""
     passages: list[dict[str, Any]]
     search: Ref
     proposal: dict[str, Any]
@@ -46,6 +50,8 @@ class RunState(TypedDict, total=False):
     """Candidate that the plan is made of; None when the search proved that there is none."""
     excluded: list[str]
     """Strategies (keys) that failed a check or scored below the bar."""
+    rejected: list[str]
+    """Those of `excluded` that a person rejected under --approve."""
     feedback: list[dict[str, Any]]
     """Findings of the last round, for the next proposal."""
     round: int

@@ -50,12 +50,12 @@ PAPER_MARKS = (
 
 
 def refuse_paper(files: tuple[InputFile, ...], conditions: Conditions) -> None:
-    """A paper is recognised and refused for now; conditions that quote a paper are not one."""
+    """Refuses a paper that the paper reader does not recognise; conditions that quote a paper are not one."""
     stated = {f.path.split(".")[0] for f in conditions.facts if f.origin == "stated"}
     for f in files:
         marks = [m for m in PAPER_MARKS if re.search(m, f.text, re.IGNORECASE | re.MULTILINE)]
         if len(marks) >= 3 or (len(marks) >= 2 and not {"requirements", "workload"} & stated):
             raise ToolError(
-                f"{f.path} reads like a research paper; planning from papers is not supported yet: "
-                "write its hardware, model and requirements as conditions"
+                f"{f.path} reads like a research paper, but not of the form that is read without a language model (headings "
+                "Abstract, Method, Experiments; Model, Hardware, Baseline, Proposed): give it these, or write conditions"
             )

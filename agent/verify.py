@@ -113,11 +113,11 @@ def verify(bench: Workbench, subject: Subject) -> Verified:
     s = subject.strategy
     sizes = {phase: phase_sizes(bench.deployment, s, phase) for phase in PHASES}
     proofs = bench.proofs(s)
-    findings = [*_proof_findings(bench, s, proofs), *run_checks(bench, s)]
+    findings = [*proof_findings(bench, s, proofs), *run_checks(bench, s)]
     if subject.role in ("plan", "nearest"):
         findings += [f for f in bench.estimate(s).findings if f not in findings]
     parts = bench.parts(s)
-    findings += [_mismatch(p) for p in parts if not p.matches]
+    findings += [mismatch(p) for p in parts if not p.matches]
     return Verified(subject=subject, sizes=sizes, proofs=proofs, parts=parts, findings=tuple(_unique(findings)))
 
 
@@ -128,7 +128,7 @@ def run_checks(bench: Workbench, strategy: Strategy) -> tuple[Finding, ...]:
     return tuple(run([bench.program(strategy, phase) for phase in PHASES], bench.deployment))
 
 
-def _proof_findings(bench: Workbench, s: Strategy, proofs: dict[Phase, Proof]) -> list[Finding]:
+def proof_findings(bench: Workbench, s: Strategy, proofs: dict[Phase, Proof]) -> list[Finding]:
     out = []
     for phase, proof in proofs.items():
         if not proof.ok:
@@ -140,7 +140,7 @@ def _proof_findings(bench: Workbench, s: Strategy, proofs: dict[Phase, Proof]) -
     return out
 
 
-def _mismatch(part: ModuleParts) -> Finding:
+def mismatch(part: ModuleParts) -> Finding:
     return Finding(code="R16", severity="error", cause="shape", where=part.module, message=part.sentence)
 
 
@@ -174,7 +174,7 @@ def establish(
     """
     for v in verification.subjects:
         own = workbench_of(bench, search.infeasible, v.subject.change)
-        findings = _proof_findings(own, v.subject.strategy, v.proofs)
+        findings = proof_findings(own, v.subject.strategy, v.proofs)
         if findings:
             raise Bug(findings[0].message)
     if chosen is None:

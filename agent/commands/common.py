@@ -24,14 +24,15 @@ DEGREES = ("tp", "pp", "ep", "etp", "dp", "attn_dp", "cp")
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; infinities and NaN, which JSON has not, become null."""
-    print(json.dumps(_finite(value), ensure_ascii=False, indent=2))
+    print(json.dumps(finite(value), ensure_ascii=False, indent=2))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with infinities and NaN, which JSON has not, as None."""
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float) and value - value != 0:
         return None
     return value
@@ -80,35 +81,15 @@ def strategy_from(asked: Mapping[str, Any], **defaults: Any) -> Strategy:
         raise ToolError(
             f"--strategy and --{next(iter(degrees)).replace('_', '-')} exclude each other; give one of them"
         )
-    return strategy_file(asked["strategy"], defaults)
+    from agent.reading.strategy_file import load_strategy
+
+    return load_strategy(asked["strategy"], defaults)
 
 
 def checkpoint_dtypes(asked: str) -> dict[str, str]:
     """Strategy defaults for a model named on the command line: the checkpoint's own weights, or those its name says."""
     found = load_model(asked)
     return {"weight_dtype": found.weight_hint or found.model.weight_dtype}
-
-
-def strategy_file(path: Path, defaults: Mapping[str, Any]) -> Strategy:
-    """A strategy in JSON or YAML, or the one of a plan.json. Raises ToolError naming what is wrong."""
-    import yaml
-    from pydantic import ValidationError
-
-    try:
-        data = yaml.safe_load(read_text(path, "--strategy"))
-    except yaml.YAMLError as e:
-        raise ToolError(f"--strategy {path}: not JSON or YAML: {' '.join(str(e).split())[:200]}") from None
-    if isinstance(data, dict) and isinstance(data.get("strategy"), dict):
-        data = data["strategy"]
-    if not isinstance(data, dict):
-        raise ToolError(f"--strategy {path}: expected an object of degrees such as {{tp: 8, pp: 2}}")
-    try:
-        return Strategy.model_validate({**defaults, **data})
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise ToolError(
-            f"--strategy {path}: {'.'.join(map(str, first['loc'])) or 'strategy'}: {first['msg']}"
-        ) from None
 
 
 def load_plan(path: Path) -> Plan:

@@ -55,6 +55,7 @@ def _check_named(options: RunOptions) -> None:
     """Refuses what can be refused before anything is written."""
     from agent.llm.profiles import make_backend
     from agent.reading import read_conditions, read_files, resolve
+    from agent.reading.paper import is_paper, read_paper
     from agent.task import load_task, refuse_paper
 
     asyncio.run(make_backend(options.backend, options.llm_base_url).close())
@@ -62,6 +63,9 @@ def _check_named(options: RunOptions) -> None:
     if options.knowledge and not options.path(options.knowledge).is_dir():
         raise ToolError(f"--knowledge {options.knowledge}: no such directory")
     files = read_files([Path(p) for p in options.inputs])
+    if is_paper(files):
+        read_paper(files)
+        return
     conditions = read_conditions(files)
     refuse_paper(files, conditions)
     # With an LLM, gaps may still be filled from the text; without one the answer is known now.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.rubric.base import BAR, Item, Score, criterion, score
+from tools.rubric.base import BAR, Item, Score, criterion, mean, score
 from tools.rubric.record import RunRecord
 from tools.spec.plan import Estimate, Plan
 from tools.spec.term import Prediction
@@ -17,6 +17,11 @@ def accuracy(record: RunRecord) -> Score:
         return _infeasible(record)
     gates = plan.deployment.requirements.gates
     items = [gate_item(gate, plan) for gate in gates]
+    if record.fidelity:
+        items += [Item(name=f.name, value=float(f.holds), reason=f.reason) for f in record.fidelity]
+        return score(
+            "accuracy", mean(items), items, f"the graphs are what the paper says, in {len(record.fidelity)} respects"
+        )
     value = min((i.value for i in items), default=1.0)
     good = (
         f"all {len(gates)} requirements are met by more than their error band" if gates else "no requirement is stated"

@@ -103,6 +103,14 @@ class Reference(Frozen):
     provisional: bool = True
 
 
+class Fidelity(Frozen):
+    """One thing that a paper says and the graphs must show."""
+
+    name: str
+    holds: bool
+    reason: str
+
+
 class RunRecord(Frozen):
     plan: Plan
     conditions: Conditions
@@ -119,3 +127,5 @@ class RunRecord(Frozen):
     reference: Reference | None = None
     fixed_strategy: bool = False
     """A paper or a user dictated the strategy: Performance is reported, not barred."""
+    fidelity: tuple[Fidelity, ...] = ()
+    """For papers: what Accuracy looks at besides the requirements."""

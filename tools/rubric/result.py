@@ -17,7 +17,8 @@ DRAWN = ("dag_script", "dag_dot", "dag_svg")
 def result(record: RunRecord) -> Score:
     items = [_present(kind, record) for kind in ALWAYS]
     if record.plan.status == "proven":
-        items += [_present(kind, record) for kind in PROVEN]
+        # Where the strategy is given, there is no front to plot, and often no engine that can launch it.
+        items += [_present(kind, record) for kind in PROVEN if not record.fixed_strategy]
         items += [
             drawn(kind, role, phase, record)
             for role, phase, kind in product(("plan", "baseline"), ("prefill", "decode"), DRAWN)

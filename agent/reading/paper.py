@@ -1,0 +1,299 @@
+"""Papers that describe a parallel method: recognised against conditions, and read into a PaperMethod.
+
+`is_paper(files)` looks at headings and at what the text says it does; `read_paper(files)` reads models, set-up,
+baselines and the proposed strategy, each with its quotes. What a paper leaves open is assumed by name; what cannot be
+represented is reported with its passage, never replaced by something that can.
+"""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from agent.reading.paper_models import read_models, set_up
+from agent.reading.paper_strategies import Setting, read_strategies
+from agent.reading.paper_text import NUMBER, Paper, Passage, heading_kinds, read_paper_text, section_kind, whole
+from agent.reading.sources import input_from_text
+from tools.spec.base import Refused, ToolError
+from tools.spec.conditions import Conditions, Evidence, Fact, Flag, Ignored, InputFile
+from tools.spec.paper import PaperMethod, PaperModel, PaperStrategy
+
+_SAYS = re.compile(
+    r"\bwe (?:propose|present|introduce|partition|give|describe|study|place|split|exchange|deploy)|\bour method|\bproposed\b|this paper|arxiv|本文|我们提出|所提",
+    re.I,
+)  # fmt: skip
+_COMPARES = re.compile(r"\bbase ?lines?\b|基线|对照|compared (?:with|to|against)", re.I)
+_ASKS = re.compile(
+    r"^\W*(?:performance )?(?:requirements?|slo|deployment conditions?|部署条件|(?:性能)?(?:需求|要求|指标要求))\b",
+    re.I | re.M,
+)
+
+
+def is_paper(files: Sequence[InputFile]) -> bool:
+    """Whether the inputs are one paper: the usual headings, a method that it says is its own, a comparison.
+
+    Conditions may quote a paper, or have an introduction; they ask for something and propose nothing.
+    """
+    texts = [f for f in files if f.kind in ("markdown", "text")]
+    if len(texts) != 1 or len(files) != 1:
+        return False
+    text = texts[0].text
+    kinds = heading_kinds(text)
+    marks = len(
+        kinds & {"abstract", "method", "experiments", "introduction", "related", "references", "conclusion", "results"}
+    )
+    core = len(kinds & {"abstract", "method", "experiments"})
+    says, compares = bool(_SAYS.search(text)), bool(_COMPARES.search(text))
+    if _ASKS.search(text) and core < 2:
+        return False
+    return (
+        (core >= 2 and (says or compares)) or (marks >= 3 and says) or (core >= 1 and says and compares and marks >= 2)
+    )
+
+
+def read_paper(files: Sequence[InputFile]) -> PaperMethod:
+    """Raises ToolError where a model or the proposed strategy cannot be told, Refused where nothing of it can be drawn."""
+    if len(files) != 1:
+        raise ToolError(f"{len(files)} files: a paper is one file; pass papers one by one")
+    file = files[0]
+    paper = read_paper_text(file.text, file.path)
+    models = read_models(paper)
+    hardware = _hardware(paper)
+    setting = Setting(_value(hardware, "hardware.num_devices"), _value(hardware, "hardware.devices_per_node"))
+    strategies, unsupported = read_strategies(paper, models, setting)
+    if not any(s.role == "proposed" for s in strategies):
+        why = "; ".join(u.message() for u in unsupported) or "no proposed strategy was found"
+        raise Refused(f"the proposed method cannot be drawn: {why}")
+    strategies = [*strategies, *_default_baselines(models, strategies, setting)]
+    facts = (*hardware, *_model_facts(models), *_strategy_facts(strategies))
+    used, ignored = _sections(paper, facts, unsupported)
+    flags = tuple(Flag(code="paper-assumed", message=f"{m.name}: {n}") for m in models for n in m.notes)
+    flags += tuple(Flag(code="paper-read", message=f"{s.model}, {s.name}: {n}") for s in strategies for n in s.notes)
+    if not any(f.path == "hardware.device" for f in hardware):
+        flags = (
+            *flags,
+            Flag(code="paper-assumed", message="no device is named: H100 80GB assumed for memory and times"),
+        )
+    return PaperMethod(
+        title=paper.title, models=tuple(models), strategies=tuple(strategies), unsupported=tuple(unsupported), used=used,
+        conditions=Conditions(facts=facts, ignored=ignored, flags=tuple(dict.fromkeys(flags))),
+    )  # fmt: skip
+
+
+def _value(facts: Sequence[Fact], path: str) -> int | None:
+    value = next((f.value for f in facts if f.path == path), None)
+    return value if isinstance(value, int) else None
+
+
+# ------------------------------------------------------------------------------------------------------------ hardware
+
+_DEV = r"(?:GPUs?|NPUs?|devices?|cards?|accelerators?|卡|设备)"
+_PER_NODE = re.compile(
+    rf"(?<![A-Za-z\d.])(?P<n>{NUMBER})\s*(?:[×x]\s*)?(?:[A-Z][\w-]*\s+){{0,3}}(?:{_DEV}\s*)?(?:per|each|in each|in every|in one|/)\s*(?:node|server|machine|host)|(?:nodes?|servers?|machines?|hosts?)\s*(?:of|with|having|each with|containing)\s*(?P<n1>{NUMBER})"
+    rf"|(?:each|every) (?:node|server|machine|host)\s*(?:has|with|holds|contains|of)?\s*(?P<n2>{NUMBER})|每(?:个|台)?(?:节点|服务器|机器|机)[^\d一-十]{{0,6}}(?P<n3>{NUMBER})\s*[张块卡个]?",
+    re.I,
+)  # fmt: skip
+_NODES = re.compile(
+    rf"(?<![A-Za-z\d.])(?P<n>{NUMBER})\s*(?:x\s*)?(?:DGX|HGX|\w+ )?\s*(?:nodes?|servers?|machines?|hosts?)\b(?! (?:each|apart))|(?P<n1>{NUMBER})\s*(?:台|个)(?:节点|服务器|机器)",
+    re.I,
+)
+
+
+def _hardware(paper: Paper) -> tuple[Fact, ...]:
+    """Device, counts and bandwidths: the conditions' reader on the passages about hardware, counts read again here."""
+    from agent.reading.reader import read_conditions
+    from knowledge import catalog
+
+    labelled = [
+        p
+        for p in paper.passages
+        if re.search(r"hardware|cluster|testbed|platform|devices?|硬件|集群|平台|环境", p.label, re.I)
+    ]
+    candidates = (
+        labelled
+        or [p for p in set_up(paper) if catalog.find_devices_in_text(p.text)]
+        or [
+            p
+            for p in paper.passages
+            if catalog.find_devices_in_text(p.text) and section_kind(p.section) not in ("related", "references")
+        ]
+    )
+    out: dict[str, Fact] = {}
+    for p in candidates:
+        text = "\n" * (p.lines[0][1] - 1) + p.raw
+        try:
+            read = read_conditions((input_from_text(text, p.file.rsplit("/", 1)[-1] + ".txt"),))
+        except ToolError:
+            continue
+        for f in read.under("hardware."):
+            if (
+                f.path not in ("hardware.num_nodes", "hardware.devices_per_node", "hardware.device_count")
+                and f.evidence
+            ):
+                out.setdefault(
+                    f.path, f.model_copy(update={"evidence": f.evidence.model_copy(update={"file": p.file})})
+                )
+        for f in _counts(p, labelled=p in labelled):
+            out[f.path] = f if f.path not in out or out[f.path].origin != "stated" else out[f.path]
+    return tuple(_settled(out))
+
+
+def _counts(p: Passage, *, labelled: bool) -> list[Fact]:
+    out = []
+    per, nodes = _PER_NODE.search(p.text), _NODES.search(p.text)
+    for path, m in (("hardware.devices_per_node", per), ("hardware.num_nodes", nodes)):
+        if m:
+            word = next(v for v in m.groupdict().values() if v)
+            out.append(Fact(path=path, value=whole(word), stated_as=m[0].strip(), evidence=p.quote(m.start(), m.end())))
+    total = re.search(rf"(?:number of {_DEV}|{_DEV} count|{_DEV}数量?)\s*[:：=]?\s*(?P<n>{NUMBER})", p.text, re.I)
+    if total and labelled:
+        out.append(
+            Fact(
+                path="hardware.num_devices",
+                value=whole(total["n"]),
+                stated_as=total[0],
+                evidence=p.quote(total.start(), total.end()),
+            )
+        )
+    return out
+
+
+def _settled(facts: dict[str, Fact]) -> list[Fact]:
+    """nodes × devices per node = devices: two of them give the third; the stated total wins."""
+    nodes, per, total = (facts.get(f"hardware.{n}") for n in ("num_nodes", "devices_per_node", "num_devices"))
+    if total and total.origin != "stated" and nodes and per:
+        total = None
+    if total is None and nodes and per:
+        facts["hardware.num_devices"] = Fact(
+            path="hardware.num_devices",
+            value=nodes.value * per.value,
+            origin="derived",
+            evidence=nodes.evidence,
+            stated_as=nodes.stated_as,
+        )
+    elif total and per and nodes and nodes.value * per.value != total.value:
+        facts["hardware.num_nodes"] = nodes.model_copy(
+            update={"value": -(-total.value // per.value), "origin": "derived"}
+        )
+    elif total and per and not nodes:
+        facts["hardware.num_nodes"] = Fact(
+            path="hardware.num_nodes",
+            value=-(-total.value // per.value),
+            origin="derived",
+            evidence=per.evidence,
+            stated_as=per.stated_as,
+        )
+    elif total and nodes and not per and total.value % nodes.value == 0:
+        facts["hardware.devices_per_node"] = Fact(
+            path="hardware.devices_per_node",
+            value=total.value // nodes.value,
+            origin="derived",
+            evidence=nodes.evidence,
+            stated_as=nodes.stated_as,
+        )
+    return list(facts.values())
+
+
+# --------------------------------------------------------------------------------------------------------------- facts
+
+
+def _default_baselines(
+    models: Sequence[PaperModel], strategies: Sequence[PaperStrategy], setting: Setting
+) -> list[PaperStrategy]:
+    """A paper without a baseline is held against tensor parallelism inside the node, pipeline across."""
+    from tools.partition.lower import lower
+    from tools.spec.strategy import Strategy
+
+    out = []
+    for m in models:
+        mine = [s for s in strategies if s.model == m.key]
+        proposed = next((s for s in mine if s.role == "proposed"), None)
+        if proposed is None or any(s.role == "baseline" for s in mine):
+            continue
+        n, heads = proposed.num_devices, m.spec.attention.num_heads
+        fits = [
+            t
+            for t in range(1, min(setting.per_node or 8, n) + 1)
+            if n % t == 0 and heads % t == 0 and n // t <= m.spec.num_hidden_layers
+        ]
+        tp = max(fits, default=1)
+        strategy = Strategy(
+            tp=tp,
+            pp=n // tp if fits else 1,
+            weight_dtype=m.spec.weight_dtype,
+            kv_dtype=proposed.strategy.kv_dtype,
+            batch=m.batch_size,
+            name="baseline",
+        )
+        lower(m.spec, strategy, "prefill", {})
+        note = "the paper states no baseline: tensor parallelism inside the node, pipeline across it"
+        out.append(
+            PaperStrategy(
+                model=m.key,
+                name="baseline",
+                role="baseline",
+                title="assumed",
+                strategy=strategy,
+                num_devices=strategy.num_devices,
+                devices_source="product",
+                notes=(note,),
+            )
+        )
+    return out
+
+
+def _model_facts(models: Sequence[PaperModel]) -> tuple[Fact, ...]:
+    out = []
+    for m in models:
+        values = {"batch_size": m.batch_size, "seq_len": m.seq_len, "shape": None}
+        for q in m.quotes:
+            name = next(
+                (
+                    k
+                    for k, v in values.items()
+                    if v is not None
+                    and re.search(rf"(?<!\d){v}(?!\d)", q.quote.replace(",", ""))
+                    and k.split("_")[0] in q.quote.lower()
+                ),
+                "shape",
+            )
+            out.append(_fact(f"paper.{m.key}.{name}", values[name] if values[name] is not None else q.quote, q))
+    return tuple(out)
+
+
+def _strategy_facts(strategies: Sequence[PaperStrategy]) -> tuple[Fact, ...]:
+    return tuple(_fact(f"paper.{s.model}.{s.name}", s.strategy.label(), q) for s in strategies for q in s.quotes)
+
+
+def _fact(path: str, value: object, quote: Evidence) -> Fact:
+    return Fact(path=path, value=value, stated_as=" ".join(quote.quote.split())[:120], evidence=quote)
+
+
+def _sections(
+    paper: Paper, facts: Sequence[Fact], unsupported: Sequence[object]
+) -> tuple[tuple[str, ...], tuple[Ignored, ...]]:
+    """(titles that something was read from, what was not needed and why)."""
+    spans = [(f.evidence.line, f.evidence.line + f.evidence.quote.count("\n")) for f in facts if f.evidence]
+    used: dict[str, None] = {}
+    ignored: dict[str, Ignored] = {}
+    for p in paper.passages:
+        title = p.section[-1] if p.section else paper.title
+        if any(a <= n <= b for _, n in p.lines for a, b in spans):
+            used[title] = None
+            continue
+        text = " ".join(p.raw.split())
+        ignored[text] = Ignored(section=text, why=_why(p))
+    return tuple(used), tuple(ignored.values())
+
+
+def _why(p: Passage) -> str:
+    kind = section_kind(p.section)
+    reasons = {
+        "abstract": "says in short what the method says in full", "introduction": "motivation", "background": "background",
+        "related": "others' work", "results": "measured results, which decide no layout", "conclusion": "conclusion", "references": "references",
+    }  # fmt: skip
+    if re.search(r"metric|指标", p.label, re.I):
+        return "names what is measured, and decides no layout"
+    return reasons.get(kind, "explains, and fixes nothing that the graphs need")

@@ -1,0 +1,442 @@
+"""The models of a paper: which passages describe which, and the ModelSpec that follows, gaps assumed by name."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from agent.reading.paper_shapes import SHAPE_NAMES, Found, find_facts, find_workload
+from agent.reading.paper_text import Paper, Passage, part, section_kind
+from knowledge import catalog
+from tools.spec.base import ToolError
+from tools.spec.conditions import Evidence
+from tools.spec.model import MLP, Attention, DType, ModelSpec, MoE, Position
+from tools.spec.paper import PaperModel
+
+VOCAB_SIZE, SEQ_LEN, BATCH, TOP_K = 32000, 4096, 1, 2
+"""Assumed where a paper does not say; each use is noted."""
+
+_NAMED = re.compile(
+    r"\bModels?[ -]([A-Z](?:[\w.-]{0,12})|\d{1,2})\b(?!\s*(?:[Pp]arallel|[Ss]ize))|模型\s*([A-Z0-9][\w.-]{0,10})(?![a-z])"
+)
+_KINDS = re.compile(
+    r"(?:(?P<layers>\d+)[- ]layer )?(?P<kind>dense|fully[- ]connected(?: dense)?|MoE|mixture[- ]of[- ]experts?(?: \(MoE\))?|稠密|混合专家)\s*(?:transformers?|models?|LLMs?|networks?|模型)?",
+    re.I,
+)
+_EVERYONE = re.compile(
+    r"(?<![A-Za-z])(?:All|Both|Each|Every)(?: of (?:them|the models))?(?: (?:two|three|the))?(?: models?| networks?| runs?)?(?: (?:use|run|share|have|are|in|with))|(?:两个|所有|全部)模型",
+    re.M,
+)
+"""Where a passage turns from one model to all of them."""
+_MODEL_KIND = re.compile(
+    r"(?:\b(?:the|an?|one|our)\s+)?\b(?P<kind>dense|MoE|mixture[- ]of[- ]experts?)\s+(?:transformer|model|LLM|network|one)\b|(?P<kind1>稠密|MoE|混合专家)模型",
+    re.I,
+)
+_LISTED = re.compile(
+    r"(?:^|[;；.。,，:：]|[(（][\da-z][)）])\s*(?P<name>[A-Z][\w.-]{0,15}(?:[ -](?:dense|MoE|small|large|base))?)\s*[:：]\s*(?=\S)",
+    re.I,
+)
+_SAME = re.compile(
+    r"(?:(?:the )?same as|(?<![a-z])as|like|identical to|shares? (?:the|its) (?:shape|configuration) (?:of|with))\s+(?:in )?(?:model )?(?P<k>[A-Z][\w.-]*)(?=\s*[,;.(]| but| except| with)"
+    r"|(?:与|同)\s*(?:模型)?\s*(?P<k1>[A-Z][\w.-]*)\s*(?:相同|一致|[,，])", re.I
+)  # fmt: skip
+_SKIPPED = ("related", "references", "results", "conclusion")
+_ROLE = re.compile(r"baseline|proposed|our(?:s| method)|基线|对照|提出|本文方法", re.I)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A model as its passages are collected."""
+
+    name: str
+    passages: list[Passage] = field(default_factory=list)
+    spec: ModelSpec | None = None
+    """From the catalogue, where it is a published model."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What the paper may call it elsewhere."""
+        short = re.sub(r"^(?:model|模型)[ -]*", "", self.name, flags=re.I)
+        return tuple(dict.fromkeys((self.name, short)))
+
+
+def slug(name: str) -> str:
+    """A model's name, fit for a file name: "Model A" → model_a."""
+    out = re.sub(r"[^0-9A-Za-z\u4e00-\u9fff]+", "_", name).strip("_").lower()
+    return out[:40] or "model"
+
+
+def set_up(paper: Paper) -> list[Passage]:
+    """Passages that may state the set-up: the experiments, else everything that is not about others' work or results."""
+    wanted = [
+        p
+        for p in paper.passages
+        if section_kind(p.section) == "experiments"
+        or re.search(r"model|set[- ]?up|config|workload|模型|设置|配置", " ".join(p.section[1:]), re.I)
+    ]
+    wanted = [p for p in wanted if section_kind(p.section) not in ("related", "references")]
+    if not any(_declares(find_facts([p])) for p in wanted) and not any(find_facts([p]) for p in wanted):
+        wanted = [p for p in paper.passages if section_kind(p.section) not in _SKIPPED]
+    return wanted
+
+
+def read_models(paper: Paper) -> list[PaperModel]:
+    """Every model with its shape and workload. Raises ToolError when the paper describes none."""
+    passages = set_up(paper)
+    drafts, common = _drafts(passages)
+    if not drafts:
+        drafts = _published(passages) or _published(
+            [p for p in paper.passages if section_kind(p.section) not in _SKIPPED]
+        )
+    if not drafts and _declares(find_facts(common)):
+        drafts = [Draft("")]
+    if not drafts:
+        everywhere = [p for p in paper.passages if section_kind(p.section) not in _SKIPPED]
+        drafts, common = _drafts(everywhere)
+        drafts = drafts or ([Draft("")] if _declares(find_facts(common)) else [])
+    if not drafts:
+        raise ToolError(
+            "the paper describes no model; state layers, hidden size, heads and MLP width, or name a published model"
+        )
+    fallback = [p for p in paper.of("abstract", "introduction", "method") if not _ROLE.search(p.label)]
+    made = [_model(d, drafts, common, fallback) for d in drafts]
+    return _unique(made)
+
+
+def _declares(facts: dict[str, Found]) -> bool:
+    """Whether facts describe a model: its depth or width, and something else of its shape."""
+    shape = set(facts) & SHAPE_NAMES
+    return len(shape) >= 3 and bool(shape & {"layers", "hidden_size"})
+
+
+def _drafts(passages: Sequence[Passage]) -> tuple[list[Draft], list[Passage]]:
+    """(models with passages of their own, passages that concern all of them)."""
+    drafts: dict[str, Draft] = {}
+    common: list[Passage] = []
+    for p in passages:
+        if p.kind == "row":
+            for name, row in _table_models(p):
+                (drafts.setdefault(name, Draft(name)).passages if name else common).append(row)
+            continue
+        if _ROLE.search(p.label):
+            continue
+        for name, piece in _pieces(p):
+            if not name:
+                common.append(piece)
+            elif name in drafts or set(find_facts([piece])) & SHAPE_NAMES:
+                drafts.setdefault(name, Draft(name)).passages.append(piece)
+    return list(drafts.values()), common
+
+
+def _pieces(p: Passage) -> Iterator[tuple[str, Passage]]:
+    """(model or "", the stretch about it). A label names the model of the whole; else the text is cut where one is named."""
+    label = p.label.split(" / ")[-1].strip()
+    facts = find_facts([p])
+    if named := _NAMED.fullmatch(label) or _NAMED.match(label):
+        yield from _for_all(f"Model {named[1] or named[2]}", p)
+        return
+    if (
+        p.body
+        and _declares(facts)
+        and not re.fullmatch(
+            r"(?:the |our )?(?:models?|architecture|model (?:configuration|architecture|setup|set-up|parameters|details)|configuration|set-?up|setup|workloads?|模型(?:配置|参数|结构)?|实验模型|实验设置)",
+            label,
+            re.I,
+        )
+    ):
+        yield _bare(label), p
+        return
+    marks = list(_NAMED.finditer(p.text)) or _listed_names(p)
+    if not marks and len({_kind_of(m) for m in _KINDS.finditer(p.text) if m["layers"]}) > 1:
+        marks = [m for m in _KINDS.finditer(p.text) if m["layers"]]
+    if not marks:
+        marks = _kinds_of_models(p)
+    if not marks or not set(facts) & SHAPE_NAMES:
+        yield "", p
+        return
+    cuts = [m.start() for m in marks] + [len(p.text)]
+    if cuts[0] > 0:
+        yield "", part(p, 0, cuts[0])
+    for m, end in zip(marks, cuts[1:], strict=True):
+        if m.re is _LISTED:
+            name = m["name"]
+        else:
+            name = _kind_of(m) if m.re in (_KINDS, _MODEL_KIND) else f"Model {m[1] or m[2]}"
+        yield from _for_all(name, part(p, m.start(), end))
+
+
+def _listed_names(p: Passage) -> list[re.Match[str]]:
+    """ "(1) M1: 12 layers …; (2) M2: same as M1 but …": names before a colon inside one passage, where shapes follow."""
+    marks = list(_LISTED.finditer(p.text))
+    ends = [*(m.start() for m in marks[1:]), len(p.text)]
+    pieces = [(m, part(p, m.start(), end)) for m, end in zip(marks, ends, strict=False)]
+    shaped = [m for m, piece in pieces if "layers" in find_facts([piece]) or _SAME.search(piece.text)]
+    return shaped if len(shaped) > 1 and len({m["name"] for m in shaped}) == len(shaped) else []
+
+
+def _for_all(name: str, piece: Passage) -> Iterator[tuple[str, Passage]]:
+    """What is about one model, and what follows about all."""
+    if m := _EVERYONE.search(piece.text):
+        yield name, part(piece, 0, m.start())
+        yield "", part(piece, m.start(), len(piece.text))
+    else:
+        yield name, piece
+
+
+def _kinds_of_models(p: Passage) -> list[re.Match[str]]:
+    """Where "the dense model" and "the MoE model" are described one after the other; empty if they are only mentioned."""
+    first: dict[str, re.Match[str]] = {}
+    for m in _MODEL_KIND.finditer(p.text):
+        first.setdefault(_kind_of(m), m)
+    marks = sorted(first.values(), key=lambda m: m.start())
+    if len(marks) < 2:
+        return []
+    ends = [*(m.start() for m in marks[1:]), len(p.text)]
+    described = all("layers" in find_facts([part(p, m.start(), end)]) for m, end in zip(marks, ends, strict=True))
+    return marks if described else []
+
+
+def _kind_of(m: re.Match[str]) -> str:
+    return "MoE" if re.search(r"moe|mixture|混合", m[0], re.I) else "Dense"
+
+
+def _bare(label: str) -> str:
+    """A label without its article and the word model: "The dense model" → "dense model"."""
+    return re.sub(r"^(?:the|our|an?)\s+", "", label, flags=re.I).strip("() ")
+
+
+_SHAPE_WORD = re.compile(
+    r"layer|hidden|head|expert|ffn|mlp|intermediate|vocab|d_?model|d_?k|d_?ff|top|层|隐藏|头|专家|词表|维", re.I
+)
+
+
+def _table_models(row: Passage) -> Iterator[tuple[str, Passage]]:
+    """Models of a table: one per row where columns are dims, one per column where rows are; "" for a list of values."""
+    titles = [t for t, _ in row.cells]
+    if not row.cells or re.search(
+        r"TPS|tokens/s|throughput|TPOT|TTFT|latency|speed|吞吐|时延|延迟", " ".join(titles), re.I
+    ):
+        return
+    if sum(bool(_SHAPE_WORD.search(t)) for t in titles[1:]) >= 2:
+        yield _bare(row.cells[0][1]), replace(row, cells=row.cells[1:])
+    elif _SHAPE_WORD.search(row.cells[0][1]) or re.search(
+        r"batch|seq|precision|dtype|context|批|序列|精度", row.cells[0][1], re.I
+    ):
+        key = row.cells[0][1]
+        for title, cell in row.cells[1:]:
+            value = replace(row, cells=((key, cell),))
+            generic = (
+                len(row.cells) == 2
+                or not re.search(r"\w", title)
+                or re.fullmatch(r"values?|settings?|值|取值|数值", title, re.I)
+            )
+            yield ("" if generic else _bare(title)), value
+
+
+def _published(passages: Sequence[Passage]) -> list[Draft]:
+    """Models of the catalogue that the passages name."""
+    out: dict[str, Draft] = {}
+    for p in passages:
+        for start, end, _, ident in catalog.find_models_in_text(p.text):
+            out.setdefault(ident, Draft(p.text[start:end], spec=catalog.model_by_id(ident))).passages.append(
+                part(p, start, end)
+            )
+    return list(out.values())
+
+
+# ------------------------------------------------------------------------------------------------------------ ModelSpec
+
+
+def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fallback: Sequence[Passage]) -> PaperModel:
+    notes: list[str] = []
+    facts = _facts(draft, drafts, notes, depth=0)
+    wide = find_facts([p for p in common if not (draft.spec and _declares(find_facts([p])))])
+    for name, found in wide.items():
+        facts.setdefault(name, found)
+    if draft.spec is None:
+        rest = {
+            k: v
+            for k, v in find_facts(fallback).items()
+            if k in ("gated", "activation", "norm", "position", "weight_dtype", "tied", "gate")
+        }
+        facts = {**rest, **facts}
+    if draft.spec is None and facts.get("kind") and facts["kind"].value == "dense" and draft.name == "Dense":
+        facts = {
+            k: v for k, v in facts.items() if k not in ("experts", "top_k", "expert_width", "shared", "shared_width")
+        }
+    spec = _published_spec(draft, facts) if draft.spec else _spec(draft.name, facts, notes)
+    others = [p for d in drafts if d is not draft for p in d.passages]
+    batch, seq, out, quotes = _workload((draft.passages, common, fallback, others), notes)
+    name = draft.name or spec.name
+    used = tuple(f.evidence for f in facts.values()) + quotes
+    return PaperModel(
+        key=slug(name), name=name, spec=spec, batch_size=batch, seq_len=seq, kv_len=seq + (out or 0), output_len=out,
+        quotes=tuple(dict.fromkeys(used)), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _facts(draft: Draft, drafts: Sequence[Draft], notes: list[str], depth: int) -> dict[str, Found]:
+    """The draft's own facts over those of the model it is "as"."""
+    own = find_facts(draft.passages)
+    for p in draft.passages:
+        for m in _SAME.finditer(p.text):
+            key = (m["k"] or m["k1"]).lower()
+            other = next((d for d in drafts if d is not draft and key in (k.lower() for k in d.keys)), None)
+            if other and depth < 4:
+                notes.append(f"as {other.name}, where nothing else is said")
+                inherited = _facts(other, drafts, [], depth + 1)
+                if own.keys() & {"experts"} or not own.get("kind"):
+                    inherited.pop("kind", None)
+                return {**inherited, **own}
+    return own
+
+
+def _published_spec(draft: Draft, facts: dict[str, Found]) -> ModelSpec:
+    assert draft.spec is not None
+    dtype = facts.get("weight_dtype")
+    return draft.spec.model_copy(update={"weight_dtype": dtype.value}) if dtype else draft.spec
+
+
+class _Facts:
+    """Looks values up and notes what is assumed."""
+
+    def __init__(self, facts: dict[str, Found], notes: list[str]) -> None:
+        self.facts, self.notes = facts, notes
+
+    def get(self, name: str) -> Any:
+        found = self.facts.get(name)
+        return found.value if found else None
+
+    def or_assume(self, name: str, value: Any, why: str) -> Any:
+        if name in self.facts:
+            return self.facts[name].value
+        self.notes.append(f"{name} = {value} assumed: {why}")
+        return value
+
+
+def _spec(name: str, facts: dict[str, Found], notes: list[str]) -> ModelSpec:
+    """Raises ToolError when depth or width cannot be told."""
+    f = _Facts(facts, notes)
+    layers, hidden = f.get("layers"), f.get("hidden_size")
+    label = name or "the model"
+    if hidden is None and f.get("heads") and f.get("head_dim"):
+        hidden = f.or_assume("hidden_size", f.get("heads") * f.get("head_dim"), "heads × d_k")
+    if layers is None or hidden is None:
+        raise ToolError(
+            f"{label}: the paper states no {'number of layers' if layers is None else 'hidden size'}; add it"
+        )
+    experts = f.get("experts") if (f.get("experts") or 0) > 1 else None
+    gated, activation = _mlp_form(f)
+    width = f.get("intermediate_size")
+    if width is None and not experts:
+        width = f.or_assume("intermediate_size", 4 * hidden, "not stated; 4 × hidden size")
+    moe = _moe(f, experts, width or 4 * hidden, gated, activation) if experts else None
+    flags = _moe_layers(f, layers) if moe else None
+    needs_mlp = moe is None or (flags is not None and not all(flags))
+    norm = f.or_assume(
+        "norm", "rmsnorm" if gated else "layernorm", f"the usual norm beside a {'gated' if gated else 'two-matrix'} MLP"
+    )
+    position = f.or_assume("position", "rope", "no position encoding stated")
+    shown = name or f"{'moe' if moe else 'dense'}-{layers}l"
+    try:
+        return ModelSpec(
+            name=shown, hidden_size=hidden, num_hidden_layers=layers,
+            vocab_size=f.or_assume("vocab_size", VOCAB_SIZE, "no vocabulary stated"), attention=_attention(f, hidden),
+            mlp=MLP(intermediate_size=width or 4 * hidden, gated=gated, activation=activation) if needs_mlp else None,
+            moe=moe, moe_layers=flags, norm=norm, norm_bias=norm == "layernorm", position=Position(kind=position),
+            tie_word_embeddings=bool(f.get("tied")), weight_dtype=cast(DType, f.or_assume("weight_dtype", "bf16", "no precision stated")),
+        )  # fmt: skip
+    except ValueError as e:
+        raise ToolError(f"{label}: {' '.join(str(e).split())[:200]}") from None
+
+
+def _mlp_form(f: _Facts) -> tuple[bool, Any]:
+    gated = f.get("gated")
+    if gated is None:
+        width, hidden = f.get("intermediate_size"), f.get("hidden_size")
+        like_llama = (
+            f.get("norm") == "rmsnorm" or f.get("activation") == "silu" or bool(width and hidden and width % hidden)
+        )
+        form = "gated, three matrices" if like_llama else "two matrices with GELU"
+        gated = f.or_assume(
+            "gated", like_llama, f"the MLP's form is not stated; its width and norm are those of {form}"
+        )
+    return gated, f.get("activation") or ("silu" if gated else "gelu")
+
+
+def _attention(f: _Facts, hidden: int) -> Attention:
+    heads, head_dim = f.get("heads"), f.get("head_dim")
+    if heads is None:
+        size = head_dim or 128
+        heads = f.or_assume("heads", max(1, hidden // size), f"hidden size / {size}")
+    if head_dim is None:
+        if hidden % heads:
+            raise ToolError(f"hidden size {hidden} / {heads} heads is not whole; state the head dimension")
+        head_dim = hidden // heads
+    kv = f.get("kv_heads") or heads
+    if heads % kv:
+        raise ToolError(f"{heads} heads are not a multiple of {kv} KV heads; correct one of the two")
+    return Attention(
+        num_heads=heads,
+        num_kv_heads=kv,
+        head_dim=head_dim,
+        qkv_bias=bool(f.get("qkv_bias")),
+        qk_norm=f.get("qk_norm") or "none",
+    )
+
+
+def _moe(f: _Facts, experts: int, dense_width: int, gated: bool, activation: Any) -> MoE:
+    width = f.or_assume("expert_width", dense_width, "the MLP's width stands in for the experts'")
+    top_k = min(f.or_assume("top_k", min(TOP_K, experts), "no top-k stated"), experts)
+    count = f.get("shared")
+    shared_width = f.get("shared_width")
+    if count is None and shared_width is not None:
+        count = 1
+    shared = (count or 0) * (shared_width or width)
+    return MoE(
+        num_experts=experts, top_k=top_k, intermediate_size=width, gated=gated, activation=activation,
+        shared_intermediate_size=shared, gate=f.get("gate") or "softmax_topk",
+    )  # fmt: skip
+
+
+def _moe_layers(f: _Facts, layers: int) -> tuple[bool, ...] | None:
+    """None: every layer has experts."""
+    dense, step = f.get("first_dense") or 0, f.get("moe_step") or 1
+    if not dense and step == 1:
+        return None
+    return tuple(i >= dense and (i % step == step - 1 or step == 1) for i in range(layers))
+
+
+def _workload(
+    sources: Sequence[Sequence[Passage]], notes: list[str]
+) -> tuple[int, int, int | None, tuple[Evidence, ...]]:
+    """(batch_size, seq_len, output length, quotes): the model's own, else everybody's, the method's, another model's."""
+    quotes: list[Evidence] = []
+    values: dict[str, int | None] = {}
+    for name in ("batch_size", "seq_len", "output_len"):
+        stated = next((s for source in sources if (s := find_workload(source).get(name))), [])
+        distinct = list(dict.fromkeys(int(cast(int, s.value)) for s in stated))
+        values[name] = max(distinct) if distinct else None
+        quotes += [s.evidence for s in stated]
+        if len(distinct) > 1:
+            notes.append(f"{name}: {', '.join(map(str, distinct))} are stated; the graphs are drawn at the largest")
+    if values["batch_size"] is None:
+        notes.append(f"batch_size = {BATCH} assumed: none stated")
+    if values["seq_len"] is None:
+        notes.append(f"seq_len = {SEQ_LEN} assumed: none stated")
+    if values["output_len"] is None:
+        notes.append("decode is drawn with seq_len tokens of context: no output length stated")
+    return values["batch_size"] or BATCH, values["seq_len"] or SEQ_LEN, values["output_len"], tuple(quotes)
+
+
+def _unique(models: list[PaperModel]) -> list[PaperModel]:
+    seen: dict[str, int] = {}
+    out = []
+    for m in models:
+        n = seen[m.key] = seen.get(m.key, 0) + 1
+        out.append(m if n == 1 else m.model_copy(update={"key": f"{m.key}_{n}"}))
+    return out

@@ -1,0 +1,180 @@
+"""Shapes and workloads as papers state them: "32 heads × 128", "top-6", "序列长度 4096", table cells, English or Chinese."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from agent.reading.paper_text import NUMBER, Passage, whole
+from tools.spec.base import ToolError
+from tools.spec.conditions import Evidence
+
+_IS = (
+    r"\s*(?:(?:is|are|was|fixed|set|equal|equals|为|是|取|设为|固定为)\s*)*(?:at|to|of|with)?\s*[=:：]?\s*(?:about\s*)?"
+)
+_N = rf"(?P<n>{NUMBER})"
+_M = rf"(?P<m>{NUMBER})"
+_DEV = r"(?:GPUs?|NPUs?|devices?|cards?|ranks?|accelerators?|stages?|nodes?|卡|设备|阶段|节点)"
+_SIZE = r"(?:[ _]?(?:layer[ _])?(?:sizes?|dim(?:ension)?s?|width|units))"
+_ZH_SIZE = r"(?:层)?(?:的)?(?:维度|大小|宽度|维数|维)"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """`n` is `name`'s value, `m` (if there) that of `second`; `value` stands where no number is written."""
+
+    name: str
+    regex: str
+    second: str = ""
+    value: int | None = None
+    binary: bool = True
+
+
+# Narrow before wide: what a pattern matched is blanked before the next one looks.
+PATTERNS: tuple[Pattern, ...] = (
+    Pattern("", rf"{_N}[ -]?(?:consecutive |contiguous |transformer )*layers? (?:per|on each|in each|for each|to each|on every)\s*{_DEV}"),
+    Pattern("", rf"每(?:个|张|块)?(?:{_DEV})(?:放置|承载|持有|负责|处理)?\s*(?P<n>{NUMBER})\s*(?:个)?(?:连续)?层"),
+    Pattern("", rf"(?P<n>{NUMBER})\s+(?:routed )?experts? (?:per|on each|on every|in each)\s*{_DEV}|(?:one|a single) expert (?:per|on each|on every)\s*{_DEV}"),
+    Pattern("", rf"(?:holds?|hosts?|owns?|stores?|keeps?)\s+(?:exactly |only )?(?P<n>{NUMBER})\s+(?:whole |complete |routed )?experts?\b"),
+    Pattern("", rf"每(?:个|张|块)?(?:{_DEV})[^,，。;；\d]{{0,8}}(?P<n>{NUMBER})\s*个专家"),
+    Pattern("first_dense", rf"(?:the )?first\s+(?P<n>{NUMBER})\s+layers?(?: is| are| being| use| remain)*\s*(?:a )?dense|前\s*(?P<n1>{NUMBER})\s*层(?:为|是|采用|使用)?\s*(?:稠密|dense)"),
+    Pattern("first_dense", r"(?:the )?first layer(?: is| being| uses| remains)*\s*(?:a )?dense|(?:第一层|首层)(?:为|是|采用|使用)?\s*(?:稠密|dense)", value=1),
+    Pattern("first_dense", rf"{_N}\s+(?:leading )?dense (?:first )?layers? (?:first|at the (?:start|beginning)|followed)"),
+    Pattern("moe_step", r"(?:every|each) (?:other|second) (?:FFN |MLP )?layer|alternat\w+ (?:dense|MoE)[^.]{0,20}layers?|每隔一层", value=2),
+    Pattern("shared", r"(?:no|without(?: an?| any)?|zero) shared experts?|(?:无|没有|不含)共享专家", value=0),
+    Pattern("shared", rf"{_N}\s+shared experts?[^.;,\d]{{0,40}}?(?:hidden|intermediate|inner|FFN|MLP)?{_SIZE}{_IS}(?P<m>{NUMBER})(?:\s*each)?", second="shared_width"),
+    Pattern("shared", rf"{_N}\s*个共享专家[^。;；\d]{{0,14}}(?:隐藏|中间)?{_ZH_SIZE}{_IS}(?P<m>{NUMBER})", second="shared_width"),
+    Pattern("shared_width", rf"shared[ _]expert(?:s|'s)?[ _](?:FFN |MLP )?(?:hidden|intermediate|inner|FFN|MLP)?{_SIZE}?{_IS}{_N}|共享专家(?:的)?(?:隐藏|中间){_ZH_SIZE}{_IS}(?P<n1>{NUMBER})"),
+    Pattern("shared", rf"{_N}\s+shared experts?|shared[ _]experts?{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s*个共享专家|共享专家(?:数)?{_IS}(?P<n3>{NUMBER})"),
+    Pattern("expert_width", rf"experts?(?:'s?)?[ _](?:MLP |FFN )?(?:hidden|intermediate|inner|FFN|MLP)(?:[ _]hidden|[ _]intermediate)?{_SIZE}?{_IS}{_N}|(?:hidden|intermediate|inner|FFN){_SIZE} (?:of|per|in) (?:each |the |an |every )?(?:routed )?experts?(?: MLPs?| FFNs?)?{_IS}(?P<n1>{NUMBER})"
+            rf"|experts?(?: MLPs?| FFNs?)? (?:of|with|having)(?: an?)? (?:hidden|intermediate|inner){_SIZE}{_IS}(?P<n2>{NUMBER})|(?:moe_intermediate_size|d_expert|d[_ ]?ff \(?(?:per |of )?experts?\)?|moe intermediate(?: size)?){_IS}(?P<n3>{NUMBER})"
+            rf"|(?:每个)?专家(?:网络|的)*(?:隐藏|中间)(?:{_ZH_SIZE})?{_IS}(?P<n4>{NUMBER})"),
+    Pattern("top_k", rf"(?:activat\w+|select\w*|choos\w+|rout\w+ (?:each token )?to|uses?|激活|选择|路由到?|选)\s*(?:the )?(?:top[- ]?)?(?P<n>{NUMBER})\s*(?:of|out of|/)\s*(?P<m>{NUMBER})\s*(?:routed )?experts?", second="experts"),
+    Pattern("top_k", rf"(?P<n>{NUMBER})\s*(?:of|out of)\s*(?P<m>{NUMBER})\s*(?:routed )?experts?", second="experts"),
+    Pattern("top_k", rf"top[- ]?(?P<n>\d+)\b|top[- ]?k{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s+(?:active|activated|selected|chosen) (?:routed )?experts?|experts? per tok(?:en)?{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})\s+experts? per tok(?:en)?"
+            rf"|(?:激活|选择|路由到?|选)\s*(?P<n5>{NUMBER})\s*个(?:路由)?专家|每(?:个)?\s*token\s*(?:激活|选择|路由到?)\s*(?P<n6>{NUMBER})|(?:active|activated) experts?{_IS}(?P<n7>{NUMBER})"),
+    Pattern("experts", rf"{_N}\s+(?:\w+ )?(?:routed |local |MoE |FFN )?experts?\b|(?:number of |num_)?(?:routed |local )?experts?(?: per (?:MoE )?layer)?{_IS}(?P<n1>{NUMBER})(?!\s*(?:layers?|{_DEV}))|(?P<n2>{NUMBER})\s*个?(?:路由)?专家|专家(?:数|个数|数量)?{_IS}(?P<n3>{NUMBER})|(?<![A-Za-z])E\s*=\s*(?P<n4>\d+)"),
+    Pattern("intermediate_size", rf"(?:hidden|inner|intermediate){_SIZE} of (?:the |each )?(?:dense )?(?:MLPs?|FFNs?|feed[- ]?forward(?: networks?| layers?)?){_IS}{_N}|(?:MLPs?|FFNs?|feed[- ]?forward)(?: networks?| layers?)?(?:'s)?[ _]?(?:hidden|intermediate|inner)?{_SIZE}?(?: \(?d_?ff\)?)?{_IS}(?P<n1>{NUMBER})(?!\s*(?:layers?|matri))"
+            rf"|intermediate{_SIZE}?{_IS}(?P<n2>{NUMBER})|(?<!\w)d[_ ]?ff{_IS}(?P<n3>{NUMBER})|(?:MLP|FFN|前馈)(?:网络|层|的)*\s*(?:隐藏|中间)?(?:{_ZH_SIZE})?{_IS}(?P<n4>{NUMBER})|中间{_ZH_SIZE}{_IS}(?P<n5>{NUMBER})|ffn_hidden_size{_IS}(?P<n6>{NUMBER})"),
+    Pattern("kv_heads", rf"{_N}\s*(?:KV|key[-/ ]?value)[ -](?:heads?|groups?)|(?:number of |num_)?(?:KV|key[-/_ ]?value)[ _-](?:heads?|groups?){_IS}(?P<n1>{NUMBER})|(?:GQA|grouped[- ]query attention)[^.;,\d]{{0,20}}(?P<n2>{NUMBER})\s*(?:groups?|KV)?|(?P<n3>{NUMBER})\s*个?\s*KV\s*头|KV\s*头(?:数)?{_IS}(?P<n4>{NUMBER})|(?P<n5>{NUMBER})\s*query groups"),
+    Pattern("kv_heads", r"\bMQA\b|multi[- ]query attention|多查询注意力", value=1),
+    Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\s*(?:[×x*]|of)\s*(?P<m>\d[\d,]*)|(?P<n1>{NUMBER})\s*个?\s*(?:注意力|查询)?头\s*[×x*]\s*(?P<m1>\d[\d,]*)", second="head_dim"),
+    Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\b[^.;\d]{{0,30}}?(?:dim(?:ension)?s?|size|width|d_?k|d_?h)(?: of (?:each|every) heads?)?{_IS}(?P<m>{NUMBER})|(?P<n1>{NUMBER})\s*个?\s*(?:注意力|查询)?头[^。；;\d]{{0,12}}?(?:维度|维数|维|d_?k){_IS}(?P<m1>{NUMBER})", second="head_dim"),
+    Pattern("heads", rf"(?:number of )?(?:attention |query |MHA )?heads?{_IS}(?P<n>{NUMBER})[^.;\d]{{0,40}}?(?:dim(?:ension)?|size|d_?k)(?: (?:of|per) (?:each |every )?heads?)?{_IS}(?P<m>{NUMBER})", second="head_dim"),
+    Pattern("head_dim", rf"(?:head[ _-](?:dim(?:ension)?|size)|dim(?:ension)? (?:of|per) (?:each |every )?(?:attention )?heads?|per[- ]head dim(?:ension)?|(?<!\w)d[_ ]?k|(?<!\w)d[_ ]?(?:head|h)){_IS}{_N}|每(?:个)?(?:注意力)?头(?:的)?(?:维度|维数|维){_IS}(?P<n1>{NUMBER})|头维度{_IS}(?P<n2>{NUMBER})"),
+    Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\b|(?:number of |num_)?(?:attention[ _]|query[ _])?heads?{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s*个?\s*(?:注意力|查询)?头(?![部条])|(?:注意力|查询)?头(?:数|的数量)?{_IS}(?P<n3>{NUMBER})"),
+    Pattern("vocab_size", rf"vocab(?:ulary)?(?:[ _]size)?{_IS}{_N}|(?P<n1>{NUMBER})[- ]?(?:token |word |entry )?vocab(?:ulary)?|词(?:汇)?表(?:的)?(?:大小|规模)?{_IS}(?P<n2>{NUMBER})", binary=False),
+    Pattern("layers", rf"{_N}[ -]?(?:transformer |decoder |hidden |identical |dense |MoE |self-attention |attention )*(?:layers?|blocks)\b(?! (?:per|in (?:each|the first)|on each))|(?:number of |num_)?(?:hidden[ _]|transformer |decoder )?layers?{_IS}(?P<n1>{NUMBER})|(?<![\w.])(?P<n2>\d+)L\b|(?<![A-Za-z])L\s*=\s*(?P<n3>\d+)|(?<![前第])(?P<n4>{NUMBER})\s*层(?!的维)|层数{_IS}(?P<n5>{NUMBER})|depth{_IS}(?P<n6>{NUMBER})"),
+    Pattern("hidden_size", rf"(?:dim(?:ension)? of (?:each|every) token|hidden|d[_ ]model|(?:model|embedding|embed|token|residual)(?=[ _](?:size|dim|width))){_SIZE}?(?: \(?d_?model\)?)?{_IS}{_N}|(?<![A-Za-z])[hH]\s*=\s*(?P<n1>\d{{3,}})|隐藏(?:状态)?(?:{_ZH_SIZE})?{_IS}(?P<n2>{NUMBER})|(?:模型|token|嵌入|词元)\s*(?:的)?(?:维度|宽度|维){_IS}(?P<n3>{NUMBER})"),
+)  # fmt: skip
+
+WORKLOAD: tuple[Pattern, ...] = (
+    Pattern("", r"batch[_ ]size\s*/\s*\w+|seq[_ ]len\s*/\s*\w+|micro[- ]?batch(?:es)?(?:[ _]size)?\s*(?:of|=|:)?\s*\d*"),
+    Pattern("batch_size", rf"(?:global |inference |total |decode )?batch(?:[ _-]?size)?s?{_IS}{_N}|batch(?:es)? (?:of|consists? of|contains?|holds?|has) (?P<n1>{NUMBER})|批(?:量|次|处理)?(?:的)?(?:大小)?{_IS}(?P<n2>{NUMBER})|(?P<n3>{NUMBER}) (?:concurrent )?(?:sequences|requests|prompts) (?:at a time|per batch|in (?:a|each|one) batch|in parallel)|(?<![A-Za-z])B\s*=\s*(?P<n4>\d+)"),
+    Pattern("output_len", rf"(?:output|generation|generated|response|decode)[ _](?:seq(?:uence)? )?(?:len(?:gth)?s?|tokens){_IS}{_N}|(?:generat\w+|decod\w+|produc\w+|outputs?)\s+(?P<n1>{NUMBER})(?: (?:new|output))? tokens|(?P<n2>{NUMBER}) (?:output|generated|new) tokens|(?P<n5>{NUMBER}) tokens (?:are|is|being) (?:generated|decoded|produced)|(?:输出|生成)(?:序列)?长度{_IS}(?P<n3>{NUMBER})|(?:生成|输出)\s*(?P<n4>{NUMBER})\s*个?\s*(?:token|词元)"),
+    Pattern("seq_len", rf"(?:(?:input |prompt )?(?:seq(?:uence)?s?|context|prompts?|inputs?|prefill)[ _-]?(?:len(?:gth)?s?)|seq(?:uence)?|(?:maximum |max )(?:context|sequence)){_IS}(?:up to )?{_N}|(?P<n1>{NUMBER})[- ](?:tokens? )(?:prompts?|sequences?|contexts?|inputs?)|(?:prompts?|sequences|contexts?|inputs) of (?:length )?(?P<n2>{NUMBER})|(?:(?:输入|最大)?序列|上下文|输入|提示(?:词)?|prompt)\s*(?:的)?长度{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})[- ](?:context|token)\b|(?P<n8>{NUMBER}) tokens (?:per|each|in each|for each|in every) (?:sequence|prompt|request|sample)|(?:sequences|prompts|requests|samples) (?:have|has|contain|hold|with) (?P<n9>{NUMBER}) tokens|(?<![A-Za-z])S\s*=\s*(?P<n5>\d{{2,}})|每(?:个|条)序列\s*(?P<n6>{NUMBER})\s*个?\s*token|(?:input|prompt) tokens{_IS}(?P<n7>{NUMBER})"),
+)  # fmt: skip
+
+FEATURES: tuple[tuple[str, object, str], ...] = (
+    ("gated", True, r"swi ?glu|ge ?glu|re ?glu|gated (?:MLP|FFN|feed|experts?)|three[- ]matri\w+|three matrices|三(?:个)?矩阵|门控(?:MLP|FFN|前馈)"),
+    ("gated", False, r"two[- ]matri\w+|two matrices|(?:two|2)[- ]layer (?:MLP|FFN)|(?<!not )non[- ]gated|ungated|两(?:个)?矩阵|(?<![A-Za-z])gelu|(?<![A-Za-z])relu\b"),
+    ("activation", "gelu", r"(?<![A-Za-z])ge(?:lu|glu)"), ("activation", "relu", r"(?<![A-Za-z])re(?:lu|glu)\b"), ("activation", "silu", r"silu|swi(?:sh|glu)"),
+    ("norm", "rmsnorm", r"rms ?norm"), ("norm", "layernorm", r"layer ?norm(?:ali[sz]ation)?|层归一化"),
+    ("position", "rope", r"\bro ?pe\b|rotary|旋转位置"), ("position", "learned", r"learned (?:absolute )?position|可学习位置"), ("position", "alibi", r"alibi"),
+    ("weight_dtype", "fp16", r"fp ?16|float16|half[- ]precision|半精度"), ("weight_dtype", "bf16", r"bf ?16|bfloat16"), ("weight_dtype", "fp8", r"fp ?8\b|float8"),
+    ("weight_dtype", "fp32", r"fp ?32|float32|单精度"), ("weight_dtype", "int8", r"\bint ?8\b|w8a8"), ("weight_dtype", "int4", r"\bint ?4\b|w4a16"),
+    ("tied", True, r"tied (?:input|embeddings?|word)|(?:shares?|sharing|shared) (?:input and output )?embeddings?|共享(?:词)?嵌入"),
+    ("qkv_bias", True, r"(?:qkv|q, ?k,? (?:and )?v)[ -]bias"), ("qk_norm", "head", r"qk[- ]?norm|query[- ]key norm"),
+    ("kind", "moe", r"\bmoe\b|mixture[- ]of[- ]experts?|混合专家"), ("kind", "dense", r"\bdense\b|fully[- ]connected|稠密"),
+    ("gate", "sigmoid_topk", r"sigmoid (?:gat|rout|scor)"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One fact: its value and the words it was read from."""
+
+    name: str
+    value: object
+    evidence: Evidence
+    stated_as: str
+
+
+@cache
+def _compiled(regex: str) -> re.Pattern[str]:
+    return re.compile(regex, re.I)
+
+
+def find_facts(passages: Iterable[Passage]) -> dict[str, Found]:
+    """Shape facts and features of the passages; the first statement of each wins, except the larger of two lengths."""
+    out: dict[str, Found] = {}
+    for p in passages:
+        for found in (*_numbers(p, PATTERNS), *_features(p)):
+            out.setdefault(found.name, found)
+    return out
+
+
+def find_workload(passages: Iterable[Passage]) -> dict[str, list[Found]]:
+    """batch_size, seq_len, output_len: every value that is stated, in order."""
+    out: dict[str, list[Found]] = {}
+    for p in passages:
+        for found in _numbers(p, WORKLOAD):
+            out.setdefault(found.name, []).append(found)
+            if found.name == "seq_len":
+                out[found.name] += _listed(p, found)
+    return out
+
+
+def _listed(p: Passage, first: Found) -> Iterator[Found]:
+    """ "sequence lengths 4K, 16K and 64K": the further values of a list."""
+    at = p.text.find(first.stated_as) + len(first.stated_as)
+    while m := re.match(
+        rf"\s*(?:,|，|、|and|和|/|,\s*and)\s*(?P<n>\d[\d,]*\s?[kK]?)(?!\s*(?:layers|heads|{_DEV}|[A-Z]\d))\b",
+        p.text[at:],
+    ):
+        try:
+            yield Found("seq_len", whole(m["n"]), p.quote(at + m.start("n"), at + m.end("n")), m["n"])
+        except ToolError:
+            return
+        at += m.end()
+
+
+def _numbers(p: Passage, patterns: Iterable[Pattern]) -> Iterator[Found]:
+    texts = [p.text] if not p.cells else [f"{title}: {cell}" for title, cell in p.cells]
+    for original in texts:
+        text = original
+        for pattern in patterns:
+            for m in _compiled(pattern.regex).finditer(text):
+                yield from _values(p, pattern, m, whole_row=bool(p.cells))
+                text = text[: m.start()] + "\x00" * (m.end() - m.start()) + text[m.end() :]
+
+
+def _values(p: Passage, pattern: Pattern, m: re.Match[str], *, whole_row: bool) -> Iterator[Found]:
+    if not pattern.name:
+        return
+    quote = p.quote() if whole_row else p.quote(m.start(), m.end())
+    groups = m.groupdict()
+    first = next((v for k, v in groups.items() if k[0] == "n" and v), None)
+    second = next((v for k, v in groups.items() if k[0] == "m" and v), None)
+    try:
+        if pattern.value is not None:
+            yield Found(pattern.name, pattern.value, quote, m[0].strip())
+        elif first:
+            yield Found(pattern.name, whole(first, binary=pattern.binary), quote, m[0].strip())
+        if second:
+            yield Found(pattern.second, whole(second), quote, m[0].strip())
+    except ToolError:
+        return
+
+
+def _features(p: Passage) -> Iterator[Found]:
+    for name, value, regex in FEATURES:
+        if m := _compiled(regex).search(p.text):
+            yield Found(name, value, p.quote(m.start(), m.end()), m[0])
+
+
+SHAPE_NAMES = frozenset(x for pattern in PATTERNS for x in (pattern.name, pattern.second) if x)

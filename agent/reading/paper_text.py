@@ -1,0 +1,274 @@
+"""A paper's text as passages: section, label, sentences and table rows, each of which can quote itself verbatim."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from agent.reading.segments import sentence_spans
+from tools.spec.base import ToolError
+from tools.spec.conditions import Evidence
+from tools.units import chinese_number, fold_width
+
+WORDS = {
+    "one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "twelve": 12, "sixteen": 16, "twenty": 20, "thirty-two": 32, "sixty-four": 64, "a": 1, "an": 1,
+}  # fmt: skip
+_ZH = "一二两三四五六七八九十百千"
+NUMBER = (
+    r"(?:\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?\s?[kK](?![A-Za-z])|\d+|(?:"
+    + "|".join(w for w in WORDS if len(w) > 2)
+    + rf")\b|[{_ZH}]+(?=\s*[个张块卡台层路组片段份]))"
+)
+"""A whole number as a paper writes it; `whole` gives its value."""
+
+HEADINGS = {
+    "abstract": r"abstract|摘要|概要",
+    "introduction": r"introduction|motivation|引言|绪论|介绍|前言|动机",
+    "background": r"background|preliminaries|preliminary|背景|预备知识",
+    "related": r"related works?|prior work|相关工作",
+    "method": r"(?:(?:our|the|proposed) )?(?:methods?|methodology|approach|design|system design|algorithm|technique|parallelisation|parallelization)|(?:本文)?方法(?:论)?|算法|系统设计|设计",
+    "experiments": r"(?:experiment(?:s|al)?|evaluation)(?: ?(?:set[- ]?up|settings?|results?|evaluation|and results))*|set[- ]?up|实验(?:设置|评估|与评估|结果|部分|配置)?|评估|评测",
+    "results": r"results?(?: and (?:discussion|analysis))?|discussion|analysis|结果(?:与分析)?|讨论",
+    "conclusion": r"conclusions?|summary|future work|limitations|结论|总结|展望",
+    "references": r"references|bibliography|acknowledge?ments?|参考文献|致谢|appendix|附录",
+}
+_KIND = {k: re.compile(rf"(?:{v})(?: .{{0,40}})?", re.I) for k, v in HEADINGS.items()}
+_HASH = re.compile(r"^\s{0,3}(#{1,6})\s*(.+?)\s*#*\s*$")
+_NUMBERED = re.compile(
+    r"^\s*(?:(\d+(?:\.\d+)*)\.?|([IVX]+)\.|([一二三四五六七八九十]+)[、.])\s+(\S.{1,70}?)\s*$|^\s*([一二三四五六七八九十]+)、\s*(\S.{1,40}?)\s*$"
+)
+_BARE = re.compile(rf"^\s*(?:\*\*|__)?(?P<t>{'|'.join(HEADINGS.values())})(?:\*\*|__)?\s*[:：.]?\s*$", re.I)
+_RUN_IN = re.compile(r"^\s*(?:\*\*|__)?(abstract|摘要)(?:\*\*|__)?\s*[—:：.\-–]+\s*(?=\S)", re.I)
+_BULLET = re.compile(
+    r"^(\s*)(?:(?:[-*+]|\d{1,2}[.)])\s+|(?:[•·]|\d{1,2}、|[（(]\d{1,2}[)）]|[（(][a-z][)）])\s*)(?=\S)"
+)
+_LABEL = re.compile(
+    r"^\s*(?:\*\*|__|`)?([^:：.。|;；]{1,60}?(?:\([^)]{1,40}\)|（[^）]{1,40}）)?)(?:\*\*|__|`)?\s*[:：](?:\*\*|__)?(?!//)"
+)
+_RUN_IN_LABEL = re.compile(
+    r"^\s*(?:(?:\*\*|__)([^*_]{2,60}?)[.:：。]?(?:\*\*|__)[.:：。]?|[*_]([^*_\s][^*_]{1,58}?)[.:：。][*_])\s+(?=\S)"
+)
+_CONTINUES = re.compile(r"\s*(?:it|its|the|this|they|there|each|both|all|every|here|其|该|它)\b", re.I)
+_TABLE_RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)+\|?\s*$")
+
+
+def whole(text: str, *, binary: bool = True) -> int:
+    """ "16,384" 16384, "64K" 65536 (or 64000 where `binary` is off), "two" 2, "十六" 16. Raises ToolError otherwise."""
+    word = text.strip().lower()
+    if word in WORDS:
+        return WORDS[word]
+    if word and all(c in _ZH for c in word):
+        return int(chinese_number(word))
+    plain = word.replace(",", "").replace(" ", "")
+    if plain.endswith("k"):
+        value = float(plain[:-1]) * (1024 if binary else 1000)
+    elif plain.isdigit():
+        value = float(plain)
+    else:
+        raise ToolError(f"{text!r} is not a whole number")
+    if value != int(value):
+        raise ToolError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """`text` has `raw`'s length, with marks and line breaks blanked, so that offsets serve both.
+
+    `section` holds the headings around it, `label` what stands before a colon ("Baseline", "Model A"; outer labels
+    first, joined by " / "), `body` where the labelled text begins.
+    """
+
+    file: str
+    raw: str
+    text: str
+    lines: tuple[tuple[int, int], ...]
+    """(offset, 1-based line) of every line."""
+    section: tuple[str, ...] = ()
+    kind: str = "paragraph"
+    label: str = ""
+    body: int = 0
+    cells: tuple[tuple[str, str], ...] = ()
+    """(column title, cell) of a table row."""
+
+    def quote(self, start: int = 0, end: int | None = None) -> Evidence:
+        """The words between two offsets, verbatim; several lines if they run over several."""
+        end = len(self.raw) if end is None else end
+        while start < end and self.raw[start].isspace():
+            start += 1
+        at = [(o, n) for o, n in self.lines if o <= start]
+        line = at[-1][1] if at else self.lines[0][1]
+        return Evidence(file=self.file, line=line, quote=self.raw[start:end].rstrip())
+
+    def sentences(self) -> Iterator[tuple[int, int]]:
+        yield from sentence_spans(self.text)
+
+    @property
+    def said(self) -> str:
+        """The text after the label."""
+        return self.text[self.body :]
+
+
+@dataclass(slots=True)
+class Paper:
+    title: str
+    passages: list[Passage] = field(default_factory=list)
+    headings: list[tuple[int, str]] = field(default_factory=list)
+
+    def of(self, *kinds: str) -> list[Passage]:
+        """Passages below a heading of one of these kinds (keys of `HEADINGS`)."""
+        return [p for p in self.passages if section_kind(p.section) in kinds]
+
+
+def section_kind(section: Sequence[str]) -> str:
+    """The kind of the innermost heading that has one; "" if none has."""
+    for title in reversed(section):
+        plain = re.sub(r"^[\dIVX]+(?:\.\d+)*\.?\s+|^[一二三四五六七八九十]+[、.]\s*", "", title).strip(" :：")
+        for kind, pattern in _KIND.items():
+            if pattern.fullmatch(plain):
+                return kind
+    return ""
+
+
+def heading_kinds(text: str) -> set[str]:
+    """Which of a paper's usual headings the text has."""
+    found = set()
+    for line in text.splitlines():
+        title = _heading(line)
+        if title and (kind := section_kind((title[1],))):
+            found.add(kind)
+        elif _RUN_IN.match(line):
+            found.add("abstract")
+    return found
+
+
+def _heading(line: str) -> tuple[int, str] | None:
+    """(level, title) of a heading line: Markdown, a bare usual word, or a numbered one ("3 Method", "三、方法")."""
+    if m := _HASH.match(line):
+        return len(m[1]), m[2].strip("*_ ")
+    if m := _BARE.match(line):
+        return 2, m["t"]
+    if m := _NUMBERED.match(line.strip().strip("*_")):
+        title = m[4] or m[6]
+        if section_kind((title,)):
+            return 2 + (m[1] or "").count("."), title
+    return None
+
+
+def read_paper_text(text: str, file: str) -> Paper:
+    """Passages in order. A paragraph ends at a blank line, a bullet, a label, a heading or a table."""
+    lines = text.split("\n")
+    paper, stack, labels = Paper(title=""), [], []  # type: ignore[var-annotated]
+    i = 0
+    while i < len(lines):
+        line = lines[i]
+        if not line.strip():
+            i += 1
+        elif heading := _heading(line):
+            level, title = heading
+            stack = [(n, t) for n, t in stack if n < level] + [(level, title)]
+            labels = []
+            paper.title = paper.title or title
+            paper.headings.append((i + 1, title))
+            i += 1
+        elif "|" in line and i + 1 < len(lines) and _TABLE_RULE.match(lines[i + 1]):
+            i = _table(paper, lines, i, file, tuple(t for _, t in stack), labels)
+        else:
+            if m := _RUN_IN.match(line):
+                stack = [(n, t) for n, t in stack if n < 2] + [(2, m[1])]
+            i = _block(paper, lines, i, file, tuple(t for _, t in stack), labels)
+    if not paper.title:
+        paper.title = next((x.strip("*_ #") for x in lines if x.strip()), "")[:120]
+    return paper
+
+
+def _blank(raw: str) -> str:
+    """Emphasis, code marks and line breaks to blanks, full width to ASCII, one character for one."""
+    text = re.sub(r"\*{1,2}|`|\$|\\|(?<!\w)_{1,2}(?=\w)|(?<=[A-Za-z0-9])__(?!\w)", lambda m: " " * len(m[0]), raw)
+    return fold_width(text).replace("\n", " ").replace("\t", " ")
+
+
+def _block(
+    paper: Paper, lines: list[str], i: int, file: str, section: tuple[str, ...], labels: list[tuple[int, str]]
+) -> int:
+    """One paragraph or list item, with the labels of the items around it."""
+    bullet = _BULLET.match(lines[i])
+    indent = len(lines[i]) - len(lines[i].lstrip()) + (1 if bullet else 0)
+    labels[:] = [(n, t) for n, t in labels if n < indent]
+    j = i + 1
+    while j < len(lines) and lines[j].strip() and not _starts(lines, j) and not _ends(lines[i], lines[j - 1], lines[j]):
+        j += 1
+    raw = "\n".join(lines[i:j])
+    offsets, at = [], 0
+    for n in range(i, j):
+        offsets.append((at, n + 1))
+        at += len(lines[n]) + 1
+    start = bullet.end() if bullet else 0
+    text = _blank(raw)
+    first = raw[start:].split("\n")[0]
+    label = _RUN_IN_LABEL.match(first) or _LABEL.match(first)
+    name = next((g for g in label.groups() if g), "").strip(" *_`") if label else ""
+    body, own = (start + label.end(), name) if label and _names(name) else (start, "")
+    outer = [t for _, t in labels]
+    passage = Passage(
+        file, raw, " " * start + text[start:], tuple(offsets), section, "bullet" if bullet else "paragraph",
+        " / ".join([*outer, own] if own else outer), body,
+    )  # fmt: skip
+    paper.passages.append(passage)
+    if text.rstrip().endswith((":", "：")) or (own and not text[body:].strip()):
+        labels.append((indent, own or text.strip()[:80]))
+    return j
+
+
+def _starts(lines: list[str], j: int) -> bool:
+    """Whether line `j` begins something new inside what would be one paragraph."""
+    line = lines[j]
+    if _RUN_IN_LABEL.match(line):
+        return True
+    label, head = _LABEL.match(line), line.lstrip()
+    named = label is not None and _names(label[1]) and (head[0].isupper() or head[:2] == "**" or ord(head[0]) > 0x2E80)
+    table = "|" in line and j + 1 < len(lines) and bool(_TABLE_RULE.match(lines[j + 1]))
+    return bool(_BULLET.match(line) or _heading(line) or table or named)
+
+
+def _ends(first: str, before: str, line: str) -> bool:
+    """Whether a labelled statement is over before `line`: its sentence ended, and the next one is about something else."""
+    labelled = _LABEL.match(_BULLET.sub("", first)) or _RUN_IN_LABEL.match(_BULLET.sub("", first))
+    over = before.rstrip().endswith((".", "。", ";", "；"))
+    return bool(labelled) and over and not line.startswith((" ", "\t")) and not _CONTINUES.match(line)
+
+
+def _names(label: str) -> bool:
+    words = re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", label)
+    return bool(words) and len(re.findall(r"[A-Za-z]+", label)) <= 7 and len(words) <= 24
+
+
+def _table(
+    paper: Paper, lines: list[str], i: int, file: str, section: tuple[str, ...], labels: list[tuple[int, str]]
+) -> int:
+    """One passage per row; its cells carry their column's title."""
+    header = _cells(lines[i])
+    j = i + 2
+    while j < len(lines) and "|" in lines[j] and lines[j].strip():
+        cells = tuple(zip(header, _cells(lines[j]), strict=False))
+        text = _blank(lines[j])
+        paper.passages.append(
+            Passage(file, lines[j], text, ((0, j + 1),), section, "row", " / ".join(t for _, t in labels), 0, cells)
+        )
+        j += 1
+    return j
+
+
+def _cells(line: str) -> list[str]:
+    return [_blank(c).strip() for c in line.strip().strip("|").split("|")]
+
+
+def part(p: Passage, start: int, end: int) -> Passage:
+    """The stretch of a passage between two offsets, as a passage that quotes itself."""
+    line = [n for o, n in p.lines if o <= start][-1]
+    inner = tuple((o - start, n) for o, n in p.lines if start < o < end)
+    return replace(p, raw=p.raw[start:end], text=p.text[start:end], lines=((0, line), *inner), body=0)
