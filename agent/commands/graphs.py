@@ -72,7 +72,7 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
         print_json({"model": model.name, "graphs": graphs, "findings": legality})
     else:
         for g in graphs:
-            files = " ".join(filter(None, (g["dot"], g["svg"] or "(no SVG)", g.get("html"))))
+            files = " ".join(str(name) for name in (g["dot"], g["svg"] or "(no SVG)", g.get("html")) if name)
             print(f"{g['phase']}: {g['nodes']} nodes, {g['edges']} edges: {files}")
         for f in legality:
             print(f"{f['severity']}: {f['message']}")
