@@ -211,12 +211,14 @@ _NUMBER = re.compile(
 )
 _MAG = re.compile(
     r"\s*(?:(?P<h>百万|千万|十亿|百亿|千亿|万亿|百|千|万|亿)(?!兆)"
-    r"|(?P<w>thousand|million|billion|trillion|bn|mln)(?![A-Za-z])|(?P<l>[kKMBbTPwW])(?![A-Za-z0-9/]))"
+    r"|(?P<w>thousand|million|billion|trillion|bn|mln)(?![A-Za-z])|(?P<l>[kKMBbTPwW])(?![A-Za-z0-9]|/\s?[A-Za-z]))"
 )
+# "并发一百。", "输入四千，": a round numeral at the end of its clause needs no measure word
+_ROUND_HAN = re.compile(r"[一二三四五六七八九两十][一二三四五六七八九十百千万亿]*[百千万亿](?:$|[\s,，。；;、])")
 # a Chinese numeral in running text counts only where a measure word follows: 统一, 一般, 万一 are words
 _MEASURE = re.compile(
     r"\s*(?:台|张|块|片|颗|卡|机|路|秒|毫秒|微秒|分钟|小时|层|头|个|条|人|位|节点|专家|并发|倍|成|维|套|份|次|字|副本|"
-    r"token|tok|GPU|NPU|ms|s\b|GB|TB|G\b|T\b|%|QPS|rps|条|组|\x01)", re.I
+    r"token|tok|GPU|NPU|ms|s(?![A-Za-z0-9_])|GB|TB|G(?![A-Za-z0-9_])|T(?![A-Za-z0-9_])|%|QPS|rps|条|组|\x01)", re.I
 )  # fmt: skip
 
 # ---------------------------------------------------------------- units
@@ -225,29 +227,32 @@ _PER = (
     r"(?:\s*(?:/|per\b|每(?:一)?(?:个|张|路)?)\s*(?P<per>users?|requests?|req|streams?|sessions?|persons?|clients?|sequences?|seq|用户|请求|"
     r"会话|路|人|gpus?|npus?|cards?|devices?|accelerators?|ranks?|dies?|chips?|卡|nodes?|servers?|machines?|hosts?|台|机|节点|instances?|replicas?))"
 )
-_SECOND = r"(?:s\b|sec(?:ond)?s?\b|秒钟?)"
-_TIME_UNIT = rf"(?P<t>ms\b|millisec(?:ond)?s?\b|毫秒|{_SECOND}|min(?:ute)?s?\b|分钟?|h(?:ou)?rs?\b|h\b|小时|days?\b|天)"
-_TOK = r"(?:(?:个|千)?\s*(?:output |decode |prefill |input |total |输出|输入)?(?:tokens?|toks?|词元|字))"
+# \b sees no edge between "s" and "以", so edges are spelled out: a letter unit ends where no ASCII letter or digit follows
+# "a second server", "second-hand": an ordinal
+_NOT_TIME = r"[ -](?:hand|server|node|machine|gpu|card|box|one|phase|stage|option|choice|model|team|cluster|replica|host|site|half|batch)"
+_SECOND = r"(?:s(?![A-Za-z0-9_])|sec(?:ond)?s?(?![A-Za-z0-9_])|秒钟?)"
+_TIME_UNIT = rf"(?P<t>ms(?![A-Za-z0-9_])|millisec(?:ond)?s?(?![A-Za-z0-9_])|毫秒|{_SECOND}|min(?:ute)?s?(?![A-Za-z0-9_])|分钟?|h(?:ou)?rs?(?![A-Za-z0-9_])|h(?![A-Za-z0-9_])|小时|days?(?![A-Za-z0-9_])|天)"
+_TOK = r"(?:(?:个|千)?\s*(?:output |decode |prefill |input |total |generated |completion |new |prompt |输出|输入)?(?:tokens?|toks?|词元|字))"
 _REQ = r"(?:个|次|条)?\s*(?:requests?|reqs?|queries|query|prompts?|calls?|请求|查询|调用)"
 _UNIT_RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("money", re.compile(r"\s*(?:/|per|每)\s*(?:h(?:ou)?r?\b|hour|小时)", re.I)),
+    ("money", re.compile(r"\s*(?:/|per|每)\s*(?:h(?:ou)?r?(?![A-Za-z0-9_])|hour|小时)", re.I)),
     ("data", re.compile(
-        r"\s*(?:个\s*)?(?P<p>[KMGTP])(?P<i>i)?\s?(?P<u>bytes?|bits?|B|b)(?![A-Za-z]*[A-Za-z](?<!ps)\b)"
-        r"(?P<r>ps(?![A-Za-z])|\s*/\s*(?:s\b|sec\b|second\b|秒)|\s*per\s+sec(?:ond)?|每秒)?(?![A-Za-z])", re.I)),
-    ("gbe", re.compile(r"\s*(?P<p>[GT])bE\b")),
-    ("datarate_g", re.compile(r"\s*(?P<p>[GT])\s*/\s*(?:s\b|sec\b|秒)")),
-    ("data_word", re.compile(r"\s*(?P<w>gigs?|gigabytes?|terabytes?|megabytes?|terabits?|gigabits?)\b(?P<r>\s*(?:/|per)\s*s(?:ec(?:ond)?)?\b)?", re.I)),
-    ("flops", re.compile(r"\s*(?P<p>[KMGTPE]|tera|peta|giga|exa)?[\s-]?(?:FLOPS?(?:\s*/\s*s(?:ec)?\b)?|FLOP\s*/\s*s|OPS?(?:\s*/\s*s)?)(?![A-Za-z])", re.I)),
+        r"\s*(?:个\s*)?(?P<p>[KMGTP])(?P<i>i)?\s?(?P<u>bytes?|bits?|B|b)(?![A-Za-z]*[A-Za-z](?<!ps)(?![A-Za-z0-9_]))"
+        r"(?P<r>ps(?![A-Za-z])|\s*/\s*(?:s(?![A-Za-z0-9_])|sec(?![A-Za-z0-9_])|second(?![A-Za-z0-9_])|秒)|\s*per\s+sec(?:ond)?|每秒)?(?![A-Za-z])", re.I)),
+    ("gbe", re.compile(r"\s*(?P<p>[GT])bE(?![A-Za-z0-9_])")),
+    ("datarate_g", re.compile(r"\s*(?P<p>[GT])\s*/\s*(?:s(?![A-Za-z0-9_])|sec(?![A-Za-z0-9_])|秒)")),
+    ("data_word", re.compile(r"\s*(?P<w>gigs?|gigabytes?|terabytes?|megabytes?|terabits?|gigabits?)(?![A-Za-z0-9_])(?P<r>\s*(?:/|per)\s*s(?:ec(?:ond)?)?(?![A-Za-z0-9_]))?", re.I)),
+    ("flops", re.compile(r"\s*(?P<p>[KMGTPE]|tera|peta|giga|exa)?[\s-]?(?:FLOPS?(?:\s*/\s*s(?:ec)?(?![A-Za-z0-9_]))?|FLOP\s*/\s*s|OPS?(?:\s*/\s*s)?)(?![A-Za-z])", re.I)),
     ("bare_g", re.compile(r"\s*(?:个\s*)?(?P<p>[Gg])(?![A-Za-z0-9/])")),
     ("bare_t", re.compile(r"\s*个\s*(?P<p>T)(?![A-Za-z0-9/])")),
-    ("tokens", re.compile(rf"\s*{_TOK}{_PER}?\s*(?:/|per|每|a\b|p)\s*{_TIME_UNIT}", re.I)),
-    ("tokens", re.compile(r"\s*(?:t/(?P<t>s)\b|tps\b)", re.I)),
-    ("requests", re.compile(rf"\s*(?:{_REQ})\s*(?:/|per|每|a\b)\s*{_TIME_UNIT}", re.I)),
-    ("requests", re.compile(r"\s*(?:qps|rps|req/s)\b", re.I)),
+    ("tokens", re.compile(rf"\s*{_TOK}{_PER}?\s*(?:/|per|每|a(?![A-Za-z0-9_])|p)\s*{_TIME_UNIT}", re.I)),
+    ("tokens", re.compile(r"\s*(?:t/(?P<t>s)(?![A-Za-z0-9_])|tps(?![A-Za-z0-9_]))", re.I)),
+    ("requests", re.compile(rf"\s*(?:{_REQ})\s*(?:/|per|每|a(?![A-Za-z0-9_]))\s*{_TIME_UNIT}", re.I)),
+    ("requests", re.compile(r"\s*(?:qps|rps|req/s)(?![A-Za-z0-9_])", re.I)),
     ("time", re.compile(
-        r"\s*-?(?P<t>ms\b|milli-?sec(?:ond)?s?\b|毫秒|[uµμ]s\b|micro-?seconds?\b|微秒|ns\b|纳秒|sec(?:ond)?s?\b|s\b|秒钟?|min(?:ute)?s?\b|分钟|"
-        r"h(?:ou)?rs?\b|h\b|小时)", re.I)),
-    ("fraction", re.compile(r"\s*(?:%|percent\b|pct\b|个百分点)", re.I)),
+        rf"\s*-?(?P<t>ms(?![A-Za-z0-9_])|milli-?sec(?:ond)?s?(?![A-Za-z0-9_])|毫秒|[uµμ]s(?![A-Za-z0-9_])|micro-?seconds?(?![A-Za-z0-9_])|微秒|ns(?![A-Za-z0-9_])|纳秒|sec(?:ond)?s?(?![A-Za-z0-9_])(?!{_NOT_TIME})|s(?![A-Za-z0-9_])|秒钟?|min(?:ute)?s?(?![A-Za-z0-9_])|分钟|"
+        r"h(?:ou)?rs?(?![A-Za-z0-9_])|h(?![A-Za-z0-9_])|小时)", re.I)),
+    ("fraction", re.compile(r"\s*(?:%|percent(?![A-Za-z0-9_])|pct(?![A-Za-z0-9_])|个百分点)", re.I)),
 )  # fmt: skip
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _SECONDS: tuple[tuple[str, float], ...] = (
@@ -329,14 +334,17 @@ def _unit_value(rule: str, match: re.Match[str]) -> tuple[str, float, str]:
 
 
 _PER_CLASS = (
-    ("user", r"user|request|req|stream|session|person|client|seq|用户|请求|会话|路|人"),
+    (
+        "user",
+        r"user|^each$|each of|of us|every(?:one|body)|request|req|stream|session|person|client|seq|用户|请求|会话|路|人",
+    ),
     ("device", r"gpu|npu|card|device|accel|rank|die|chip|卡"),
     ("node", r"node|server|machine|host|台|机|节点"),
     ("replica", r"instance|replica"),
 )
 _PER_AFTER = re.compile(
     _PER.replace("(?:/|per", "(?:/|for (?:each|every)|per")
-    + r"|\s*(?:for|,)?\s*(?P<per2>each user|every user|每(?:个)?用户|每路|单用户|per-user|per-request)",
+    + r"|\s*(?:for|to|,)?\s*(?P<per2>each(?=\s*(?:$|[.,;!?)]))|each of (?:us|them|the users)|every (?:one )?of us|every(?:one|body)|each user|every user|每(?:个)?用户|每路|单用户|per-user|per-request)",
     re.I,
 )
 
@@ -377,7 +385,11 @@ def _number_at(text: str, match: re.Match[str]) -> tuple[float, int, bool] | Non
             and len(match["han"]) == 1
         ):
             return None
-        if not _MEASURE.match(text, end) and not text[: match.start()].rstrip().endswith("百分之"):
+        if (
+            not _MEASURE.match(text, end)
+            and not _ROUND_HAN.match(match["han"] + text[end : end + 1])
+            and not text[: match.start()].rstrip().endswith("百分之")
+        ):
             return None
         try:
             value = chinese_number(match["han"])
@@ -402,7 +414,7 @@ _PRONOUN = re.compile(
     r"\b(?:further|this|that|another|other|which|each|every|any|new|old|first|last|bigger|smaller|next|no|the)\s+$",
     re.I,
 )
-_ARTICLE_UNIT = re.compile(r"\s*(?:second|sec\b|minute|hour)", re.I)
+_ARTICLE_UNIT = re.compile(rf"\s*(?:second(?!{_NOT_TIME})|sec\b|minute|hour)", re.I)
 _DEVICES_NEXT = re.compile(r"\s*-?\s*(?:\x01|gpus?\b|cards?\b|npus?\b|nodes?\b|servers?\b)", re.I)
 
 
@@ -525,6 +537,7 @@ def _in_a_name(text: str, start: int) -> bool:
     return word is not None and not _NUMBERED.fullmatch(word.group()[:-1].split("-")[-1])
 
 
+_METRIC_BEFORE = re.compile(r"(?:tokens?|ttft|tpot|itl|qps|rps|isl|osl)$", re.I)  # "首token1s", "TPOT50ms"
 _TIMES = re.compile(r"\s*[×xX*✕]\s*")
 
 
@@ -544,8 +557,8 @@ def find_quantities(text: str) -> list[Quantity]:
             and not match["sign"]
             and ((before.isascii() and before.isalpha()) or before in ("_", "."))
         )
-        times = before in ("x", "X") and re.search(r"(?:^|[\d\s)])[xX]$", folded[: match.start()])
-        if not glued or times:
+        times = before in ("x", "X") and re.search(r"(?:^|[\d\s)\x01])[xX]$", folded[: match.start()])
+        if not glued or times or _METRIC_BEFORE.search(folded[max(0, match.start() - 8) : match.start()]):
             quantity = _quantity_at(folded, match)
         if (
             quantity is not None

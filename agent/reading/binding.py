@@ -32,12 +32,17 @@ class Pair:
 
 
 _PER_BEFORE = re.compile(r"(?:\bper[\s-]*|/\s*|\beach\s+|\bevery\s+|每个?\s*|单\s*)$", re.I)
+# "users: 40", "用户数为 40", but not "for 6 people, input 1500"
+_NAMES_ITS_COUNT = re.compile(
+    r"\s*(?:数量?|count|number)?\s*(?:[:：=≤<]|\bis\b|\bare\b|为|是|有)\s*(?:[~约]|at most|up to|about|最多|不超过|大约)?\s*",
+    re.I,
+)
 DEVICE_NAME = Term("hardware.device_count", "count", "")
 _BREAK = re.compile(
     r"(?<!\d),|,(?!\d)|[，、()（）;；:：/\n]|\b(?:and|but|with|while|whereas)\b|以及|而且|并且|同时|其中"
 )
 _FILLER = re.compile(
-    r"[\s\-*_\"'“”`+]*(?:(?:of|the|total|for|x|×|a|new|large|more|such|tokens?|tok|local|nvidia|amd|huawei|华为|英伟达|个|的|款|张|块|片|颗|台|条|per|each|single)[\s\-*_]*)*",
+    r"[\s\-*_\"'“”`+]*(?:(?:of|the|total|for|x|×|a|used|old|spare|second-hand|identical|二手|new|large|more|such|tokens?|tok|local|nvidia|amd|huawei|华为|英伟达|个|的|款|张|块|片|颗|台|条|per|each|single)[\s\-*_]*)*",
     re.I,
 )
 _LINK = re.compile(
@@ -55,7 +60,9 @@ def find_spots(text: str, names: list[Name]) -> list[Spot]:
             lead = len(match.group()) - len(match.group().lstrip(" _-\n\t"))
             end = match.start() + len(match.group().rstrip(" _-\n\t"))
             # "tokens/s per GPU": what a rate is for counts nothing
-            if term.path == "hardware.device_count" and _PER_BEFORE.search(text[: match.start() + lead]):
+            if term.path in ("hardware.device_count", "hardware.num_nodes") and _PER_BEFORE.search(
+                text[: match.start() + lead]
+            ):
                 continue
             if match.start() + lead < end:
                 spots.append(Spot(term, match.start() + lead, end))
@@ -83,9 +90,35 @@ def amounts(text: str) -> list[Quantity]:
     return find_quantities(mask_stats(text))
 
 
-def fits(term: Term, q: Quantity, in_label: bool) -> bool:
-    """Whether `q` may be an amount of `term`: by its unit, or bare under a label that names the dimension."""
-    if term.dimension == "power":
+_NOUNS = (
+    ("tokens", re.compile(r"\s*(?:个|多个?)?\s*(?:(?:new|input|output|prompt|generated|total|long|的|输入|输出|左右|上下)\s*)*(?:tokens?|toks?\b|words?\b|字|词元?)(?!\s*(?:/|per\b|每))", re.I)),
+    ("load", re.compile(r"\s*(?:个|位|名|条|路)?\s*(?:(?:concurrent|simultaneous|parallel|active|online|并发|在线|单独的)\s*)*(?:requests?|users?|people|persons?|clients?|sessions?|chats?|conversations?|analysts?|customers?|colleagues?|engineers?|agents?|streams?|请求|用户|会话|人(?!工)|并发|同事|客户|员工)", re.I)),
+)  # fmt: skip
+_TOKEN_PATHS = frozenset(
+    {"workload.isl", "workload.osl", "workload.seq_len", "workload.max_context", "model.max_position_embeddings",
+     "engine.limits.max_num_batched_tokens", "engine.limits.chunked_prefill_size", "engine.limits.block_size",
+     "model.vocab_size"}
+)  # fmt: skip
+_LOAD_PATHS = frozenset(
+    {"workload.concurrency", "workload.batch_size", "workload.request_rate", "engine.limits.max_num_seqs",
+     "engine.limits.max_batch_size"}
+)  # fmt: skip
+
+
+def noun_of(text: str, q: Quantity) -> str:
+    """What `q` counts by the word right behind it: "tokens", "load" (requests, users, chats), or empty."""
+    if q.dimension != "count":
+        return ""
+    return next((name for name, words in _NOUNS if words.match(text, q.end)), "")
+
+
+def fits(term: Term, q: Quantity, in_label: bool, noun: str = "") -> bool:
+    """Whether `q` may be an amount of `term`: by its unit and noun, or bare under a label that names the dimension."""
+    if term.dimension == "power" or (term.needs and noun != term.needs):
+        return False
+    if q.dimension == term.dimension == "count" and (
+        (noun == "tokens" and term.path not in _TOKEN_PATHS) or (noun == "load" and term.path not in _LOAD_PATHS)
+    ):
         return False
     if in_dimension(q, term.dimension) is not None:
         return term.transform != "inverse" or q.dimension == "tokens/s"
@@ -134,7 +167,7 @@ def _reuse_cost(text: str, before: Quantity, q: Quantity) -> float:
 
 def _score(text: str, spot: Spot, q: Quantity, label_end: int, index: int, quantities: list[Quantity]) -> float | None:
     in_label = spot.end <= label_end and q.start >= label_end
-    if not fits(spot.term, q, in_label) or (spot.start < q.end and q.start < spot.end):
+    if not fits(spot.term, q, in_label, noun_of(text, q)) or (spot.start < q.end and q.start < spot.end):
         return None
     rate_word = spot.term.path == "workload.request_rate" and q.dimension == "count" and not in_label
     if rate_word and not (
@@ -152,12 +185,14 @@ def _score(text: str, spot: Spot, q: Quantity, label_end: int, index: int, quant
         if spot.term.side == "pre" or (label_end > q.start and spot.start >= label_end):
             return None
         return _score_post(text, spot, q, bonus)
-    if spot.term.side == "post":
+    if spot.term.side == "post" or (
+        spot.term.side == "noun" and not in_label and not _NAMES_ITS_COUNT.fullmatch(text[spot.end : q.start])
+    ):
         return None
     if spot.is_name:
         tail = re.match(r"\s*(?:张|块|片|颗|卡|台|x\b|×|gpus?\b|cards?\b)", text[q.end :], re.I)
         linked = re.fullmatch(
-            r"\s*(?:NVL|SXM\d?|PCIe|\([^)]*\))?\s*[x×*]\s*|\s*[,，]?\s*(?:共|总共|合计)?\s*|\s*\x01*\s*\(?[x×*]",
+            r"\s*(?:NVL|SXM\d?|PCIe|\([^)]*\))?\s*[x×*]\s*|\s*[,，]?\s*(?:共|总共|合计)?\s*|\s*\x01*\s*\(?[x×*]|[\s(-]*\d+ ?G(?:i?B)?[\s)]*[\s\x01]*[x×*]\s*",
             text[spot.end : q.start],
             re.I,
         )
@@ -169,6 +204,8 @@ def _score_post(text: str, spot: Spot, q: Quantity, bonus: float) -> float | Non
     gap = text[q.end : spot.start]
     if _FILLER.fullmatch(gap) and "\n" not in gap:
         return 100.0 + bonus - len(gap) * 0.5
+    if spot.term.side == "post" and spot.term.path == "workload.concurrency":
+        return None if len(gap) > 44 or _BREAK.search(gap) or re.search(r"\d", gap) else 70.0 + bonus - 0.5 * len(gap)
     if spot.is_name or (spot.term.dimension == "count" and len(gap) > 14):
         return None
     breaks = len(_BREAK.findall(gap))

@@ -44,6 +44,8 @@ class Candidate:
     origin: Origin = "stated"
     leaf: str = ""
     """Key path in a structured input, list positions left out ("nodes[].gpu_type"); empty for prose."""
+    weight: int = 0
+    """Standing against other values of the same path: a correction above, a wish or a quoted older mail below."""
     group: str = ""
     """Position of the list item it belongs to ("nodes[0].gpus[3]"), for counting and pools."""
 

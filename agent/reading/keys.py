@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from agent.reading.budget import leaves_within_budget
 from agent.reading.facts import Candidate, Reading
 from agent.reading.lexicon import DTYPES, HF_KEYS, HF_MARKS, HF_NOISE, HF_SAME, TERMS, compiled
 from agent.reading.prose import read_statement
@@ -48,8 +48,9 @@ _REASONS = (
 def read_structured(leaves: list[Leaf], file: str, reading: Reading, context: tuple[str, ...] = ()) -> None:
     """Reads all leaves of one document into `reading`."""
     leaves = _joined_lists(_with_units(leaves))
-    configs = _config_roots(leaves, file)
     _count_lists(leaves, file, reading)
+    leaves = leaves_within_budget(leaves, reading)
+    configs = _config_roots(leaves, file)
     unused: dict[str, tuple[Leaf, str]] = {}
     for leaf in leaves:
         root = next((r for r in configs if leaf.path[: len(r)] == r), None)
@@ -348,19 +349,21 @@ def _count_lists(leaves: list[Leaf], file: str, reading: Reading) -> None:
             if isinstance(key, int) and depth and isinstance(leaf.path[depth - 1], str):
                 members[leaf.path[:depth]].add(key)
                 first.setdefault(leaf.path[:depth], leaf)
+    objects = {leaf.path[:depth] for leaf in leaves for depth in range(len(leaf.path) - 1)}
+    counted = {leaf.path[:-2] for leaf in leaves if len(leaf.path) > 2 and _ITEM_COUNT.fullmatch(str(leaf.path[-1]))}
     for path, items in members.items():
         name = str(path[-1])
         leaf = first[path]
-        if leaf.path == path or not _own_objects(leaves, path):
+        if leaf.path == path or path not in objects:
             continue
         nested = any(isinstance(k, int) for k in path[:-1])
         if _NODE_LIST.search(_words(name)) and not _DEVICE_LIST.search(_words(name)):
             kind = "hardware.num_nodes"
-        elif _DEVICE_LIST.search(_words(name)) and not any(_has_count(leaf, path) for leaf in leaves):
+        elif _DEVICE_LIST.search(_words(name)) and path not in counted:
             kind = "hardware.devices_per_node" if nested else "hardware.device_count"
         else:
             continue
-        if kind == "hardware.num_nodes" and any(_has_count(leaf, path) for leaf in leaves):
+        if kind == "hardware.num_nodes" and path in counted:
             continue
         reading.candidates.append(
             Candidate(
@@ -378,13 +381,5 @@ def _count_lists(leaves: list[Leaf], file: str, reading: Reading) -> None:
         )
 
 
-def _own_objects(leaves: Iterable[Leaf], path: tuple[Key, ...]) -> bool:
-    return any(len(leaf.path) > len(path) + 1 and leaf.path[: len(path)] == path for leaf in leaves)
-
-
-def _has_count(leaf: Leaf, path: tuple[Key, ...]) -> bool:
-    """Items that carry their own count are kinds, not single devices."""
-    inside = leaf.path[: len(path)] == path and len(leaf.path) == len(path) + 2
-    return inside and bool(
-        re.fullmatch(r"count|num|number|quantity|qty|n|num_\w+|数量|\w+_count", str(leaf.path[-1]), re.I)
-    )
+# items that carry their own count are kinds, not single devices
+_ITEM_COUNT = re.compile(r"count|num|number|quantity|qty|n|num_\w+|数量|\w+_count", re.I)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-Side = Literal["both", "pre", "post"]
+Side = Literal["both", "pre", "post", "noun"]
+"""noun: behind its number ("40 users"), or before it only as a label ("users: 40")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class Term:
     words: str
     side: Side = "both"
     transform: Literal["", "inverse", "complement"] = ""
-    labels_only: bool = False
-    """Too general for running text ("size"): only the label of a field, or a key."""
+    needs: str = ""
+    """What the number has to count by its own noun ("tokens"), where the word alone says too little ("file")."""
 
 
 _DEV = r"(?:gpus?|npus?|dcus?|cards?|accelerators?|devices?|加速卡|显卡|智算卡|计算卡|卡|芯片|chips?)"
@@ -42,6 +43,8 @@ TERMS: tuple[Term, ...] = (
          rf"|单机(?:{_DEV}|gpu)数量?|单(?:机|节点)卡数|nproc per node|(?:num|number|count|数量) ?per {_NODE}|local world size|单节点 ?(?:{_DEV}|gpu)数?|{_DEV} in (?:each|a) {_NODE}"),
     Term("hardware.device_count", "count",
          rf"(?:total|number of|num|n|available|max)* ?{_DEV}(?: ?(?:count|num|number|total|数量?|总数|个数))?|world size|total {_DEV}|总卡数|卡数|[张块片颗]{_DEV}?|(?:{_DEV}|gpu)(?:数量?|总数)"),
+    Term("hardware.device_count", "count", r"of (?:them|these|those)", side="post"),
+    Term("hardware.devices_per_node", "count", r"each|apiece", side="post"),
     Term("hardware.memory_bytes", "bytes",
          rf"(?:gpu|video|device|card|npu|hbm|graphics|single card|per gpu|per card|accelerator|单卡|每卡|每张卡|gpu 单卡)* ?(?:video )?(?:memory|mem)(?: (?:capacity|size|total|per {_DEV}))*"
          rf"|v ?ram(?: (?:capacity|size|per {_DEV}))?|hbm(?:\d\w?)?(?: (?:capacity|size))?|(?:单卡|每卡|每张卡)?(?:的)?显存(?:容量|大小)?|(?:单卡|卡)内存(?:容量)?"),
@@ -82,7 +85,7 @@ TERMS: tuple[Term, ...] = (
     Term("model.intermediate_size", "count",
          r"(?:ffn|mlp|feed ?forward|dense)? ?(?:intermediate|inner)(?: ffn| hidden)?(?: ?(?:size|dim(?:ension)?s?|width))?|(?:ffn|mlp|feed ?forward)(?: (?:network|layer|hidden|inner|intermediate))* ?(?:size|dim(?:ension)?s?|width|维度|大小)?|d ff|n inner|(?:前馈|中间)(?:网络|层)?(?:隐藏)?(?:层)?(?:的)?(?:维度|大小|维)|hidden (?:size|dim(?:ension)?) of (?:the )?(?:ffn|mlp|feed ?forward)"),
     Term("model.moe_intermediate_size", "count",
-         r"(?:moe|experts?|routed expert)(?: ffn)? ?(?:intermediate|hidden|inner|ffn)* ?(?:size|dim(?:ension)?s?|width)|hidden (?:size|dim(?:ension)?) of (?:the |each )?(?:moe|experts?)|moe ffn|(?:moe|每个专家|专家) ?(?:的)?(?:ffn)? ?(?:隐藏|中间)?(?:层)?(?:维度|大小|维|隐藏维)|intermediate (?:size|dim) (?:of|per) (?:each )?experts?"),
+         r"(?:moe|experts?|routed expert)(?: ffn)? ?(?:intermediate|hidden|inner|ffn)* ?(?:size|dim(?:ension)?s?|width)|hidden (?:size|dim(?:ension)?) of (?:the |each )?(?:moe|experts?)|moe ffn|experts? (?:ffn|mlp|width)|(?:moe|每个专家|专家) ?(?:的)?(?:ffn)? ?(?:隐藏|中间)?(?:层)?(?:维度|大小|维|隐藏维)|intermediate (?:size|dim) (?:of|per) (?:each )?experts?"),
     Term("model.num_experts", "count", r"(?:num|n|number of|total|mixture of)? ?(?:local|routed|routing|moe)? ?experts?(?: ?(?:num|count|number))?|(?:路由)?专家(?:数|个数|数量|总数)?"),
     Term("model.n_shared_experts", "count", r"(?:num|n|number of)? ?shared experts?(?: num)?|共享专家(?:数|个数|数量)?"),
     Term("model.num_experts_per_tok", "count",
@@ -97,15 +100,21 @@ TERMS: tuple[Term, ...] = (
     Term("ignore.activation_memory", "bytes", r"(?:fp16|bf16)? ?activations?(?: memory)? (?:per token|size|memory)|激活(?:值)?(?:显存|内存)"),
     Term("model.max_position_embeddings", "count", r"max(?:imum)? position(?: embeddings?)?s?|n positions|n ctx|最大位置(?:编码)?"),
     # ---- workload
-    Term("workload.batch_size", "count", r"(?:global |decode |prefill |static |inference )?batch(?:es)?(?: ?size)?|bs|批(?:次|量|处理)?(?:大小)?|(?:sequences|samples|requests) (?:in|per) (?:each |a |every )?batch|sequences"),
+    Term("workload.batch_size", "count", r"(?:global |decode |prefill |static |inference )?batch(?:es)?(?: ?size)?|bs|批(?:次|量|处理)?(?:大小)?|(?:sequences|samples|requests) (?:in|per) (?:each |a |every )?batch|sequences|(?:条|个)序列(?!长)"),
     Term("workload.isl", "count",
-         rf"isl|(?:average |avg |mean |typical )?(?:input|prompt|prefill|source|request)(?: ?(?:seq(?:uence)?|text|context))? ?{_LEN}|(?:seq(?:uence)?|context|tokens) in(?:put)?|prompts?|inputs?|输入(?:序列|文本|上下文|提示)?(?:的)? ?{_LEN}?|(?:提示词?|prompt)(?:的)? ?{_LEN}?|in"),
+         rf"isl|(?:average |avg |mean |typical )?(?:input|prompt|prefill|source|request)(?: ?(?:seq(?:uence)?|text|context))? ?{_LEN}|(?:seq(?:uence)?|context|tokens) in(?:put)?|prompts?|inputs?|输入(?:序列|文本|上下文|提示)?(?:的)? ?{_LEN}?|(?:提示词?|prompt)(?:的)? ?{_LEN}?"),
+    Term("workload.isl", "count", r"in", side="noun"),
     Term("workload.osl", "count",
          rf"osl|(?:average |avg |mean |typical )?(?:output|generation|generated|gen|completion|response|decode|reply|answer)(?: ?(?:seq(?:uence)?|text))? ?{_LEN}|(?:seq(?:uence)?|tokens) out(?:put)?|(?:max )?(?:new|generated) tokens|(?:outputs?|completions?|responses?|repl(?:y|ies)|answers?|generations?)|(?:输出|生成|回复|回答)(?:序列|文本)?(?:的)? ?{_LEN}?|out|max tokens"),
+    Term("workload.isl", "count", r"(?:documents?|files?|articles?|transcripts?|contracts?|papers?|books?|reports?|messages?|questions?|queries|codebases?|passages?|文档|文章|材料|合同|原文|论文|问题|报告|代码库)(?:的)?(?:长度)?", needs="tokens"),
+    Term("workload.osl", "count", r"(?:summar(?:y|ies)|translations?|abstracts?|results?|摘要|总结|译文|结果)(?:的)?(?:长度)?", needs="tokens"),
     Term("workload.seq_len", "count", r"(?:max(?:imum)? |min(?:imum)? )?(?:seq(?:uence)?|text)s? ?(?:len(?:gth)?s?)(?: range)?|序列(?:的)?长度(?:范围)?|长度范围|tokens per sequence|total (?:sequence )?length|seqlen|seq"),
-    Term("workload.max_context", "count", r"(?:max(?:imum)? |supported |longest )?(?:context|ctx)(?: ?(?:length|window|len|size))?|max(?:imum)? (?:model|total|seq(?:uence)?) ?(?:len(?:gth)?|tokens)|(?:最大|最长)?上下文(?:长度|窗口)?(?:最长|最大)?|最大(?:序列)?长度|最长序列"),
+    Term("workload.max_context", "count", r"(?:max(?:imum)? |supported |longest )?(?:contexts?|ctx)(?: ?(?:lengths?|windows?|len|size))?|max(?:imum)? (?:model|total|seq(?:uence)?) ?(?:len(?:gth)?|tokens)|(?:最大|最长)?上下文(?:长度|窗口)?(?:最长|最大)?|最大(?:序列)?长度|最长序列"),
     Term("workload.concurrency", "count",
-         r"(?:max(?:imum)? |target |peak |average )?(?:concurren(?:cy|t)|simultaneous|parallel|online|active|in ?flight)(?: ?(?:users?|requests?|sessions?|streams?|clients?|sequences?|level|connections?))?|users?|people|persons?|sessions|streams|(?:并发|并行)(?:请求|用户|会话)?(?:数|量|度|路数)?|路(?:并发)?|(?:同时|在线)(?:在线)?(?:用户|人)?(?:数)?|用户(?:数)?|人|num concurrent"),
+         r"(?:max(?:imum)? |target |peak |average )?(?:concurren(?:cy|t)|simultaneous|parallel|online|active|in ?flight)(?: ?(?:users?|requests?|sessions?|streams?|clients?|sequences?|level|connections?|chats?|conversations?))?|(?:并发|并行)(?:请求|用户|会话)?(?:数|量|度|路数)?|(?:同时|在线)(?:在线)?(?:用户|人)?(?:数)?|用户数|num concurrent"),
+    Term("workload.concurrency", "count", r"users?|people|persons?|sessions|streams|chats|conversations|路(?:并发)?|用户|人", side="noun"),
+    Term("workload.concurrency", "count",
+         r"at once|at (?:a|the same|any(?: given)?|one) (?:time|moment)|simultaneously|concurrently|in parallel|in ?flight|side by side|together|of us|(?:个人?|位|名|条|路|人)?(?:一起|同时)(?:在线|使用|用|访问|请求|提问)?", side="post"),
     Term("workload.request_rate", "requests/s",
          r"qps|rps|(?:target )?(?:requests?|queries|req) ?(?:per|/) ?s(?:ec(?:ond)?)?|(?:request|arrival|query|target request)s? (?:rate|throughput)|(?:load|traffic|arrival)|(?:请求|到达)(?:速率|率|量)|每秒请求(?:数|量)?|吞吐|throughput|流量"),
     Term("workload.prefix_hit_rate", "fraction", r"prefix ?(?:cache|caching)?(?: ?hit)?(?: ?(?:rate|ratio))?|(?:kv )?cache hit(?: ?(?:rate|ratio))?|(?:前缀)?(?:缓存)?(?:复用)?命中率|前缀(?:缓存|复用)(?:率)?"),
@@ -116,11 +125,11 @@ TERMS: tuple[Term, ...] = (
          rf"ttft|(?:the )?time to (?:the )?first token|(?:first|1st)[- ]?(?:token|word|byte)s?{_TIME_WORD}|prefill{_TIME_WORD}|prompt processing{_TIME_WORD}|首(?:个)? ?(?:token|字|词|包|tok|词元)(?:的)? ?(?:返回)?{_TIME_WORD}|(?:预填充|首次响应|首响){_TIME_WORD}"),
     Term("requirements.tpot_s", "s",
          rf"tpot|itl|tbt|(?:the )?(?:mean |average )?time per (?:output |generated )?token|inter[- ]?token{_TIME_WORD}|token[- ]to[- ]token{_TIME_WORD}|(?:decode|decoding|generation){_TIME_WORD}(?: per token)?|(?:per|each|every)[- ](?:output )?token{_TIME_WORD}|(?:latency|time|delay) per (?:output |generated )?token|"
-         rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|subsequent tokens?|(?:非首|增量) ?(?:token|字|词)(?:的)?(?:延迟|时延|时间)?|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
+         rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|(?:subsequent|further|following|later|remaining) tokens?|(?:every|each|any) (?:further|following|subsequent|additional|next|later|other|more) (?:one|token|word)|(?:further|following|subsequent|later) ones|(?:非首|增量) ?(?:token|字|词)(?:的)?(?:延迟|时延|时间)?|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
     Term("requirements.tpot_s", "tokens/s",
-         r"(?:decode|decoding|generation|streaming|token|per[- ]user|user|output|single[- ]stream)s? (?:speed|rate|throughput)(?: per user)?|(?:per|each|every) (?:user|request|stream|session)|(?:生成|输出|解码|单用户|单路|吐字)(?:的)?(?:速度|速率)|(?:每|单)(?:个|一个|一)?(?:用户|路|请求|会话)|tokens? per second per user|interactivity|speed", transform="inverse"),
+         r"(?:decode|decoding|generation|streaming|token|per[- ]user|user|output|single[- ]stream)s? (?:speed|rate|throughput)(?: per user)?|(?:per|each|every) (?:user|request|stream|session)|吐字(?:的)?(?:速度|速率)?|(?:生成|输出|解码|单用户|单路)(?:的)?(?:速度|速率)|(?:每|单)(?:个|一个|一)?(?:用户|路|请求|会话)|tokens? per second per user|interactivity|speed", transform="inverse"),
     Term("requirements.e2e_latency_s", "s",
-         r"(?:e2e|end[- ]to[- ]end|total|overall|request|full|complete|response|inference|total inference|端到端|总|整体|请求|完整)(?: ?(?:inference|request|response|generation|推理|响应))?(?:的)? ?(?:latency|time ?out|delay|completion time|response time|time|延迟|时延|耗时|响应时间|时间|超时)|latency|延迟|时延|timeout|响应时间"),
+         r"(?:e2e|end[- ]to[- ]end|total|overall|request|full|complete|response|inference|total inference|端到端|总|整体|请求|完整)(?: ?(?:inference|request|response|generation|推理|响应))?(?:的)? ?(?:latency|time ?out|delay|completion time|response time|time|延迟|时延|耗时|响应时间|时间|超时)|latency|延迟|时延|timeout|响应时间|e2e|end[- ]to[- ]end|端到端|(?:full|complete|whole|entire|finished) (?:answer|response|reply|completion|request|result)s?|(?:完整|全部|整个)(?:的)?(?:回答|回复|响应|答案|请求|结果|输出)"),
     Term("requirements.throughput_per_device", "tokens/s",
          rf"(?:(?:output|input|total|token|decode|prefill) )?throughput ?(?:per|/) ?(?:single )?{_DEV}|(?:tokens?|tps|tok/s|tokens/s) ?(?:per|/) ?{_DEV}|per[- ]?{_DEV} (?:(?:output|input|total|token) )?throughput|single[- ]card throughput|(?:单卡|每卡|每张卡|每个? ?gpu|单 ?gpu|每张 ?gpu)(?:的)?(?:平均)?(?:输出|输入|总)?(?:吞吐(?:量|率)?|token ?吞吐)?"),
     Term("requirements.throughput_total", "tokens/s",
@@ -302,12 +311,12 @@ NAME_LABELS: tuple[tuple[str, str], ...] = (
 
 UNBOUNDED = (
     r"ample|unlimited|unbounded|without (?:any )?limits?|no (?:upper )?limits?|not limited|as many .{0,30}(?:as needed|as you (?:need|like|want)|as required)|sufficient|abundant|plenty|any number|unconstrained|limitless|infinite|enough"
-    r"|充足|充裕|充分|不限|无限(?:制)?|不受限|没有(?:数量)?限制|不设上限|足够|管够|随意|任意(?:数量|多)?|无上限"
+    r"|充足|充裕|充分|不限|无限(?:制)?|不受限|没有(?:数量)?(?:限制|上限)|不设上限|足够|管够|随意|任意(?:数量|多)?|无上限"
 )
 OBJECTIVES: tuple[tuple[str, str], ...] = (
     ("fewest_devices", r"(?:as few|fewest|minimi[sz]e (?:the )?(?:number of )?|minimum number of|least|smallest number of|minimal) ?(?:gpus?|npus?|cards?|devices?|accelerators?|hardware|resources)(?: as possible)?|最少(?:的)?(?:卡|gpu|npu|资源|机器|张)|(?:卡|gpu|资源|机器|卡数)(?:数)?(?:越少越好|尽(?:量|可能)少)|尽(?:量|可能)少(?:的|用)?(?:卡|gpu|npu|资源|机器|张)|省卡|用(?:卡|的卡)最少|how (?:few|many) (?:gpus?|cards?|npus?)|需要(?:几|多少)(?:张|块|台)|多少张卡|lowest cost|cheapest|成本最低|最低成本|越(?:便宜|省)越好"),
-    ("min_latency", r"(?:lowest|minimal|minimum|minimi[sz]e|smallest|best|reduce|low) (?:possible )?(?:the )?(?:end[- ]to[- ]end )?(?:latency|delay|response time|ttft|tpot)|latency[- ](?:as low as possible|first|optimi[sz]ed|is (?:the )?(?:priority|key))|as fast as possible|(?:延迟|时延)(?:越低越好|越小越好|尽(?:量|可能)(?:低|小)|最(?:低|小)|优先)|最(?:低|小)(?:的)?(?:延迟|时延)|min_?latency|最小化(?:延迟|时延)|latency$"),
-    ("total_throughput", r"throughput\W{0,3} ?(?:(?:should be |to be )?as (?:high|large|much) as possible|is (?:the )?(?:priority|key|goal)|first|optimi[sz]ed)|(?:highest|max(?:imum|imal)?|maximi[sz]e|best|most|higher) (?:possible )?(?:the )?(?:total |overall |aggregate |output |token |system |decode )*(?:throughput|tokens? per second|tok/s)|as (?:much|many) (?:throughput|tokens)|(?:总|整体|系统)?吞吐(?:量|率)?(?:越(?:大|高)越好|尽(?:量|可能)(?:大|高)|最(?:大|高)|优先|最大化)|最大化(?:总|整体|系统|输出)?吞吐|最(?:大|高)(?:的)?(?:总|整体)?吞吐|total_?throughput|throughput$"),
+    ("min_latency", r"(?:lowest|minimal|minimum|minimi[sz]e|smallest|best|reduce|low) (?:possible )?(?:the )?(?:end[- ]to[- ]end )?(?:latency|delay|response time|ttft|tpot)|latency[- ](?:as low as possible|first|optimi[sz]ed|is (?:the )?(?:priority|key))|as fast as possible|(?:延迟|时延)(?:越低越好|越小越好|尽(?:量|可能)(?:低|小)|最(?:低|小)|优先)|最(?:低|小)(?:的)?(?:延迟|时延)|min_?latency|最小化(?:延迟|时延)|(?:延迟|时延)(?:压|降|做|控制|优化)(?:到|得|至)?(?:最低|最小|尽(?:量|可能)(?:低|小)|越低越好)|latency$"),
+    ("total_throughput", r"throughput\W{0,3} ?(?:(?:should be |to be )?as (?:high|large|much) as possible|is (?:the )?(?:priority|key|goal)|first|optimi[sz]ed)|(?:highest|max(?:imum|imal)?|maximi[sz]e|best|most|higher) (?:possible )?(?:the )?(?:total |overall |aggregate |output |token |system |decode )*(?:throughput|tokens? per second|tok(?:en)?s?/s)|as (?:much|many) (?:throughput|tokens)|(?:总|整体|系统)?吞吐(?:量|率)?(?:越(?:大|高)越好|尽(?:量|可能)(?:大|高)|最(?:大|高)|优先|最大化)|最大化(?:总|整体|系统|输出)?吞吐|最(?:大|高)(?:的)?(?:总|整体)?吞吐|total_?throughput|throughput$"),
     ("knee", r"(?:good |best |reasonable )?(?:trade ?-?off|balance) between (?:latency and throughput|throughput and latency)|(?:吞吐|延迟|时延)(?:和|与)(?:吞吐|延迟|时延)(?:的)?(?:平衡|折中)|兼顾(?:吞吐|延迟|时延)(?:和|与)(?:吞吐|延迟|时延)|knee"),
 )  # fmt: skip
 
@@ -333,9 +342,20 @@ INJECTION = (
 )  # fmt: skip
 
 PER_NODE = r"每(?:台|机|个?节点|个?服务器|台机器|台服务器|一台)|per[ -](?:node|server|machine|host|box)|each (?:node|server|machine|host|box)?|/ ?node|every (?:node|server|machine|host)|nodes? (?:of|with|containing|equipped with)|(?:nodes?|servers?|machines?|服务器|节点|机器) ?[x×*]|单机|单台|单节点|a (?:single )?(?:node|server|machine)|one (?:node|server|machine)|apiece"
-ONE_NODE = r"单机|单台|一台|单节点|single[- ](?:node|server|machine|host|box)|\b(?:a|one|1) (?:node|server|machine|host|box|workstation)\b|^box\b|同一台|\bworkstation\b|一个节点"
+_ONE_HOST = r"(?:node|server|machine|host|box|workstation|chassis|enclosure|rig|tower|desktop|pc|dgx|hgx)"
+ONE_NODE = (
+    rf"单机|单台|一台|[那这]台|单节点|同一(?:台|个(?:节点|机箱))|同(?:机|节点)|一个(?:节点|机箱)|single[- ](?:\w+[- ])?{_ONE_HOST}\b|\b(?:the )?same {_ONE_HOST}\b"
+    rf"|\b(?:a|one|1|the|this|that|my|our)(?: (?:old|new|used|big|small|single|spare))? {_ONE_HOST}\b|^{_ONE_HOST}\b|\bworkstation\b|\b(?:one|1|a)\b (?:\d+ ?[x×*]? ?)?\x01+[^,.;，。；]{{0,16}}\b{_ONE_HOST}\b"
+)
 PER_DEVICE = r"per[ -]?(?:gpu|card|npu|device|accelerator|chip)|/ ?(?:gpu|card|npu)|each (?:gpu|card|npu|device)|单卡|每卡|每张|每块|每个? ?gpu|single[- ]card|each\b"
-PER_USER = r"per[ -]?(?:user|request|stream|session|person|client|sequence)|/ ?(?:user|request)|each (?:user|request|stream)|every user|每(?:个)?(?:用户|请求|路|会话)|单(?:用户|路|请求|流)|single[- ](?:user|stream)"
+SHARED_LINK = (
+    r"(?:one|a|single|1|一[个张块条]|单)[ -]*(?:port|nic|card|cable|link|uplink|hca|网口|网卡|端口|网线)s? ?(?:per|for (?:each|every)|on (?:each|every)|in (?:each|every)) ?(?:server|node|host|machine|box)"
+    r"|\bshar(?:e|es|ed|ing)\b|共享|共用|每台(?:服务器|机器)?(?:只有|仅有?|有|配)?[一1](?:个|张|块)(?:网卡|网口|端口)|整机"
+)
+CORRECTED = r"\bcorrection\b|\bcorrected\b|\berratum\b|更正|修正[:：一]|勘误|改为|改成|\bnot\b.{0,24}\bas (?:i|we) (?:wrote|said)|instead of the"
+PLANNED = r"\b(?:plan(?:ned|ning)?|size|sized|design(?:ed)?|dimension(?:ed)?|budget(?:ed)?|provision(?:ed)?) (?:for|on|with)\b|按.{0,10}(?:规划|设计|测算|算|来)|以.{0,10}为准"
+WISHED = r"\b(?:dream|wish|some ?day|one day|ideal(?:ly)?|stretch|nice to have|aspiration\w*|would love|hope(?:fully)?)\b|理想|梦想|将来|愿景|最好能"
+PER_USER = r"per[ -]?(?:user|request|stream|session|person|client|sequence)|/ ?(?:user|request)|each (?:user|request|stream)|every user|每(?:个)?(?:用户|请求|路|会话)|单(?:用户|路|请求|流)|single[- ](?:user|stream)|(?:for )?(?:each|every one|any) of (?:us|them|the users)|every(?:one|body)\b|人均|per head"
 BIDIRECTIONAL = r"bi[- ]?dir(?:ectional)?|both directions|双向|两个方向|total duplex|full[- ]?duplex|aggregate"
 UNIDIRECTIONAL = r"uni[- ]?dir(?:ectional)?|one[- ]?(?:way|direction)|each direction|per direction|单向"
 SPARSE = r"spars(?:e|ity)|稀疏"
@@ -379,6 +399,6 @@ def stats_in(text: str) -> list[tuple[int, str]]:
     """(offset, stat) of every percentile or mean named in `text`."""
     found: dict[int, str] = {}
     for name, words in STATS:
-        for match in re.finditer(rf"(?<![A-Za-z0-9.])(?:{words})(?![A-Za-z0-9])", text, re.I):
+        for match in re.finditer(rf"(?:(?<![A-Za-z0-9.])|(?=[^\x00-\x7f]))(?:{words})(?![A-Za-z0-9])", text, re.I):
             found.setdefault(match.start(), name)
     return sorted(found.items())

@@ -35,6 +35,25 @@ def check_model(draft: Draft) -> None:
     shape = {**(published_shape(model) if model else {}), **stated}
     _parameters(draft, shape, stated, model)
     _bytes(draft, shape, model)
+    _context(draft, model)
+
+
+def _context(draft: Draft, model: ModelSpec | None) -> None:
+    """A sequence longer than the positions the model was made for."""
+    if model is None:
+        return
+    asked = draft.value("workload.max_context") or draft.value("workload.seq_len_max") or 0
+    lengths = [draft.value(f"workload.{k}") for k in ("isl", "osl")]
+    request = sum(v for v in lengths if isinstance(v, int | float))
+    longest = max(asked if isinstance(asked, int | float) else 0, request)
+    positions = draft.value("model.max_position_embeddings") or model.max_context or model.position.max_positions
+    # 128k is written for 131072 and for 128000: a rounding is no excess
+    if positions and model.position.kind != "none" and longest > positions * 1.03:
+        draft.reading.flag(
+            "context-over-model",
+            f"{longest:.0f} tokens of context are asked for, {model.name} has {positions} positions; beyond them its "
+            "answers are not defined without position scaling",
+        )
 
 
 def _one_expert(draft: Draft) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from agent.reading.lexicon import DTYPES, ENGINES, compiled
 from knowledge import catalog
+from tools.spec.base import ToolError
 
 NameKind = Literal["device", "model", "engine", "dtype", "strategy", "noise"]
 
@@ -29,6 +30,10 @@ _NOISE = re.compile(
     r"|(?<=nvlink) ?\d(?:\.0)?(?![\d.])(?!\s*[GT]B)|\bddr\d\w*|\bhbm\d\w*|\bx86(?:_64)?|\b(?:epyc|xeon|threadripper)[ -]?\w*\d\w*(?:x\d+)?|\b\d+ ?cores?\b|\bx16\b|\b\d+(?:\.\d+)?\s?[kK]?[Ww](?:atts?)?\b(?!\s*token)|\b\d+u\b|roce ?v2|\b\d+\s*(?:days?|weeks?|months?|years?|天|周|年|个月)\b",
     re.I,
 )  # fmt: skip
+# "Zebrafish-77B-Ultra": a word, a size in billions, suffixes; what no catalogue knows may still be a model
+SIZED_NAME = re.compile(
+    r"(?<![\w./-])(?:[A-Za-z][\w.-]*/)?(?!(?:moe|dense|model|llm|only|the|a)-)[A-Za-z][\w.]*(?:[-_][\w.]+)*?[-_ ]?(?:\d+x)?\d+(?:\.\d+)?[Bb](?:[-_][\w.]*\w)*(?![\w/])"
+)
 ENGINE_VERSION = re.compile(
     r"\s*(?:[=>~]=|\bversion|版本(?:号)?|[(（:@])?\s*v?(?P<v>\d+\.\d+(?:\.\w+)*)(?!\s*[%A-Za-z])", re.I
 )
@@ -62,6 +67,14 @@ _REPLICAS_AFTER = re.compile(
 )
 _JOIN = re.compile(r"\s*(?:[,+x×*&/·、\-]|and|with|加|和|且)?\s*", re.I)
 _SMALL = {"two": 2, "three": 3, "four": 4, "eight": 8, "两": 2, "三": 3, "四": 4}
+_FORM_FACTOR = re.compile(
+    r"(?:\s*[(（]\s*\d+\s*G(?:i?B)?\s*[,，/]\s*|[\s-]*\d+\s*G(?:i?B)?[\s(（-]*|[\s(（-]*)(?P<form>pci-?e|sxm\d?|nvl\d*|oam)(?![A-Za-z0-9/]|[ -]*(?:only|switch|bandwidth|\d))",
+    re.I,
+)
+_BARE_CARD = re.compile(
+    r"(?:(?<=[双两])\s*|(?<=dual )|(?<=dual-)|(?<=twin )|\b(?:used|old|new|second[- ]hand|consumer|spare|my|our|\d+|one|two|three|four|six|eight)\s+|二手的?\s*)"
+    r"(?P<card>[2-6]0[5-9]0(?:\s?(?:ti|super|d))?)(?=s?(?![A-Za-z0-9.%]|\s*(?:tok|ms|req|字|GB)))", re.I
+)  # fmt: skip
 _MEMORY_TAIL = re.compile(r"[\s_-]*\d+\s*G(?:i?B)?$", re.I)
 
 
@@ -77,9 +90,11 @@ def find_names(text: str) -> list[Name]:
         add("strategy", degrees, start, end)
     for start, end, _alias, model_id in catalog.find_models_in_text(text):
         add("model", model_id, start, _attached(text, end))
-    for start, end, _alias, device_id in catalog.find_devices_in_text(text):
+    for start, end, ident in _devices(text):
         tail = _MEMORY_TAIL.search(text[start:end])
-        add("device", device_id, start, start + tail.start() if tail and tail.start() > 1 else end)
+        add("device", ident, start, start + tail.start() if tail and tail.start() > 1 else end)
+        if form := _FORM_FACTOR.match(text, end):
+            add("noise", form["form"], form.start("form"), form.end("form"))
     for kind, table in (("engine", ENGINES), ("dtype", DTYPES)):
         for value, words in table:
             for match in compiled(words).finditer(text):
@@ -94,9 +109,31 @@ def find_names(text: str) -> list[Name]:
     return sorted(taken, key=lambda n: n.start)
 
 
+def _devices(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, device id): those of the catalogue's own scan, a form factor after the memory size included, then
+    consumer cards by their bare number ("two used 3090s", "双 5090")."""
+    found = []
+    for start, end, words, ident in catalog.find_devices_in_text(text):
+        form = _FORM_FACTOR.match(text, end)
+        found.append((start, end, _of_form(words, form["form"]) or ident if form else ident))
+    for match in _BARE_CARD.finditer(text):
+        start, end = match.span("card")
+        if not any(start < e and s < end for s, e, _ in found) and (ident := _of_form(match["card"], "")):
+            found.append((start, end, ident))
+    return found
+
+
+def _of_form(words: str, form: str) -> str | None:
+    """The catalogue's device of a name with its form factor behind it; None where there is no such part."""
+    try:
+        return catalog.load_device(f"{words} {form}".strip()).device.id
+    except ToolError:
+        return None
+
+
 def _attached(text: str, end: int) -> int:
     """A model name goes on over "-Instruct", "-AWQ", "_v0.1"."""
-    match = re.match(r"(?:[-_][A-Za-z0-9.]*[A-Za-z0-9]+)+", text[end:])
+    match = re.match(r"(?:\.\d+(?![\dA-Za-z]))?(?:[-_][A-Za-z0-9.]*[A-Za-z0-9]+)*", text[end:])
     return end + match.end() if match and text[end - 1 : end].isalnum() else end
 
 

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from agent.reading import sentence
-from agent.reading.binding import Pair, amounts, find_spots, pair
+from agent.reading.binding import Pair, Spot, amounts, find_spots, noun_of, pair
 from agent.reading.coerce import amount, hinted_unit
 from agent.reading.facts import Candidate, Reading
 from agent.reading.lexicon import (
     BIDIRECTIONAL,
+    CORRECTED,
     INJECTION,
     IRRELEVANT,
     MAXIMUM,
@@ -22,8 +24,12 @@ from agent.reading.lexicon import (
     PER_DEVICE,
     PER_NODE,
     PER_USER,
+    PLANNED,
+    SHARED_LINK,
     SPARSE,
+    TERMS,
     UNIDIRECTIONAL,
+    WISHED,
     compiled,
     search,
     stats_in,
@@ -53,8 +59,14 @@ class Scene:
         line, quote = self.statement.at(max(0, start - self.shift))
         return Candidate(
             path=path, value=value, stated_as=self.text[start:end].strip(), file=self.statement.file, line=line, quote=quote,
-            key=self.statement.key or self.statement.label, **more,
+            key=self.statement.key or self.statement.label, weight=self._weight(start, end), **more,
         )  # fmt: skip
+
+    def _weight(self, start: int, end: int) -> int:
+        """A correction counts more than what it corrects, what is planned for more than what is dreamt of."""
+        clause = _CLAUSE.split(self.text[:start])[-1] + self.text[start:end] + _CLAUSE.split(self.text[end:])[0]
+        planned, wished = bool(search(PLANNED).search(clause)), bool(search(WISHED).search(clause))
+        return planned - wished + 2 * bool(search(CORRECTED).search(self.text)) - 4 * self.statement.quoted
 
 
 def read_statement(statement: Statement, reading: Reading) -> bool:
@@ -70,6 +82,7 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
     why = next((why for words, why in IRRELEVANT if search(words).search(text)), None)
     if why and statement.kind != "leaf":
         reading.ignore(_short(statement.text), why)
+        reading.candidates += sentence.subject_of_an_aside(_scene(statement, text))
         return True
     before = len(reading.candidates) + len(reading.flags) + len(reading.unknown)
     scene = _scene(statement, text)
@@ -97,8 +110,58 @@ def _scene(statement: Statement, text: str) -> Scene:
     spots = [s for s in spots if s.start >= len(lead) or statement.kind == "leaf" or s.end <= label_end]
     if statement.kind == "leaf":
         spots = _leaf_spots(spots, label_end, len(lead), statement)
-    pairs = pair(masked, spots, quantities, label_end)
+    quantities = [q for q in quantities if not _GIVEN_IN_TOKENS.match(masked, q.end)]
+    named = any(s.end <= label_end and s.term.dimension == "count" for s in spots)
+    lengths = _slashed_lengths(masked, quantities, label_end, named)
+    taken = {id(p.quantity) for p in lengths}
+    pairs = lengths + pair(masked, spots, [q for q in quantities if id(q) not in taken], label_end)
     return Scene(statement, full, masked, label_end, len(lead), names, quantities, pairs)
+
+
+_BOTH_IN_K = re.compile(r"[\d.]+ ?[kK]/[\d.]+ ?[kK]")  # "8k/1k"
+_ISL = next(t for t in TERMS if t.path == "workload.isl" and not t.needs)
+_OSL = next(t for t in TERMS if t.path == "workload.osl" and not t.needs)
+_IN, _OUT = (
+    r"(?:输入|提示|input|prompt|prefill|isl|\bin\b)",
+    r"(?:输出|生成|回答|output|answer|repl|completion|response|osl|\bout\b)",
+)
+_IN_OUT = re.compile(rf"{_IN}.{{0,14}}{_OUT}", re.I)
+_OUT_IN = re.compile(rf"{_OUT}.{{0,14}}{_IN}", re.I)
+
+
+# "1500 words, about 2000 tokens": the length is given twice, the tokens count
+_GIVEN_IN_TOKENS = re.compile(
+    r"\s*(?:words?\b|characters?\b|chars\b|个?(?:汉)?字(?:符)?)\s*(?:左右|上下)?[\s,，(]*(?:算|即|约|大约|约合|折合|相当于|也就是|合|≈|=|~|about|around|roughly|i\.e\.,?|which (?:is|are|makes)|so|or|that is)*[\s,，]*"
+    r"(?:about|around|roughly|大约|约|大概)?\s*[\d.,]+\s?[kK万千]?\s*(?:个)?\s*(?:tokens?|词元)",
+    re.I,
+)
+
+
+def _slashed_lengths(masked: str, quantities: list[Quantity], label_end: int, named_label: bool) -> list[Pair]:
+    """ "2000/500 tokens", "输入/输出 | 2048 / 512": an input and an output length, whatever else stands near."""
+    pairs: list[Pair] = []
+    for a, b in pairwise(quantities):
+        lengths = a.dimension == b.dimension == "count" and a.high is None and b.high is None
+        if not lengths or not re.fullmatch(r"\s*(?:tokens?|tok)?\s*(?:[/|+→]|->|=>)\s*", masked[a.end : b.start], re.I):
+            continue
+        label = masked[:label_end] if label_end <= a.start else ""
+        tail = masked[b.end : b.end + 24]
+        named = _IN_OUT.search(label) or re.match(
+            r"\s*(?:tokens?\s*)?\(?(?:in\s*/\s*out|input\s*/\s*output|输入\s*/\s*输出)", tail, re.I
+        )
+        reverse = _OUT_IN.search(label) is not None and not _IN_OUT.search(label)
+        if not (
+            named
+            or reverse
+            or (
+                not (label and named_label)
+                and (noun_of(masked, b) == "tokens" or _BOTH_IN_K.fullmatch(f"{a.text}/{b.text}"))
+            )
+        ):
+            continue
+        terms = (_OSL, _ISL) if reverse else (_ISL, _OSL)
+        pairs += [Pair(Spot(t, q.start, q.start), q, 100.0) for t, q in zip(terms, (a, b), strict=True)]
+    return pairs
 
 
 _ENDS_HERE = re.compile(r"\s*(?:$|[,，;；()（）/|~\n-]|p\d\d|\x02|or\b|and\b|左右|以内|以下)", re.I)
@@ -252,7 +315,7 @@ def _stat(scene: Scene, p: Pair) -> str:
         return listed[siblings.index(p)]
     start = max((o.end for o in scene.quantities if o.end <= q.start), default=0)
     before = stats_in(scene.text[start : q.start])
-    if before:
+    if before and not re.fullmatch(r"\s*[(@]\s*", scene.text[start : start + before[-1][0]][-3:] if start else ""):
         between = scene.masked[start + before[-1][0] : q.start]
         others = [
             o
@@ -322,24 +385,10 @@ def _throughput(scene: Scene, p: Pair, base: Candidate, around: str) -> list[Can
     )
     metric = "throughput_per_device" if per_device else "throughput_total"
     out = [replace(base, path=f"requirements.{metric}.{_stat(scene, p)}")]
-    counts = _counts(words)
+    counts = sentence.counted_tokens(words)
     if counts:
         out.append(replace(base, path=f"requirements.{metric}.counts", value=counts, doubt=""))
     return out
-
-
-def _counts(words: str) -> str:
-    low = words.lower()
-    if re.search(
-        r"input\s*(?:\+|and|&|/)\s*output|输入\s*(?:\+|和|加|与)\s*输出|total (?:tokens?|tok)\b|in\s*\+\s*out|prompt\s*(?:\+|and)\s*(?:completion|output|generation)|总 ?token",
-        low,
-    ):
-        return "total"
-    if re.search(r"\boutput|generat|decod|输出|生成|解码", low):
-        return "output"
-    if re.search(r"\binput|prefill|prompt|输入|预填充", low):
-        return "input"
-    return ""
 
 
 def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
@@ -401,7 +450,9 @@ def _hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> lis
         t for t, w in (("both", BIDIRECTIONAL), ("one", UNIDIRECTIONAL), ("sparse", SPARSE)) if search(w).search(words)
     )
     scope = (
-        "device"
+        "node"
+        if path == "hardware.inter_node_bandwidth" and search(SHARED_LINK).search(scene.text)
+        else "device"
         if q.per == "device"
         else "node"
         if q.per == "node" or (search(PER_NODE).search(_CLAUSE.split(_region(scene, q))[-1] + _after(scene, q)))
@@ -465,6 +516,9 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         r"(?:nodes?|servers?|machines?|hosts?|台|节点|服务器|机器)\s*[x×*]\s*$", scene.masked[: q.start], re.I
     ):
         return [replace(base, path="hardware.devices_per_node")]
+    apiece = path == "hardware.devices_per_node" and scene.masked[p.spot.start : p.spot.end] in ("each", "apiece")
+    if apiece and not any(o.spot.term.path == "hardware.num_nodes" for o in scene.pairs):
+        return []
     if path != "hardware.device_count":
         return [base]
     extra = [

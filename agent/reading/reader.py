@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.reading.budget import READ_CHARS, within_budget
 from agent.reading.facts import Candidate, Reading
 from agent.reading.keys import read_structured
 from agent.reading.prose import read_statement
@@ -25,12 +26,13 @@ def read_conditions(files: Sequence[InputFile]) -> Conditions:
     if not files:
         raise ToolError("no input given; pass a conditions file or a folder of them")
     reading = Reading()
+    budget = READ_CHARS // max(1, sum(1 for f in files if len(f.text) > READ_CHARS // len(files)))
     for file in files:
         before = len(reading.candidates)
         if file.kind in ("json", "yaml", "toml"):
             read_structured(read_leaves(file.text, file.kind, file.path), file.path, reading)
         else:
-            _read_text(file, reading)
+            _read_text(file.model_copy(update={"text": within_budget(file.text, file.path, budget, reading)}), reading)
         _name_of_config(file, reading.candidates[before:], reading)
     return reconcile(reading)
 
@@ -78,7 +80,9 @@ def _ignore_unused(
         body = [(s, said) for s, said in entries if s.kind != "heading"]
         if not any(said for _, said in body) and len(section) > 0 and section not in fenced:
             if body:
-                reading.ignore(section[-1], "a section that states nothing the plan depends on")
+                text = " ".join(body[0][0].text.split())
+                title = f"{section[-1]}: {text}"[:100] if len(body) == 1 and text else section[-1]
+                reading.ignore(title, "a section that states nothing the plan depends on")
             continue
         for statement, said in body:
             text = " ".join(statement.text.split())

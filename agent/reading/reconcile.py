@@ -6,6 +6,7 @@ otherwise the later statement.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,12 +15,15 @@ from typing import Any
 from agent.reading.facts import Candidate, Reading
 from agent.reading.hardware_check import check_hardware, settle_links
 from agent.reading.missing import find_missing
-from agent.reading.model_check import check_model
+from agent.reading.model_check import check_model, named_model
+from agent.reading.sentence import UNSCOPED
 from knowledge import catalog
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions, Conflict, Evidence, Fact
 from tools.spec.hardware import Device
 
+MAX_LISTED = 12
+"""Values spelled out in the words of one conflict."""
 _LISTS = ("workload.asked_strategies",)
 
 
@@ -54,8 +58,11 @@ def reconcile(reading: Reading) -> Conditions:
     draft = Draft(reading)
     for candidate in reading.candidates:
         draft.by_path[candidate.path].append(candidate)
+    _outranked(draft)
+    _unscoped_rates(draft)
     _ignored_paths(draft)
     device = _device(draft)
+    _packages(draft, device)
     _counts(draft)
     settle_links(draft, device)
     _dtypes(draft)
@@ -80,6 +87,53 @@ def reconcile(reading: Reading) -> Conditions:
         ignored=tuple(reading.ignored),
         flags=tuple(reading.flags),
     )
+
+
+_SUMS = ("hardware.device_count", "hardware.num_devices", "hardware.total_memory_bytes")
+
+
+def _outranked(draft: Draft) -> None:
+    """A correction replaces what it corrects, a plan a wish, a mail the one it quotes; the conflict is kept."""
+    for path, candidates in draft.by_path.items():
+        best = max(c.weight for c in candidates)
+        lower = [c for c in candidates if c.weight < best]
+        kept = [c for c in candidates if c.weight == best]
+        others = [c for c in distinct(lower) if not any(same(c.value, k.value) for k in kept)]
+        if not lower or path in _LISTS or (not others and path not in _SUMS):
+            continue
+        draft.by_path[path] = kept
+        if others:
+            listed = ", ".join(f"{where(c)}: {c.stated_as or c.value}" for c in (*kept, *others))
+            draft.conflict(
+                path,
+                [c.value for c in distinct([*kept, *others])],
+                kept[0].value,
+                f"{listed}; the corrected, planned or newer statement is used, not the quoted or wished one",
+            )
+
+
+READING_SPEED = 10.0
+"""Tokens per second; a total below this for each user is no total: nobody reads that slowly (~250 words a minute is 5.5)."""
+
+
+def _unscoped_rates(draft: Draft) -> None:
+    """ "At least 40 tokens/s" of a service with few users is the speed that each of them sees."""
+    path = "requirements.throughput_total.limit"
+    users = max((c.value for c in draft.by_path.get("workload.concurrency", []) if isinstance(c.value, int)), default=0)
+    for c in [c for c in draft.by_path.get(path, []) if UNSCOPED in c.doubt]:
+        if not users or not c.value or (c.value / users >= READING_SPEED and users > 1):
+            continue
+        draft.by_path[path].remove(c)
+        tpot = float(f"{1 / c.value:.10g}")
+        draft.by_path["requirements.tpot_s.limit"].append(replace(c, path="requirements.tpot_s.limit", value=tpot))
+        if users > 1:
+            draft.reading.flag(
+                "ambiguous",
+                f"{c.stated_as} does not say per what; over {users} users a total would be {c.value / users:.3g} tokens/s "
+                "each, so it is read as the speed of one user",
+            )
+    if not draft.by_path.get(path):
+        draft.by_path.pop(path, None)
 
 
 def take(draft: Draft, path: str) -> list[Candidate]:
@@ -129,7 +183,8 @@ def _settle(draft: Draft, path: str, candidates: list[Candidate]) -> None:
         draft.put(options[0].fact(path=path))
         return
     chosen, why = _choose(path, options)
-    listed = ", ".join(f"{where(c)}: {c.stated_as or c.value}" for c in options)
+    listed = ", ".join(f"{where(c)}: {c.stated_as or c.value}" for c in options[:MAX_LISTED])
+    listed += f" and {len(options) - MAX_LISTED} more" if len(options) > MAX_LISTED else ""
     draft.conflict(path, [c.value for c in options], chosen.value, f"{listed}; {why}")
     draft.put(chosen.fact(path=path))
 
@@ -164,12 +219,13 @@ def _device(draft: Draft) -> Device | None:
     named = take(draft, "hardware.device")
     if not named:
         return None
-    memory = [c.value for c in draft.by_path.get("hardware.memory_bytes", [])]
+    memory = [c.value for c in draft.by_path.get("hardware.memory_bytes", []) if isinstance(c.value, int | float)]
     found: list[tuple[Candidate, Device | None]] = []
     for c in named:
         try:
-            match = catalog.load_device(c.stated_as, memory[0] if len(set(memory)) == 1 else None)
-            found.append((c, match.device))
+            own = _memory_beside(draft, c, memory)
+            match = catalog.load_device(c.stated_as, own)
+            found.append((c, _as_named(c, own) or match.device))
             if match.note and not memory:
                 draft.reading.flag("device-variant", match.note)
         except ToolError as error:
@@ -192,6 +248,28 @@ def _device(draft: Draft) -> Device | None:
     return device
 
 
+def _memory_beside(draft: Draft, c: Candidate, stated: list[Any]) -> float | None:
+    """The memory stated for the device of `c`: the only one there is, or the only one on its line (of its list item)."""
+    if len(set(stated)) == 1:
+        return float(stated[0])
+    near = {
+        m.value
+        for m in draft.by_path.get("hardware.memory_bytes", [])
+        if isinstance(m.value, int | float)
+        and m.file == c.file
+        and (m.group == c.group if c.group else m.line == c.line)
+    }
+    return float(near.pop()) if len(near) == 1 else None
+
+
+def _as_named(c: Candidate, memory: float | None) -> Device | None:
+    """The part that the words around the name already settled ("A100 80GB PCIe"), unless its memory is not the stated."""
+    ident = next((t[3:] for t in c.tags if t.startswith("id=")), "")
+    device = catalog.device_by_id(ident) if ident in catalog.device_ids() else None
+    fits = device is not None and (memory is None or abs(memory / device.memory_bytes - 1) <= catalog.MEMORY_TOLERANCE)
+    return device if fits else None
+
+
 def _pools(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
     """ "4x A100 + 8x V100": every kind has its own count."""
     counts = draft.by_path.get("hardware.device_count", [])
@@ -203,7 +281,9 @@ def _pools(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
             if f"id={c.value}" in k.tags or f"id={ident}" in k.tags or (c.group and k.group == c.group)
         ]
         if own:
-            pools.append({"device": ident, "count": own[0].value})
+            pool = {"device": ident, "count": own[0].value}
+            memory = _memory_beside(draft, c, [])
+            pools.append(pool | ({"memory_bytes": memory} if memory else {}))
     if len(pools) < 2:
         return False
     first = next(iter(ids.values()))[0]
@@ -219,12 +299,63 @@ def _pools(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
     draft.reading.flag("heterogeneous", f"{text}: one pool per kind; {sum(p['count'] for p in pools)} devices in all")
     draft.put(first.fact(value=next(iter(ids)), path="hardware.device"))
     take(draft, "hardware.device_count")
+    # memory and speed of one kind never describe another
+    for path in ("hardware.memory_bytes", "hardware.memory_bandwidth"):
+        own = [k for k in take(draft, path) if k.file == first.file and k.line == first.line]
+        if own:
+            draft.by_path[path] = own
     draft.put(
         first.fact(value=sum(p["count"] for p in pools), path="hardware.num_devices").model_copy(
             update={"origin": "derived", "stated_as": text}
         )
     )
     return True
+
+
+def _packages(draft: Draft, device: Device | None) -> None:
+    """An MI250X or a 910C is two devices: a count of packages is doubled, their figures halved; dies are counted as such."""
+    ranks = int(catalog.read_entry("hardware", device.id).get("ranks_per_package", 1)) if device else 1
+    if device is None or ranks == 1:
+        return
+    counts = [c for path in _DEVICE_COUNTS for c in draft.by_path.get(path, []) if isinstance(c.value, int)]
+    packages = [c for c in counts if not _counts_dies(draft, c, device)]
+    # "4 MI250X, so the system shows 8 devices": the second count is that of the dies already
+    packages = [c for c in packages if not any(c.value == ranks * o.value for o in packages)]
+    for path in _DEVICE_COUNTS:
+        if rows := draft.by_path.get(path):
+            draft.by_path[path] = [replace(c, value=ranks * c.value) if c in packages else c for c in rows]
+    for c in packages:
+        draft.reading.flag(
+            "packages", f"{c.stated_as} packages are {ranks * c.value} devices: {ranks} ranks in each, {device.name}"
+        )
+    figures = {"hardware.memory_bytes": device.memory_bytes, "hardware.memory_bandwidth": device.memory_bandwidth}
+    figures |= {f"hardware.peak_flops.{d}": v for d, v in device.peak_flops.items()}
+    for path, of_one in figures.items():
+        if rows := draft.by_path.get(path):
+            draft.by_path[path] = [
+                replace(c, value=c.value / ranks) if _is_near(c.value, ranks * of_one) else c for c in rows
+            ]
+
+
+def _is_near(value: Any, reference: float) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value / reference - 1) < 0.1
+
+
+def _counts_dies(draft: Draft, c: Candidate, device: Device) -> bool:
+    """ "8 GCDs", "16 dies"; or the memory beside the count is that of one die."""
+    if re.match(
+        r"\W*(?:\w+\W+){0,3}?(?:gcd|die|rank)s?\b|\W*(?:\w+\W+){0,2}?(?:逻辑卡|裸片|die)",
+        c.quote.partition(c.stated_as)[2],
+        re.I,
+    ):
+        return True
+    beside = [m for m in draft.by_path.get("hardware.memory_bytes", []) if (m.file, m.quote) == (c.file, c.quote)]
+    after = c.quote.partition(c.stated_as)[2][:32]
+    return any(_is_near(m.value, device.memory_bytes) and m.stated_as in after for m in beside)
+
+
+_DEVICE_COUNTS = ("hardware.device_count", "hardware.devices_per_node", "hardware.num_devices")
 
 
 def _counts(draft: Draft) -> None:
@@ -359,15 +490,17 @@ def _model_name(draft: Draft) -> None:
     named = [c for c in candidates if "draft" not in c.tags]
     if not named:
         return
-    ids: dict[str, Candidate] = {}
+    ids: dict[str, list[Candidate]] = defaultdict(list)
     for c in named:
-        ident = next((t[3:] for t in c.tags if t.startswith("id=")), str(c.value))
-        ids.setdefault(ident, c)
-    recognised = [c for c in ids.values() if "unrecognised" not in c.tags]
-    chosen = (recognised or list(ids.values()))[0]
+        ids[next((t[3:] for t in c.tags if t.startswith("id=")), str(c.value))].append(c)
+    # "Mixtral" in the title and "Mixtral-8x7B-Instruct-v0.1" in the text are one model: its fullest spelling is shown
+    spelled = [max(cs, key=lambda c: (bool(_hint(c)), len(_bare_name(c)))) for cs in ids.values()]
+    recognised = [c for c in spelled if "unrecognised" not in c.tags]
+    chosen = (recognised or spelled)[0]
+    chosen = replace(chosen, value=_bare_name(chosen))
     draft.put(chosen.fact(path="model.name"))
     if len(recognised) > 1:
-        values = [c.value for c in recognised]
+        values = [_bare_name(c) for c in recognised]
         draft.conflict(
             "model.name",
             values,
@@ -379,12 +512,24 @@ def _model_name(draft: Draft) -> None:
         _name_hint(draft, chosen)
 
 
+def _bare_name(c: Candidate) -> str:
+    """The name without the Chinese words around it ("满血版 DeepSeek-R1"), where it still means the same model."""
+    name = str(c.value)
+    bare = re.sub(r"^[\u4e00-\u9fff\s]+|[\u4e00-\u9fff\s]+$", "", name)
+    full, part = named_model(name), named_model(bare)
+    return bare if full is not None and part is not None and full.name == part.name else name
+
+
+def _hint(c: Candidate) -> str | None:
+    try:
+        return catalog.load_model(str(c.value)).weight_hint
+    except ToolError:
+        return None
+
+
 def _name_hint(draft: Draft, chosen: Candidate) -> None:
     """A suffix like -AWQ or -FP8 states the dtype of the weights."""
-    try:
-        hint = catalog.load_model(chosen.stated_as).weight_hint
-    except ToolError:
-        return
+    hint = _hint(chosen)
     if hint and not draft.has("model.weight_dtype"):
         draft.put(chosen.fact(value=hint, path="model.weight_dtype"))
 

@@ -51,7 +51,7 @@ def resolve(conditions: Conditions) -> Deployment:
     model = _model(filled)
     cluster = _cluster(filled, model)
     workload = _workload(filled, model)
-    weights, kv = _dtypes(filled, model)
+    weights, kv = _dtypes(filled, model, cluster)
     objective = conditions.get("objective")
     if objective is not None and objective not in get_args(Objective):
         raise ToolError(f"objective {objective!r} is not known; choose among {', '.join(get_args(Objective))}")
@@ -270,19 +270,20 @@ def _layers(base: ModelSpec, layers: int) -> dict[str, Any]:
 
 
 def _cluster(filled: _Filled, model: ModelSpec) -> Cluster:
-    device, recognised = _device(filled)
+    pool = _largest_pool(filled)
+    device, recognised = (catalog.device_by_id(pool["device"]), True) if pool else _device(filled)
     stated = [
         k
         for k in ("memory_bytes", "memory_bandwidth", "mfu", "mbu", "intra_node_bandwidth", "inter_node_bandwidth")
         if filled.get(f"hardware.{k}") is not None
     ]
-    num_devices, per_node = _devices(filled, device)
+    num_devices, per_node = (pool["count"], min(pool["count"], NODE_SIZE)) if pool else _devices(filled, device)
     peaks = {
         f.path.rsplit(".", 1)[1]: float(f.value) for f in filled.conditions.under("hardware.peak_flops.") if f.value
     }
     if peaks:
         stated.append("peak_flops")
-    memory = filled.get("hardware.memory_bytes")
+    memory = pool.get("memory_bytes") if pool else filled.get("hardware.memory_bytes")
     usable = (
         device.memory_usable_bytes
         if recognised and (memory is None or abs(memory / device.memory_bytes - 1) < 0.08)
@@ -298,7 +299,7 @@ def _cluster(filled: _Filled, model: ModelSpec) -> Cluster:
         num_devices=num_devices,
         devices_per_node=per_node,
         memory_bytes=usable,
-        memory_bandwidth=float(filled.get("hardware.memory_bandwidth") or device.memory_bandwidth),
+        memory_bandwidth=float((None if pool else filled.get("hardware.memory_bandwidth")) or device.memory_bandwidth),
         peak_flops={**device.peak_flops, **peaks},
         mfu=filled.get("hardware.mfu"),
         mbu=filled.get("hardware.mbu"),
@@ -308,6 +309,28 @@ def _cluster(filled: _Filled, model: ModelSpec) -> Cluster:
         stated=tuple(stated),
         assumed=tuple(p.removeprefix("hardware.") for p in sorted(before) if p.startswith("hardware.")),
     )
+
+
+def _largest_pool(filled: _Filled) -> dict[str, Any] | None:
+    """Of several kinds of device the one with the most memory in all: a plan does not mix kinds, the others stay idle."""
+    pools = filled.get("hardware.pools")
+    if not pools:
+        return None
+
+    def total(pool: dict[str, Any]) -> float:
+        device = catalog.device_by_id(pool["device"])
+        return float(pool["count"] * (pool.get("memory_bytes") or device.memory_bytes))
+
+    best = max(pools, key=lambda p: (total(p), p["count"]))
+    idle = ", ".join(f"{p['count']}× {p['device']}" for p in pools if p is not best)
+    filled.assume(
+        "hardware.pools",
+        best["device"],
+        f"several kinds of device: the pool with the most memory, {best['count']}× {best['device']} "
+        f"({total(best) / 1e9:.0f} GB), is planned for",
+        f"{idle} stay idle: a slower kind inside one group would hold up the faster one",
+    )
+    return best
 
 
 def _device(filled: _Filled) -> tuple[Device, bool]:
@@ -484,15 +507,16 @@ def _engine(conditions: Conditions) -> EngineChoice:
     )
 
 
-def _dtypes(filled: _Filled, model: ModelSpec) -> tuple[tuple[DType, ...], tuple[DType, ...]]:
+def _dtypes(filled: _Filled, model: ModelSpec, cluster: Cluster) -> tuple[tuple[DType, ...], tuple[DType, ...]]:
     weights = filled.get("model.weight_dtype.allowed") or [filled.get("model.weight_dtype") or model.weight_dtype]
-    activations = "bf16" if weights[0] not in ("fp16", "fp32") else weights[0]
-    kv = filled.get("model.kv_dtype.allowed") or [filled.get("model.kv_dtype") or activations]
+    # keys and values are kept in 16 bits whatever the checkpoint is stored in; a device without bf16 takes fp16
+    half = "fp16" if weights[0] == "fp16" or "bf16" not in cluster.peak_flops else "bf16"
+    kv = filled.get("model.kv_dtype.allowed") or [filled.get("model.kv_dtype") or half]
     if filled.get("model.kv_dtype") is None:
         filled.assume(
             "model.kv_dtype",
             kv[0],
-            "KV dtype not stated: that of the activations",
+            "KV dtype not stated: 16 bits, as engines keep it by default",
             "an fp8 KV cache would halve its bytes",
         )
     return tuple(weights), tuple(kv)

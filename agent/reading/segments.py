@@ -1,7 +1,5 @@
 """Markdown and plain text as statements: one field ("**TTFT**: 10s"), table cell, or sentence each, with its line."""
 
-# ruff: noqa: E501  (a pattern reads better unbroken)
-
 from __future__ import annotations
 
 import re
@@ -26,6 +24,8 @@ class Statement:
     """Dotted key of a structured input; empty for prose."""
     raw: object = None
     kind: str = "prose"
+    quoted: int = 0
+    """Depth of mail quoting ("> ") of its line: what is quoted is older than what quotes it."""
     lines: tuple[tuple[int, int, str], ...] = ()
     """(offset in text, line number, the line) where a sentence runs over several lines."""
 
@@ -51,11 +51,16 @@ _BULLET = re.compile(
     r"^(\s*)(?:[*+•·▪◦‣-]|\d{1,2}[.)、)]|[（(]\d{1,2}[)）]|[a-z][.)])\s+(?=\S)|^(\s*)(?:\d{1,2}、|[•·▪◦‣])"
 )
 _FIELD = re.compile(
-    r"^\s*(?P<label>(?:\*\*|__|`)?[^:：=|]{1,70}?(?:\*\*|__|`)?)\s*(?:[:：]|(?<![<>!])=(?!=))(?:\*\*|__)?\s*(?P<value>\S.*)?$"
+    r"^\s*(?P<label>(?:\*\*|__|`)?[^:：=|]{1,70}?(?:\*\*|__|`)?)\s*(?:[:：]|(?<![<>!])=(?!=)|(?<=\s)\.+(?=\s))(?:\*\*|__)?\s*(?P<value>\S.*)?$"
 )
+# "qps=12, avg_in=700, gpu=L4x8" on one line
+_SETTING = re.compile(
+    r"(?P<key>[A-Za-z][\w.\-]*)\s*=\s*(?P<value>[^=,;\s]+(?:\s+(?![\w.\-]+\s*=)[^=,;\s]+)*)(?:\s*[,;]\s*|\s+|$)"
+)
+_SETTINGS = re.compile(rf"\s*(?:{_SETTING.pattern.replace('?P<key>', '?:').replace('?P<value>', '?:')}){{2,}}")
 _TABLE_RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$")
 _FENCE = re.compile(r"^\s*(```+|~~~+)\s*([\w+-]*)")
-_SENTENCE_END = re.compile(r"[。！？；;!?]+|\.(?=\s+(?:[A-Z\u4e00-\u9fff]|[a-z]{2,}|\d)|\s*$)")
+_SENTENCE_END = re.compile(r"[。！？；;!?]+|\.(?=\s+(?:[A-Z\u4e00-\u9fff]|[a-z]\w|\d)|\s*$)")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|approx|vs|etc|incl|resp|no|max|min|avg|ca)\.$", re.I)
 
 
@@ -73,14 +78,33 @@ def segment(text: str, file: str) -> tuple[list[Statement], list[Fence]]:
     """Statements and fenced blocks of a Markdown or text file."""
     scanner = _Scanner(file, text.split("\n"))
     scanner.run()
-    return scanner.statements, scanner.fences
+    depths = scanner.depths
+    return [
+        replace(s, quoted=depths[s.line - 1]) if depths[s.line - 1] else s for s in scanner.statements
+    ], scanner.fences
+
+
+_QUOTED = re.compile(r"^\s*(?:>\s?)+(?![\s=\d])")
+_QUOTED_MORE = re.compile(r"^\s*(?:>\s?)+(?!=)")
+
+
+def _unquoted(lines: list[str]) -> tuple[list[str], list[int]]:
+    """Lines without their mail quoting, and its depth per line; "> 20 tok/s" alone is a comparison."""
+    out, depths = [], []
+    for line in lines:
+        pattern = _QUOTED_MORE if depths and depths[-1] else _QUOTED
+        match = pattern.match(line) or (re.match(r"^\s*>\s*$", line) if depths and depths[-1] else None)
+        out.append(line[match.end() :] if match else line)
+        depths.append(match.group().count(">") if match else 0)
+    return out, depths
 
 
 class _Scanner:
     """Line by line: headings and bullets nest, tables and paragraphs end at the next blank line."""
 
     def __init__(self, file: str, lines: list[str]) -> None:
-        self.file, self.lines = file, lines
+        self.file = file
+        self.lines, self.depths = _unquoted(lines)
         self.statements: list[Statement] = []
         self.fences: list[Fence] = []
         self.headings: list[tuple[int, str]] = []
@@ -93,6 +117,9 @@ class _Scanner:
     def run(self) -> None:
         i = 0
         while i < len(self.lines):
+            if not self.lines[i].strip():
+                i += 1
+                continue
             i = (
                 self._front_matter(i)
                 or self._fence(i)
@@ -261,8 +288,16 @@ class _Scanner:
 
     def _emit(self, text: str, numbered: list[tuple[int, int, str]], indent: int, bullet: bool) -> None:
         clean = _strip_marks(text)
-        field = _FIELD.match(clean.split("\n")[0])
         first_line = numbered[0][1]
+        if _SETTINGS.fullmatch(clean):
+            for m in _SETTING.finditer(clean):
+                quote = self.lines[first_line - 1].strip()
+                start = m.start("value") - m.start()
+                self.statements.append(
+                    Statement(self.file, first_line, quote, m.group().strip(" ,;"), start, self.context, kind="field")
+                )
+            return
+        field = _FIELD.match(clean.split("\n")[0])
         if field and _is_label(field["label"]):
             if not field["value"] and "\n" not in clean:
                 self.parents.append((indent, field["label"].strip("*_` ")))

@@ -13,7 +13,9 @@ from agent.reading.lexicon import (
     NAME_LABELS,
     OBJECTIVES,
     ONE_NODE,
+    PER_NODE,
     PER_USER,
+    SHARED_LINK,
     SPARSE,
     TERMS,
     UNBOUNDED,
@@ -21,7 +23,7 @@ from agent.reading.lexicon import (
     search,
     stats_in,
 )
-from agent.reading.names import ENGINE_VERSION
+from agent.reading.names import ENGINE_VERSION, SIZED_NAME
 from tools.units import is_absence, is_unknown
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 _CLAUSE = re.compile(r"[,，;；。()（）\n]|\bbut\b|但")
 _DEVICES = next(t for t in TERMS if t.path == "hardware.device_count")
 _NEGATED = re.compile(
-    r"(?:\bnot?\b|\bnever\b|\bwithout\b|\bdon'?t\b|\bcannot\b|\bcan'?t\b|\bavoid\b|\bunsupported\b|不(?:要|能|可|接受|支持|用|使用|允许|考虑|想|会)?|无需|禁止|没有|避免|未)\s*(?:\w+\s+){0,2}\W{0,2}$",
+    r"(?:\bnot?\b|\bnever\b|\bwithout\b|\bdon'?t\b|\bcannot\b|\bcan'?t\b|\bavoid\b|\bunsupported\b|(?<![够能是可要会好行])不(?:要|能|可|接受|支持|用|使用|允许|考虑|想|会)?|无需|禁止|没有|避免|未)\s*(?:\w+\s+){0,2}\W{0,2}$",
     re.I,
 )
 _ALSO = r"也可以?|也行|亦可|或者?|备选|其次|次选|或|\bor\b|alternative(?:ly)?|also|otherwise|fall ?back|else|if not|second choice"
@@ -49,6 +51,7 @@ def read(scene: Scene, reading: Reading) -> None:
         _objective,
         _mode,
         _single_node,
+        _single_user,
         _links_absent,
         _loose,
     ):
@@ -132,7 +135,27 @@ def _names(scene: Scene, reading: Reading) -> list[Candidate]:
         out.append(scene.candidate(path, value, name.start, name.end, tags=(*tags, f"id={name.value}")))
     if scene.label_end and not out:
         out += _stated_name(scene)
+    if scene.statement.kind != "leaf" and not any(c.path == "model.name" for c in out):
+        out += _sized_names(scene)
     return out
+
+
+def _sized_names(scene: Scene) -> list[Candidate]:
+    """Words built like a model's name that no catalogue knows: "Zebrafish-77B-Ultra"."""
+    return [
+        scene.candidate("model.name", m.group(), m.start(), m.end(), tags=("unrecognised",))
+        for m in SIZED_NAME.finditer(scene.masked, scene.shift)
+        if not _NEGATED.search(_clause(scene, m.start(), m.end())[0])
+    ][:1]
+
+
+def subject_of_an_aside(scene: Scene) -> list[Candidate]:
+    """The model that an otherwise irrelevant sentence says "the model" is; it gives way to any other."""
+    if not re.search(r"(?:该|本|这个|此|我们的|\bour|\bthe|\bthis)\s*(?:模型|model)", scene.text, re.I):
+        return []
+    names = [n for n in scene.names if n.kind == "model"][:1]
+    found = [scene.candidate("model.name", n.text.strip(), n.start, n.end, tags=(f"id={n.value}",)) for n in names]
+    return [replace(c, weight=c.weight - 3) for c in found]
 
 
 def _stated_name(scene: Scene) -> list[Candidate]:
@@ -210,9 +233,9 @@ def _dtype_targets(scene: Scene, before: str, after: str) -> list[str]:
     context = " ".join(scene.statement.context[-1:]).lower() if scene.statement.kind != "prose" else ""
     if scene.label_end and re.search(r"activation|激活", label):
         return ["model.activation_dtype"]
-    kv_words = r"\bkv\b|kv ?cache|kv ?缓存|键值缓存"
+    kv_words = r"\bkv\b|kv ?cache|kv ?缓存|键值缓存|(?<!prefix )\bcache\b[^,.;]{0,12}$"
     label_kv = re.search(kv_words, label) and not re.search(r"weight|权重", label)
-    here_kv = re.search(kv_words, before, re.I) or re.match(r"[\s\-]*(?:精度|的)?\s*kv", after, re.I)
+    here_kv = re.search(kv_words, before, re.I) or re.match(r"[\s\-]*(?:精度|的)?\s*(?:kv|cache|缓存)", after, re.I)
     here_weights = re.search(r"weight|权重|model|模型", before, re.I) or re.match(
         r"[\s\-]*(?:精度|的)?\s*(?:weights?|权重|模型|model)", after, re.I
     )
@@ -362,6 +385,8 @@ def _unbounded(scene: Scene, reading: Reading) -> list[Candidate]:
         clause_before, clause_after = _clause(scene, match.start(), match.end())
         label = scene.text[: scene.label_end]
         near = f"{label} {clause_before} {clause_after}"
+        whole = re.search(r"数量|个数|按需|\bnumber\b|\bcount\b|how many", f"{clause_before} {clause_after}", re.I)
+        near = scene.text if whole else near
         if compiled(_DEVICES.words).search(near) or re.search(
             r"(?:compute|hardware|算力|硬件|计算) ?(?:resources?|资源)|^\s*资源|\bresources\b", near, re.I
         ):
@@ -453,14 +478,28 @@ def _single_node(scene: Scene, reading: Reading) -> list[Candidate]:
         and not any(p.spot.term.path == "hardware.device_count" for p in scene.pairs)
     ):
         return []
-    match = search(ONE_NODE).search(scene.text[scene.shift :].strip()) if scene.statement.kind != "leaf" else None
-    if match is None or re.search(r"per|每", scene.text[max(0, match.start() - 6) : match.start()]):
+    match = search(ONE_NODE).search(scene.masked, scene.shift) if scene.statement.kind != "leaf" else None
+    if match is None or re.search(
+        r"\b(?:per|each|every|both|all)\b|每", scene.text[max(0, match.start() - 6) : match.start()]
+    ):
         return []
     if match.group().startswith("单机") and re.search(r"每|多机|[2-9两三四]\s*(?:台|机|节点)", scene.text):
         return []
     # "单机 8 卡", "in a node" may describe each of several nodes: it gives way to any other count
-    start = scene.text.find(match.group(), scene.shift)
-    return [scene.candidate("hardware.num_nodes", 1, max(0, start), max(0, start) + len(match.group()), tags=("weak",))]
+    return [scene.candidate("hardware.num_nodes", 1, match.start(), match.end(), tags=("weak",))]
+
+
+def _single_user(scene: Scene, reading: Reading) -> list[Candidate]:
+    """ "单路请求", "a single user": one request at a time, where no speed of one user is meant."""
+    if any(p.spot.term.path == "workload.concurrency" for p in scene.pairs) or scene.statement.kind == "leaf":
+        return []
+    match = re.search(
+        r"单(?:路|用户|并发|请求)(?:请求|使用|场景|推理|访问)?(?!\s*(?:的|平均)?\s*(?:输出|生成|解码)?(?:速度|速率|吞吐|吐字|生成|解码|时延|延迟|不|≥|>|\d|token))"
+        r"|\b(?:a |one )?single (?:user|request|stream|client)\b(?! ?(?:speed|rate|throughput|latency))|\bjust (?:for )?me\b|\bonly (?:for )?me\b|只有我(?:一个)?",
+        scene.text,
+        re.I,
+    )
+    return [scene.candidate("workload.concurrency", 1, match.start(), match.end(), tags=("weak",))] if match else []
 
 
 def _links_absent(scene: Scene, reading: Reading) -> list[Candidate]:
@@ -478,46 +517,115 @@ def _links_absent(scene: Scene, reading: Reading) -> list[Candidate]:
 
 
 def _loose(scene: Scene, reading: Reading) -> list[Candidate]:
-    """Amounts that no word claimed, where the unit and the neighbour leave one meaning."""
+    """Amounts that no word claimed, where the unit and the neighbours leave one meaning."""
     used = {p.quantity.start for p in scene.pairs}
     out = []
     for q in scene.quantities:
         if q.start in used or (q.start < scene.label_end and scene.label_end):
             continue
-        name = next(
-            (
-                n
-                for n in scene.names
-                if (n.kind == "device" and -3 <= q.start - n.end <= 4)
-                or (n.kind == "device" and 0 <= n.start - q.end <= 3)
-            ),
-            None,
-        )
-        if q.dimension == "bytes" and name is not None:
-            out.append(scene.candidate("hardware.memory_bytes", float(f"{q.value:.12g}"), q.start, q.end))
-        elif q.dimension == "tokens/s":
-            out += _loose_rate(scene, q)
-        elif q.dimension == "requests/s" and q.value > 0:
-            out.append(scene.candidate("workload.request_rate", float(f"{q.value:.12g}"), q.start, q.end))
-        elif q.dimension == "bytes/s" and re.search(r"hbm|vram|显存|memory", scene.text[: q.start], re.I):
-            out.append(scene.candidate("hardware.memory_bandwidth", float(f"{q.value:.12g}"), q.start, q.end))
-        elif q.dimension == "fraction" and 0 < q.value < 1:
-            out += _loose_share(scene, q)
-        elif q.dimension == "flop/s":
-            out.append(
-                scene.candidate(
-                    f"hardware.peak_flops.{flops_dtype(scene, q.start, q.end)}",
-                    q.value,
-                    q.start,
-                    q.end,
-                    tags=_sparse(scene, q),
-                )
-            )
-        elif (
-            q.dimension == "count" and re.search(r"[bB]$", q.text) and q.value >= 1e8 and scene.statement.kind != "leaf"
-        ):
-            out.append(scene.candidate("model.declared_parameters", q.value, q.start, q.end))
+        out += _LOOSE[q.dimension](scene, q) if q.dimension in _LOOSE else []
     return out
+
+
+def _near(scene: Scene, q: Any, before: int, after: int) -> str:
+    return scene.masked[max(0, q.start - before) : q.start] + " " + scene.masked[q.end : q.end + after]
+
+
+_OF_EACH = re.compile(
+    r"\s*(?:of )?(?:v?ram\b|memory|hbm\w*|显存)?\s*(?:each\b|apiece|(?:per|/) ?(?:card|gpu|npu|device|gcd|die|chip|accelerator))",
+    re.I,
+)
+_EACH_HAS = re.compile(
+    r"(?:(?:每|单|各)[个]?[张块片颗卡]?卡?|per (?:card|gpu|device)|each)\s*(?:card|gpu|有|带|是|has|with|配)?\s*$", re.I
+)
+_HOST = re.compile(r"(?<!v)\bram\b|\bddr|(?<!显存)内存|\bdisk|\bssd|nvme|storage|\bhost\b|硬盘|\bcpu", re.I)
+
+
+def _loose_bytes(scene: Scene, q: Any) -> list[Candidate]:
+    """Memory of a device: beside its name, or "each", or beside its form factor; never that of a host."""
+    if _HOST.search(_near(scene, q, 16, 18)) or not 1e9 <= q.value <= 2e12:
+        return []
+    devices = [n for n in scene.names if n.kind == "device"]
+    beside = any(-3 <= q.start - n.end <= 4 or 0 <= n.start - q.end <= 3 for n in devices)
+    about = devices or compiled(_DEVICES.words).search(scene.masked)
+    each = about and (_OF_EACH.match(scene.masked, q.end) or _EACH_HAS.search(scene.masked[: q.start]))
+    form = re.search(r"(?:sxm\d?|pci-?e|oam|nvl\d*|hbm\w*)[\s,，/]*$", scene.text[: q.start], re.I)
+    if not (beside or each or form):
+        return []
+    return [scene.candidate("hardware.memory_bytes", float(f"{q.value:.12g}"), q.start, q.end)]
+
+
+def _loose_bandwidth(scene: Scene, q: Any) -> list[Candidate]:
+    """Of the memory if one is named before it; of the network if it is an Ethernet speed or a cable between machines."""
+    value = float(f"{q.value:.12g}")
+    if re.search(r"hbm|vram|显存|memory", scene.text[: q.start], re.I):
+        return [scene.candidate("hardware.memory_bandwidth", value, q.start, q.end)]
+    if q.unit.endswith("bE") or re.search(
+        r"ethernet|infiniband|roce|\bnic|between (?:them|the two)|cable|\bports?\b|网口|网线|光模块|交换机",
+        scene.text,
+        re.I,
+    ):
+        scope = (
+            "node" if search(SHARED_LINK).search(scene.text) or search(PER_NODE).search(_near(scene, q, 20, 40)) else ""
+        )
+        scope = "device" if q.per == "device" else scope
+        return [
+            replace(
+                scene.candidate("hardware.inter_node_bandwidth", value, q.start, q.end), scope=scope, factor=q.factor
+            )
+        ]
+    return []
+
+
+_REACHED = re.compile(
+    r"reach\w*|achiev\w*|attain\w*|sustain\w*|usable|effective\w*|realistic\w*|in practice|实际|实测|可达|能?(?:达|跑)到|有效|能用",
+    re.I,
+)
+
+
+def _loose_fraction(scene: Scene, q: Any) -> list[Candidate]:
+    if not 0 < q.value < 1:
+        return []
+    value = float(f"{q.value:.10g}")
+    above = re.search(
+        r"(?:above|over|more (?:\w+ )?than|beyond|off|from|of) (?:the |its )?(?:average|mean)|(?:超过|高于|高出|偏离).{0,6}(?:平均|均值)|平均(?:值|水平)?.{0,4}(?:高|多|以内)",
+        scene.text,
+        re.I,
+    )
+    above = above or re.search(
+        r"differ|deviat|spread|相差|偏差|差异|差距|波动", scene.text[max(0, q.start - 40) : q.end], re.I
+    )
+    if above and re.search(r"gpu|card|device|memory|load|卡|显存|负载|设备", scene.text, re.I):
+        return [scene.candidate("requirements.balance_epsilon", value, q.start, q.end)]
+    if _REACHED.search(_near(scene, q, 24, 30)):
+        earlier = [o for o in scene.quantities if o.end <= q.start and o.dimension in ("bytes/s", "flop/s")]
+        path = {"bytes/s": "hardware.mbu", "flop/s": "hardware.mfu"}[earlier[-1].dimension] if earlier else ""
+        if path:
+            return [scene.candidate(path, value, q.start, q.end)]
+    return _loose_share(scene, q)
+
+
+def _loose_count(scene: Scene, q: Any) -> list[Candidate]:
+    peak = re.search(r"\bpeak|\bburst|rush hour|busiest|高峰|峰值|忙时|大促", scene.text, re.I)
+    if (
+        peak
+        and q.high is None
+        and 1 < q.value <= 1000
+        and re.match(r"\s*(?:倍|times\b|x\b|×|-?\s?fold\b)", scene.masked[q.end :], re.I)
+    ):
+        return [scene.candidate("workload.peak_factor", q.value, q.start, q.end)]
+    if re.search(r"[bB]$", q.text) and q.value >= 1e8 and scene.statement.kind != "leaf":
+        return [scene.candidate("model.declared_parameters", q.value, q.start, q.end)]
+    return []
+
+
+def _loose_flops(scene: Scene, q: Any) -> list[Candidate]:
+    path = f"hardware.peak_flops.{flops_dtype(scene, q.start, q.end)}"
+    return [scene.candidate(path, q.value, q.start, q.end, tags=_sparse(scene, q))]
+
+
+def _loose_requests(scene: Scene, q: Any) -> list[Candidate]:
+    return [scene.candidate("workload.request_rate", float(f"{q.value:.12g}"), q.start, q.end)] if q.value > 0 else []
 
 
 def _sparse(scene: Scene, q: Any) -> tuple[str, ...]:
@@ -545,11 +653,41 @@ def _loose_share(scene: Scene, q: Any) -> list[Candidate]:
     return [scene.candidate("requirements.memory_reserve", rounded, q.start, q.end)] if free or used else []
 
 
+def counted_tokens(words: str) -> str:
+    """Which tokens a throughput counts by its words: output, input, total; empty where they do not say."""
+    low = words.lower()
+    if re.search(
+        r"input\s*(?:\+|and|&|/)\s*output|输入\s*(?:\+|和|加|与)\s*输出|total (?:tokens?|tok)\b|in\s*\+\s*out|prompt\s*(?:\+|and)\s*(?:completion|output|generation)|总 ?token",
+        low,
+    ):
+        return "total"
+    if re.search(r"\boutput|generat|decod|输出|生成|解码", low):
+        return "output"
+    return "input" if re.search(r"\binput|prefill|prompt|输入|预填充", low) else ""
+
+
 def _loose_rate(scene: Scene, q: Any) -> list[Candidate]:
     around = scene.text[max(0, q.start - 24) : q.end + 24]
     base = scene.candidate("requirements.throughput_total.limit", q.value, q.start, q.end)
     if q.per == "user" or search(PER_USER).search(around):
         return [replace(base, path="requirements.tpot_s.limit", value=float(f"{1 / q.value:.10g}"))] if q.value else []
-    if q.per == "device":
-        return [replace(base, path="requirements.throughput_per_device.limit")]
-    return [replace(base, doubt=f"{base.stated_as} does not say per what; read as the total")]
+    metric = "throughput_per_device" if q.per == "device" else "throughput_total"
+    counts = counted_tokens(q.text + scene.text[q.end : q.end + 20])
+    out = [replace(base, path=f"requirements.{metric}.counts", value=counts)] if counts else []
+    if q.per == "device" or re.search(
+        r"\b(?:total|overall|aggregate|altogether|in all|cluster|system)\b|总|合计|整体|集群|系统", scene.text, re.I
+    ):
+        return [replace(base, path=f"requirements.{metric}.limit"), *out]
+    return [replace(base, doubt=f"{base.stated_as} {UNSCOPED}"), *out]
+
+
+UNSCOPED = "does not say per what; read as the total"
+_LOOSE = {
+    "bytes": _loose_bytes,
+    "bytes/s": _loose_bandwidth,
+    "fraction": _loose_fraction,
+    "count": _loose_count,
+    "flop/s": _loose_flops,
+    "requests/s": _loose_requests,
+    "tokens/s": _loose_rate,
+}

@@ -6,7 +6,7 @@ import bisect
 import json
 import re
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -249,19 +249,20 @@ class _TomlFinder:
     def __init__(self, text: str) -> None:
         self.lines = text.split("\n")
         self.seen: Counter[tuple[str, ...]] = Counter()
+        self.numbers: dict[tuple[str, ...], list[int]] = defaultdict(list)
         table: tuple[str, ...] = ()
-        self.keys: list[tuple[int, tuple[str, ...]]] = []
         for number, line in enumerate(self.lines):
             header = re.match(r"\s*\[{1,2}\s*([^\[\]]+?)\s*\]{1,2}\s*(?:#.*)?$", line)
             if header:
                 table = tuple(k.strip().strip("\"'") for k in header[1].split("."))
             elif entry := re.match(r"\s*([\w\-.\"' \u0080-\uffff]+?)\s*=", line):
-                self.keys.append((number, (*table, *(k.strip().strip("\"'") for k in entry[1].split(".")))))
+                self.numbers[(*table, *(k.strip().strip("\"'") for k in entry[1].split(".")))].append(number)
 
     def find(self, path: tuple[Key, ...], value: Any) -> tuple[int, str]:
         words = tuple(k for k in path if isinstance(k, str))
-        lines = [n for n, keys in self.keys if words[: len(keys)] == keys]
-        lines = [n for n in lines if str(value) in self.lines[n]] or lines
+        lines = sorted(n for depth in range(len(words) + 1) for n in self.numbers.get(words[:depth], ()))
+        if len(lines) <= 500:
+            lines = [n for n in lines if str(value) in self.lines[n]] or lines
         if not lines:
             lines = [i for i, line in enumerate(self.lines) if str(value) in line] or [0]
         # the i-th [[table]] of one name is the i-th line with its key; items of one inline list share a line
