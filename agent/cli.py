@@ -370,9 +370,13 @@ def mcp(
 
 @app.command()
 def audit(
-    command: Annotated[str, typer.Argument(help="The launch command in quotes, or a script, manifest or compose file.")],
+    command: Annotated[
+        str, typer.Argument(help="The launch command in quotes, or a script, manifest or compose file.")
+    ],
     model: OptModel = None,
-    device: Annotated[str | None, typer.Option("--device", help="Name such as h100; with lengths: priced as well.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Name such as h100; with lengths: priced as well.")
+    ] = None,
     nodes: Degree = None,
     devices_per_node: Degree = None,
     isl: Degree = None,

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +22,14 @@ from agent.files import write_atomic
 from knowledge.catalog import load_device, load_model
 from knowledge.curves import load_curves
 from tools.cost.curves import Curves
+from tools.cost.disagg import predict_disaggregated
 from tools.cost.estimate import predict
-from tools.cost.report import SCALARS, prediction_json
+from tools.cost.report import SCALARS, disaggregated_json, prediction_json
 from tools.engines.rules import engines, server_defaults
 from tools.spec.base import MeshwrightError, ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.hardware import Cluster, Device
-from tools.spec.model import BITS, DType
+from tools.spec.model import BITS, DType, ModelSpec
 from tools.spec.strategy import Strategy
 from tools.spec.workload import EngineChoice, Workload
 
@@ -41,8 +45,7 @@ def estimate_csv(in_path: str | Path, out_path: str | Path) -> dict[str, Any]:
     Raises ToolError if the file cannot be read as CSV or has no header of the expected columns.
     """
     rows = read_rows(Path(in_path))
-    curves = load_curves()
-    out = [answer(row, curves) for row in rows]
+    out = answers(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -54,6 +57,31 @@ def estimate_csv(in_path: str | Path, out_path: str | Path) -> dict[str, Any]:
             reasons[r["reason"]] = reasons.get(r["reason"], 0) + 1
     unanswered = sum(reasons.values())
     return {"rows": len(out), "answered": len(out) - unanswered, "unanswered": unanswered, "reasons": reasons}
+
+
+PARALLEL_ROWS = 200
+"""Rows from which a second process is worth its start."""
+
+
+def answers(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """One output row per input row, in order; many rows are shared out over the cores there are."""
+    load_curves()  # before the processes part, so that they share it
+    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 8)
+    if len(rows) < PARALLEL_ROWS or workers < 2:
+        return _answer_all(rows)
+    # Rows of one model side by side: each process partitions few models.
+    order = sorted(range(len(rows)), key=lambda i: (rows[i]["model"], rows[i]["gpu"], i))
+    size = -(-len(order) // workers)
+    parts = [order[i : i + size] for i in range(0, len(order), size)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        done = list(pool.map(_answer_all, [[rows[i] for i in part] for part in parts]))
+    by_index = {i: out for part, outs in zip(parts, done, strict=True) for i, out in zip(part, outs, strict=True)}
+    return [by_index[i] for i in range(len(rows))]
+
+
+def _answer_all(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    curves = load_curves()
+    return [answer(row, curves) for row in rows]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -75,6 +103,11 @@ def answer(row: Mapping[str, str], curves: Curves) -> dict[str, Any]:
     """One output row."""
     out: dict[str, Any] = {"id": row.get("id", ""), "reason": ""}
     try:
+        if is_disaggregated(row):
+            # The version such rows give is the router's; pools need a current engine.
+            out |= disaggregated(row, curves)
+            return {k: out.get(k, "") for k in COLUMNS}
+        curves = curves.at_version(engine_name(row.get("engine") or "vllm"), row.get("engine_version") or "")
         deployment, strategy, options = row_case(row, curves)
         out |= prediction_json(
             predict(deployment, strategy, curves, benchmark_run=True, equal_lengths=share_is_exact(row), **options)
@@ -103,8 +136,7 @@ def row_case(row: Mapping[str, str], curves: Curves) -> tuple[Deployment, Strate
     kv = dtype("kv_dtype", stated) if stated else default_kv(engine, weights, device)
     pp, dp = number(row, "pp"), number(row, "dp")
     devices = max(tp * pp * dp, number(row, "n_gpus"))
-    share = length_share(row.get("length_range") or "")
-    isl, osl = (max(1, round(number(row, k) * share)) for k in ("isl", "osl"))
+    isl, osl = lengths(row)
     cluster = cluster_of(device, devices)
     if engine in engines():
         tokens = server_defaults(engine, cluster.memory_bytes, tp)[0]
@@ -118,21 +150,86 @@ def row_case(row: Mapping[str, str], curves: Curves) -> tuple[Deployment, Strate
     if workload.batch_size:
         strategy = strategy.model_copy(update={"batch": workload.batch_size})
     deployment = Deployment(
-        model=match.model, cluster=cluster, workload=workload, engine=EngineChoice(name=engine),
+        model=as_served(match.model, engine, row.get("engine_version") or ""), cluster=cluster, workload=workload,
+        engine=EngineChoice(name=engine),
         weight_dtypes=(weights,), kv_dtypes=(kv,),
     )  # fmt: skip
     return deployment, strategy, options
+
+
+POOL = re.compile(
+    r"(prefill|decode) (\d+)x\s*\[\s*tp(\d+)\s+attn_dp(\d+)\s+moe_tp(\d+)\s+moe_ep(\d+)(?:\s+pp(\d+))?\s*\]"
+)
+"""One pool in the notes: workers, attention tp, attention dp, expert tp, expert ep."""
+
+
+def is_disaggregated(row: Mapping[str, str]) -> bool:
+    return not (row.get("tp") or "").strip() and len(POOL.findall(row.get("notes") or "")) >= 2
+
+
+def disaggregated(row: Mapping[str, str], curves: Curves) -> dict[str, Any]:
+    """Scalar keys of a row whose notes give the layouts of its prefill and decode pools."""
+    pools = {kind: [int(x or 1) for x in rest] for kind, *rest in POOL.findall(row.get("notes") or "")}
+    if set(pools) != {"prefill", "decode"}:
+        raise ToolError(f"the notes name the pools {', '.join(sorted(pools))}; prefill and decode are needed")
+    engine = engine_name(row.get("engine") or "vllm")
+    model, device = load_model(row["model"]).model, load_device(row["gpu"]).device
+    weights = weight_dtype(row, model.weight_dtype, model.quantized_experts_only)
+    stated = (row.get("kv_dtype") or "").strip()
+    kv = dtype("kv_dtype", stated) if stated else default_kv(engine, weights, device)
+    isl, osl = lengths(row)
+    concurrency = number(row, "concurrency_or_batch")
+
+    def strategy(kind: str) -> Strategy:
+        workers, tp, attn_dp, etp, ep, pp = pools[kind]
+        return Strategy(
+            tp=tp, attn_dp=attn_dp, etp=etp if model.moe else None, ep=ep if model.moe else 1, pp=pp, dp=workers,
+            weight_dtype=weights, kv_dtype=kv, engine=engine,
+            max_num_batched_tokens=curves.engine(engine).max_num_batched_tokens,
+        )  # fmt: skip
+
+    prefill, decode = strategy("prefill"), strategy("decode")
+    deployment = Deployment(
+        model=model, cluster=cluster_of(device, prefill.num_devices + decode.num_devices),
+        workload=Workload(isl=isl, osl=osl, concurrency=concurrency), engine=EngineChoice(name=engine),
+        weight_dtypes=(weights,), kv_dtypes=(kv,),
+    )  # fmt: skip
+    return disaggregated_json(
+        predict_disaggregated(deployment, prefill, decode, curves, concurrency=concurrency), concurrency
+    )
+
+
+def lengths(row: Mapping[str, str]) -> tuple[int, int]:
+    """Mean (isl, osl) of a row."""
+    share = length_share(row.get("length_range") or "")
+    isl, osl = (max(1, round(number(row, k) * share)) for k in ("isl", "osl"))
+    return isl, osl
 
 
 def load_of(row: Mapping[str, str], isl: int, osl: int, dp: int) -> tuple[Workload, dict[str, Any]]:
     """Closed loop at the stated concurrency; a maximum throughput with a stated batch: that batch arriving together."""
     metric, given = (row.get("metric") or "at_concurrency").strip(), (row.get("concurrency_or_batch") or "").strip()
     if metric == "max_throughput" and not given:
-        return Workload(isl=isl, osl=osl), {"max_throughput": True}
+        return Workload(isl=isl, osl=osl), {"max_throughput": True, "requests": request_set(isl, osl)}
     count = number(row, "concurrency_or_batch")
     if metric == "max_throughput":
         return Workload(isl=isl, osl=osl, batch_size=max(1, count // dp)), {}
     return Workload(isl=isl, osl=osl, concurrency=count), {"concurrency": count}
+
+
+def request_set(isl: int, osl: int) -> int:
+    """Requests of an offline throughput run, as the benchmarks choose them: fewer where each takes longer."""
+    if isl >= 20000:
+        return 1000
+    return 30000 if isl + osl <= 256 else 1500 if isl + osl >= 4000 else 3000
+
+
+def as_served(model: ModelSpec, engine: str, version: str) -> ModelSpec:
+    """TensorRT-LLM's engine builder (before 1.0) attends the whole context unless max_attention_window is given."""
+    major = re.match(r"[^\d]*(\d+)\.", version)
+    if engine == "trtllm" and major and int(major[1]) < 1 and model.attention.sliding_window:
+        return model.model_copy(update={"attention": model.attention.model_copy(update={"sliding_window": None})})
+    return model
 
 
 def engine_name(text: str) -> str:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from agent.approval import Answer
 from agent.events import EventLog, Listener, read_events
 from agent.files import Store, prepare_run_dir, sha256_file
 from agent.llm.base import Reply
@@ -18,23 +19,31 @@ from tools.spec.base import ToolError
 THREAD = {"configurable": {"thread_id": "run"}, "recursion_limit": 80}
 
 
-async def start(options: RunOptions, run_dir: Path, listener: Listener | None = None) -> RunState:
-    """A new run in `run_dir`. Raises ToolError, StrictFailure or Bug; nothing is published then, the state is kept."""
+async def start(
+    options: RunOptions, run_dir: Path, listener: Listener | None = None, *, drawer: Any = None
+) -> RunState:
+    """A new run in `run_dir`. Raises ToolError, StrictFailure or Bug; nothing is published then, the state is kept.
+
+    `drawer` makes the DAG files in place of `agent.draw.draw`.
+    """
     named = (*options.inputs, options.task, options.knowledge)
     prepare_run_dir(run_dir, tuple(options.path(p) for p in named if p))
     options.save(run_dir)
-    return await _drive(options, run_dir, listener, fresh=True)
+    return await _drive(options, run_dir, listener, fresh=True, drawer=drawer)
 
 
-async def resume(run_dir: Path, listener: Listener | None = None) -> RunState:
-    """Goes on where the last checkpoint is.
+async def resume(run_dir: Path, listener: Listener | None = None, answer: Answer | None = None) -> RunState:
+    """Goes on where the last checkpoint is; `answer` is a person's to a run that waits under --approve.
 
-    Raises ToolError when this is no run, or an input changed since it began.
+    Raises ToolError when this is no run, an input changed since it began, or nothing waits for the answer.
     """
-    return await _drive(load_options(run_dir), run_dir, listener, fresh=False)
+    return await _drive(load_options(run_dir), run_dir, listener, fresh=False, answer=answer)
 
 
-async def _drive(options: RunOptions, run_dir: Path, listener: Listener | None, *, fresh: bool) -> RunState:
+async def _drive(
+    options: RunOptions, run_dir: Path, listener: Listener | None, *, fresh: bool, drawer: Any = None,
+    answer: Answer | None = None,
+) -> RunState:  # fmt: skip
     os.environ["LANGSMITH_TRACING"] = "false"
     import aiosqlite
     from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -52,27 +61,58 @@ async def _drive(options: RunOptions, run_dir: Path, listener: Listener | None, 
     try:
         async with aiosqlite.connect(run_dir / "checkpoint.sqlite") as db:
             saver = AsyncSqliteSaver(db, serde=JsonPlusSerializer(allowed_msgpack_modules=None))
-            return await _run(build_graph(saver), options, run_dir, log, conversation, fresh)
+            return await _run(build_graph(saver), options, run_dir, log, conversation, fresh, drawer, answer)
     finally:
         await backend.close()
 
 
 async def _run(
-    graph: Any, options: RunOptions, run_dir: Path, log: EventLog, conversation: Conversation, fresh: bool
-) -> RunState:
+    graph: Any, options: RunOptions, run_dir: Path, log: EventLog, conversation: Conversation, fresh: bool,
+    drawer: Any, answer: Answer | None,
+) -> RunState:  # fmt: skip
+    from langgraph.types import Command
+
     from agent.nodes import RunContext
 
-    context = RunContext(run_dir, options, Store(run_dir), log, conversation)
+    context = RunContext(run_dir, options, Store(run_dir), log, conversation, **({"drawer": drawer} if drawer else {}))
     before = await graph.aget_state(THREAD)
-    if before.values and not before.next:
+    waits = any(t.interrupts for t in before.tasks)
+    if answer is not None:
+        _refuse_answer(waits, before, answer)
+    if before.values and (not before.next or (waits and answer is None)):
         return before.values
     begun = bool(before.values)
     if begun:
         _refuse_changed_inputs(options, before.values)
     prompts = {name: prompt_digest(name)[:12] for name in prompt_names()}
     log.write("run_started" if fresh else "run_resumed", backend=options.backend, at=list(before.next), prompts=prompts)
-    await graph.ainvoke(None if begun else {"round": 0}, THREAD, context=context, durability="sync")
+    entry: Any = None if begun else {"round": 0}
+    if answer is not None:
+        entry = Command(resume=answer.model_dump())
+    await graph.ainvoke(entry, THREAD, context=context, durability="sync")
     return (await graph.aget_state(THREAD)).values
+
+
+def _refuse_answer(waits: bool, before: Any, answer: Answer) -> None:
+    if not waits:
+        raise ToolError("nothing waits for an answer in this run; leave --approve out")
+    shown = next(i.value for t in before.tasks for i in t.interrupts)
+    if answer.verdict == "no" and not shown["rejectable"]:
+        raise ToolError("an infeasible verdict cannot be rejected into a plan; change the conditions and plan again")
+
+
+async def waiting(run_dir: Path) -> dict[str, Any] | None:
+    """What a run under --approve shows the person it waits for; None when it does not wait."""
+    import aiosqlite
+    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    if not (run_dir / "checkpoint.sqlite").is_file():
+        return None
+    async with aiosqlite.connect(run_dir / "checkpoint.sqlite") as db:
+        saver = AsyncSqliteSaver(db, serde=JsonPlusSerializer(allowed_msgpack_modules=None))
+        found = await build_graph(saver).aget_state(THREAD)
+    return next((i.value for t in found.tasks for i in t.interrupts), None)
 
 
 def build_graph(saver: Any) -> Any:

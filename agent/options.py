@@ -20,6 +20,7 @@ class RunOptions(Frozen):
     llm_base_url: str | None = None
     objective: Objective | None = None
     strict: bool = False
+    approve: bool = False
 
     def path(self, given: str) -> Path:
         """A path that the user gave, from wherever the process runs now."""

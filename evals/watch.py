@@ -42,6 +42,8 @@ class Seen:
             path = os.fsdecode(path)
         if not isinstance(path, str | os.PathLike):
             return  # a file descriptor: the opening was seen
+        if str(path) in ("", ":memory:"):
+            return  # a database without a file
         self.writes += 1
         place = os.path.normpath(Path.cwd() / path)
         if place != os.devnull and "__pycache__" not in place and not any(_inside(place, a) for a in self.allowed):
@@ -64,7 +66,8 @@ def watching(allowed: Sequence[Path]) -> Iterator[Seen]:
     if not _installed:
         sys.addaudithook(_hook)
         _installed = True
-    seen = Seen(tuple(Path(os.path.realpath(p)) for p in (*allowed, tempfile.gettempdir())))
+    folders: list[Path] = [*allowed, Path(tempfile.gettempdir())]
+    seen = Seen(tuple(p.resolve() for p in folders))
     seen.allowed += tuple(Path(os.path.normpath(Path.cwd() / p)) for p in allowed)
     _listening.append(seen)
     try:

@@ -9,17 +9,19 @@ or None for the policy's own answer.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from agent.llm.builtin import policy
@@ -35,6 +37,55 @@ def completion(message: dict[str, Any], finish: str = "stop") -> JSONResponse:
     )
 
 
+def chunks_of(
+    message: dict[str, Any], finish: str | None = None, usage: bool = True, size: int = 7
+) -> list[dict[str, Any]]:
+    """The message as a server streams it: content and arguments in pieces of `size` characters."""
+    calls = message.get("tool_calls") or []
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    text = message.get("content") or ""
+    deltas += [{"content": text[i : i + size]} for i in range(0, len(text), size)]
+    for n, call in enumerate(calls):
+        arguments = call["function"]["arguments"]
+        head = {"index": n, "id": call["id"], "type": "function", "function": {"name": call["function"]["name"]}}
+        deltas.append({"tool_calls": [head]})
+        deltas += [
+            {"tool_calls": [{"index": n, "function": {"arguments": arguments[i : i + size]}}]}
+            for i in range(0, len(arguments), size)
+        ]
+    base = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "fake"}
+    out = [{**base, "choices": [{"index": 0, "delta": d, "finish_reason": None}]} for d in deltas]
+    end = finish or ("tool_calls" if calls else "stop")
+    out.append({**base, "choices": [{"index": 0, "delta": {}, "finish_reason": end}]})
+    if usage:
+        counts = {"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4}}
+        out.append({**base, "choices": [], "usage": counts})
+    return out
+
+
+def sse(
+    chunks: Iterable[Any], *, done: bool = True, pause: float = 0.0, after: int = -1, drop: bool = False
+) -> Response:
+    """An event stream of `chunks` (texts go out as they are). `pause` seconds of silence after chunk number `after`;
+    `drop`: the connection breaks at the end."""
+
+    async def body() -> AsyncIterator[str]:
+        for i, chunk in enumerate(chunks):
+            yield chunk if isinstance(chunk, str) else f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+            await asyncio.sleep(pause if i == after else 0)
+        if drop:
+            raise ConnectionResetError("dropped on purpose")
+        if done:
+            yield "data: [DONE]\n\n"
+
+    return StreamingResponse(body(), media_type="text/event-stream")
+
+
+def answered(message: dict[str, Any], body: dict[str, Any]) -> Response:
+    """A well-behaved server's answer: streamed where the request asks for it."""
+    return sse(chunks_of(message)) if body.get("stream") else completion(message)
+
+
 def app(behaviour: Behaviour | None, seen: list[dict[str, Any]], keys: list[str]) -> Starlette:
     async def chat(request: Request) -> Response:
         body = await request.json()
@@ -43,7 +94,7 @@ def app(behaviour: Behaviour | None, seen: list[dict[str, Any]], keys: list[str]
         answer = behaviour(len(seen), body) if behaviour else None
         if hasattr(answer, "__await__"):
             answer = await answer
-        return answer if isinstance(answer, Response) else completion(policy(body) if answer is None else answer)
+        return answer if isinstance(answer, Response) else answered(policy(body) if answer is None else answer, body)
 
     return Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
 

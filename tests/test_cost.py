@@ -187,7 +187,8 @@ def test_a_kernel_is_never_faster_than_either_roof() -> None:
                 if w.comm is None:
                     t = price(w, layout.roof)
                     assert np.all(t.total >= np.maximum(t.compute, t.memory))
-                    assert np.all(t.total >= layout.roof.latency)
+                    # What an expert kernel contains, and what rides in the next norm, has no launch of its own.
+                    assert w.routed or w.fused or np.all(t.total >= layout.roof.latency)
 
 
 # ------------------------------------------------------------------------------------------------------- collectives

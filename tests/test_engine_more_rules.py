@@ -151,6 +151,25 @@ def test_dcp_is_a_flag_of_both_engines_and_of_neither_when_off():
         assert not {n for n in names if "dcp" in n or "decode-context" in n}
 
 
+@pytest.mark.parametrize(
+    ("engine", "kind", "severity"),
+    [
+        ("vllm", "ulysses", "warning"), ("sglang", "ring", "warning"), ("trtllm", "ulysses", None),
+        ("trtllm", "ring", "error"), ("torchtitan", "ring", None), ("torchtitan", "ulysses", "error"),
+        ("megatron", "ring", None), ("megatron", "ulysses", None),
+    ],
+)  # fmt: skip
+def test_each_engine_has_its_own_way_of_context_parallelism(engine, kind, severity):
+    found = check(LLAMA3_70B, Strategy(tp=4, cp=2, cp_kind=kind, engine=engine))
+    assert next((f.severity for f in found if f.code == "cp-kind"), None) == severity
+
+
+@pytest.mark.parametrize("engine", engines())
+def test_no_engine_slices_heads(engine):
+    assert "dk" in said(engine, LLAMA3_70B, tp=8, dk=2)
+    assert "dk" not in said(engine, LLAMA3_70B, tp=8)
+
+
 # Shared experts on SGLang ------------------------------------------------------------------------------------------
 
 

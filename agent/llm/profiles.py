@@ -4,7 +4,8 @@
 base_url = "http://localhost:8000/v1"
 model = "Qwen3-32B"
 key_env = "MY_KEY"          # the *name* of the environment variable; a key itself is refused
-tool_mode = "native"        # or json_schema, or text
+tool_mode = "native"        # or json_schema, or text; auto: native until the server refuses tools
+price = { input = 0.5, output = 1.5, cached = 0.1 }      # per million tokens; reports say "unknown" without it
 """
 
 from __future__ import annotations
@@ -16,33 +17,49 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from agent.llm.usage import Price
 from tools.spec.base import Frozen, ToolError
 
 
 class Profile(Frozen):
     name: str
     base_url: str | None = None
+    base_url_env: str | None = None
+    """Variable that holds the base_url where none is written, for servers whose address is each user's own."""
     model: str | None = None
     key_env: str | None = None
     key_required: bool = True
-    tool_mode: Literal["native", "json_schema", "text"] = "native"
-    timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    key_header: str | None = None
+    """Header that carries the key in place of `Authorization: Bearer`."""
+    tool_mode: Literal["auto", "native", "json_schema", "text"] = "auto"
+    stream: bool = True
+    timeout_s: float = Field(default=300.0, gt=0, le=3600)
+    """Of a whole reply; `first_byte_s` of its beginning, `stall_s` of every silence within it."""
+    first_byte_s: float = Field(default=120.0, gt=0, le=3600)
+    stall_s: float = Field(default=60.0, gt=0, le=3600)
     retries: int = Field(default=3, ge=0, le=10)
     context_tokens: int = Field(default=64_000, ge=4_000)
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further request fields that this server wants (`temperature`, `extra_body`)."""
+    query: dict[str, str] = Field(default_factory=dict)
+    price: Price | None = None
+    language: Literal["auto", "en", "zh"] = "auto"
+    """Of the prompts; auto: Chinese where the inputs are."""
 
     @property
     def needs_key(self) -> bool:
         return self.key_required and self.key_env is not None
 
 
-def _local(name: str, port: int) -> Profile:
-    return Profile(name=name, base_url=f"http://localhost:{port}/v1", key_required=False)
+def _local(name: str, port: int, key_env: str | None = None) -> Profile:
+    return Profile(name=name, base_url=f"http://localhost:{port}/v1", key_env=key_env, key_required=False)
 
 
 PROFILES: tuple[Profile, ...] = (
     Profile(name="openai", key_env="OPENAI_API_KEY"),
+    Profile(
+        name="azure-openai", base_url_env="AZURE_OPENAI_ENDPOINT", key_env="AZURE_OPENAI_API_KEY", key_header="api-key"
+    ),
     Profile(name="deepseek", base_url="https://api.deepseek.com/v1", key_env="DEEPSEEK_API_KEY", model="deepseek-chat"),
     Profile(
         name="dashscope", base_url="https://dashscope.aliyuncs.com/compatible-mode/v1", key_env="DASHSCOPE_API_KEY"
@@ -54,6 +71,7 @@ PROFILES: tuple[Profile, ...] = (
     _local("sglang", 30000),
     _local("ollama", 11434),
     _local("llama.cpp", 8080),
+    _local("litellm-proxy", 4000, "LITELLM_API_KEY"),
 )
 
 
@@ -113,8 +131,11 @@ def make_backend(choice: str, base_url: str | None = None) -> Any:
         if base_url is None
         else known[name].model_copy(update={"base_url": base_url, "key_required": False})
     )
+    if profile.base_url is None and profile.base_url_env and os.environ.get(profile.base_url_env):
+        profile = profile.model_copy(update={"base_url": os.environ[profile.base_url_env]})
     if profile.base_url is None and name != "openai":
-        raise ToolError(f"backend {name} has no base_url; set it in meshwright.toml or with --llm-base-url")
+        also = f", in {profile.base_url_env}" if profile.base_url_env else ""
+        raise ToolError(f"backend {name} has no base_url; set it in meshwright.toml{also} or with --llm-base-url")
     model = model or profile.model or ""
     if not model:
         raise ToolError(f"backend {name} has no default model; write --backend {name}:MODEL")

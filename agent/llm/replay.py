@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from agent.events import read_events
 from agent.llm.base import BackendError, Reply
 from tools.spec.base import ToolError
 
@@ -28,16 +29,15 @@ def step(body: dict[str, Any]) -> str:
 
 
 def recorded_replies(path: Path) -> list[dict[str, Any]]:
-    """The `llm_call` events of a log that hold a reply; a torn last line is skipped."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.get("event") == "llm_call" and isinstance(event.get("reply"), dict):
-            found.append(event)
-    return found
+    """The `llm_call` events of a log that hold a reply; a torn last line is skipped.
+
+    Where the backend failed and the built-in policy answered for it, the policy's replies are left out: a replay fails
+    at the same steps and says so.
+    """
+    found = [e for e in read_events(path) if e.get("event") in ("llm_call", "degraded")]
+    failed = any(e["event"] == "degraded" for e in found)
+    calls = [e for e in found if e["event"] == "llm_call" and isinstance(e.get("reply"), dict)]
+    return [e for e in calls if not (failed and e.get("backend") == "builtin")]
 
 
 class Replay:
@@ -57,7 +57,10 @@ class Replay:
         loose = [i for i, e in enumerate(self._events) if e.get("step") == kind and i not in self._used]
         for i in exact or loose:
             self._used.add(i)
-            return Reply(self._events[i]["reply"], self._events[i].get("tokens") or {})
+            e = self._events[i]
+            return Reply(
+                e["reply"], e.get("tokens") or {}, e.get("finish") or "", e.get("cost"), e.get("currency") or "USD"
+            )
         raise BackendError(f"{self.name}: the log holds no further reply for {kind or 'this request'}")
 
     async def close(self) -> None:
