@@ -8,6 +8,7 @@ from typing import Any, get_args
 from agent.reading.shape import SHAPE_KEYS
 from knowledge import catalog
 from knowledge.hf_config import model_from_config
+from tools.engines.rules.devices import PLUGINS, RUNS_ON
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions
 from tools.spec.deployment import Assumption, Deployment, Objective
@@ -60,7 +61,7 @@ def resolve(conditions: Conditions) -> Deployment:
         cluster=cluster,
         workload=workload,
         requirements=_requirements(conditions),
-        engine=_engine(conditions),
+        engine=_engine(conditions, cluster.device),
         objective=objective,
         weight_dtypes=weights,
         kv_dtypes=kv,
@@ -491,7 +492,13 @@ def _requirements(conditions: Conditions) -> Requirements:
     )
 
 
-def _engine(conditions: Conditions) -> EngineChoice:
+def engine_on(device: Device, name: str) -> str:
+    """The project that brings `name` to the device's vendor, where the engine itself has no back end for it."""
+    vendor = device.vendor.lower()
+    return name if vendor in RUNS_ON.get(name, (vendor,)) else PLUGINS.get((name, vendor), name)
+
+
+def _engine(conditions: Conditions, device: Device) -> EngineChoice:
     name = conditions.get("engine.name")
     limits = {
         f.path.removeprefix("engine.limits."): float(f.value)
@@ -499,7 +506,7 @@ def _engine(conditions: Conditions) -> EngineChoice:
         if isinstance(f.value, int | float)
     }
     return EngineChoice(
-        name=name or "vllm",
+        name=engine_on(device, name or "vllm"),
         version=conditions.get("engine.version"),
         alternatives=tuple(conditions.get("engine.alternatives") or ()),
         limits=limits,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import ConfigDict, Field
 
 from tools.cost.operators import Operators, Provenance
@@ -35,8 +37,9 @@ class DeviceCurve(Frozen):
     """Bandwidth of that cache over the memory's."""
     kernel_latency_s: float
     """Shortest time of one kernel inside a captured graph, launch gap included."""
-    gap_s: float = 0.0
-    """Between a kernel's end and the next one's start inside a captured graph; measured kernel times do not hold it."""
+    launch_s: float = 0.0
+    """Part of a kernel's time, measured alone, that disappears in a captured graph, where the next kernel's launch and
+    prologue overlap the end of the one before."""
     relatives: tuple[str, ...] = ()
     """Measured devices of this generation, whose operator tables serve its other members."""
     tile_m: int
@@ -81,6 +84,14 @@ class EngineCurve(Frozen):
     """The same, per sequence of the step."""
     prefill_s: float = 0.0
     """Admission, tokenisation, first-token round trip per request (in TTFT only)."""
+    launch_s: float = 0.0
+    """Host time per kernel of a pass that is not a captured graph (prefill): the first token cannot come sooner."""
+    handoff_s: float = 0.0
+    """Of a request from a prefill to a decode worker, besides its KV cache: routing, connection, admission."""
+    attn_dp_wait_steps: float = 0.0
+    """Steps that an attention-DP scheduler holds a prompt back to balance ranks, where a benchmark turns that on."""
+    before: tuple[int, int] | None = None
+    """Holds for versions below this one (major, minor); None: the current ones."""
     mixed: bool
     """Prefill chunks ride in the same step as decodes (chunked prefill); False: a step is one or the other."""
     reserve_output: bool = False
@@ -96,6 +107,11 @@ class Band(Frozen):
     """Residual quantile of one metric: a relative half-width, and the signed median."""
 
     band: float
+    """For a device whose operators were measured."""
+    nearest: float = 0.0
+    """For one priced by the tables of its generation."""
+    datasheet: float = 0.0
+    """For one of a generation that nobody measured."""
     bias: float = 0.0
     rows: int = 0
     source: str = ""
@@ -143,15 +159,36 @@ class Curves(Frozen):
     def link(self, kind: str) -> LinkCurve:
         return next((c for c in self.links if kind.lower().startswith(c.kinds)), self.links[-1])
 
+    def at_version(self, engine: str, version: str) -> Curves:
+        """The curves with `engine` as it was at `version` ("0.12.0"; what has no number is taken as current)."""
+        found = re.search(r"(\d+)\.(\d+)", version)
+        if found is None:
+            return self
+        now = (int(found[1]), int(found[2]))
+        older = [
+            c.model_copy(update={"before": None})
+            for c in self.engines
+            if c.name == engine and c.before is not None and now < c.before
+        ]
+        return self.model_copy(update={"engines": (*older, *self.engines)}) if older else self
+
     def engine(self, name: str) -> EngineCurve:
-        found = next((c for c in self.engines if c.name == name), None)
+        found = next((c for c in self.engines if c.name == name and c.before is None), None)
+        if found is None and "-" in name:
+            # A plugin ("vllm-ascend") keeps its engine's scheduler.
+            parent = self.engine(name.split("-")[0])
+            return parent.model_copy(update={"name": name, "source": f"as {parent.name}, whose scheduler it is; not measured"})
         if found is None:
             raise ToolError(f"no step overheads for engine {name!r}; known: {', '.join(c.name for c in self.engines)}")
         return found
 
     def band(self, metric: str, cluster: Cluster) -> Band:
-        """Band of `metric`; half as wide again for a generation without measurements."""
-        band = self.bands[metric]
-        if self.device(cluster.device).measured:
+        """Band of `metric` on this device, by how its kernels are priced."""
+        band, (relative, provenance) = self.bands[metric], self.relative(cluster.device)
+        if provenance == "measured":
             return band
-        return band.model_copy(update={"band": band.band * 1.5, "source": band.source + "; nearest generation's curve"})
+        if provenance == "nearest generation":
+            wider, why = max(band.nearest, band.band), f"priced as {relative}"
+        else:
+            wider, why = max(band.datasheet, band.band), "no measured relative: datasheet curve"
+        return band.model_copy(update={"band": wider, "source": f"{band.source}; {why}"})
