@@ -193,8 +193,9 @@ def draw_edges(edges: Any, boxes: Any, gpu_x: Any) -> Iterator[tuple[str, str, d
                 "label": tensor, "tensor": tensor, "dims": dims, "pos": path,
                 "lp": f"{lx + 4 + 2.1 * len(tensor):.1f},{ly:.1f}",
             }  # fmt: skip
-            attrs |= beneath(boxes[d], x, dims)
-            if dashed:
+            if not dashed:
+                attrs |= beneath(boxes[d], x, dims)
+            else:
                 attrs |= {"style": "dashed", "color": LINE_COLOUR["routing"], "fontcolor": LINE_COLOUR["routing"]}
             yield s, d, attrs
 
