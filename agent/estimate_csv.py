@@ -71,7 +71,7 @@ def answers(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
         return _answer_all(rows)
     # Rows of one model side by side: each process partitions few models.
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["model"], rows[i]["gpu"], i))
-    size = -(-len(order) // workers)
+    size = -(-len(order) // (4 * workers))
     parts = [order[i : i + size] for i in range(0, len(order), size)]
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
         done = list(pool.map(_answer_all, [[rows[i] for i in part] for part in parts]))

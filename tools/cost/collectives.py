@@ -110,6 +110,8 @@ def _at_level(kind: str, n: Num, p: Num, level: Level) -> Num:
     if not tables:
         return ALGORITHMS[kind](n, p, level)
     p = np.maximum(p, 2.0)
+    # Below the grid a collective is all latency: it takes what the smallest measured one takes.
+    n = np.maximum(n, tables[0].axes[0][0])
     ideal = link_ideal(kind, n, p, level.bandwidth)
     times = [ideal / t.efficiency((n, p)) for t in tables]
     return times[0] if len(times) == 1 else np.minimum(times[0], times[1])
@@ -185,7 +187,8 @@ def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level]) -> Num:
         if tables:
             # The measured exchange moves (p-1)/p of its buffer: the buffer that sends as much as this level does.
             inside = np.maximum(p, 2.0)
-            took = sent / level.bandwidth / tables[0].efficiency((sent * inside / (inside - 1), inside))
+            buffer = np.maximum(sent * inside / (inside - 1), tables[0].axes[0][0])
+            took = link_ideal("all_to_all", buffer, inside, level.bandwidth) / tables[0].efficiency((buffer, inside))
         else:
             took = latency + sent / bandwidth
         t = np.where(np.asarray(p) > 1, took, 0.0)

@@ -68,6 +68,23 @@ class Work:
     fused: bool = False
     """Ends a body in an addition that engines run inside the next body's norm: no launch of its own."""
 
+    def take(self, index: np.ndarray, n: int) -> Work:
+        """The entries at `index` of every array of `n`."""
+
+        def pick(x: Num) -> Num:
+            return x[index] if isinstance(x, np.ndarray) and x.shape == (n,) else x
+
+        return replace(
+            self, **{f: pick(getattr(self, f)) for f in ARRAYS}, shape=tuple(pick(x) for x in self.shape)
+        )  # fmt: skip
+
+
+ARRAYS = (
+    "flops", "weight_bytes", "weight_total", "stream_bytes", "m", "n", "groups", "comm_bytes", "balance", "k", "experts",
+    "width",
+)  # fmt: skip
+"""Fields of a Work that may hold one entry per candidate."""
+
 
 @dataclass(frozen=True, slots=True)
 class WalkContext:
@@ -110,17 +127,54 @@ def elements(dims: Mapping[str, Num]) -> Num:
     return n
 
 
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a kernel of a body is, whatever the sizes."""
+
+    name: str
+    steps: tuple[POp, ...]
+    comm: Comm | None
+    made: frozenset[str]
+    outside: frozenset[str]
+    """Tensors it makes that something outside of it reads."""
+    einsums: tuple[POp, ...]
+    weighted: tuple[POp, ...]
+    """Its einsums that have a weight."""
+    routed: bool
+    last: bool
+    """It makes the body's output."""
+
+
+_KERNELS: dict[int, tuple[PBody, tuple[Kernel, ...]]] = {}
+"""Kernels of bodies seen before, by identity; the body is kept so that its id stays its own."""
+
+
+def kernels_of(pbody: PBody) -> tuple[Kernel, ...]:
+    known = _KERNELS.get(id(pbody))
+    if known is not None and known[0] is pbody:
+        return known[1]
+    outside, out = _outside_uses(pbody), []
+    for name, steps in pbody.kernels():
+        einsums = tuple(p for p in steps if p.op is not None and p.op.kind == "einsum")
+        weighted = tuple(p for p in einsums if any(pbody.spec(t).kind == "weight" for t in p.inputs))
+        routed = any(pbody.spec(t).routed for p in steps for t in (*p.inputs, p.output))
+        made = frozenset(p.output for p in steps)
+        last = steps[-1].output == pbody.output
+        out.append(Kernel(name, steps, steps[0].comm, made, outside[name], einsums, weighted, routed, last))
+    if len(_KERNELS) > 512:
+        _KERNELS.clear()
+    _KERNELS[id(pbody)] = (pbody, tuple(out))
+    return tuple(out)
+
+
 def walk(pbody: PBody, ctx: WalkContext) -> tuple[Work, ...]:
     """Every kernel of the body, in order of its first operator. Local slices are free."""
-    used_outside = _outside_uses(pbody)
     out = []
-    for name, steps in pbody.kernels():
-        comm = steps[0].comm
-        if comm is not None:
-            if comm.kind != "slice":
-                out.append(_comm_work(pbody, name, steps[0], comm, ctx))
-            continue
-        out.append(_kernel_work(pbody, name, steps, used_outside[name], ctx))
+    for k in kernels_of(pbody):
+        if k.comm is None:
+            out.append(_kernel_work(pbody, k, ctx))
+        elif k.comm.kind != "slice":
+            out.append(_comm_work(pbody, k.name, k.steps[0], k.comm, ctx))
     return tuple(out)
 
 
@@ -145,25 +199,23 @@ def _comm_work(pbody: PBody, name: str, p: POp, comm: Comm, ctx: WalkContext) ->
     return Work(kernel=name, kind="comm", comm=comm, comm_bytes=elements(local_sizes(pbody, tensor, ctx)) * per)
 
 
-def _kernel_work(pbody: PBody, name: str, steps: tuple[POp, ...], outside: frozenset[str], ctx: WalkContext) -> Work:
-    made = {p.output for p in steps}
-    einsums = [p for p in steps if p.op is not None and p.op.kind == "einsum"]
-    weighted = [p for p in einsums if any(pbody.spec(t).kind == "weight" for t in p.inputs)]
-    kind = _kind(pbody, steps, einsums, weighted, ctx)
-    limit = _attended(steps, ctx)
-    stream = _stream_bytes(pbody, steps, made, outside, limit, ctx)
-    weights, total = _weight_bytes(pbody, steps, kind, ctx)
-    work = Work(kernel=name, kind=kind, weight_bytes=weights, weight_total=total, stream_bytes=stream)
+def _kernel_work(pbody: PBody, k: Kernel, ctx: WalkContext) -> Work:
+    kind = _kind(pbody, k.steps, k.einsums, k.weighted, ctx)
+    limit = _attended(k.steps, ctx)
+    weights, total = _weight_bytes(pbody, k.steps, kind, ctx)
     flops: Num = 0.0
-    for p in einsums:
+    for p in k.einsums:
         flops = flops + _einsum_flops(pbody, p, limit, ctx)
-    work = replace(work, flops=flops, dtype=_math_dtype(pbody, einsums, weighted, ctx))
-    if weighted:
-        return _with_shape(pbody, work, weighted, ctx)
-    if einsums:
-        return _attention_shape(pbody, work, einsums, limit, ctx)
-    routed = any(pbody.spec(t).routed for p in steps for t in (*p.inputs, p.output))
-    return replace(work, routed=routed, fused=kind == "elementwise" and steps[-1].output == pbody.output)
+    shape: dict[str, Any] = {"routed": k.routed, "fused": kind == "elementwise" and k.last}
+    if k.weighted:
+        shape = _gemm_shape(pbody, kind, k.weighted, weights, total, ctx)
+    elif k.einsums:
+        shape = _attention_shape(pbody, kind, k.einsums, limit, ctx)
+    return Work(
+        kernel=k.name, kind=kind, flops=flops, weight_bytes=weights, weight_total=total,
+        stream_bytes=_stream_bytes(pbody, k.steps, k.made, k.outside, limit, ctx),
+        dtype=_math_dtype(pbody, k.einsums, k.weighted, ctx), **shape,
+    )  # fmt: skip
 
 
 def _kind(pbody: PBody, steps: Any, einsums: Any, weighted: Any, ctx: WalkContext) -> KernelKind:
@@ -219,7 +271,12 @@ def _einsum_flops(pbody: PBody, p: POp, limit: Attended, ctx: WalkContext) -> Nu
 
 
 def _stream_bytes(
-    pbody: PBody, steps: tuple[POp, ...], made: set[str], outside: frozenset[str], limit: Attended, ctx: WalkContext
+    pbody: PBody,
+    steps: tuple[POp, ...],
+    made: frozenset[str],
+    outside: frozenset[str],
+    limit: Attended,
+    ctx: WalkContext,
 ) -> Num:
     """External inputs and outputs. A cache is read as far as the mask reaches and written only where it is new."""
     total: Num = 0.0
@@ -278,14 +335,16 @@ def _touched(pbody: PBody, tensor: str, ctx: WalkContext) -> Num:
     return 1.0 - np.power(1.0 - np.minimum(share, 1.0 - 1e-12), tokens)
 
 
-def _math_dtype(pbody: PBody, einsums: list[POp], weighted: list[POp], ctx: WalkContext) -> str:
+def _math_dtype(pbody: PBody, einsums: tuple[POp, ...], weighted: tuple[POp, ...], ctx: WalkContext) -> str:
     roles = {pbody.spec(t).dtype for p in weighted for t in p.inputs if pbody.spec(t).kind == "weight"}
     experts_only = ctx.dtypes.matrix != ctx.dtypes.expert_matrix
     quantised = "expert_matrix" in roles or ("matrix" in roles and not experts_only)
     return ctx.weight_dtype if quantised else "bf16"
 
 
-def _attention_shape(pbody: PBody, work: Work, einsums: list[POp], limit: Attended, ctx: WalkContext) -> Work:
+def _attention_shape(
+    pbody: PBody, kind: KernelKind, einsums: tuple[POp, ...], limit: Attended, ctx: WalkContext
+) -> dict[str, Any]:
     """Coordinates of attention in the measured tables.
 
     Prefill: (length of a causal prompt with as many query x key pairs per query, sequences · heads, d_k). Decode:
@@ -293,24 +352,26 @@ def _attention_shape(pbody: PBody, work: Work, einsums: list[POp], limit: Attend
     """
     scores = next((p for p in einsums if "kv_len" in pbody.spec(p.output).dims), None)
     if scores is None:
-        return work
+        return {}
     out = local_sizes(pbody, scores.output, ctx)
     b, h, s = (out.get(d, 1) for d in ("batch_size", "heads", "seq_len"))
     keys = pbody.spec(scores.inputs[1]).dims
     caches = [t for p in pbody.ops if p.op is not None and p.op.kind == "cache" for t in (p.output,)]
     mla = any("kv_lora" in pbody.spec(t).dims for t in caches)
-    if work.kind == "attention_prefill":
+    if kind == "attention_prefill":
         length = np.maximum(2.0 * np.asarray(limit.per_query, float) - 1.0, s)
         d = 1.0 if mla else ctx.sizes["d_k"]
-        return replace(work, table="mla_context" if mla else "context", shape=(length, b * h, d)[: 2 if mla else 3])
+        return {"table": "mla_context" if mla else "context", "shape": (length, b * h, d)[: 2 if mla else 3]}
     read = limit.read * out.get("kv_len", ctx.sizes["kv_len"]) / ctx.sizes["kv_len"]
     if mla and "kv_lora" in keys:
-        return replace(work, table="mla_generation", shape=(read, b, h))
+        return {"table": "mla_generation", "shape": (read, b, h)}
     kv = next((local_sizes(pbody, t, ctx)["kv_heads"] for t in caches if "kv_heads" in pbody.spec(t).dims), h)
-    return replace(work, table="generation", shape=(read, b * kv, h / kv, ctx.sizes["d_k"]))
+    return {"table": "generation", "shape": (read, b * kv, h / kv, ctx.sizes["d_k"])}
 
 
-def _with_shape(pbody: PBody, work: Work, weighted: list[POp], ctx: WalkContext) -> Work:
+def _gemm_shape(
+    pbody: PBody, kind: KernelKind, weighted: tuple[POp, ...], read: Num, total: Num, ctx: WalkContext
+) -> dict[str, Any]:
     """m x n of the fused GEMM: the n of its weights add up, dims that weight and activation share are batches."""
     n: Num = 0.0
     m: Num = 1.0
@@ -326,16 +387,17 @@ def _with_shape(pbody: PBody, work: Work, weighted: list[POp], ctx: WalkContext)
         m = elements({d: v for d, v in act.items() if d not in w})
         k = elements({d: v for d, v in w.items() if d in act and d not in out})
         held = w
-    work = replace(work, n=np.maximum(n, 1.0), k=k, table="gemm")
-    if work.kind != "grouped_gemm":
-        return replace(work, m=m, groups=groups)
-    touched = np.maximum(work.weight_bytes / np.maximum(work.weight_total, 1.0), 1e-9)
+    n = np.maximum(n, 1.0)
+    if kind != "grouped_gemm":
+        return {"m": m, "n": n, "k": k, "groups": groups, "table": "gemm"}
+    touched = np.maximum(read / np.maximum(total, 1.0), 1e-9)
     experts, groups, m = groups, groups * touched, m / touched
-    return replace(
-        work, m=m, groups=groups, balance=_imbalance(ctx, m * groups), table="moe", experts=experts,
-        width=elements({d: v for d, v in held.items() if d != "experts"}),
-        reads_hidden="hidden" in local_sizes(pbody, weighted[0].inputs[0], ctx),
-    )  # fmt: skip
+    return {
+        "m": m, "n": n, "k": k, "groups": groups, "table": "moe", "experts": experts,
+        "balance": _imbalance(ctx, m * groups),
+        "width": elements({d: v for d, v in held.items() if d != "experts"}),
+        "reads_hidden": "hidden" in local_sizes(pbody, weighted[0].inputs[0], ctx),
+    }  # fmt: skip
 
 
 def _imbalance(ctx: WalkContext, mean_load: Num) -> Num:
@@ -497,8 +559,9 @@ def _measured(w: Work, roof: Roof, table: Table, dtype: str) -> KernelTime:
     else:
         compute, memory = gemm_ideal(w.m, w.n * w.groups, w.k, dtype, unit_peak(dtype, sheet), bandwidth)
         shape = (w.m, w.n * w.groups, w.k)
-    took = np.maximum(compute, memory) / table.efficiency(shape)
-    return KernelTime(took + roof.curve.gap_s, np.minimum(compute, took), np.minimum(memory, took))
+    alone = np.maximum(compute, memory) / table.efficiency(shape)
+    took = np.maximum(np.maximum(alone - roof.curve.launch_s, 0.5 * alone), roof.latency)
+    return KernelTime(took, np.minimum(compute, took), np.minimum(memory, took))
 
 
 def _roofline(w: Work, roof: Roof) -> KernelTime:

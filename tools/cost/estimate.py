@@ -72,11 +72,12 @@ def predict(
     max_throughput: bool = False,
     benchmark_run: bool = False,
     equal_lengths: bool = False,
+    requests: int | None = None,
 ) -> Predicted:
     """The numbers of `estimate` alone. Raises as `estimate` does.
 
     `benchmark_run`: as a benchmark would measure it rather than as one plans it: requests start together, and an engine
-    that allocates KV as sequences grow admits by their mean length.
+    that allocates KV as sequences grow admits by their mean length. `requests`: the run ends after so many.
     """
     if concurrency is not None and concurrency < 1:
         raise ToolError(f"concurrency({concurrency}) must be at least 1")
@@ -87,7 +88,7 @@ def predict(
     limit = batch_limit(deployment, curves, s.engine, s.attn_dp or 1)
     held = _mean_occupancy(layout) if benchmark_run and not layout.engine.reserve_output else layout
     most = int(max_batch(held, np.asarray([limit]))[0])
-    load = replace(load, cold_start=benchmark_run, equal_lengths=equal_lengths)
+    load = replace(load, cold_start=benchmark_run, equal_lengths=equal_lengths, requests=requests)
     if concurrency is not None or max_throughput:
         wanted = most if concurrency is None else min(most, -(-concurrency // s.dp))
         s = s.model_copy(update={"batch": max(1, wanted)})
@@ -307,20 +308,32 @@ def _terms(c: _Case, works: Works, scale: float) -> list[Term]:
     """Seconds per kernel name, summed over layers."""
     total: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for w, n in _kernels(c, works):
         row = total.setdefault(w.kernel, [0.0, 0.0])
         row[0] += n * _f(c.layout.kernel_time(w).total)
         row[1] += n
         kinds[w.kernel] = w.kind if w.comm is None else w.comm.kind
-    curve = c.curves.device(c.deployment.cluster.device)
+        sources[w.kernel] = _source(c, w)
     return [
         Term(
             name=name, value=seconds * scale, unit="s", 
             formula=f"{kinds[name]} x {int(n)}" + (f" x {scale:.4g} passes" if scale != 1 else ""),
-            source=f"{curve.name} curve" if "@" not in name else "α–β of the links",
+            source=sources[name],
         )
         for name, (seconds, n) in total.items()
     ]  # fmt: skip
+
+
+def _source(c: _Case, w: Work) -> str:
+    """Where the seconds of a kernel come from."""
+    roof = c.layout.roof
+    if w.comm is not None:
+        measured = [t.curve.measured for t in c.layout.tops if t.operators is not None and t.curve.measured]
+        return f"collectives measured on {measured[0]}; α–β beyond that link" if measured else "α–β of the links"
+    if roof.table(w) is not None or (w.routed and roof.experts_measured):
+        return f"operators measured on {roof.relative}"
+    return f"{roof.curve.name} curve"
 
 
 def _closed(name: str, terms: list[Term], total: float, rest: str, formula: str) -> Breakdown:

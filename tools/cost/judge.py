@@ -110,12 +110,26 @@ def prediction(
     )  # fmt: skip
 
 
+def kernels_from(curves: Curves, deployment: Deployment) -> str:
+    """Where kernel times come from, in words."""
+    cluster = deployment.cluster
+    generation = curves.device(cluster.device).name
+    if cluster.mfu is not None or cluster.mbu is not None:
+        return f"stated utilisation over the {generation} roofline"
+    relative, provenance = curves.relative(cluster.device)
+    if provenance == "measured":
+        return f"operators measured on {relative}"
+    if provenance == "nearest generation":
+        return f"operators measured on {relative} (nearest of its generation) over this datasheet"
+    return f"{generation} datasheet curve, no operators measured"
+
+
 def judge(
     deployment: Deployment, curves: Curves, perf: Performance, load: Load, num_devices: int
 ) -> tuple[tuple[Prediction, ...], tuple[Finding, ...]]:
     """Predictions with verdicts, and findings: broken and at-risk gates, other readings of a throughput."""
     n = np.asarray([num_devices])
-    provenance = f"closed form, {curves.device(deployment.cluster.device).name} curve (provisional band)"
+    provenance = f"closed form, {kernels_from(curves, deployment)}"
     predictions: list[Prediction] = []
     findings: list[Finding] = []
     judged = set()

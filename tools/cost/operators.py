@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from tools.cost.tables import Table
 from tools.spec.hardware import Device
 
@@ -45,14 +47,16 @@ class Operators:
     tables: Mapping[str, Table]
     ridge: Mapping[str, float]
     """By device: bf16 FLOP/s over memory bytes/s."""
+    use_own: bool = True
+    """False: a measured device is priced by its relatives all the same, to see what that costs."""
     chosen: dict[Any, Any] = field(default_factory=dict, repr=False)
     """Answers of `find`, by its arguments."""
 
     def relative(self, device: Device, candidates: tuple[str, ...]) -> tuple[str, Provenance]:
         """(measured device whose tables apply, how near it is); ("", datasheet) when nothing of its kind was measured."""
-        if device.id in self.ridge:
+        if device.id in self.ridge and self.use_own:
             return device.id, "measured"
-        known = [c for c in candidates if c in self.ridge]
+        known = [c for c in candidates if c in self.ridge and c != device.id]
         peak = device.peak_flops.get("bf16") or device.peak_flops.get("fp16")
         if not known or not peak or not device.memory_bandwidth:
             return "", "datasheet"
@@ -73,6 +77,24 @@ class Operators:
                 if found is not None:
                     return found
         return None
+
+
+UNTUNED = 1.75
+"""A table whose kernels are this much slower than another framework's on the same device, in the median over the grid, was
+measured on a fallback path (default Triton configurations, quantisation outside the kernel) that deployments do not take."""
+
+
+def tuned(tables: Mapping[str, Table]) -> dict[str, Table]:
+    """The tables without those measured on fallback paths."""
+    groups: dict[tuple[str, str, str], dict[str, Table]] = {}
+    for key, t in tables.items():
+        kind, device, framework, dtype = key.split("/")
+        groups.setdefault((kind, device, "library" if framework == "nccl" else dtype), {})[key] = t
+    out: dict[str, Table] = {}
+    for group in groups.values():
+        best = np.max(np.stack([t.log_efficiency for t in group.values()]), axis=0)
+        out |= {k: t for k, t in group.items() if float(np.median(best - t.log_efficiency)) <= math.log(UNTUNED)}
+    return out
 
 
 def kernel_dtype(dtype: str, peak: Mapping[str, float], *, block: bool) -> str:
@@ -113,5 +135,5 @@ def ridge_of(datasheet: Mapping[str, Any]) -> dict[str, float]:
 
 
 __all__ = [
-    "Operators", "Provenance", "gemm_ideal", "kernel_dtype", "link_ideal", "ridge_of", "unit_peak",
+    "Operators", "Provenance", "gemm_ideal", "kernel_dtype", "link_ideal", "ridge_of", "tuned", "unit_peak",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tools.cost.disagg import Disaggregated
 from tools.cost.estimate import Predicted
 from tools.spec.plan import Estimate, StageMemory
 
@@ -62,6 +63,17 @@ def prediction_json(p: Predicted) -> dict[str, Any]:
         "concurrency": max(1, round(one(perf.concurrency))), "batch": p.strategy.batch, "max_batch": p.max_batch,
         "num_devices": n, "e2e_ms": one(perf.e2e) * 1e3, "burst_ttft_ms": one(perf.burst_ttft) * 1e3,
         "request_rate": one(perf.request_rate),
+    }  # fmt: skip
+
+
+def disaggregated_json(p: Disaggregated, concurrency: int) -> dict[str, Any]:
+    """The scalar keys of two pools; percentiles are not predicted."""
+    e2e = concurrency / p.request_rate
+    return {
+        "feasible": p.batch <= p.max_batch, "ttft_ms": p.ttft_s * 1e3, "tpot_ms": p.tpot_s * 1e3,
+        "output_tok_s": p.output_tok_s, "output_tok_s_per_device": p.output_tok_s / p.num_devices,
+        "total_tok_s": p.output_tok_s + p.input_tok_s, "concurrency": concurrency, "batch": p.batch,
+        "max_batch": p.max_batch, "num_devices": p.num_devices, "e2e_ms": e2e * 1e3, "request_rate": p.request_rate,
     }  # fmt: skip
 
 

@@ -50,6 +50,8 @@ class Load:
     """Share of the prompt whose KV is already there."""
     cold_start: bool = False
     """closed: the mean over a benchmark run whose requests all start at once, not the steady state."""
+    requests: int | None = None
+    """closed: the run is over after so many; None: steady state."""
     equal_lengths: bool = False
     """With cold_start: lengths are exact, so that an engine that prefills first keeps its requests in step."""
 
@@ -91,7 +93,11 @@ class Steps:
     chunks: np.ndarray
     """Steps a prompt takes."""
     queue_share: np.ndarray
-    """Prompts that can share one step when several wait."""
+    """Prompts that can share one step when several wait, over `prompts`."""
+    packed: StepTime
+    """A prefill step filled up with waiting prompts: `prompts` x `queue_share` of them."""
+    launches: np.ndarray
+    """Kernels of one prefill pass."""
     decode_works: Works
     """Kernels of `decode`."""
     prefill_works: Works
@@ -127,6 +133,7 @@ class Performance:
     prefill_share: np.ndarray
     """Share of time spent on prefill."""
     busy: np.ndarray
+    replicas: np.ndarray
 
 
 def microbatches(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +158,9 @@ def prefill_shape(layout: Layout, load: Load, in_flight: np.ndarray) -> tuple[np
     tokens = -(-new // chunks)
     # Chunk j of c ends at cached + j·tokens: linear, so their mean prices them all.
     context = (load.isl - new) + np.ceil(tokens * (chunks + 1) / 2).astype(np.int64)
-    prompts = np.minimum(layout.cands.attn_dp, np.maximum(in_flight, 1))
+    # A lone prompt occupies one attention-DP rank; a scheduler that holds prompts back fills them all.
+    together = layout.cands.attn_dp if load.cold_start and layout.engine.attn_dp_wait_steps else np.ones_like(in_flight)
+    prompts = np.minimum(together, np.maximum(in_flight, 1))
     return prompts, tokens, chunks, np.maximum(context, tokens)
 
 
@@ -177,10 +186,16 @@ def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: b
         mixed = layout.step(layout.mixed(prefill, high_works), size + prompts)
     else:
         mixed = StepTime(alone.latency + high_step.latency, alone.slowest + high_step.slowest)
-    queue_share = np.maximum(room // np.maximum(prompts, 1), 1)
-    return Steps(
-        batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, queue_share, high_works, prefill
+    queue_share = np.clip(
+        np.maximum(batch, 1) // np.maximum(prompts, 1), 1, np.maximum(room // np.maximum(prompts, 1), 1)
     )
+    packed = alone
+    if (queue_share > 1).any():
+        packed = layout.step(layout.works("prefill", prompts * queue_share, tokens, kv), prompts * queue_share)
+    return Steps(
+        batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, queue_share, packed,
+        layout.launches(prefill), high_works, prefill,
+    )  # fmt: skip
 
 
 def serve(layout: Layout, load: Load) -> Performance:
@@ -192,7 +207,36 @@ def serve(layout: Layout, load: Load) -> Performance:
         return _together(layout, load)
     n = cap if load.concurrency is None else -(-np.asarray(load.concurrency) // layout.cands.dp)
     n = np.broadcast_to(np.asarray(n, np.int64), cap.shape)
-    return _closed(layout, load, n)
+    if load.requests is None:
+        return _closed(layout, load, n)
+    mine = max(1, load.requests // max(1, int(np.max(layout.cands.dp))))
+    return _finite(load, _closed(layout, load, np.minimum(n, mine)), mine)
+
+
+def _finite(load: Load, perf: Performance, requests: int) -> Performance:
+    """A run of `requests` per replica: its steady part, and what the last requests waste.
+
+    Where prompts are short beside the outputs, requests of equal length move in waves, the last of them not full; where
+    prefill takes most of a cycle they are spread evenly, and the batch drains over the life of one request. Between the
+    two the share of prefill in the cycle decides.
+    """
+    steps, gaps = perf.steps, max(load.osl - 1, 1)
+    batch = np.minimum(steps.b_high, requests).astype(float)
+    rate = perf.request_rate / perf.replicas
+    last = requests - batch * (np.ceil(requests / batch) - 1)
+    life = batch / rate
+    slope = np.maximum(steps.high - steps.between_tokens(last), 0.0) / np.maximum(batch - last, 1e-9)
+    short = life - np.where(last < batch, slope * gaps * (batch - last), 0.0)
+    waves = np.where(last < batch, short - last / batch * life, 0.0)
+    fixed = np.maximum(steps.high - (steps.high - steps.low) / np.maximum(batch - steps.b_low, 1e-9) * batch, 0.0)
+    drain = np.where(requests > batch, 0.5 * gaps * fixed, 0.0)
+    mixed = np.clip(perf.prefill_share, 0.0, 1.0)
+    seconds = requests / rate + (1.0 - mixed) * np.maximum(waves, 0.0) + mixed * drain
+    slower = requests / rate / seconds
+    return replace(
+        perf, request_rate=perf.request_rate * slower, output_tok_s=perf.output_tok_s * slower,
+        input_tok_s=perf.input_tok_s * slower,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +255,16 @@ def _prefill(layout: Layout, steps: Steps) -> Prefill:
     extra = steps.mixed.minus(steps.decode)
     added = steps.chunks * extra.slowest / steps.prompts
     base = steps.decode.slowest if layout.engine.mixed else 0.0
-    service = steps.chunks * (extra.slowest + base / steps.queue_share) / steps.prompts
+    # When prompts wait, a step takes as many as it has room for.
+    queued = np.minimum(extra.slowest, steps.packed.slowest / steps.queue_share)
+    service = steps.chunks * (queued + base / steps.queue_share) / steps.prompts
     if layout.engine.mixed:
         latency = steps.mixed.latency + (steps.chunks - 1) * steps.mixed.slowest
     else:
         latency = steps.prefill.latency + (steps.chunks - 1) * steps.prefill.slowest
-    return Prefill(added, service, latency)
+    # Prefill passes are launched kernel by kernel: the first token waits for the host where the device is faster.
+    # The device is not held up: the host is ahead again while decodes replay their graphs.
+    return Prefill(added, service, np.maximum(latency, steps.launches * layout.engine.launch_s))
 
 
 def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
@@ -246,6 +294,9 @@ def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
     if not in_step:
         wait = _closed_wait(inside, p.service, decode)
     ttft = response + outside + layout.engine.prefill_s
+    if load.cold_start:
+        # Attention-DP schedulers hold prompts back for some steps so that all ranks prefill at once.
+        ttft = ttft + np.where(layout.cands.attn_dp > 1, layout.engine.attn_dp_wait_steps * tpot, 0.0)
     if load.cold_start and not in_step:
         ttft = ttft + layout.curves.cold_start.share * (_burst(layout, steps, inside) - p.latency).clip(0.0)
     used = np.minimum(rate * p.added, 1.0)
@@ -355,16 +406,15 @@ def _performance(
         tpot_percentiles={k: tpot + z * jitter for k, z in Z.items()}, e2e=ttft + gaps * tpot, request_rate=total,
         output_tok_s=total * load.osl, input_tok_s=total * load.isl, concurrency=np.asarray(in_flight) * dp,
         decoding=decoding, burst_ttft=_burst(layout, steps, in_flight), stable=stable, capacity_rate=total, steps=steps,
-        prefill_share=used, busy=np.ones(len(dp)),
+        prefill_share=used, busy=np.ones(len(dp)), replicas=dp,
     )  # fmt: skip
 
 
 def _burst(layout: Layout, steps: Steps, in_flight: Num) -> Num:
     """First token of the last of `in_flight` requests that arrive at the same moment."""
     n = np.maximum(np.ceil(np.asarray(in_flight, float)), 1)
-    passes = np.ceil(n / steps.prompts) * steps.chunks
-    extra = steps.mixed.minus(steps.decode).slowest
-    return steps.prefill.latency + (passes - 1) * extra + layout.engine.prefill_s
+    passes = np.ceil(n / (steps.prompts * steps.queue_share)) * steps.chunks
+    return steps.packed.latency + (passes - 1) * steps.packed.slowest + layout.engine.prefill_s
 
 
 def at_concurrency(load: Load, concurrency: int) -> Load:

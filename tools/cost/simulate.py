@@ -7,11 +7,20 @@ costs what the partitioned graph says. Out come the percentiles a closed form ca
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from tools.cost.curves import Curves
+from tools.cost.estimate import predict
+from tools.cost.steps import Candidates, Layout, layouts
+from tools.cost.tables import Table
+from tools.spec.base import ToolError
+from tools.spec.deployment import Deployment
+from tools.spec.strategy import Strategy
 
 StepSeconds = Callable[[int, float, int, float], float]
 """(prefill tokens, their mean context, decoding sequences, their mean context) → seconds of one step."""
@@ -234,9 +243,139 @@ def _outcome(replica: _Replica, warm_up: float, drain: float) -> Outcome:
     ttft = np.array([r.first - r.at for r, _ in counted])
     tpot = np.array([(end - r.first) / max(1, r.osl - 1) for r, end in counted])
     e2e = np.array([end - r.at for r, end in counted])
-    begin, end = min(r.first for r, _ in counted), max(e for _, e in counted)
-    tokens = sum(r.osl for r, _ in counted)
+    ends = sorted(e for _, e in counted)
+    # From the first departure to the last one: neither the filling before nor the draining after is in it.
+    tokens = sum(r.osl for r, _ in counted) * (len(ends) - 1) / len(ends)
+    through = tokens / max(ends[-1] - ends[0], 1e-12) if len(ends) > 1 else counted[0][0].osl / max(e2e[0], 1e-12)
     return Outcome(
-        ttft, tpot, e2e, tokens / max(end - begin, 1e-12), replica.now, replica.busy / max(replica.now, 1e-12), replica.steps,
+        ttft, tpot, e2e, through, replica.now, replica.busy / max(replica.now, 1e-12), replica.steps,
         replica.evictions, n,
     )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------- a strategy, simulated
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """Exact step prices on grids, interpolated between: a StepSeconds. Logarithmic in every coordinate and in the time."""
+
+    prefill: Table
+    """(new tokens, their mean context)"""
+    decode: Table
+    """(sequences, mean context)"""
+    mixed: Table
+    """(new tokens, their mean context, sequences, their mean context)"""
+
+    def __call__(self, tokens: int, context: float, sequences: int, cached: float) -> float:
+        if not tokens:
+            return math.exp(self.decode.at([math.log(max(x, 1.0)) for x in (sequences, cached)]))
+        if not sequences:
+            return math.exp(self.prefill.at([math.log(max(x, 1.0)) for x in (tokens, context)]))
+        return math.exp(self.mixed.at([math.log(max(x, 1.0)) for x in (tokens, context, sequences, cached)]))
+
+
+def step_table(deployment: Deployment, strategy: Strategy, curves: Curves, longest: int) -> StepTable:
+    """Prices every grid point with the partitioned graph: one walk over arrays per table.
+
+    With pipeline stages a step is what a microbatch adds in the steady state; the fill of the pipeline is not in it.
+    """
+    tokens = _grid(min(64, strategy.max_num_batched_tokens), strategy.max_num_batched_tokens, 6)
+    batch, context = _grid(1, max(strategy.batch, 1), 7), _grid(64, max(longest, 65), 4)
+
+    def price(axes: tuple[np.ndarray, ...], kind: str) -> Table:
+        points = [p.ravel() for p in np.meshgrid(*axes, indexing="ij")]
+        ((_, layout),) = layouts(deployment, curves, Candidates.of(strategy).take(np.zeros(len(points[0]), np.int64)))
+        names = tuple(str(i) for i in range(len(axes)))
+        seconds = _price(layout, points, kind)
+        return Table(names, tuple(a.astype(float) for a in axes), np.log(seconds).reshape([len(a) for a in axes]))
+
+    return StepTable(
+        price((tokens, context), "prefill"), price((batch, context), "decode"),
+        price((tokens, context, batch, context), "mixed"),
+    )  # fmt: skip
+
+
+def _grid(low: int, high: int, count: int) -> np.ndarray:
+    return np.unique(np.round(np.geomspace(low, max(high, low), count)).astype(np.int64))
+
+
+def _price(layout: Layout, points: list[np.ndarray], kind: str) -> np.ndarray:
+    """Seconds that a step keeps the replica busy."""
+    stages = np.asarray(layout.cands.pp)
+    if kind == "decode":
+        count = np.minimum(stages, points[0])
+        size = -(-points[0] // count)
+        step = layout.step(layout.works("decode", size, np.ones_like(size), points[1]), size)
+        return np.asarray(np.maximum(step.latency, count * step.slowest))
+    # A prompt occupies one attention-DP rank; what is longer than one prompt is spread over the others.
+    isl = max(1, layout.deployment.workload.isl)
+    ranks = np.clip(-(-points[0] // isl), 1, np.asarray(layout.cands.attn_dp))
+    tokens = np.maximum(points[0] // ranks, 1)
+    new = layout.works("prefill", ranks, tokens, np.maximum(points[1], tokens))
+    if kind == "prefill":
+        return np.asarray(layout.step(new, ranks).slowest)
+    old = layout.works("decode", points[2], np.ones_like(points[2]), points[3])
+    return np.asarray(layout.step(layout.mixed(new, old), points[2] + ranks).slowest)
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """One replica, request by request; rates are of all replicas."""
+
+    outcome: Outcome
+    output_tok_s: float
+    goodput: float
+    """Share of requests that meet the limits given."""
+
+    def percentiles(self, metric: str) -> dict[str, float]:
+        """p50, p90, p95, p99 of ttft, tpot or e2e, seconds."""
+        return {f"p{q}": self.outcome.percentile(metric, q / 100) for q in (50, 90, 95, 99)}
+
+
+def simulate_strategy(
+    deployment: Deployment,
+    strategy: Strategy,
+    curves: Curves,
+    *,
+    requests: int = 1000,
+    concurrency: int | None = None,
+    rate: float | None = None,
+    spread: tuple[float, float] = (1.0, 1.0),
+    ttft_limit: float = np.inf,
+    tpot_limit: float = np.inf,
+    seed: int = 0,
+) -> Simulated:
+    """`requests` through one replica of `strategy`, at `concurrency` (closed loop) or `rate` (Poisson) over all replicas.
+
+    Neither given: the workload's. `spread`: lengths uniform in that share of isl and osl. Raises ToolError when the
+    replica cannot hold one request.
+    """
+    w = deployment.workload
+    if concurrency is None and rate is None:
+        concurrency, rate = (
+            (None, w.request_rate) if w.request_rate else (w.concurrency or strategy.batch * strategy.dp, None)
+        )
+    p = predict(deployment, strategy, curves, concurrency=concurrency)
+    if p.max_batch < 1:
+        raise ToolError(f"{strategy.label()} cannot hold one sequence of {w.context} tokens: nothing to simulate")
+    s, engine = p.strategy, curves.engine(p.strategy.engine)
+    seats = min(p.max_batch, max(s.batch, 1)) if concurrency is None else p.max_batch
+    s = s.model_copy(update={"batch": seats if concurrency is None else min(seats, -(-concurrency // s.dp))})
+    rng = np.random.default_rng(seed)
+    isl, osl = (lengths(n, requests, *spread, rng) for n in (w.isl, w.osl))
+    arrivals = (
+        closed_loop(isl, osl, max(1, concurrency // s.dp)) if concurrency is not None
+        else poisson(isl, osl, (rate or 1.0) / s.dp, rng)
+    )  # fmt: skip
+    longest = int((isl + osl).max())
+    scheduler = Scheduler(
+        s.batch,
+        s.max_num_batched_tokens,
+        float(max(p.max_batch * w.context, longest)),
+        engine.mixed,
+        engine.reserve_output,
+    )
+    outcome = simulate(arrivals, scheduler, step_table(deployment, s, curves, longest))
+    outcome = replace(outcome, ttft=outcome.ttft + engine.prefill_s, e2e=outcome.e2e + engine.prefill_s)
+    return Simulated(outcome, outcome.output_tok_s * s.dp, outcome.goodput(ttft_limit, tpot_limit))

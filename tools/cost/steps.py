@@ -156,6 +156,12 @@ class Works:
     layers: tuple[tuple[LayerKind, tuple[Work, ...]], ...]
     head: tuple[Work, ...]
     residual_bytes: Num
+    key: np.ndarray | None = None
+    """One row per candidate: what its kernels depend on. Rows that are alike are priced once."""
+
+
+DEDUPLICATE = 64
+"""Candidates from which looking for equal ones pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +190,13 @@ class Layout:
 
     def works(self, phase: Phase, sequences: Num, tokens: Num, context: Num) -> Works:
         """Kernels of a step of `sequences` (per replica) x `tokens` new ones at `context` KV positions."""
-        bodies = self.prefill if phase == "prefill" else self.decode
+        bodies, mesh = self.prefill if phase == "prefill" else self.decode, self.mesh
+        if len(self.cands) == 1:
+            # Plain numbers: arrays of one are ten times slower to multiply.
+            mesh = Mesh(mesh.shape, {a: int(np.reshape(d, -1)[0]) for a, d in mesh.degrees.items()})
+            sequences, tokens, context = (int(np.reshape(x, -1)[0]) for x in (sequences, tokens, context))
         sizes = all_sizes(self.model, batch_size=sequences, seq_len=tokens, kv_len=context)
-        ctx = WalkContext(self.dtypes, self.cands.weight_dtype, sizes, self.mesh, phase, self.curves.moe)
+        ctx = WalkContext(self.dtypes, self.cands.weight_dtype, sizes, mesh, phase, self.curves.moe)
         per_rank = -(-sequences // self.cands.attn_dp)
         if self.cands.sp:
             per_rank = -(-per_rank // self.cands.tp)
@@ -195,7 +205,52 @@ class Layout:
             layers=tuple((k, walk(b, ctx)) for k, b in bodies.layers),
             head=walk(bodies.head, ctx),
             residual_bytes=per_rank * tokens * self.model.hidden_size * self.dtypes.plain,
+            key=self._key(sequences, tokens, context),
         )
+
+    def _key(self, *sizes: Num) -> np.ndarray | None:
+        n = len(self.cands)
+        if n < DEDUPLICATE:
+            return None
+        rows = [*(self.mesh.degrees[a] for a in self.mesh.shape.atoms), *sizes]
+        return np.stack([np.broadcast_to(np.asarray(x, np.int64), (n,)) for x in rows], axis=1)
+
+    def _distinct(self, works: Works) -> tuple[Layout, Works, np.ndarray] | None:
+        """(layout and kernels of the candidates that differ, where each candidate is among them)."""
+        if works.key is None:
+            return None
+        key = works.key - works.key.min(axis=0)
+        weight = np.cumprod(np.concatenate([[1.0], key.max(axis=0)[:-1] + 1.0]))
+        if weight[-1] * (key[:, -1].max() + 1.0) > 2.0**62:
+            _, first, back = np.unique(works.key, axis=0, return_index=True, return_inverse=True)
+        else:
+            _, first, back = np.unique(key @ weight.astype(np.int64), return_index=True, return_inverse=True)
+        n = len(self.cands)
+        if len(first) > 0.7 * n:
+            return None
+
+        def few(ws: tuple[Work, ...]) -> tuple[Work, ...]:
+            return tuple(w.take(first, n) for w in ws)
+
+        mesh = Mesh(self.mesh.shape, {a: np.asarray(d)[first] for a, d in self.mesh.degrees.items()})
+        layers = tuple((k, few(ws)) for k, ws in works.layers)
+        small = Works(few(works.embed), layers, few(works.head), works.residual_bytes)
+        return replace(self, cands=self.cands.take(first), mesh=mesh), small, back.reshape(-1)
+
+    def _body_times(self, works: Works) -> tuple[Num, dict[LayerKind, Num], Num]:
+        """Seconds of the embedding, of a layer of each kind, of the head."""
+        found = self._distinct(works)
+        if found is None:
+            layers = {k: self.body_time(w) for k, w in works.layers}
+            return self.body_time(works.embed), layers, self.body_time(works.head)
+        layout, small, back = found
+        n = len(layout.cands)
+
+        def all_of(t: Num) -> np.ndarray:
+            return np.asarray(np.broadcast_to(t, (n,))[back])
+
+        embed, kinds, head = layout._body_times(small)
+        return all_of(embed), {k: all_of(t) for k, t in kinds.items()}, all_of(head)
 
     def mixed(self, prefill: Works, decode: Works) -> Works:
         """Both in one step."""
@@ -203,6 +258,7 @@ class Layout:
         return Works(
             merge(prefill.embed, decode.embed), layers, merge(prefill.head, decode.head),
             prefill.residual_bytes + decode.residual_bytes,
+            None if prefill.key is None or decode.key is None else np.concatenate([prefill.key, decode.key], axis=1),
         )  # fmt: skip
 
     def kernel_time(self, w: Work) -> KernelTime:
@@ -219,8 +275,7 @@ class Layout:
 
     def step(self, works: Works, sequences: Num) -> StepTime:
         """Time of a step, the engine's overhead for `sequences` included once per pass."""
-        embed, head = self.body_time(works.embed), self.body_time(works.head)
-        layers = {k: self.body_time(w) for k, w in works.layers}
+        embed, layers, head = self._body_times(works)
         overhead = self.engine.step_s + self.engine.per_sequence_s * -(-sequences // self.cands.attn_dp)
 
         def stage_time(row: StageRow) -> Num:
@@ -232,6 +287,16 @@ class Layout:
         latency, slowest = self.over_stages(stage_time)
         hops, worst = self.boundary_times(works.residual_bytes)
         return StepTime(latency + hops + overhead, slowest + worst + overhead)
+
+    def launches(self, works: Works) -> np.ndarray:
+        """Kernels that one pass through all stages launches."""
+        per = {k: float(sum(not w.fused for w in ws)) for k, ws in works.layers}
+        ends = (len(works.embed), len(works.head))
+
+        def count(row: StageRow) -> Num:
+            return ends[0] * row.embed + ends[1] * row.head + sum(n * per[kind] for kind, n in row.layers)
+
+        return self.over_stages(count)[0]
 
     def boundary_times(self, nbytes: Num) -> tuple[Num, Num]:
         """(sum over the stage boundaries, slowest one): each rank sends its part of the residual stream."""

@@ -40,14 +40,15 @@ class Table:
         if all(np.size(c) == 1 for c in coordinates):
             shape = np.broadcast_shapes(*(np.shape(c) for c in coordinates))
             return np.full(
-                shape, math.exp(self._at([math.log(max(float(np.reshape(c, ())), 1e-12)) for c in coordinates]))
+                shape, math.exp(self.at([math.log(max(float(np.reshape(c, ())), 1e-12)) for c in coordinates]))
             )
         return np.exp(
             interpolate(self._log_axes, self.log_efficiency, [np.log(np.maximum(c, 1e-12)) for c in coordinates])
         )
 
-    def _at(self, point: Sequence[float]) -> float:
-        """`interpolate` for a single point, without arrays: an estimate asks for thousands of single points."""
+    def at(self, point: Sequence[float]) -> float:
+        """Logarithm of the efficiency at one point, given by the logarithms of its coordinates: `interpolate` without arrays,
+        since an estimate asks for thousands of single points."""
         rows: list[tuple[int, float]] = [(0, 1.0)]
         for grid, x in zip(self._lists, point, strict=True):
             n = len(grid)
