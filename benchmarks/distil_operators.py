@@ -46,7 +46,10 @@ SCALE = 50
 """Tables are stored as SCALE x ln(efficiency), rounded: 1 % at worst."""
 POW2 = [2.0**i for i in range(24)]
 GRIDS: dict[str, dict[str, list[float]]] = {
-    "gemm": {"m": [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 16384], "n": POW2[7:15] + [65536.0], "k": POW2[7:15] + [65536.0]},
+    "gemm": {
+        "m": [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 16384],
+        "n": [*POW2[7:15], 65536.0], "k": [*POW2[7:15], 65536.0],
+    },
     "context": {"isl": POW2[4:18], "heads": POW2[0:14], "head_dim": [64, 128, 256]},
     "generation": {"context": POW2[0:18], "kv_heads": POW2[0:15], "group": [1, 2, 4, 8, 16], "head_dim": [64, 128, 256]},
     "mla_context": {"isl": POW2[4:17], "heads": POW2[0:14]},
@@ -67,11 +70,16 @@ def device(system: str) -> dict:
     }  # fmt: skip
 
 
-def newest(root: Path, system: str, kind: str, name: str, at_least: int = 50) -> Iterator[tuple[str, str, pd.DataFrame]]:
+def newest(
+    root: Path, system: str, kind: str, name: str, at_least: int = 50
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(framework, version, rows): per framework the newest version with at least so many usable rows."""
     base = root / system / kind
     for framework in sorted(p.name for p in base.iterdir()) if base.exists() else []:
-        versions = sorted((base / framework).iterdir(), key=lambda p: [int(x) if x.isdigit() else 0 for x in p.name.replace("rc", ".").split(".")])
+        versions = sorted(
+            (base / framework).iterdir(),
+            key=lambda p: [int(x) if x.isdigit() else 0 for x in p.name.replace("rc", ".").split(".")],
+        )
         for v in reversed(versions):
             path = v / f"{name}_perf.parquet"
             rows = pq.read_table(path).to_pandas() if path.exists() else pd.DataFrame()
@@ -94,7 +102,9 @@ def gemm(d: pd.DataFrame, dev: dict, dtype: str):
     p = peak(dev, unit)
     if p is None:
         return None
-    ideal = np.maximum(2.0 * d.m * d.n * d.k / p, (ab * d.m * d.k + wb * d.n * d.k + 2.0 * d.m * d.n) / dev["bandwidth"])
+    ideal = np.maximum(
+        2.0 * d.m * d.n * d.k / p, (ab * d.m * d.k + wb * d.n * d.k + 2.0 * d.m * d.n) / dev["bandwidth"]
+    )
     return [d.m, d.n, d.k], ideal
 
 
@@ -109,7 +119,9 @@ def context(d: pd.DataFrame, dev: dict, kv: str):
 def generation(d: pd.DataFrame, dev: dict, kv: str):
     kb = 1.0 if kv == "fp8" else 2.0
     b, t, h, g, hd = d.batch_size, d.step + 1.0, d.num_heads, d.num_key_value_heads, d.head_dim
-    ideal = np.maximum(4.0 * b * h * hd * t / dev["peak"]["bf16"], b * hd * (2 * kb * g * t + 4.0 * h) / dev["bandwidth"])
+    ideal = np.maximum(
+        4.0 * b * h * hd * t / dev["peak"]["bf16"], b * hd * (2 * kb * g * t + 4.0 * h) / dev["bandwidth"]
+    )
     return [t, b * g, h / g, hd], ideal
 
 
@@ -167,10 +179,16 @@ def fit(kind: str, points: list[np.ndarray], log_eff: np.ndarray, smooth: float 
         cols.append(np.ravel_multi_index(at, shape))
         vals.append(w)
     size = int(np.prod(shape))
-    a = coo_matrix((np.concatenate(vals), (np.concatenate(rows), np.concatenate(cols))), shape=(len(log_eff), size)).tocsr()
+    a = coo_matrix(
+        (np.concatenate(vals), (np.concatenate(rows), np.concatenate(cols))), shape=(len(log_eff), size)
+    ).tocsr()
     prior = vstack([smoothness(shape, axis) for axis in range(len(shape)) if shape[axis] > 1])
     weight = smooth * len(log_eff) / size
-    normal = (a.T @ a + weight * prior.T @ prior + 1e-9 * coo_matrix((np.ones(size), (range(size), range(size))), shape=(size, size))).tocsc()
+    normal = (
+        a.T @ a
+        + weight * prior.T @ prior
+        + 1e-9 * coo_matrix((np.ones(size), (range(size), range(size))), shape=(size, size))
+    ).tocsc()
     return np.minimum(spsolve(normal, a.T @ log_eff).reshape(shape), 0.15)
 
 
@@ -178,12 +196,24 @@ def smoothness(shape: tuple[int, ...], axis: int):
     """First and second differences along one axis (first ones light: they only fill what has no data)."""
     flat = np.arange(int(np.prod(shape))).reshape(shape)
     lo, hi = np.take(flat, range(shape[axis] - 1), axis).ravel(), np.take(flat, range(1, shape[axis]), axis).ravel()
-    first = coo_matrix((np.concatenate([-np.full(len(lo), 0.1), np.full(len(hi), 0.1)]), (np.tile(np.arange(len(lo)), 2), np.concatenate([lo, hi]))), shape=(len(lo), flat.size))
+    first = coo_matrix(
+        (
+            np.concatenate([-np.full(len(lo), 0.1), np.full(len(hi), 0.1)]),
+            (np.tile(np.arange(len(lo)), 2), np.concatenate([lo, hi])),
+        ),
+        shape=(len(lo), flat.size),
+    )
     if shape[axis] < 3:
         return first
     a, b, c = (np.take(flat, range(i, shape[axis] - 2 + i), axis).ravel() for i in range(3))
     n = np.arange(len(a))
-    second = coo_matrix((np.concatenate([np.ones(len(a)), -2 * np.ones(len(b)), np.ones(len(c))]), (np.tile(n, 3), np.concatenate([a, b, c]))), shape=(len(a), flat.size))
+    second = coo_matrix(
+        (
+            np.concatenate([np.ones(len(a)), -2 * np.ones(len(b)), np.ones(len(c))]),
+            (np.tile(n, 3), np.concatenate([a, b, c])),
+        ),
+        shape=(len(a), flat.size),
+    )
     return vstack([first, second])
 
 
@@ -208,7 +238,10 @@ class Distiller:
             "kind": kind, "version": version, "rows": int(ok.sum()), "residual": round(float(np.median(error)), 4),
             "residual_p90": round(float(np.quantile(error, 0.9)), 4),
         }  # fmt: skip
-        print(f"{key:55s} {version:12s} {ok.sum():7d} rows  median {np.median(error):.3f}  p90 {np.quantile(error, 0.9):.3f}", flush=True)
+        print(
+            f"{key:55s} {version:12s} {ok.sum():7d} rows  median {np.median(error):.3f}  p90 {np.quantile(error, 0.9):.3f}",
+            flush=True,
+        )
 
     def system(self, system: str) -> None:
         dev = device(system)
@@ -219,7 +252,23 @@ class Distiller:
         for fw, v, d in newest(self.root, system, "moe", "moe", at_least=2000):
             for dtype in set(d.moe_dtype) & set(GEMM_DTYPES):
                 rows = d[d.moe_dtype == dtype]
-                rows = rows.groupby([c for c in rows.columns if c in ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")], as_index=False).latency.min()
+                rows = rows.groupby(
+                    [
+                        c
+                        for c in rows.columns
+                        if c
+                        in (
+                            "num_tokens",
+                            "hidden_size",
+                            "inter_size",
+                            "topk",
+                            "num_experts",
+                            "moe_tp_size",
+                            "moe_ep_size",
+                        )
+                    ],
+                    as_index=False,
+                ).latency.min()
                 self.add("moe", f"moe/{dev['id']}/{fw}/{GEMM_DTYPES[dtype][3]}", moe(rows, dev, dtype), rows, v)
         self.attention(system, dev)
         self.comm(system, dev)
@@ -237,7 +286,10 @@ class Distiller:
                     if "window_size" in d:
                         rows = rows[(rows.window_size == 0) & (rows.head_dim != 192)]
                     if "attn_dtype" in d and kind == "context":
-                        rows = rows[rows.attn_dtype == ("fp8" if kv == "fp8" and (rows.attn_dtype == "fp8").any() else "bfloat16")]
+                        rows = rows[
+                            rows.attn_dtype
+                            == ("fp8" if kv == "fp8" and (rows.attn_dtype == "fp8").any() else "bfloat16")
+                        ]
                     ours = "fp8" if kv == "fp8" else "bf16"
                     self.add(kind, f"{kind}/{dev['id']}/{fw}/{ours}", make(rows, dev, ours), rows, v)
 

@@ -76,7 +76,7 @@ def leaves_within_budget(leaves: list[Leaf], reading: Reading) -> list[Leaf]:
         return leaves
     seen: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    kept = []
+    kept: list[Leaf] = []
     for leaf in leaves:
         key = "".join("[]" if isinstance(k, int) else f".{k}" for k in leaf.path).removeprefix(".")
         seen[key] += 1

@@ -112,14 +112,15 @@ def find_names(text: str) -> list[Name]:
 def _devices(text: str) -> list[tuple[int, int, str]]:
     """(start, end, device id): those of the catalogue's own scan, a form factor after the memory size included, then
     consumer cards by their bare number ("two used 3090s", "双 5090")."""
-    found = []
+    found: list[tuple[int, int, str]] = []
     for start, end, words, ident in catalog.find_devices_in_text(text):
         form = _FORM_FACTOR.match(text, end)
         found.append((start, end, _of_form(words, form["form"]) or ident if form else ident))
     for match in _BARE_CARD.finditer(text):
         start, end = match.span("card")
-        if not any(start < e and s < end for s, e, _ in found) and (ident := _of_form(match["card"], "")):
-            found.append((start, end, ident))
+        card = _of_form(match["card"], "")
+        if card and not any(start < e and s < end for s, e, _ in found):
+            found.append((start, end, card))
     return found
 
 

@@ -90,7 +90,8 @@ _QUOTED_MORE = re.compile(r"^\s*(?:>\s?)+(?!=)")
 
 def _unquoted(lines: list[str]) -> tuple[list[str], list[int]]:
     """Lines without their mail quoting, and its depth per line; "> 20 tok/s" alone is a comparison."""
-    out, depths = [], []
+    out: list[str] = []
+    depths: list[int] = []
     for line in lines:
         pattern = _QUOTED_MORE if depths and depths[-1] else _QUOTED
         match = pattern.match(line) or (re.match(r"^\s*>\s*$", line) if depths and depths[-1] else None)

@@ -177,7 +177,9 @@ class Curves(Frozen):
         if found is None and "-" in name:
             # A plugin ("vllm-ascend") keeps its engine's scheduler.
             parent = self.engine(name.split("-")[0])
-            return parent.model_copy(update={"name": name, "source": f"as {parent.name}, whose scheduler it is; not measured"})
+            return parent.model_copy(
+                update={"name": name, "source": f"as {parent.name}, whose scheduler it is; not measured"}
+            )
         if found is None:
             raise ToolError(f"no step overheads for engine {name!r}; known: {', '.join(c.name for c in self.engines)}")
         return found
