@@ -40,9 +40,6 @@ prove-all: setup  ## every architecture under every strategy, proven (minutes); 
 accuracy: setup  ## predictions against the open measurements, where they lie beside the checkout
 	@$(BIN)/python benchmarks/accuracy.py
 
-accuracy: setup  ## errors against measured serving points -> benchmarks/accuracy.md (skipped where there are none)
-	@$(BIN)/python benchmarks/accuracy.py --write
-
 wheel: setup  ## build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
