@@ -38,7 +38,7 @@ prove-all: setup  ## every architecture under every strategy, proven (minutes); 
 	@$(BIN)/python benchmarks/prove_all.py
 
 accuracy: setup  ## predictions against the open measurements, where they lie beside the checkout
-	@$(BIN)/python benchmarks/accuracy.py
+	@$(BIN)/python benchmarks/accuracy.py --write
 
 wheel: setup  ## build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
