@@ -48,10 +48,11 @@ def reference_of(bench: Workbench, chosen: Candidate | None) -> Reference:
 def candidates(bench: Workbench, centre: Strategy) -> Iterator[Strategy]:
     """Moves around `centre` first, then factorisations of its devices and of the cluster's, each once."""
     seen = {strategy_key(centre)}
+    stated = stated_batch(bench)
     for fields in (*moves(centre), *factorisations(bench, centre)):
         try:
             strategy = Strategy.model_validate(
-                {**centre.model_dump(exclude={"etp", "attn_dp", "layers_per_stage"}), **fields}
+                {**centre.model_dump(exclude={"etp", "attn_dp", "layers_per_stage"}), **fields, **stated}
             )
         except (ToolError, ValueError):
             continue
@@ -59,6 +60,13 @@ def candidates(bench: Workbench, centre: Strategy) -> Iterator[Strategy]:
         if key not in seen and _within(bench, strategy):
             seen.add(key)
             yield strategy
+
+
+def stated_batch(bench: Workbench) -> dict[str, int]:
+    """A batch that the conditions fix per replica is no degree of freedom."""
+    w = bench.deployment.workload
+    fixed = w.batch_size is not None and w.concurrency is None and w.request_rate is None
+    return {"batch": w.batch_size} if fixed and w.batch_size is not None else {}
 
 
 def _within(bench: Workbench, s: Strategy) -> bool:
