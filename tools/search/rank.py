@@ -199,7 +199,10 @@ def _margin(e: Estimate) -> float:
 def evaluate_strategy(deployment: Deployment, strategy: Strategy, curves: Curves) -> Candidate:
     """Any strategy, priced and judged as the search does its own. A batch that was not set is chosen like the search
     chooses it: the best feasible rung of the ladder, else the most that fits."""
-    objective = choose_objective(deployment)
+    objective, w = choose_objective(deployment), deployment.workload
+    if w.batch_size is not None and w.concurrency is None and w.request_rate is None:
+        # The conditions say how many sequences a replica holds: a strategy with fewer would answer another question.
+        strategy = strategy.model_copy(update={"batch": w.batch_size})
     if "max_num_batched_tokens" not in strategy.model_fields_set:
         tokens = batched_tokens(deployment, curves, strategy.engine)
         strategy = strategy.model_copy(update={"max_num_batched_tokens": tokens})
