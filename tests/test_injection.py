@@ -177,8 +177,11 @@ def test_the_obedient_model_was_really_heard_and_refused(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ the watch
 
 
-def test_the_watch_sees_writes_renames_programs_and_nothing_else(tmp_path):
-    inside, outside = tmp_path / "in", Path.cwd() / ".watch-test"
+def test_the_watch_sees_writes_renames_programs_and_nothing_else(tmp_path, monkeypatch):
+    # The watch lets the temporary folder be; here that is one of our own, wherever this checkout lies.
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir()
     try:
         with watching((inside,)) as seen:
