@@ -244,7 +244,15 @@ def _load_findings(c: _Case) -> list[Finding]:
         )
         out.append(
             Finding(
-                code="overload", severity="error", cause="slo", message=message, fix="more replicas, or a larger batch"
+                code="overload",
+                severity="error",
+                cause="slo",
+                message=message,
+                fix="more replicas, or a larger batch",
+                values={
+                    "capacity_rate": _f(p.capacity_rate),
+                    "asked_rate": _f(c.load.rate) if c.load.rate is not None else None,
+                },
             )
         )
     limit = batch_limit(c.deployment, c.curves, c.strategy.engine, c.strategy.attn_dp or 1)

@@ -60,8 +60,14 @@ def _closest(deployment: Deployment, curves: Curves, seen: list[Space]) -> Estim
         if best is None or score[i] > best[0]:
             best = (float(score[i]), p, i)
     if best is not None:
-        return estimate(deployment, best[1].cands.strategy(best[2], deployment.model), curves)
-    return estimate(deployment, baseline_strategy(deployment, curves), curves)
+        found = best[1].cands.strategy(best[2], deployment.model)
+        w = deployment.workload
+        if w.batch_size is not None and w.concurrency is None and w.request_rate is None:
+            found = found.model_copy(update={"batch": w.batch_size})  # a stated batch is what has to fit
+        return estimate(deployment, found, curves)
+    # Nothing fits: the baseline at the load that was asked for, so that what it lacks is shown.
+    held = {"batch": deployment.workload.batch_size or 1}
+    return estimate(deployment, baseline_strategy(deployment, curves).model_copy(update=held), curves)
 
 
 def _binding(deployment: Deployment, closest: Estimate | None, seen: list[Space]) -> Finding:
