@@ -1,7 +1,8 @@
 """A parallel strategy in the field's words.
 
-`devices = pp * tp * cp * attn_dp * dp`. One device group per pipeline stage is factorised twice: attention
-`attn_dp * cp * tp` (tp innermost), experts `edp * ep * etp` (etp innermost); both products are the group.
+`devices = dp * pp * group`. The device group of a pipeline stage is factorised twice: attention `attn_dp * cp * tp` (tp
+innermost), experts `edp * ep * etp` (etp innermost); both products are the group. With attention/expert separation or an
+attention pool a stage has several groups: `group = tp * cp * attn_dp + expert_devices + attn_pool`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,18 @@ class Strategy(Frozen):
     values travel around the cp ranks, one step per rank, while each rank attends to what it holds."""
     moe_comm: Literal["auto", "alltoall", "allgather"] = "auto"
     """How tokens reach experts when attn_dp > 1: all-to-all dispatch/combine (auto), or all-gather + reduce-scatter."""
+    expert_devices: int = 0
+    """Attention/expert separation: devices of each stage that hold routed experts and nothing else, beside the
+    tp * cp * attn_dp of attention. The expert axes etp * ep * edp then cover these devices. 0: experts lie on attention's."""
+    attn_pool: int = 0
+    """Attention pool: devices of each stage that join attention's own only between projections and output projection.
+    0: none, also the regime below `pool_above`."""
+    pool_above: int = 0
+    """Tokens of context above which the attention pool joins; below it the same strategy runs with attn_pool 0."""
+    virtual: int = 1
+    """Interleaved pipeline (arXiv 2104.04473): runs of layers that each rank holds; pp * virtual runs are dealt out cyclically."""
+    seq_slices: int = 1
+    """Token-dimension pipeline (TeraPipe, arXiv 2102.07988): slices of the prompt that follow each other through the stages."""
     layers_per_stage: tuple[int, ...] | None = None
     """None: the balanced default of the engine."""
     weight_dtype: DType = "bf16"
@@ -56,44 +69,57 @@ class Strategy(Frozen):
     @classmethod
     def _fill(cls, data: dict) -> dict:
         data = dict(data)
-        for key in ("tp", "pp", "dp", "ep", "cp", "dcp", "dk"):
-            value = data.get(key, 1)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ToolError(f"{key} must be a whole number of at least 1, got {value!r}")
+        for key in ("tp", "pp", "dp", "ep", "cp", "dcp", "dk", "virtual", "seq_slices", "expert_devices", "attn_pool"):
+            least = 0 if key in ("expert_devices", "attn_pool") else 1
+            value = data.get(key, least)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ToolError(f"{key} must be a whole number of at least {least}, got {value!r}")
         tp, ep, cp = data.get("tp", 1), data.get("ep", 1), data.get("cp", 1)
-        etp, attn_dp = data.get("etp"), data.get("attn_dp")
+        etp, attn_dp, apart = data.get("etp"), data.get("attn_dp"), data.get("expert_devices", 0)
         if attn_dp is None:
-            attn_dp = max(1, (etp or 1) * ep // (tp * cp))
-        group = tp * cp * attn_dp
+            attn_dp = 1 if apart else max(1, (etp or 1) * ep // (tp * cp))
+        ranks = apart or tp * cp * attn_dp
+        said = f"expert_devices({apart})" if apart else f"tp({tp}) * cp({cp}) * attn_dp({attn_dp})"
         if etp is None:
-            if group % ep:
+            if ranks % ep:
                 raise ToolError(
-                    f"tp({tp}) * cp({cp}) * attn_dp({attn_dp}) = {group} ranks do not split over ep({ep}): "
-                    f"{group}/{ep} = {group / ep:.3g}; choose ep among the divisors of {group}"
+                    f"{said} = {ranks} ranks do not split over ep({ep}): {ranks}/{ep} = {ranks / ep:.3g}; "
+                    f"choose ep among the divisors of {ranks}"
                 )
-            etp = group // ep
-        if group % (etp * ep):
+            etp = ranks // ep
+        if ranks % (etp * ep):
             raise ToolError(
-                f"edp = tp({tp}) * cp({cp}) * attn_dp({attn_dp}) / (etp({etp}) * ep({ep})) = "
-                f"{group}/{etp * ep} = {group / (etp * ep):.3g} is not a whole number; "
-                f"choose etp * ep among the divisors of {group}"
+                f"edp = {said} / (etp({etp}) * ep({ep})) = {ranks}/{etp * ep} = {ranks / (etp * ep):.3g} is not a whole "
+                f"number; choose etp * ep among the divisors of {ranks}"
             )
         data.update(attn_dp=attn_dp, etp=etp)
         stages = data.get("layers_per_stage")
-        if stages is not None and len(stages) != data.get("pp", 1):
-            raise ToolError(f"layers_per_stage has {len(stages)} entries, but pp = {data.get('pp', 1)}")
+        runs = data.get("pp", 1) * data.get("virtual", 1)
+        if stages is not None and len(stages) != runs:
+            times = f" * virtual({data['virtual']}) = {runs}" if data.get("virtual", 1) > 1 else f" = {runs}"
+            raise ToolError(f"layers_per_stage has {len(stages)} entries, but pp{times}")
         return data
 
     @property
-    def group(self) -> int:
-        """Ranks of one pipeline stage of one replica."""
+    def attention_group(self) -> int:
+        """Ranks that hold attention's weights in one pipeline stage of one replica."""
         assert self.attn_dp is not None
         return self.tp * self.cp * self.attn_dp
 
     @property
+    def expert_group(self) -> int:
+        """Ranks that hold routed experts in one pipeline stage of one replica."""
+        return self.expert_devices or self.attention_group
+
+    @property
+    def group(self) -> int:
+        """Ranks of one pipeline stage of one replica."""
+        return self.attention_group + self.expert_devices + self.attn_pool
+
+    @property
     def edp(self) -> int:
         assert self.etp is not None
-        return self.group // (self.etp * self.ep)
+        return self.expert_group // (self.etp * self.ep)
 
     @property
     def replica(self) -> int:
@@ -117,8 +143,16 @@ class Strategy(Frozen):
             parts.append(f"dcp{self.dcp}")
         if (self.attn_dp or 1) > 1:
             parts.append(f"attn_dp{self.attn_dp}")
-        if moe and (self.ep > 1 or self.etp != self.group):
+        if moe and (self.ep > 1 or self.etp != self.expert_group):
             parts.append(f"ep{self.ep}·etp{self.etp}")
+        if self.expert_devices:
+            parts.append(f"apart{self.expert_devices}")
+        if self.attn_pool:
+            parts.append(f"pool{self.attn_pool}")
+        if self.virtual > 1:
+            parts.append(f"v{self.virtual}")
+        if self.seq_slices > 1:
+            parts.append(f"slices{self.seq_slices}")
         if self.dp > 1:
             parts.append(f"dp{self.dp}")
         if self.sp:
