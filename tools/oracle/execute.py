@@ -14,13 +14,16 @@ import numpy as np
 from tools.graph.ir import Body, Op
 from tools.graph.semantics import Place, run
 from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Orders, positions
-from tools.partition.lower import PBody, Program, Stage
+from tools.partition.lower import PBody, POp, Program, Stage
 from tools.partition.mesh import Mesh
+from tools.partition.transfer import Message, Side, messages, place
 
 Array = np.ndarray
 Weights = Mapping[tuple[int | None, str], Array]
 """Global weights by (layer index, or None outside layers; name)."""
 Caches = dict[tuple[int, str], Array]
+NOTHING: Array = np.empty(0)
+"""What a rank has of a tensor that another device group holds."""
 
 
 @dataclass(slots=True)
@@ -99,6 +102,7 @@ class Devices:
     prompt: int = 0
     """Positions that prefill dealt out; what decoding appends after them is dealt out one by one."""
     groups: Callable[[Comm], Sequence[Sequence[int]]] | None = None
+    route: Callable[[Sequence[Message]], Sequence[Message]] | None = None
     shard: Callable[[int, str, tuple[str, ...], int], Array] | None = None
 
     @property
@@ -131,6 +135,15 @@ class Devices:
                 x = take(x, self.index(layout, d, rank) - start, axis)
         return x
 
+    def each(self, group: str, value: Callable[[int], Array]) -> list[Array]:
+        """One value per rank of a device group, nothing on the other ranks."""
+        mine = self.mesh.ranks(group)
+        return [value(r) if r in mine else NOTHING for r in range(self.num_ranks)]
+
+    def sent(self, planned: Sequence[Message]) -> Sequence[Message]:
+        """Messages of a transfer; overridden to simulate a wrong program."""
+        return self.route(planned) if self.route else planned
+
     def members(self, comm: Comm) -> Sequence[Sequence[int]]:
         return self.groups(comm) if self.groups else self.mesh.groups(comm.axes)
 
@@ -150,27 +163,48 @@ def take(x: Array, where: Array, axis: int) -> Array:
 def run_body(
     pbody: PBody, devices: Devices, carried: list[Array], weights: Weights, layer: int | None, caches: list[Caches]
 ) -> dict[str, list[Array]]:
-    """One body on all ranks of a stage: every tensor, rank by rank."""
+    """One body on all ranks of a stage: every tensor, rank by rank. Ranks outside a tensor's device group hold nothing of
+    it."""
     env: dict[str, list[Array]] = {pbody.inputs[0]: carried}
     for w in pbody.weights():
         dims, whole = pbody.spec(w.name).dims, weight_of(weights, layer, w.name)
-        env[w.name] = [devices.cut(whole, dims, w.layout, r) for r in range(devices.num_ranks)]
+        env[w.name] = devices.each(w.group, lambda r, w=w, dims=dims, whole=whole: devices.cut(whole, dims, w.layout, r))
     for p in pbody.ops:
-        if p.comm is not None:
+        if p.comm is not None and p.comm.kind == "transfer":
+            env[p.output] = _transfer(pbody, p, env[p.inputs[0]], devices)
+        elif p.comm is not None:
             env[p.output] = communicate(p.comm, env[p.inputs[0]], pbody.spec(p.output).dims, devices)
         else:
-            assert p.op is not None
-            env[p.output] = [
-                _run_op(p.op, p.inputs, p.output, pbody, env, devices, r, layer, caches[r])
-                for r in range(devices.num_ranks)
-            ]
+            env[p.output] = devices.each(
+                pbody.group(p.output), lambda r, p=p: _run_op(p, pbody, env, devices, r, layer, caches[r])
+            )
     return env
 
 
+def _transfer(pbody: PBody, p: POp, xs: list[Array], devices: Devices) -> list[Array]:
+    """A tensor from one device group to another, message by message."""
+    dims, (source,) = pbody.spec(p.output).dims, p.inputs
+    ends = [
+        Side(pbody.layout(n), devices.mesh, devices.mesh.ranks(pbody.group(n)), devices.orders) for n in (source, p.output)
+    ]
+    lengths = {d: devices.sizes[d] for d in dims}
+    sender, receiver = ends
+    held = {r: sender.held(r, lengths) for r in sender.ranks}
+    wanted = {r: receiver.held(r, lengths) for r in receiver.ranks}
+    out = [NOTHING] * devices.num_ranks
+    for r, index in wanted.items():
+        out[r] = np.full([len(i) for i in index], -1 if xs[sender.ranks[0]].dtype.kind == "i" else np.nan)
+        out[r] = out[r].astype(xs[sender.ranks[0]].dtype)
+    for m in devices.sent(messages(sender, receiver, lengths)):
+        out[m.dst][place(wanted[m.dst], m.index)] = xs[m.src][place(held[m.src], m.index)]
+    return out
+
+
 def _run_op(
-    op: Op, inputs: Sequence[str], output: str, pbody: PBody, env: Mapping[str, list[Array]], devices: Devices, rank: int,
-    layer: int | None, cache: Caches,
-) -> Array:  # fmt: skip
+    p: POp, pbody: PBody, env: Mapping[str, list[Array]], devices: Devices, rank: int, layer: int | None, cache: Caches
+) -> Array:
+    assert p.op is not None
+    op, inputs, output = p.op, p.inputs, p.output
     args = [env[n][rank] for n in inputs]
     if op.kind == "cache":
         key = (layer if layer is not None else -1, op.output)
@@ -278,30 +312,42 @@ def run_program(
 ) -> Trace:
     """One forward pass of a replica: stage after stage, each on its own ranks. `caches[stage][rank]` is extended."""
     trace = Trace()
-    dims = ("batch_size", "seq_len")
     carried: list[Array] = []
     for stage in program.stages:
-        if stage.embed is not None:
-            layout = stage.embed.layout("ids")
-            carried = [devices.cut(ids, dims, layout, r) for r in range(devices.num_ranks)]
-        else:
-            carried = deliver(program, stage, carried)
-        for layer, pbody in stage_bodies(stage):
-            env = run_body(pbody, devices, carried, weights, layer, caches[stage.index])
-            for p in pbody.ops:
-                trace.values[(layer, pbody.name, p.output)] = env[p.output]
-            carried = env[pbody.output]
+        carried = run_stage(program, stage, weights, ids, carried, caches[stage.index], devices, trace)
     return trace
+
+
+def run_stage(
+    program: Program, stage: Stage, weights: Weights, ids: Array, sent: list[Array], caches: list[Caches], devices: Devices,
+    trace: Trace,
+) -> list[Array]:  # fmt: skip
+    """One chunk of layers on its ranks: from what the one before `sent` (the first one embeds `ids`) to what it hands on."""
+    if stage.embed is not None:
+        layout, group = stage.embed.layout("ids"), stage.embed.group("ids")
+        carried = devices.each(group, lambda r: devices.cut(ids, ("batch_size", "seq_len"), layout, r))
+    else:
+        carried = deliver(program, stage, sent)
+    for layer, pbody in stage_bodies(stage):
+        env = run_body(pbody, devices, carried, weights, layer, caches)
+        for p in pbody.ops:
+            trace.values[(layer, pbody.name, p.output)] = env[p.output]
+        carried = env[pbody.output]
+    return carried
 
 
 def deliver(program: Program, stage: Stage, sent: list[Array]) -> list[Array]:
     """The residual stream crosses from one stage to the next, rank to rank, as the stage says it receives."""
     before = program.stages[stage.index - 1].ranks
     sender = {dst: src for src, dst in stage.receives}
-    missing = [r for r in stage.ranks if r not in sender]
+    first = stage.runs[0].bodies[0]
+    holders = program.mesh.ranks(first.group(first.inputs[0]))
+    missing = [stage.ranks[r] for r in holders if stage.ranks[r] not in sender]
     if missing:
         raise ValueError(f"ranks {missing} of stage {stage.index} receive nothing")
-    return [sent[before.index(sender[r])] for r in stage.ranks]
+    return [
+        sent[before.index(sender[g])] if r in holders else NOTHING for r, g in enumerate(stage.ranks)
+    ]
 
 
 def stage_bodies(stage: Stage) -> list[tuple[int | None, PBody]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -10,10 +10,13 @@ import numpy as np
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import Body
 from tools.graph.semantics import topk_margin
-from tools.oracle.execute import Caches, Devices, Trace, Weights, run_program, run_reference, stage_bodies
+from tools.oracle.execute import Caches, Devices, Trace, Weights, run_reference, stage_bodies
+from tools.oracle.passes import Pass, prompt_passes, run_passes
 from tools.oracle.reduce import Reduced, reduce
 from tools.partition.layout import Comm
-from tools.partition.lower import PBody, Program, lower
+from tools.partition.lower import PBody, Program, lower, placement_of
+from tools.partition.mesh import build_mesh
+from tools.partition.pipeline import num_slices
 from tools.spec.base import Bug, Frozen
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Phase, Strategy
@@ -121,9 +124,10 @@ def rings(s: Strategy) -> bool:
     return s.cp > 1 and s.cp_kind == "ring"
 
 
-def splits_kv(s: Strategy) -> bool:
+def splits_kv(model: ModelSpec, s: Strategy) -> bool:
     """Whether decode's softmax is written as max, exp, sum and divide."""
-    return s.dcp > 1 or rings(s)
+    heads = model.attention.num_heads if model.attention.mla else model.attention.num_kv_heads
+    return placement_of(s, build_mesh(s, heads), "decode").splits_kv
 
 
 @lru_cache(maxsize=8)  # nobody writes into what is returned
@@ -138,7 +142,7 @@ def _draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarr
         caches: Caches = {}
         prefill = reference_bodies(m, "prefill", split_kv=rings(small.strategy))
         traces: dict[Phase, list[Trace]] = {"prefill": [run_reference(prefill, weights, ids, caches, 0)], "decode": []}
-        decode = reference_bodies(m, "decode", split_kv=splits_kv(small.strategy))
+        decode = reference_bodies(m, "decode", split_kv=splits_kv(m, small.strategy))
         for step, tok in enumerate(nexts):
             traces["decode"].append(run_reference(decode, weights, tok, caches, small.seq_len + step))
         margins = [_top_k_margin(t, reference_bodies(m, phase)) for phase, ts in traces.items() for t in ts]
@@ -153,37 +157,50 @@ def _compare_phases(
 ) -> dict[Phase, Proof]:
     weights, ids, nexts, traces, idle = _draw(small, seed)
     num = int(programs["prefill"].mesh.size)
-    caches: dict[int, list[Caches]] = {s.index: [{} for _ in range(num)] for s in programs["prefill"].stages}
+    # Chunks on the same ranks share these ranks' caches.
+    held: dict[tuple[int, ...], list[Caches]] = {s.ranks: [{} for _ in range(num)] for s in programs["prefill"].stages}
     out: dict[Phase, Proof] = {}
     for phase, program in programs.items():
-        tally = _Tally()
-        tokens = [ids] if phase == "prefill" else nexts
-        for step, tok in enumerate(tokens):
-            past = 0 if phase == "prefill" else small.seq_len + step
-            sizes = {
-                **program.sizes,
-                "batch_size": small.batch_size,
-                "seq_len": tok.shape[1],
-                "kv_len": past + tok.shape[1],
-            }
-            devices = Devices(program.mesh, {k: int(v) for k, v in sizes.items()}, past, program.orders, small.seq_len)
-            if alter_devices:
-                alter_devices(devices)
+        tally, caches = _Tally(), {s.index: held[s.ranks] for s in program.stages}
+        for step, passes in enumerate(_rounds(small, phase, weights, ids, nexts, traces)):
+            machines = [_machine(small, program, p) for p in passes]
+            for m in machines if alter_devices else ():
+                alter_devices(m)  # type: ignore[misc]
             try:
-                got = run_program(program, weights, tok, caches, past, devices)
+                got = run_passes(program, weights, passes, machines, caches)
             except (ValueError, IndexError, KeyError, TypeError) as e:
                 tally.failures.append(
                     f"{phase} step {step}: devices cannot execute the program: {type(e).__name__}: {e}"
                 )
                 break
-            honest = Devices(program.mesh, devices.sizes, past, program.orders, small.seq_len)
-            tally.compare(program, got, traces[phase][step], honest)
+            for p, trace in zip(passes, got, strict=True):
+                tally.compare(program, trace, p.want, _machine(small, program, p))
         out[phase] = Proof(
-            strategy=small.strategy.label(), phase=phase, devices_simulated=num * len(program.stages), steps=len(tokens),
+            strategy=small.strategy.label(), phase=phase, devices_simulated=num * len({s.ranks for s in program.stages}),
+            steps=1 if phase == "prefill" else small.decode_steps,
             tensors_compared=tally.count, max_relative_error=tally.worst, worst_tensor=tally.where, digest=program.digest(),
             idle_experts=idle, ok=not tally.failures, failures=tuple(tally.failures[:10]),
         )  # fmt: skip
     return out
+
+
+def _rounds(
+    small: Reduced, phase: Phase, weights: Weights, ids: np.ndarray, nexts: Sequence[np.ndarray],
+    traces: Mapping[Phase, Sequence[Trace]],
+) -> list[list[Pass]]:  # fmt: skip
+    """What goes through the stages together, round by round: all slices of the prompt; then one decode step at a time."""
+    if phase == "decode":
+        steps = zip(nexts, traces["decode"], strict=True)
+        return [[Pass(tok, small.seq_len + i, want)] for i, (tok, want) in enumerate(steps)]
+    bodies = reference_bodies(small.model, "prefill", split_kv=rings(small.strategy))
+    return [prompt_passes(ids, num_slices(small.strategy, "prefill"), bodies, weights, traces["prefill"][0])]
+
+
+def _machine(small: Reduced, program: Program, p: Pass) -> Devices:
+    """The devices of a stage at the lengths of one pass."""
+    new = p.ids.shape[1]
+    sizes = {**program.sizes, "batch_size": small.batch_size, "seq_len": new, "kv_len": p.past + new}
+    return Devices(program.mesh, {k: int(v) for k, v in sizes.items()}, p.past, program.orders, small.seq_len)
 
 
 class _Tally:
@@ -226,7 +243,9 @@ class _Tally:
                     summed[r] = np.asarray(total)
             mine = summed
         scale = magnitude(want)
-        for rank, x in enumerate(mine):
+        holders = devices.mesh.ranks(pbody.group(name))
+        for rank in holders:
+            x = mine[rank]
             self._shard(f"{where} rank {rank}", x, devices.cut(want, dims, layout.without_pending(), rank), scale)
 
     def _shard(self, where: str, x: np.ndarray, part: np.ndarray, scale: float) -> None:

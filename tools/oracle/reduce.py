@@ -8,10 +8,11 @@ a transposed or mis-gathered axis cannot pass unnoticed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lcm
+from math import gcd, lcm
 
 from tools.graph.build import VOCAB_ALIGNMENT, padded_vocab
 from tools.partition.lower import compress, default_layers_per_stage
+from tools.partition.pipeline import num_chunks
 from tools.spec.model import MLA, LayerKind, ModelSpec
 from tools.spec.strategy import Strategy
 
@@ -64,7 +65,10 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
     if model.moe:
         updates["moe"] = _reduce_moe(model, s, pick)
     batch = pick.take(batch_size, s.attn_dp * (s.tp if s.sp else 1))
-    seq = pick.take(max(seq_len, 5), s.cp * (s.tp if s.sp else 1), at_least=max(5, 2 * s.cp if s.cp > 1 else 0))
+    # Equal residues modulo slices * degree: every slice keeps its own residue modulo the degree.
+    others = s.edp * s.etp if s.expert_devices else s.tp + s.attn_pool if s.attn_pool else 1  # other device groups
+    degree = lcm(s.cp * (s.tp if s.sp else 1), others) * s.seq_slices
+    seq = pick.take(max(seq_len, 5, s.seq_slices), degree, at_least=max(5, s.seq_slices * (2 * s.cp if s.cp > 1 else 1)))
     position = model.position.model_copy(update={"rotary_dim": rotary, "max_positions": seq + decode_steps + 3})
     kinds, per_stage = _layers(model, s)
     updates |= {
@@ -84,8 +88,9 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
     a = model.attention
     update: dict = {}
     ranks = s.tp // s.dk * (s.cp if s.cp_kind == "ulysses" else 1)
+    pool = s.tp + s.attn_pool if s.attn_pool else 1
     if a.mla:
-        heads = pick.take(a.num_heads, ranks)
+        heads = pick.take(a.num_heads, lcm(ranks, pool))
         m = a.mla
         mla = MLA(
             q_lora_rank=pick.take(m.q_lora_rank) if m.q_lora_rank else None,
@@ -109,6 +114,8 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
         heads = lcm(kv, ranks) * (2 if a.num_heads > lcm(kv, ranks) else 1)
     else:
         kv = ranks * (2 if a.num_kv_heads > ranks else 1)
+        while gcd(kv, pool) != gcd(a.num_kv_heads, pool):
+            kv += ranks  # a pool's ranks share heads as they do in the model
         heads = kv * min(group, 3)
     pick.used |= {kv, heads}
     update = {"num_heads": heads, "num_kv_heads": kv, "head_dim": pick.take(4 * s.dk, 2 * s.dk, at_least=4)}
@@ -154,7 +161,7 @@ def _vocab(model: ModelSpec, tp: int, pick: _Picker) -> int:
 
 def _layers(model: ModelSpec, s: Strategy) -> tuple[list[LayerKind], tuple[int, ...]]:
     """Two of every repeated pattern, one of every single one, stage by stage."""
-    per_stage = s.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, s.pp)
+    per_stage = s.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, num_chunks(s))
     kinds, at = model.layers(), 0
     out: list[LayerKind] = []
     counts: list[int] = []

@@ -23,7 +23,7 @@ even. zigzag: of 2d stretches, rank r has the r-th and the r-th from the end, so
 paired: of 2d stretches, rank r has the r-th and the (d + r)-th, so that both halves of every RoPE pair are on one rank."""
 Orders = Mapping[str, Order]
 DEFAULT_ORDERS: Orders = {"kv_len": "cyclic"}
-CommKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "p2p", "ring_shift"]
+CommKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "p2p", "ring_shift", "transfer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ REPLICATED = Layout()
 class Comm:
     """One step of a redistribution. `axes` outermost first; `src_dim` loses them, `dst_dim` gains them.
 
-    all_reduce: neither dim. reduce_scatter, slice: dst_dim. all_gather: src_dim. all_to_all: both.
+    all_reduce: neither dim. reduce_scatter, slice: dst_dim. all_gather: src_dim. all_to_all: both. transfer: no axes; from
+    one device group to another, each with its own layout (see `tools.partition.transfer`).
     """
 
     kind: CommKind

@@ -17,6 +17,7 @@ from tools.graph.build import embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op, Size, Sizes, Tensor
 from tools.partition.layout import Comm, Layout, Orders, local_size, redistribute
 from tools.partition.mesh import Mesh, build_mesh
+from tools.partition.pipeline import check_pipeline, handover, num_chunks, ranks_of
 from tools.partition.placement import Placement
 from tools.partition.ring import ring_region, unroll
 from tools.partition.rules import RULES, Context
@@ -34,6 +35,8 @@ class PTensor:
     layout: Layout
     partial: bool = False
     """A value that only exists inside a rewrite (one ring step): the unpartitioned model has no such tensor."""
+    group: str = ""
+    """Device group whose ranks hold it; "" where a stage has one group only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,10 @@ class PBody:
     def layout(self, tensor: str) -> Layout:
         return self.tensors[tensor].layout
 
+    def group(self, tensor: str) -> str:
+        """Device group that holds the tensor."""
+        return self.tensors[tensor].group
+
     def weights(self) -> Iterator[PTensor]:
         return (self.tensors[t.name] for t in self.body.weights())
 
@@ -88,6 +95,8 @@ class PBody:
         for p in self.ops:
             what = (p.op.kind, p.op.fn) if p.op else (p.comm.kind, p.comm.axes, p.comm.src_dim, p.comm.dst_dim)  # type: ignore[union-attr]
             rows.append((p.name, p.inputs, p.output, what, str(self.layout(p.output)), self.spec(p.output).dims))
+            if self.group(p.output):
+                rows.append(self.group(p.output))
         rows += sorted((t.name, str(t.layout)) for t in self.tensors.values())
         return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
@@ -96,34 +105,58 @@ class _Lowering:
     def __init__(self, body: Body, placement: Placement, inputs: Mapping[str, Layout]):
         self.body, self.placement = body, placement
         self.ops: list[POp] = []
-        self.tensors: dict[str, PTensor] = {
-            t.name: PTensor(t.name, t.name, placement.weight(t)) for t in body.weights()
-        }
+        self.tensors: dict[str, PTensor] = {t.name: self.weight(t) for t in body.weights()}
         for name, layout in inputs.items():
-            self.tensors[name] = PTensor(name, name, layout)
-        self.moved: dict[tuple[str, Layout], str] = {}
+            self.tensors[name] = PTensor(name, name, layout, group=placement.main)
+        self.moved: dict[tuple[str, Layout, str], str] = {}
         self.layouts = {t.name: t.layout for t in self.tensors.values()}
 
-    def bring(self, name: str, want: Layout) -> str:
-        """`name` in layout `want`: itself, or a redistributed copy, made once."""
+    def weight(self, t: Tensor) -> PTensor:
+        """A weight lies in the group of the operators that read it."""
+        group = next((self.placement.group_of(op) for op in self.body.ops if t.name in op.inputs), self.placement.main)
+        return PTensor(t.name, t.name, self.placement.weight(t, group), group=group)
+
+    def bring(self, name: str, want: Layout, group: str) -> str:
+        """`name` in layout `want` on the ranks of `group`: itself, or a copy that was sent there, made once."""
+        if self.tensors[name].group != group:
+            return self.send(name, want, group)
         if self.layouts[name] == want:
             return name
         current, before = name, self.layouts[name]
         for comm, layout in redistribute(before, want):
             self.refuse_torn(name, comm, before, layout)
             before = layout
-            key = (name, layout)
-            if key not in self.moved:
-                copy = (
-                    f"{name}@{comm.kind}"
-                    if f"{name}@{comm.kind}" not in self.tensors
-                    else f"{name}@{comm.kind}{len(self.moved)}"
-                )
-                self.tensors[copy] = PTensor(copy, name, layout)
-                self.ops.append(POp(copy, (current,), copy, comm=comm))
-                self.moved[key] = copy
-            current = self.moved[key]
+            current = self.copy(current, name, layout, group, comm)
         return current
+
+    def copy(self, current: str, name: str, layout: Layout, group: str, comm: Comm) -> str:
+        """`name` after `comm` made it from `current`; the same copy if that was done before."""
+        key = (name, layout, group)
+        if key not in self.moved:
+            made = f"{name}@{comm.kind}"
+            if made in self.tensors:
+                made = f"{made}{len(self.moved)}"
+            self.tensors[made] = PTensor(made, self.tensors[name].origin, layout, group=group)
+            self.ops.append(POp(made, (current,), made, comm=comm))
+            self.moved[key] = made
+        return self.moved[key]
+
+    def send(self, name: str, want: Layout, group: str) -> str:
+        """To the ranks of another group, straight into the layout that is wanted there."""
+        mine, spec = self.tensors[name], self.body.tensors[self.tensors[name].origin]
+        if mine.group and want.pending:
+            raise Refused(f"{name} goes to the {group} ranks, where a sum over them would stay pending")
+        ready = self.bring(name, self.placement.leaving(spec, mine.layout), mine.group)
+        return self.copy(ready, name, want, group, Comm("transfer", ()))
+
+    def visible(self, op: Op, group: str) -> Mapping[str, Layout]:
+        """Layouts as an operator of `group` sees them: what other groups made as it would arrive."""
+        foreign = {
+            n: self.placement.arrival(self.body.tensors[self.tensors[n].origin], group)
+            for n in op.inputs
+            if self.tensors[n].group != group
+        }
+        return {**self.layouts, **foreign} if foreign else self.layouts
 
     def refuse_torn(self, name: str, comm: Comm, before: Layout, after: Layout) -> None:
         """A dim that is not dealt out in runs moves over all its axes at once or not at all."""
@@ -147,10 +180,11 @@ class _Lowering:
                 op.fn,
                 {**op.attrs, "dispatched": "dispatch"},
             )
-        need = RULES[op.kind](op, Context(self.body, self.layouts, self.placement))
-        inputs = tuple(self.bring(n, want) for n, want in zip(op.inputs, need.inputs, strict=True))
+        group = self.placement.group_of(op)
+        need = RULES[op.kind](op, Context(self.body, self.visible(op, group), self.placement))
+        inputs = tuple(self.bring(n, want, group) for n, want in zip(op.inputs, need.inputs, strict=True))
         self.ops.append(POp(op.name, inputs, op.output, op=op))
-        self.tensors[op.output] = PTensor(op.output, op.output, need.output)
+        self.tensors[op.output] = PTensor(op.output, op.output, need.output, group=group)
         self.layouts[op.output] = need.output
 
     def ring(self) -> None:
@@ -170,12 +204,13 @@ class _Lowering:
 
         def emit(op: Op, inputs: tuple[str, ...], output: str, origin: str, layout: Layout) -> None:
             self.ops.append(POp(output, inputs, output, op=replace(op, name=output, inputs=inputs, output=output)))
-            self.tensors[output] = PTensor(output, origin, layout, partial="#" in output or output.startswith("ring_"))
+            part = "#" in output or output.startswith("ring_")
+            self.tensors[output] = PTensor(output, origin, layout, part, self.placement.main)
             self.layouts[output] = layout
 
         def shift(comm: Comm, src: str, output: str, origin: str, layout: Layout) -> None:
             self.ops.append(POp(output, (src,), output, comm=comm))
-            self.tensors[output] = PTensor(output, origin, layout)
+            self.tensors[output] = PTensor(output, origin, layout, group=self.placement.main)
             self.layouts[output] = layout
 
         unroll(self.body, self.placement, emit, shift, self.layouts.__getitem__)
@@ -192,7 +227,7 @@ def partition_body(body: Body, placement: Placement, inputs: Mapping[str, Layout
         elif not done:
             done = True
             low.ring()
-    output = low.bring(body.output, want) if want is not None else body.output
+    output = low.bring(body.output, want, placement.main) if want is not None else body.output
     return PBody(body, tuple(low.ops), dict(low.tensors), body.inputs, output)
 
 
@@ -226,7 +261,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One pipeline stage of one replica. `ranks` are global device ids in mesh order."""
+    """One chunk of a pipeline: a run of layers and the ranks of one replica that hold it, in mesh order, as global device
+    ids. Without interleaving a stage holds one chunk."""
 
     index: int
     ranks: tuple[int, ...]
@@ -316,7 +352,8 @@ def lower(
     _check_degrees(model, strategy)
     mesh = build_mesh(strategy, model.attention.num_kv_heads if not model.attention.mla else model.attention.num_heads)
     placement = placement_of(strategy, mesh, phase)
-    per_stage = strategy.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, strategy.pp)
+    chunks = num_chunks(strategy)
+    per_stage = strategy.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, chunks)
     kinds, stages, first = model.layers(), [], 0
     for i, count in enumerate(per_stage):
         runs, at = [], first
@@ -327,13 +364,11 @@ def lower(
         stages.append(
             Stage(
                 index=i,
-                ranks=tuple(range(i * strategy.group, (i + 1) * strategy.group)),
+                ranks=ranks_of(strategy, i),
                 embed=partition_embed(model, placement) if i == 0 else None,
                 runs=tuple(runs),
-                head=partition_head(model, placement, logits) if i == strategy.pp - 1 else None,
-                receives=tuple(((i - 1) * strategy.group + r, i * strategy.group + r) for r in range(strategy.group))
-                if i
-                else (),
+                head=partition_head(model, placement, logits) if i == chunks - 1 else None,
+                receives=handover(strategy, i, mesh.ranks(placement.main)),
             )
         )
         first += count
@@ -349,6 +384,15 @@ def placement_of(strategy: Strategy, mesh: Mesh, phase: Phase) -> Placement:
 def _check_degrees(model: ModelSpec, s: Strategy) -> None:
     """What no layout can express. Engine rules are stricter and live in tools.engines.rules."""
     a, over_heads = model.attention, max(1, s.tp // s.dk)
+    if s.expert_devices and model.moe is None:
+        raise ToolError(f"expert_devices({s.expert_devices}) on {model.name}, which has no routed experts; use 0")
+    if s.attn_pool and (s.attention_group > s.tp or s.dcp > 1 or s.dk > 1 or s.sp):
+        raise Refused(
+            f"attn_pool({s.attn_pool}) deals heads and positions out over its own ranks: it goes with tp alone, not with "
+            f"attn_dp({s.attn_dp}), cp({s.cp}), dcp({s.dcp}), dk({s.dk}) or sp; use those, or the pool"
+        )
+    if s.expert_devices and s.sp:
+        raise Refused("sp with expert_devices: tokens are dealt out over tp for the experts already; use sp=False")
     if s.cp > 1 and s.cp_kind == "ring" and s.dk > 1:
         raise Refused("dk with ring attention: partial scores would have to be summed in every ring step; use dk=1")
     if s.cp > 1 and s.cp_kind == "ring" and s.dcp > 1:
@@ -393,8 +437,7 @@ def _check_degrees(model: ModelSpec, s: Strategy) -> None:
             f"layers_per_stage {list(s.layers_per_stage)} sums to {sum(s.layers_per_stage)}, "
             f"the model has {model.num_hidden_layers} layers"
         )
-    if s.pp > model.num_hidden_layers:
-        raise ToolError(f"pp({s.pp}) exceeds the {model.num_hidden_layers} layers; use pp <= {model.num_hidden_layers}")
+    check_pipeline(s, model.num_hidden_layers)
 
 
 # ----------------------------------------------------------------------------------------------------------------- sizes

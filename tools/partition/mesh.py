@@ -5,13 +5,18 @@ factorisations cut the same line of ranks at some strides; the *atomic* axes are
 every logical axis is a tuple of atomic ones (outermost first), and a tensor that moves from the attention factorisation
 to the expert one is an ordinary redistribution. tp itself is cut at `tp_rep`, the number of ranks that share one KV
 head when tp exceeds the number of KV heads.
+
+A stage may have several groups of ranks (experts apart from attention, an attention pool). Each has atomic axes of its
+own on one stretch of the stage's ranks; an axis says which group it belongs to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -21,7 +26,7 @@ from tools.spec.base import Refused
 from tools.spec.strategy import Strategy
 
 Axes = tuple[str, ...]
-VISIBLE: Axes = ("tp", "cp", "attn_dp", "ep", "etp", "edp", "dcp", "dk")
+VISIBLE: Axes = ("tp", "cp", "attn_dp", "ep", "etp", "edp", "dcp", "dk", "pool_heads", "pool_seq")
 """Logical axes that a strategy names, in the order in which messages prefer them; the others are parts of these."""
 
 
@@ -34,9 +39,20 @@ class MeshShape:
 
     atoms: Axes
     logical: tuple[tuple[str, Axes], ...]
+    groups: tuple[tuple[str, Axes, str], ...] = ()
+    """Device groups where a stage has several: (name, atoms, the group whose ranks it follows; "" starts with the stage).
+    The first one is attention's, which holds everything that no other group was made for."""
 
     def axis(self, name: str) -> Axes:
-        return dict(self.logical)[name]
+        return dict(self.logical).get(name, ())
+
+    def group_of(self, atom: str) -> str:
+        """Name of the device group that an axis belongs to; "" where there is one group only."""
+        return next((name for name, atoms, _ in self.groups if atom in atoms), "")
+
+    def members(self, group: str) -> Axes:
+        """Atomic axes of a device group."""
+        return next((atoms for name, atoms, _ in self.groups if name == group), self.atoms)
 
     def words(self, axes: Axes, first: str = "") -> str:
         """Atomic axes as a strategy calls them: "cp·tp"; "part of tp" where a logical axis is cut further; "nothing".
@@ -70,21 +86,39 @@ class Mesh:
 
     @property
     def size(self) -> Size:
-        return self.degree(self.shape.atoms)
+        """Ranks of one pipeline stage, those of all groups."""
+        if not self.shape.groups:
+            return self.degree(self.shape.atoms)
+        ends = [self.first(g) + self.degree(atoms) for g, atoms, _ in self.shape.groups]
+        return reduce(np.maximum, ends) if any(isinstance(e, np.ndarray) for e in ends) else max(ends)
+
+    def first(self, group: str) -> Size:
+        """First rank of a device group inside its stage."""
+        before = next((after for name, _, after in self.shape.groups if name == group), "")
+        return self.first(before) + self.degree(self.shape.members(before)) if before else 0
+
+    def ranks(self, group: str) -> range:
+        """Ranks of a device group inside its stage; of the stage where it has one group only."""
+        first = int(self.first(group))
+        return range(first, first + int(self.degree(self.shape.members(group))))
 
     def stride(self, atom: str) -> Size:
         """Rank distance between neighbours along the axis."""
-        return self.degree(self.shape.atoms[self.shape.atoms.index(atom) + 1 :])
+        mine = self.shape.members(self.shape.group_of(atom))
+        return self.degree(mine[mine.index(atom) + 1 :])
 
     def coordinate(self, rank: int, atom: str) -> int:
+        rank = rank - int(self.first(self.shape.group_of(atom))) if self.shape.groups else rank
         return int(rank // self.stride(atom) % self.degrees[atom])
 
     def groups(self, axes: Axes) -> tuple[tuple[int, ...], ...]:
-        """Ranks that differ only along `axes`, in the order of `axes` (outermost first); every rank is in one group."""
-        n = int(self.size)
-        grid = np.arange(n).reshape([int(self.degrees[a]) for a in self.shape.atoms])
-        keep = [i for i, a in enumerate(self.shape.atoms) if a not in axes]
-        move = [self.shape.atoms.index(a) for a in axes]
+        """Ranks that differ only along `axes`, in the order of `axes` (outermost first); every rank of the device group
+        that has these axes is in one of them."""
+        group = self.shape.group_of(axes[0]) if axes else next((name for name, _, _ in self.shape.groups), "")
+        atoms = self.shape.members(group)
+        grid = np.asarray(self.ranks(group)).reshape([int(self.degrees[a]) for a in atoms])
+        keep = [i for i, a in enumerate(atoms) if a not in axes]
+        move = [atoms.index(a) for a in axes]
         rows = grid.transpose(keep + move).reshape(-1, int(self.degree(axes)))
         return tuple(tuple(int(r) for r in row) for row in rows)
 
@@ -115,6 +149,10 @@ def cuts(
     }  # fmt: skip
 
 
+ATTENTION, EXPERTS, POOL = "attention", "experts", "pool"
+"""Device groups of a stage that has more than one."""
+
+
 def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
     """Mesh of one stage of one replica. Refuses factorisations that do not nest, with the two strides that clash."""
     assert strategy.attn_dp is not None and strategy.etp is not None
@@ -128,12 +166,50 @@ def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
             f"tp({over_heads}) exceeds kv_heads({num_kv_heads}) and is no multiple of it: KV heads cannot be replicated "
             f"evenly; choose tp among the divisors or multiples of {num_kv_heads}"
         )
-    named = cuts(
-        strategy.tp, strategy.cp, strategy.attn_dp, strategy.ep, strategy.etp, num_kv_heads, strategy.dcp, strategy.dk
-    )
+    apart = strategy.expert_devices > 0
+    ep, etp = (1, 1) if apart else (strategy.ep, strategy.etp)
+    named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, ep, etp, num_kv_heads, strategy.dcp, strategy.dk)
     if strategy.cp_kind == "ring":
         named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
-    return mesh_from_cuts({k: int(v) for k, v in named.items()})
+    attention = mesh_from_cuts({k: int(v) for k, v in named.items()})
+    others = []
+    if strategy.attn_pool:
+        others.append(_pool_mesh(strategy.attention_group + strategy.attn_pool, num_kv_heads))
+    if apart:
+        others.append(_expert_mesh(strategy, POOL if strategy.attn_pool else ATTENTION))
+    return _together(attention, others) if others else attention
+
+
+def _expert_mesh(s: Strategy, after: str) -> tuple[str, str, Mesh]:
+    """Experts on devices of their own: edp * ep * etp, etp innermost."""
+    assert s.etp is not None
+    atoms = {"e_edp": s.edp, "e_ep": s.ep, "e_etp": s.etp}
+    mine = {a: d for a, d in atoms.items() if d > 1}
+    logical = tuple((name[2:], (name,) if name in mine else ()) for name in atoms)
+    return EXPERTS, after, Mesh(MeshShape(tuple(mine), logical), mine)
+
+
+def _pool_mesh(size: int, num_kv_heads: int) -> tuple[str, str, Mesh]:
+    """Attention over the stage's own devices and the pool's: heads as far as KV heads go, positions over the rest."""
+    heads = gcd(size, num_kv_heads)
+    mine = {a: d for a, d in (("p_seq", size // heads), ("p_heads", heads)) if d > 1}
+    logical = tuple((f"pool_{a[2:]}", (a,) if a in mine else ()) for a in ("p_seq", "p_heads"))
+    return POOL, "", Mesh(MeshShape(tuple(mine), logical), mine)
+
+
+def _together(attention: Mesh, others: Sequence[tuple[str, str, Mesh]]) -> Mesh:
+    """One mesh of several device groups."""
+    taken = {name for _, _, m in others for name, _ in m.shape.logical}
+    logical = tuple((n, a) for n, a in attention.shape.logical if n not in taken)
+    groups = ((ATTENTION, attention.shape.atoms, ""), *((n, m.shape.atoms, after) for n, after, m in others))
+    shape = MeshShape(
+        tuple(a for _, atoms, _ in groups for a in atoms),
+        (*logical, *(pair for _, _, m in others for pair in m.shape.logical)), groups,
+    )  # fmt: skip
+    degrees = dict(attention.degrees)
+    for _, _, m in others:
+        degrees |= m.degrees
+    return Mesh(shape, degrees)
 
 
 CUT_WORDS = {

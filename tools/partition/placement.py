@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tools.graph.ir import Tensor
+from tools.graph.ir import Op, Tensor
 from tools.partition.layout import DEFAULT_ORDERS, Layout, Order, Orders
-from tools.partition.mesh import Axes, MeshShape
+from tools.partition.mesh import ATTENTION, EXPERTS, POOL, Axes, MeshShape
 from tools.spec.strategy import Phase
 
 WEIGHT_DIMS: tuple[tuple[str, str], ...] = (
@@ -45,9 +45,51 @@ class Placement:
             parts.append(f"pending {layout.reduce} over {self.mesh.words(layout.pending)}")
         return ", ".join(parts) or "replicated"
 
-    def weight(self, t: Tensor) -> Layout:
+    # ----------------------------------------------------------------------------------------------------- device groups
+
+    def has(self, group: str) -> bool:
+        """Whether a stage has this device group beside attention's own."""
+        return any(name == group for name, _, _ in self.mesh.groups)
+
+    @property
+    def main(self) -> str:
+        """The device group that holds everything no other was made for; "" where there is one only."""
+        return ATTENTION if self.mesh.groups else ""
+
+    def group_of(self, op: Op) -> str:
+        """Device group that runs an operator of a layer."""
+        if self.has(EXPERTS) and op.module.startswith("mlp.experts"):
+            return EXPERTS
+        if self.has(POOL) and op.kernel in ("attention", "attention_merge"):
+            return POOL
+        return self.main
+
+    def arrival(self, t: Tensor, group: str) -> Layout:
+        """How a tensor would lie in a device group that did not make it, before the operator there says what it needs."""
+        tokens = dict(self.tokens())
+        if group == EXPERTS:
+            tokens = {"seq_len" if self.phase == "prefill" else "batch_size": self.axis("edp"), "experts": self.axis("ep")}
+        elif group == POOL:
+            tokens = dict(self.attention())
+        else:
+            tokens |= {"heads": self.axis("tp_heads"), "kv_heads": self.axis("tp_kv")}
+        return Layout.of({d: tokens.get(d, ()) for d in t.dims})
+
+    def leaving(self, t: Tensor, layout: Layout) -> Layout:
+        """How a tensor lies when it leaves the group that made it: a pending sum is scattered over its tokens, so that
+        every rank sends a part."""
+        if not layout.pending:
+            return layout
+        split, dim = layout.as_dict(), "seq_len" if self.phase == "prefill" else "batch_size"
+        if dim in t.dims:
+            split[dim] = split.get(dim, ()) + layout.pending
+        return Layout.of(split)
+
+    def weight(self, t: Tensor, group: str = "") -> Layout:
         if t.name in WHOLE or t.dims == ("d_k",):
             return Layout()  # a norm over d_k needs it whole
+        if group == POOL:
+            return Layout.of({dim: self.axis("pool_heads") for dim in t.dims if dim in ("heads", "kv_heads")})
         return Layout.of({dim: self.axis(axis) for dim, axis in WEIGHT_DIMS if dim in t.dims})
 
     def tokens(self) -> Mapping[str, Axes]:
@@ -58,7 +100,7 @@ class Placement:
     @property
     def splits_kv(self) -> bool:
         """Whether attention reduces over ranks: decode with the cache dealt out over dcp, or over the ring's ranks."""
-        return self.phase == "decode" and bool(self.axis("dcp") or self.ring)
+        return self.phase == "decode" and bool(self.axis("dcp") or self.ring or self.axis("pool_seq"))
 
     @property
     def exchanged(self) -> Axes:
@@ -68,6 +110,8 @@ class Placement:
     @property
     def kv_split(self) -> Axes:
         """Axes over which the cached positions of a sequence are dealt out."""
+        if self.has(POOL):
+            return self.axis("pool_seq")
         return (self.axis("cp") if self.ring else ()) + self.axis("dcp")
 
     @property
@@ -90,6 +134,9 @@ class Placement:
         """What attention itself asks for: whole queries, heads over tp and over what cp exchanged for positions
         (DeepSpeed-Ulysses, arXiv 2309.14509); under dcp the heads of its ranks together, each on its own cached positions
         (Helix, arXiv 2507.07120)."""
+        if self.has(POOL):
+            queries = self.axis("pool_seq") if self.phase == "prefill" else ()
+            return {"heads": self.axis("pool_heads"), "seq_len": queries, "kv_len": () if queries else self.kv_split}
         tp = self.axis("tp_heads")
         if self.splits_kv:
             together = tp[: len(tp) - len(self.axis("dcp"))]
@@ -100,6 +147,9 @@ class Placement:
 
     def cache(self) -> Mapping[str, Axes]:
         """How the KV cache lies, in every phase."""
+        if self.has(POOL):
+            heads = self.axis("pool_heads")
+            return {"batch_size": (), "kv_len": self.kv_split, "seq_len": (), "kv_heads": heads, "heads": heads, "d_k": ()}
         return {
             "batch_size": self.axis("attn_dp"), "kv_len": self.kv_split, "seq_len": self.axis("cp") if self.rings else (),
             "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")),
@@ -129,6 +179,8 @@ class Placement:
         """Tokens that lie as `tokens`, spread so that no expert rank sends a token twice; ranks that slice the same
         expert (etp) need the same tokens."""
         etp, ep = self.axis("etp"), self.axis("ep")
+        if self.has(EXPERTS):
+            etp, ep = (), self.mesh.members(ATTENTION)  # every attention rank sends some of the tokens
         split = {d: tuple(a for a in tokens.axes(d) if a not in etp) for d in ("batch_size", "seq_len")}
         idle = tuple(a for a in ep if a not in tokens.used())
         dim = "seq_len" if self.phase == "prefill" else "batch_size"
@@ -141,4 +193,6 @@ class Placement:
 
     def dispatches(self, tokens: Layout) -> bool:
         """Whether experts see tokens of other ranks, so that dispatch and combine must communicate."""
+        if self.has(EXPERTS):
+            return True
         return bool(set(self.axis("ep")) & tokens.used()) and self.moe_comm != "allgather"
