@@ -40,6 +40,13 @@ HOLDS_WINDOW_ONLY = frozenset({"vllm"})
 """Engines that free the pages a sliding-window layer can no longer see: vLLM's hybrid KV cache manager, which is off
 for chunked attention (vllm 0.33.0 config/vllm.py:2246). Others are counted as keeping the whole context."""
 INDEX_BYTES = 4.0
+Role = frozenset[str] | None
+"""Device groups of a stage that a rank belongs to; None: the stage has one group, every rank holds every tensor."""
+
+
+def _there(group: str, role: Role) -> bool:
+    return role is None or group in role
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +91,23 @@ def tensor_bytes(pbody: PBody, tensor: str, sizes: Sizes, mesh: Mesh, dtypes: Dt
 
 
 def body_weight_bytes(
-    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, skip: frozenset[str] = frozenset()
+    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, skip: frozenset[str] = frozenset(), role: Role = None
 ) -> Size | float:
     """Weights of one body per rank. `skip` names weights that the rank holds already (tied embeddings)."""
     total: Size | float = 0.0
     for w in pbody.weights():
-        if w.name not in skip:
+        if w.name not in skip and _there(w.group, role):
             total = total + tensor_bytes(pbody, w.name, sizes, mesh, dtypes)
     return total
 
 
-def body_kv_bytes_per_token(pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+def body_kv_bytes_per_token(
+    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None
+) -> Size | float:
     """KV cache that one token of a sequence adds on a rank that serves it: 2 · kv_heads_local · d_k · bytes, or
     (kv_lora + qk_rope) · bytes for MLA, whose latent every rank keeps; the mean where positions are dealt out (dcp)."""
     total: Size | float = 0.0
-    for name in _caches(pbody):
+    for name in _caches(pbody, role):
         total = total + _position_bytes(pbody, name, sizes, mesh, dtypes) / _kv_degree(pbody, name, mesh)
     return total
 
@@ -124,7 +133,7 @@ def body_window(pbody: PBody) -> int | None:
 
 def body_kv_bytes(
     pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, *, sequences: Size, context: Size, engine: str,
-    in_flight: Size = 0,
+    in_flight: Size = 0, role: Role = None,
 ) -> Size | float:  # fmt: skip
     """KV cache of one body on one rank: `sequences` (on this rank) of `context` tokens each, in whole pages.
 
@@ -133,7 +142,7 @@ def body_kv_bytes(
     """
     total: Size | float = 0.0
     window = body_window(pbody) if engine in HOLDS_WINDOW_ONLY else None
-    for name in _caches(pbody):
+    for name in _caches(pbody, role):
         degree = _kv_degree(pbody, name, mesh)
         positions_held = sequences * _pages(-(-context // degree))
         if window is not None:
@@ -148,14 +157,17 @@ def _pages(tokens: Size) -> Size:
     return -(-tokens // KV_BLOCK) * KV_BLOCK
 
 
-def body_activation_bytes(pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+def body_activation_bytes(
+    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None
+) -> Size | float:
     """Peak of the tensors that are live between kernels. Tensors inside a kernel never reach memory; caches are not
     activations. A kernel's outputs exist from its start, its inputs to its end."""
     peak: Size | float = 0.0
-    size = {name: tensor_bytes(pbody, name, sizes, mesh, dtypes) for name, _, _ in _lifetimes(pbody)}
+    lives = [x for x in _lifetimes(pbody) if _there(pbody.group(x[0]), role)]
+    size = {name: tensor_bytes(pbody, name, sizes, mesh, dtypes) for name, _, _ in lives}
     for at in _busy_moments(pbody):
         live: Size | float = 0.0
-        for name, first, last in _lifetimes(pbody):
+        for name, first, last in lives:
             if first <= at <= last:
                 live = live + size[name]
         peak = _larger(peak, live)
@@ -222,8 +234,9 @@ def _busy_moments(pbody: PBody) -> tuple[int, ...]:
     return tuple(sorted({first for _, first, _ in _lifetimes(pbody)}))
 
 
-def _caches(pbody: PBody) -> Iterator[str]:
-    return (p.output for p in pbody.ops if p.op is not None and p.op.kind == "cache")
+def _caches(pbody: PBody, role: Role = None) -> Iterator[str]:
+    held = (p.output for p in pbody.ops if p.op is not None and p.op.kind == "cache")
+    return (n for n in held if _there(pbody.group(n), role))
 
 
 # -------------------------------------------------------------------------------------------------------------- a stage
@@ -237,34 +250,39 @@ def activation_sizes(model: ModelSpec, *, attn_dp: Size, batch: Size, max_num_ba
     return all_sizes(model, batch_size=sequences, seq_len=length, kv_len=length)
 
 
-def stage_weight_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+def stage_weight_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None) -> Size | float:
     """Weights of a stage per rank. A rank that embeds and ends keeps a tied embedding once."""
-    return sum((b for _, b in stage_weights_by_body(stage, sizes, mesh, dtypes)), 0.0)
+    return sum((b for _, b in stage_weights_by_body(stage, sizes, mesh, dtypes, role)), 0.0)
 
 
-def stage_weights_by_body(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> list[tuple[str, Size | float]]:
+def stage_weights_by_body(
+    stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None
+) -> list[tuple[str, Size | float]]:
     """(what, bytes per rank) of embedding, layers by kind, head."""
     held = frozenset(w.name for w in stage.embed.weights()) if stage.embed else frozenset()
     rows: dict[str, Size | float] = {}
     for pbody, times in stage.bodies():
         skip = held if pbody is stage.head else frozenset()
-        rows[pbody.name] = rows.get(pbody.name, 0.0) + times * body_weight_bytes(pbody, sizes, mesh, dtypes, skip)
+        held_here = times * body_weight_bytes(pbody, sizes, mesh, dtypes, skip, role)
+        rows[pbody.name] = rows.get(pbody.name, 0.0) + held_here
     return list(rows.items())
 
 
-def stage_kv_bytes_per_token(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+def stage_kv_bytes_per_token(
+    stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None
+) -> Size | float:
     """KV cache that one token of one sequence adds on one rank of this stage (all its layers)."""
-    return sum((times * body_kv_bytes_per_token(b, sizes, mesh, dtypes) for b, times in stage.bodies()), 0.0)
+    return sum((times * body_kv_bytes_per_token(b, sizes, mesh, dtypes, role) for b, times in stage.bodies()), 0.0)
 
 
-def stage_kv_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, **held: Size | str) -> Size | float:
+def stage_kv_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, **held: Any) -> Size | float:
     """KV cache of one rank of this stage; keywords as in `body_kv_bytes`."""
-    return sum((times * body_kv_bytes(b, sizes, mesh, dtypes, **held) for b, times in stage.bodies()), 0.0)  # type: ignore[arg-type]
+    return sum((times * body_kv_bytes(b, sizes, mesh, dtypes, **held) for b, times in stage.bodies()), 0.0)
 
 
-def stage_activation_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
+def stage_activation_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None) -> Size | float:
     """Peak over the bodies of the stage: they run one after another."""
-    return reduce(_larger, (body_activation_bytes(b, sizes, mesh, dtypes) for b, _ in stage.bodies()))
+    return reduce(_larger, (body_activation_bytes(b, sizes, mesh, dtypes, role) for b, _ in stage.bodies()))
 
 
 # -------------------------------------------------------------------------------------------------------------- program
@@ -292,7 +310,8 @@ def memory(
         # The same weights serve both phases; the activation peak is that of prefill.
         program = lower(program.model, program.strategy, "prefill", program.sizes)
     load = Load(batch, context, capacity_bytes, memory_reserve, engine_version)
-    return tuple(_stage_memory(program, s, load) for s in program.stages)
+    roles = program.mesh.roles()
+    return tuple(_stage_memory(program, s, load, role, len(ranks)) for s in program.on_ranks for role, ranks in roles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,18 +325,20 @@ class Load:
     engine_version: str | None = None
 
 
-def _stage_memory(program: Program, stage: Stage, load: Load) -> StageMemory:
+def _stage_memory(program: Program, stage: Stage, load: Load, role: frozenset[str], ranks: int) -> StageMemory:
+    """Of the ranks of a stage that belong to the device groups `role`."""
     m, s, mesh = program.model, program.strategy, program.mesh
     assert s.attn_dp is not None
     dtypes = Dtypes.of_strategy(m, s)
     sizes = activation_sizes(m, attn_dp=s.attn_dp, batch=load.batch, max_num_batched_tokens=s.max_num_batched_tokens)
-    parts = [(n, float(b)) for n, b in stage_weights_by_body(stage, sizes, mesh, dtypes)]
+    parts = [(n, float(b)) for n, b in stage_weights_by_body(stage, sizes, mesh, dtypes, role)]
     weights, sequences = sum(b for _, b in parts), -(-load.batch // s.attn_dp)
     held: dict[str, Any] = {"sequences": sequences, "context": load.context, "in_flight": s.max_num_batched_tokens}
-    kv = float(stage_kv_bytes(stage, sizes, mesh, dtypes, engine=s.engine, **held))
-    activation = float(stage_activation_bytes(stage, sizes, mesh, dtypes))
+    held |= {"engine": s.engine, "role": role}
+    kv = float(stage_kv_bytes(stage, sizes, mesh, dtypes, **held))
+    activation = float(stage_activation_bytes(stage, sizes, mesh, dtypes, role))
     reserve, overhead = _engine_share(s, load, weights, activation)
-    per_token = float(stage_kv_bytes_per_token(stage, sizes, mesh, dtypes))
+    per_token = float(stage_kv_bytes_per_token(stage, sizes, mesh, dtypes, role))
     terms = (
         *(_term(f"weights of {name}", b, "Σ local elements · bytes") for name, b in parts),
         _term("kv_cache", kv, f"{sequences} sequences · {load.context} tokens · up to {per_token:g} B per token"),
@@ -326,7 +347,7 @@ def _stage_memory(program: Program, stage: Stage, load: Load) -> StageMemory:
         _term("reserve", reserve, "what the engine leaves unused", s.engine),
     )
     return StageMemory(
-        stage=stage.index, ranks=len(stage.ranks), layers=stage.num_layers, weights_bytes=weights, kv_bytes=kv,
+        stage=stage.index, group="+".join(sorted(role)), ranks=ranks, layers=stage.num_layers, weights_bytes=weights, kv_bytes=kv,
         activation_bytes=activation, overhead_bytes=sum(t.value for t in overhead), reserve_bytes=reserve,
         capacity_bytes=load.capacity_bytes, terms=Breakdown(name="memory", unit="bytes", terms=terms),
     )  # fmt: skip
@@ -379,7 +400,7 @@ def rank_weight_bytes(program: Program) -> dict[int, float]:
     dtypes = Dtypes.of_strategy(program.model, program.strategy)
     sizes = all_sizes(program.model, batch_size=1, seq_len=1, kv_len=1)
     out: dict[int, float] = {}
-    for stage in program.stages:
+    for stage in program.on_ranks:
         held = frozenset(w.name for w in stage.embed.weights()) if stage.embed else frozenset()
         for local, rank in enumerate(stage.ranks):
             out[rank] = sum(
@@ -396,12 +417,13 @@ def rank_kv_bytes(program: Program, *, batch: int, context: int) -> dict[int, fl
     """
     dtypes = Dtypes.of_strategy(program.model, program.strategy)
     sizes = all_sizes(program.model, batch_size=batch, seq_len=1, kv_len=context)
+    roles = {r: role for role, ranks in program.mesh.roles() for r in ranks}
     out: dict[int, float] = {}
-    for stage in program.stages:
+    for stage in program.on_ranks:
         for local, rank in enumerate(stage.ranks):
             out[rank] = sum(
                 times
-                * sum(held_elements(b, n, local, program.mesh, sizes, program.orders) for n in _caches(b))
+                * sum(held_elements(b, n, local, program.mesh, sizes, program.orders) for n in _caches(b, roles[local]))
                 * dtypes.kv
                 for b, times in stage.bodies()
             )
@@ -409,7 +431,7 @@ def rank_kv_bytes(program: Program, *, batch: int, context: int) -> dict[int, fl
 
 
 def _exact(pbody: PBody, rank: int, mesh: Mesh, sizes: Sizes, dtypes: Dtypes, skip: frozenset[str]) -> float:
-    held = (w.name for w in pbody.weights() if w.name not in skip)
+    held = (w.name for w in pbody.weights() if w.name not in skip and rank in mesh.ranks(w.group))
     return sum(held_elements(pbody, n, rank, mesh, sizes) * dtypes.bytes(pbody.spec(n).dtype) for n in held)
 
 

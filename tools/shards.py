@@ -62,9 +62,10 @@ def tiling(boxes: Iterable[Box], shape: Sequence[int]) -> Tiling:
 
 
 def boxes_of(pbody: PBody, tensor: str, sizes: Sizes, mesh: Mesh, orders: Orders = DEFAULT_ORDERS) -> list[Box]:
-    """What every rank of the group holds of a tensor, rank by rank."""
+    """What every rank of the stage holds of a tensor, rank by rank; nothing outside the tensor's device group."""
     layout, lengths = pbody.layout(tensor), {d: int(sizes[d]) for d in pbody.spec(tensor).dims}
-    return [box(layout, lengths, mesh, rank, orders) for rank in range(int(mesh.size))]
+    holders, nothing = mesh.ranks(pbody.group(tensor)), ((),) * len(lengths)
+    return [box(layout, lengths, mesh, rank, orders) if rank in holders else nothing for rank in range(int(mesh.size))]
 
 
 def box(layout: Layout, lengths: Mapping[str, int], mesh: Mesh, rank: int, orders: Orders = DEFAULT_ORDERS) -> Box:
@@ -131,7 +132,7 @@ def _merge(a: ModuleParts, b: ModuleParts) -> ModuleParts:
 def _parts(program: Program, stage: Stage, pbody: PBody, weight: str, times: int, sizes: Sizes) -> ModuleParts:
     s, mesh, dims = program.strategy, program.mesh, pbody.spec(weight).dims
     found = tiling(boxes_of(pbody, weight, sizes, mesh), [int(sizes[d]) for d in dims])
-    devices = len(stage.ranks) * s.dp
+    devices = len(mesh.ranks(pbody.group(weight))) * s.dp
     copies = max(found.copies, default=0) * s.dp
     idle = devices - found.hosts * s.dp
     matches = found.exact and found.num_shards * copies == devices - idle
@@ -233,7 +234,8 @@ def axis_words(pbody: PBody, weight: str, mesh: Mesh, s: Strategy) -> str:
             parts.append(f"kv_heads over {degree} of tp({s.tp}), {s.tp // degree} ranks share each")
         else:
             parts.append(f"{dim} over {axis_name(mesh, axes, dim)}")
-    whole = "one rank" if int(mesh.size) == 1 else "whole on every rank"
+    ranks = len(mesh.ranks(pbody.group(weight)))
+    whole = "one rank" if ranks == 1 else "whole on every rank"
     return ", ".join(parts) or whole
 
 
@@ -272,8 +274,17 @@ def hosts(program: Program) -> dict[str, frozenset[int]]:
 
 
 def idle_devices(program: Program) -> tuple[int, ...]:
-    """Devices of the strategy that hold no weight at all."""
-    busy: set[int] = set().union(*hosts(program).values())
+    """Devices of the strategy that hold neither a weight nor a cache."""
+    s, busy = program.strategy, set[int]().union(*hosts(program).values())
+    for stage in program.stages:
+        kept = {
+            pbody.group(n)
+            for pbody, _ in stage.bodies()
+            for n, t in pbody.tensors.items()
+            if pbody.spec(t.name).kind == "cache"
+        }
+        ranks = [stage.ranks[r] for group in kept for r in program.mesh.ranks(group)]
+        busy |= {r + k * s.replica for r in ranks for k in range(s.dp)}
     return tuple(sorted(set(range(program.num_devices)) - busy))
 
 

@@ -49,6 +49,13 @@ def device_bytes(program: Program, *, batch: int, context: int) -> dict[int, flo
 
 def byte_optimum(program: Program, *, batch: int, context: int) -> float:
     """Smallest max/mean of bytes that any cut of the layers into this many stages reaches, the rest being the same."""
+    heaviest = max(_heaviest(program, role, batch, context) for role, _ in program.mesh.roles())
+    held = device_bytes(program, batch=batch, context=context)
+    return heaviest / (sum(held.values()) / len(held))
+
+
+def _heaviest(program: Program, role: frozenset[str], batch: int, context: int) -> float:
+    """Bytes of the fullest of the ranks in these device groups, under the best cut of the layers for them."""
     m, s, mesh = program.model, program.strategy, program.mesh
     assert s.attn_dp is not None
     dtypes, sizes = Dtypes.of_strategy(m, s), all_sizes(m, batch_size=batch, seq_len=1, kv_len=context)
@@ -58,12 +65,11 @@ def byte_optimum(program: Program, *, batch: int, context: int) -> float:
         for run in stage.runs:
             for i, layer in enumerate(run.layers):
                 b = run.bodies[i % len(run.bodies)]
-                weights = body_weight_bytes(b, sizes, mesh, dtypes)
-                costs[layer] = float(weights + tokens * body_kv_bytes_per_token(b, sizes, mesh, dtypes))
+                weights = body_weight_bytes(b, sizes, mesh, dtypes, role=role)
+                costs[layer] = float(weights + tokens * body_kv_bytes_per_token(b, sizes, mesh, dtypes, role))
     first, last = program.stages[0].embed, program.stages[-1].head
-    ends = [float(body_weight_bytes(b, sizes, mesh, dtypes)) if b else 0.0 for b in (first, last)]
+    ends = [float(body_weight_bytes(b, sizes, mesh, dtypes, role=role)) if b else 0.0 for b in (first, last)]
     if s.pp == 1 and m.tie_word_embeddings and last is not None:
-        ends[1] = float(body_weight_bytes(last, sizes, mesh, dtypes, frozenset({"embed_tokens"})))
+        ends[1] = float(body_weight_bytes(last, sizes, mesh, dtypes, frozenset({"embed_tokens"}), role))
     _, heaviest = optimal_cut([costs[i] for i in sorted(costs)], s.pp, first=ends[0], last=ends[1])
-    held = device_bytes(program, batch=batch, context=context)
-    return heaviest / (sum(held.values()) / len(held))
+    return heaviest

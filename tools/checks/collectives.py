@@ -10,8 +10,9 @@ from tools.graph.build import all_sizes
 from tools.graph.ir import Sizes
 from tools.memory import held_elements
 from tools.partition.layout import Comm, Layout
-from tools.partition.lower import PBody, POp, Program, Stage
+from tools.partition.lower import PBody, POp, Program, Stage, ends_of
 from tools.partition.mesh import Mesh
+from tools.partition.transfer import messages
 from tools.spec.finding import Finding
 
 PROBE = {"batch_size": 64, "seq_len": 64, "kv_len": 64}
@@ -37,6 +38,11 @@ def _body(program: Program, pbody: PBody, sizes: Sizes) -> Iterator[Finding]:
             yield from _settled(program, pbody, p)
             continue
         where = f"{program.phase} {pbody.name}.{p.name}"
+        if p.comm.kind == "transfer":
+            broken = transfer_fault(p, pbody, sizes, program)
+            if broken:
+                yield error("collective", f"{where}: {broken}", cause="network", where=p.name)
+            continue
         broken = groups_fault(p.comm, program.mesh) or layout_fault(
             p.comm, pbody.layout(p.inputs[0]), pbody.layout(p.output)
         )
@@ -49,10 +55,12 @@ def groups_fault(comm: Comm, mesh: Mesh) -> str:
     """Every rank is in exactly one group, and groups are as large as the axes say."""
     if len(set(comm.axes)) != len(comm.axes) or not set(comm.axes) <= set(mesh.shape.atoms):
         return f"axes {comm.axes} are not distinct axes of the mesh {mesh.shape.atoms}"
+    if len({mesh.shape.group_of(a) for a in comm.axes}) > 1:
+        return f"axes {comm.axes} belong to different device groups"
     groups, degree = mesh.groups(comm.axes), int(mesh.degree(comm.axes))
-    members = sorted(r for g in groups for r in g)
-    if members != list(range(int(mesh.size))) or any(len(g) != degree for g in groups):
-        return f"groups {groups[:2]} do not partition {int(mesh.size)} ranks into groups of {degree}"
+    members, ranks = sorted(r for g in groups for r in g), mesh.ranks(mesh.shape.group_of(comm.axes[0]))
+    if members != list(ranks) or any(len(g) != degree for g in groups):
+        return f"groups {groups[:2]} do not partition {len(ranks)} ranks into groups of {degree}"
     return ""
 
 
@@ -95,6 +103,24 @@ def bytes_fault(p: POp, pbody: PBody, sizes: Sizes, program: Program) -> str:
     return ""
 
 
+def transfer_fault(p: POp, pbody: PBody, sizes: Sizes, program: Program) -> str:
+    """Nothing pending leaves a device group, and every receiver gets each part that it needs once."""
+    (source,), mesh, orders = p.inputs, program.mesh, program.orders
+    if pbody.layout(source).pending or pbody.layout(p.output).pending:
+        return f"{source} leaves its device group as a summand"
+    sender, receiver = ends_of(pbody, p, mesh, orders)
+    lengths = {d: int(sizes[d]) for d in pbody.spec(source).dims}
+    try:
+        sent = messages(sender, receiver, lengths)
+    except ValueError as e:
+        return str(e)
+    for r in receiver.ranks:
+        got = sum(m.elements for m in sent if m.dst == r)
+        if got != held_elements(pbody, p.output, r, mesh, sizes, orders):
+            return f"rank {r} receives {got} elements and holds another number"
+    return ""
+
+
 LINEAR = frozenset({"einsum", "combine", "select_last"})
 
 
@@ -117,7 +143,8 @@ def _ranks(program: Program, stage: Stage) -> Iterator[Finding]:
             f"{program.phase} stage {stage.index} has {len(set(stage.ranks))} ranks, the group {program.strategy.group}"
         )
         yield error("stage-ranks", words)
-    others = {r for s in program.stages if s.index != stage.index for r in s.ranks}
+    pp = program.strategy.pp  # chunks of an interleaved pipeline share their stage's ranks
+    others = {r for s in program.stages if (s.index - stage.index) % pp for r in s.ranks}
     if others & set(stage.ranks):
         yield error(
             "stage-ranks", f"{program.phase} stage {stage.index} shares ranks {sorted(others & set(stage.ranks))}"
@@ -128,7 +155,9 @@ def _handover(program: Program) -> Iterator[Finding]:
     """Between stages every rank receives once, from the rank that holds the same shard of the residual stream."""
     for before, stage in zip(program.stages, program.stages[1:], strict=False):
         where = f"{program.phase} stage {before.index} to {stage.index}"
-        want = tuple(zip(before.ranks, stage.ranks, strict=False))
+        first = stage.runs[0].bodies[0]
+        holders = program.mesh.ranks(first.group(first.inputs[0]))
+        want = tuple((before.ranks[r], stage.ranks[r]) for r in holders)
         got = tuple(sorted(stage.receives, key=lambda pair: pair[1]))
         if got != tuple(sorted(want, key=lambda pair: pair[1])):
             wrong = next((pair for pair in got if pair not in want), None)

@@ -89,7 +89,7 @@ def _einsums(pbody: PBody) -> dict[str, list[POp]]:
 def work_boxes(pbody: PBody, p: POp, lengths: Lengths, program: Program) -> list[Box]:
     """Index sets of the multiply-adds that each rank does; none when two operands place a dim differently."""
     boxes = []
-    for rank in range(int(program.mesh.size)):
+    for rank in program.mesh.ranks(pbody.group(p.output)):
         held: dict[str, Runs] = {}
         for n in (*p.inputs, p.output):
             dims = {d: lengths[d] for d in pbody.spec(n).dims}
@@ -132,10 +132,13 @@ def kv_copies(program: Program) -> float:
     s, a = program.strategy, program.model.attention
     assert s.attn_dp is not None
     kv_heads = 1 if a.mla else a.num_kv_heads
+    if s.attn_pool:
+        ranks = s.attention_group + s.attn_pool
+        return gcd(ranks, a.num_heads) if a.mla else 1  # heads over what divides them, positions over the rest
     by_heads = min(s.tp, kv_heads)
     by_positions = s.dcp
     if s.cp > 1 and s.cp_kind == "ring":
         by_positions *= s.cp
     elif a.mla is None:
         by_heads *= gcd(s.cp, max(kv_heads // s.tp, 1))
-    return s.group / (s.attn_dp * by_heads * by_positions)
+    return s.attention_group / (s.attn_dp * by_heads * by_positions)

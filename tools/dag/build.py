@@ -17,7 +17,9 @@ from tools.dag.text import layers_text, slug
 from tools.graph.ir import Op
 from tools.memory import Dtypes
 from tools.partition.layout import Comm, Layout, positions
-from tools.partition.lower import PBody, POp, Program, Stage
+from tools.partition.lower import PBody, POp, Program, Stage, ends_of
+from tools.partition.pipeline import num_slices, order, sequence, slices
+from tools.partition.transfer import messages
 from tools.spec.base import ToolError
 
 ROUTING_KINDS = frozenset({"topk", "dispatch", "combine"})
@@ -29,9 +31,9 @@ WORDS = {"einsum": "matmul", "topk": "gate: top-k selection", "gather_scores": "
          "renormalise": "renormalise", "dispatch": "dispatch: tokens to experts",
          "combine": "combine: aggregate experts",
          "unpad": "drop padding"}  # fmt: skip
-AXES = ("tp", "attn_dp", "ep", "etp", "cp", "edp")
+AXES = ("tp", "attn_dp", "ep", "etp", "cp", "edp", "pool_heads", "pool_seq")
 COMM_WORDS = {"all_reduce": "all-reduce", "reduce_scatter": "reduce-scatter", "all_gather": "all-gather",
-              "all_to_all": "all-to-all", "slice": "split", "p2p": "send / recv",
+              "all_to_all": "all-to-all", "slice": "split", "p2p": "send / recv", "transfer": "send / recv between groups",
               "ring_shift": "ring shift: send to next, receive from previous,"}  # fmt: skip
 
 
@@ -89,6 +91,10 @@ class _Builder:
         self.lanes: list[Lane] = []
         self.frames: list[Frame] = []
         self.row = 0
+        self.total, self.tag = self.sizes, ""
+        self.slices = slices(self.sizes["seq_len"], num_slices(s, program.phase))
+        self.kept: dict[tuple[str, str, int], tuple[str, Port]] = {}
+        """(body, cache, lane) → the node of the slice before that appended to the cache, and what it holds since."""
         self._range_cache: dict[tuple[str, tuple[str, ...], int, int], tuple[int, int]] = {}
         self.orders = program.orders
         self.dtypes = Dtypes.of_strategy(program.model, s)
@@ -105,14 +111,16 @@ class _Builder:
         p, s = self.program, self.program.strategy
         units = {st.index: [self._units(st, r) for r in self.replicas] for st in p.stages}
         for r in self.replicas:
-            for st in p.stages:
+            for st in p.on_ranks:
                 self._lanes(st, units[st.index][r], r)
         carried = self._total_input(units[0])
-        for stage in p.stages:
-            mine = [u for group in units[stage.index] for u in group]
-            if stage.index:
-                carried = self._send(p.stages[stage.index - 1], stage, carried, units)
-            carried = self._stage(stage, mine, carried)
+        for piece, chunk, _ in sequence(order(s, len(carried)), len(p.stages) - 1):
+            stage = p.stages[chunk]
+            self._enter(piece)
+            mine = [u for group in units[chunk] for u in group]
+            if chunk:
+                carried[piece] = self._send(p.stages[chunk - 1], stage, carried[piece], units)
+            carried[piece] = self._stage(stage, mine, carried[piece])
         self._total_output(units[p.stages[-1].index], carried)
         head = title or f"{p.model.name} · {p.phase} · {s.label(p.model.moe is not None)}"
         return Dag(
@@ -126,13 +134,22 @@ class _Builder:
             self._attrs(),
         )
 
+    def _enter(self, piece: int) -> None:
+        """From here on: the sizes of one slice of the prompt. Steps of a slice carry its number where there are several."""
+        if len(self.slices) > 1:
+            first, n = self.slices[piece]
+            self.tag, self.sizes = f"t{piece}", {**self.total, "seq_len": n, "kv_len": first + n}
+            self._range_cache.clear()
+
     def _subtitle(self) -> str:
-        s, n = self.program.strategy, self.sizes
+        s, n = self.program.strategy, self.total
         text = (
             f"batch_size={self.whole['batch_size']}, seq_len={n['seq_len']}, kv_len={n['kv_len']} · {self.world} GPUs"
         )
         if self.program.phase == "decode":
             text += " · one decode step at the longest context; its tokens are the next step's input"
+        if len(self.slices) > 1:
+            text += f" · prompt in {len(self.slices)} slices of {', '.join(str(n) for _, n in self.slices)} tokens"
         if s.dp > 1 and len(self.replicas) == 1:
             text += f" · drawn: replica 0 (GPU 0-{s.replica - 1}), × {s.dp} identical replicas of {s.replica} GPUs"
         return text
@@ -147,26 +164,61 @@ class _Builder:
             "num_replicas": str(p.strategy.dp),
             "drawn_replicas": str(len(self.replicas)), "sizes": ", ".join(f"{d}={n}" for d,
             n in self.whole.items() if d in used),
-            "digest": p.digest(),
+            "digest": p.digest(), **self._device_groups(),
         }  # fmt: skip
+
+    def _device_groups(self) -> dict[str, str]:
+        """Where a stage has several device groups: which drawn devices serve the same ones."""
+        if not self.mesh.shape.groups:
+            return {}
+        spans = []
+        for role, run in self.mesh.roles():
+            ranks = [
+                st.ranks[r] + k * self.program.strategy.replica
+                for k in self.replicas
+                for st in self.program.stages
+                for r in run
+            ]
+            spans.append(f"{' + '.join(sorted(role))}: {','.join(map(str, sorted(set(ranks))))}")
+        return {"device_groups": "; ".join(spans)}
 
     def _units(self, stage: Stage, replica: int) -> list[_Unit]:
         ranks = tuple(g + replica * self.program.strategy.replica for g in stage.ranks)
         if self.detail == "full":
             return [_Unit(i, (g,)) for i, g in enumerate(ranks)]
-        return [_Unit(0, ranks)]
+        return [_Unit(run.start, ranks[run.start : run.stop]) for _, run in self.mesh.roles()]
+
+    def holders(self, body: PBody, tensor: str, units: Sequence[_Unit]) -> list[_Unit]:
+        """Lanes of the device group that holds a tensor."""
+        mine = self.mesh.ranks(body.group(tensor))
+        return [u for u in units if u.rank in mine]
+
+    def _role(self, u: _Unit) -> str:
+        """What a lane's devices are for, where a stage has several groups: "attention + pool"."""
+        role = next(role for role, ranks in self.mesh.roles() if u.rank in ranks)
+        return " + ".join(sorted(role))
 
     def _lanes(self, stage: Stage, units: Sequence[_Unit], replica: int) -> None:
         for u in units:
-            where = f"stage {stage.index}" + (f" · replica {replica}" if len(self.replicas) > 1 else "")
+            where = (
+                f"stage {stage.index}"
+                + self._chunk_words(stage)
+                + (f" · replica {replica}" if len(self.replicas) > 1 else "")
+            )
+            where = f"{self._role(u)} · {where}" if self.mesh.shape.groups else where
             copies = self.program.strategy.dp if len(self.replicas) == 1 else 1
             title = f"{runtime.short(runtime.gpu_text(u.devices))} · {where}" + (
                 f" · × {copies} replicas" if copies > 1 else ""
             )
             self.lanes.append(Lane(u.devices[0], title, u.devices, stage.index))
 
+    def _chunk_words(self, stage: Stage) -> str:
+        """ " · chunks 0, 2" where a stage holds several."""
+        mine = [c.index for c in self.program.stages if c.ranks == stage.ranks]
+        return f" · chunks {', '.join(map(str, mine))}" if len(mine) > 1 else ""
+
     def _stage(self, stage: Stage, units: Sequence[_Unit], carried: Carried) -> Carried:
-        tag = f"s{stage.index}"
+        tag = f"{self.tag}s{stage.index}"
         if stage.embed:
             carried = self._body(stage, stage.embed, _Place(f"{tag}_embed", "", 1, ()), units, carried)
         for i, run in enumerate(stage.runs):
@@ -174,10 +226,11 @@ class _Builder:
             self.frames.append(
                 Frame(
                     key,
-                    _frame_title(run.layers, run.repeat, len(run.bodies)),
+                    (f"slice {self.tag[1:]} · " if self.tag else "")
+                    + _frame_title(run.layers, run.repeat, len(run.bodies)),
                     run.repeat,
                     run.layers,
-                    stage.index,
+                    stage.index % self.program.strategy.pp,
                     tuple(u.devices[0] for u in units),
                 )
             )
@@ -211,7 +264,7 @@ class _Builder:
     def _join(self, src: str, dst: str, port: Port, lane: int | None = None, dashed: bool = False) -> None:
         self.edges.append(DagEdge(src, dst, port.tensor, port.dims, dashed, lane))
 
-    def _total_input(self, units: Sequence[Sequence[_Unit]]) -> Carried:
+    def _total_input(self, units: Sequence[Sequence[_Unit]]) -> list[Carried]:
         s, first = self.program.strategy, self.program.stages[0]
         assert first.embed is not None
         all_devices = tuple(range(self.world))
@@ -239,13 +292,30 @@ class _Builder:
                 lanes,
             )
             self._join(source.id, last.id, whole)
-        carried: Carried = {}
-        for group in units:
-            carried |= self._split_tokens(first.embed, group, last, port)
+        carried: list[Carried] = []
+        for piece, (node, part) in enumerate(self._split_slices(last, port, lanes)):
+            self._enter(piece)
+            carried.append({})
+            for group in units:
+                carried[-1] |= self._split_tokens(first.embed, group, node, part)
         return carried
+
+    def _split_slices(self, source: DagNode, whole: Port, lanes: Sequence[int]) -> list[tuple[DagNode, Port]]:
+        """The prompt cut into slices: the node that gives each of them."""
+        if len(self.slices) == 1:
+            return [(source, whole)]
+        parts = [replace(whole, dims=(whole.dims[0], ("seq_len", n))) for _, n in self.slices]
+        named = [replace(p, tensor=f"ids(slice {i})") for i, p in enumerate(parts)]
+        node = self._io(
+            "split_slices", f"split: seq_len in {len(parts)} slices", "model.input.slices", "routing", source.devices,
+            ([whole], named), ["one after the other through the stages"], lanes,
+        )  # fmt: skip
+        self._join(source.id, node.id, whole)
+        return [(node, p) for p in parts]
 
     def _split_tokens(self, embed: PBody, group: Sequence[_Unit], source: DagNode, whole: Port) -> Carried:
         """Token ids to the ranks of the first stage; a split node where attention ranks get different sequences."""
+        group = self.holders(embed, "ids", group)
         local = {u.devices[0]: self._port(embed, "ids", u.rank) for u in group}
         devices = tuple(g for u in group for g in u.devices)
         cut = any(p.dims != whole.dims for p in local.values())
@@ -256,7 +326,7 @@ class _Builder:
             )
             outputs = self._uniform([(u.devices[0], ports[u.devices[0]]) for u in group])
             node = self._io(
-                "split_batch",
+                f"{self.tag}split_batch",
                 f"split: {axes}",
                 "model.input.split",
                 "routing",
@@ -271,28 +341,31 @@ class _Builder:
             source = node
         return {lane: (source.id, port) for lane, port in ports.items()}
 
-    def _total_output(self, units: Sequence[Sequence[_Unit]], carried: Carried) -> None:
+    def _total_output(self, units: Sequence[Sequence[_Unit]], carried: Sequence[Carried]) -> None:
         s, head = self.program.strategy, self.program.stages[-1].head
         assert head is not None
         row, collected = self.row, []
         part = Port("tokens", (("batch_size", self.sizes["batch_size"]),), self.index_bytes)
-        for group in units:
+        for everybody in units:
             self.row = row
+            group = self.holders(head, head.output, everybody)
             devices = tuple(g for u in group for g in u.devices)
-            held = [(u.devices[0], replace(carried[u.devices[0]][1], tensor="tokens")) for u in group]
+            held = [(u.devices[0], replace(carried[-1][u.devices[0]][1], tensor="tokens")) for u in group]
             axes = head.layout(head.output).axes("batch_size")
             how = (
                 f"concatenate batch_size over {self._axis_names(axes)}"
                 if self.mesh.degree(axes) > 1
                 else "equal copies, one is taken"
             )
+            notes = [how, "of the last slice; what earlier ones sample is dropped"][: 1 + (len(self.slices) > 1)]
             node = self._io(
                 "aggregate", "aggregation: sampled tokens", "model.output.aggregate", "routing", devices,
-                (self._uniform(held), [part]), [how],
+                (self._uniform(held), [part]), notes,
                 [u.devices[0] for u in group],
             )  # fmt: skip
-            for lane, port in held:
-                self._join(carried[lane][0], node.id, port, lane)
+            for piece in carried:
+                for lane, port in held:
+                    self._join(piece[lane][0], node.id, port, lane)
             collected.append(node)
         whole, all_devices = replace(part, dims=(("batch_size", self.whole["batch_size"]),)), tuple(range(self.world))
         lanes = tuple(u.devices[0] for group in units for u in group)
@@ -323,15 +396,16 @@ class _Builder:
         """Every rank hands its shard of the residual stream to the rank of the same index in the next stage."""
         self.row += 1
         out: Carried = {}
+        word = "stage" if self.program.strategy.virtual == 1 else "chunk"
         pairs = [(a, b) for r in self.replicas for a, b in self._pairs(dst, units[src.index][r], units[dst.index][r])]
         for a, b in pairs:
             node_id, port = carried[a.devices[0]]
             moved = replace(port, tensor="x")
-            step = f"p2p_s{src.index}_s{dst.index}"
+            step = f"p2p_{self.tag}s{src.index}_s{dst.index}"
             devices = (*a.devices, *b.devices)
             node = DagNode(
                 id=f"{step}__g{a.devices[0]}", step=step, row=self.row, role="comm", operator=COMM_WORDS["p2p"],
-                module=f"model.pipeline.stage{src.index}_to_stage{dst.index}", kernel="p2p", devices=devices,
+                module=f"model.pipeline.{word}{src.index}_to_{word}{dst.index}", kernel="p2p", devices=devices,
                 inputs=(moved,), outputs=(moved,),
                 device_text=runtime.gpu_text(devices), global_dims=self._global([moved]), spans=(b.devices[0],),
                 notes=(f"{runtime.short(runtime.gpu_text(a.devices))} → {runtime.short(runtime.gpu_text(b.devices))}",),
@@ -343,7 +417,9 @@ class _Builder:
 
     def _pairs(self, dst: Stage, senders: Sequence[_Unit], receivers: Sequence[_Unit]) -> list[tuple[_Unit, _Unit]]:
         if self.detail != "full":
-            return list(zip(senders, receivers, strict=True))
+            first = dst.runs[0].bodies[0]
+            held = (self.holders(first, first.inputs[0], side) for side in (senders, receivers))
+            return list(zip(*held, strict=True))
         shift = receivers[0].devices[0] - dst.ranks[0]
         by_device = {u.devices[0]: u for u in (*senders, *receivers)}
         return [(by_device[a + shift], by_device[b + shift]) for a, b in dst.receives]
@@ -356,7 +432,7 @@ class _Builder:
         for p in depth_first(body):
             self.row += 1
             walk.step(p)
-        return {u.devices[0]: env[(body.output, u.devices[0])] for u in units}
+        return {u.devices[0]: env[(body.output, u.devices[0])] for u in self.holders(body, body.output, units)}
 
     # ------------------------------------------------------------------------ sizes
 
@@ -439,34 +515,53 @@ class _Walk:
     gates: dict[int, str] = field(default_factory=dict)
 
     def step(self, p: POp) -> None:
+        units = self.b.holders(self.body, p.output, self.units)
         if p.op is not None:
-            for u in self.units:
+            for u in units:
                 self._operator(p, p.op, u)
             return
         assert p.comm is not None
         if p.comm.kind == "slice":
-            for u in self.units:
+            for u in units:
                 self._slice(p, p.comm, u)
             return
-        for members in self._groups(p.comm):
-            self._collective(p, p.comm, members)
+        for sources, targets in self._members(p, p.comm):
+            self._collective(p, p.comm, sources, targets)
         if self._carries_selection(p) and not any(
             self._carries_selection(q) and p.output in q.inputs for q in self.body.ops
         ):
             self.b.row += 1
-            for u in self.units:
+            for u in units:
                 self._receive(p, u)
 
-    def _groups(self, comm: Comm) -> list[list[_Unit]]:
+    def _members(self, p: POp, comm: Comm) -> Iterable[tuple[Sequence[_Unit], Sequence[_Unit]]]:
+        """Lanes that give and lanes that get, once per group of ranks that communicate."""
+        sources, targets = (self.b.holders(self.body, n, self.units) for n in (p.inputs[0], p.output))
         if self.b.detail != "full":
-            return [[u] for u in self.units]
+            return [(sources, targets)] if comm.kind == "transfer" else [([u], [u]) for u in targets]
         size = len(self.stage.ranks)
+        lanes = [self.units[r * size : (r + 1) * size] for r in range(len(self.units) // size)]
+        if comm.kind == "transfer":
+            circles = self._circles(p)
+            return [([row[i] for i in a], [row[i] for i in b]) for row in lanes for a, b in circles]
         groups = self.b.mesh.groups(comm.axes)
-        return [[self.units[r * size + i] for i in g] for r in range(len(self.units) // size) for g in groups]
+        return [(u, u) for row in lanes for u in ([row[i] for i in g] for g in groups)]
+
+    def _circles(self, p: POp) -> list[tuple[list[int], list[int]]]:
+        """(senders, receivers) of a transfer, apart where no message joins them."""
+        mesh, sizes = self.b.mesh, self.b.sizes
+        sender, receiver = ends_of(self.body, p, mesh, self.b.orders)
+        circles: list[tuple[set[int], set[int]]] = []
+        for m in messages(sender, receiver, {d: sizes[d] for d in self.body.spec(p.output).dims}):
+            joined = [c for c in circles if m.src in c[0] or m.dst in c[1]]
+            circles = [c for c in circles if c not in joined]
+            circles.append(({m.src}.union(*(c[0] for c in joined)), {m.dst}.union(*(c[1] for c in joined))))
+        return sorted((sorted(a), sorted(b)) for a, b in circles)
 
     def _carries_selection(self, p: POp) -> bool:
-        """Whether this all-to-all takes tokens to their experts."""
-        return p.comm is not None and p.comm.kind == "all_to_all" and self.body.tensors[p.output].origin == "dispatch"
+        """Whether this all-to-all, or transfer to the expert devices, takes tokens to their experts."""
+        carries = p.comm is not None and p.comm.kind in ("all_to_all", "transfer")
+        return carries and self.body.tensors[p.output].origin == "dispatch"
 
     def _from_gate(self, tensor: str) -> bool:
         """Whether a tensor is the gate's selection, wherever it has been moved."""
@@ -525,11 +620,25 @@ class _Walk:
         reads = [n for n in p.inputs if not self._is_weight(n)]
         inputs = [self.b._port(self.body, n, u.rank) for n in reads]
         output = self.b._port(self.body, p.output, u.rank)
+        before = self._kept_before(p, op, u)
         routed = next((n for n in (p.output, *reads) if self.body.spec(n).routed), p.output)
         notes = self.b.routed_note(self.body, routed, u.rank)
-        node = self._node(p, u, role_of(op), f"{op.name} · {word_of(op)}", op.module, op.kernel, inputs, output, notes)
+        shown = [*inputs, *(port for _, port in before)]
+        node = self._node(p, u, role_of(op), f"{op.name} · {word_of(op)}", op.module, op.kernel, shown, output, notes)
+        for source, port in before:
+            self.b._join(source, node.id, port, u.devices[0])
+        if op.kind == "cache":
+            self.b.kept[self._cache_key(p, u)] = (node.id, output)
         for n, port in zip(reads, inputs, strict=True):
             self._read(node.id, n, u, port)
+
+    def _cache_key(self, p: POp, u: _Unit) -> tuple[str, str, int]:
+        return self.place.prefix.removeprefix(self.b.tag), p.output, u.devices[0]
+
+    def _kept_before(self, p: POp, op: Op, u: _Unit) -> list[tuple[str, Port]]:
+        """The cache as the slice before left it on this device."""
+        found = self.b.kept.get(self._cache_key(p, u)) if op.kind == "cache" else None
+        return [found] if found else []
 
     def _slice(self, p: POp, comm: Comm, u: _Unit) -> None:
         port = self.b._port(self.body, p.inputs[0], u.rank)
@@ -542,15 +651,23 @@ class _Walk:
     def _module(self, origin: str) -> str:
         return next((o.module for o in self.body.body.ops if o.output == origin), "input")
 
-    def _collective(self, p: POp, comm: Comm, members: Sequence[_Unit]) -> None:
+    def _collective(self, p: POp, comm: Comm, sources: Sequence[_Unit], targets: Sequence[_Unit]) -> None:
         b, origin = self.b, self.body.tensors[p.output].origin
-        ins = [(u.devices[0], b._port(self.body, p.inputs[0], u.rank)) for u in members]
-        outs = [(u.devices[0], b._port(self.body, p.output, u.rank)) for u in members]
+        ins = [(u.devices[0], b._port(self.body, p.inputs[0], u.rank)) for u in sources]
+        outs = [(u.devices[0], b._port(self.body, p.output, u.rank)) for u in targets]
         inputs, outputs = b._uniform(ins), b._uniform(outs)
+        together = {u.devices[0]: u for u in (*sources, *targets)}
+        members = [together[g] for g in sorted(together)]
         devices = tuple(g for u in members for g in u.devices)
         step = f"{self.place.prefix}_{slug(p.name)}"
-        notes = b.routed_note(self.body, p.output, members[0].rank)
-        if b.detail != "full" and b.mesh.degree(comm.axes) < len(devices):
+        notes = b.routed_note(self.body, p.output, targets[0].rank)
+        if comm.kind == "transfer":
+            ends = (
+                runtime.short(runtime.gpu_text(tuple(g for u in side for g in u.devices)))
+                for side in (sources, targets)
+            )
+            notes = [*notes, " → ".join(ends)]
+        elif b.detail != "full" and b.mesh.degree(comm.axes) < len(devices):
             notes = [*notes, f"in groups of {int(b.mesh.degree(comm.axes))}"]
         moved = " → ".join(d for d in (comm.src_dim, comm.dst_dim) if d)
         node = DagNode(
@@ -562,13 +679,14 @@ class _Walk:
             global_dims=b._global(inputs, outputs),
             notes=tuple(notes), spans=tuple(u.devices[0] for u in members), frame=self.place.frame,
             repeats=self.place.repeats,
-            layers=layers_text(self.place.layers), batch_items=tuple(self._items(p.inputs[0], u.rank) for u in members),
+            layers=layers_text(self.place.layers), batch_items=tuple(self._items(p.inputs[0], u.rank) for u in sources),
         )  # fmt: skip
         if self._carries_selection(p):
-            node = self._with_selection(node, p, members)
+            node = self._with_selection(node, p, sources, targets)
         b.nodes.append(node)
-        for u, (_, port), (_, out) in zip(members, ins, outs, strict=True):
+        for u, (_, port) in zip(sources, ins, strict=True):
             self._read(node.id, p.inputs[0], u, port)
+        for u, (_, out) in zip(targets, outs, strict=True):
             self.env[(p.output, u.devices[0])] = (node.id, out)
 
     # The gate's choice travels with the tokens: all-to-all carries both, and each device sorts what it receives by its
@@ -578,15 +696,15 @@ class _Walk:
         op = next(q for q in self.body.ops if q.op is not None and q.op.kind == "dispatch")
         return op.inputs[1]
 
-    def _with_selection(self, node: DagNode, p: POp, members: Sequence[_Unit]) -> DagNode:
+    def _with_selection(self, node: DagNode, p: POp, sources: Sequence[_Unit], targets: Sequence[_Unit]) -> DagNode:
         before = next((q for q in self.body.ops if q.output == p.inputs[0] and self._carries_selection(q)), None)
         name = self._selection() if before is None else before.output
         ids = [
             (u.devices[0], self.b._port(self.body, name, u.rank) if before is None else self._chosen(before, u))
-            for u in members
+            for u in sources
         ]
-        got = [(u.devices[0], self._chosen(p, u)) for u in members]
-        for u, (_, port) in zip(members, ids, strict=True):
+        got = [(u.devices[0], self._chosen(p, u)) for u in targets]
+        for u, (_, port) in zip(sources, ids, strict=True):
             self.b._join(self.env[(name, u.devices[0])][0], node.id, port, u.devices[0], dashed=True)
         inputs, outputs = (*node.inputs, *self.b._uniform(ids)), (*node.outputs, *self.b._uniform(got))
         return replace(node, inputs=inputs, outputs=outputs, global_dims=self.b._global(inputs, outputs))

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
+from tools.dag.facts import index_set
 from tools.dag.graph import Dag
 from tools.dag.rules import RULES, RuleResult, Violation, result
 from tools.oracle.prove import Proof
@@ -98,10 +99,14 @@ def _parts(dag: Dag) -> list[Violation]:
         for weight, box in n.shards:
             shards[(n.step, weight)].append((n.devices[0], box))
     out: list[Violation] = []
+    groups = [index_set(x.split(":")[1]) for x in dag.attrs.get("device_groups", "").split(";") if x]
     for (step, weight), held in shards.items():
-        devices = stage_devices[stage_of[held[0][0]][0]]
+        devices, hosts = stage_devices[stage_of[held[0][0]][0]], {g for g, _ in held}
+        if groups:  # of several device groups, those that hold any of it
+            devices = {g for group in groups if group & hosts for g in group & devices}
         out += _tiles(step, weight, held, devices)
     idle = set(stage_of) - {g for held in shards.values() for g, _ in held}
+    idle -= {g for n in dag.nodes if n.caches for g in n.devices}
     if idle:
         out.append(
             Violation(
@@ -198,7 +203,7 @@ def _weights(dag: Dag, program: Program) -> list[Violation]:
             shown[stage_of[n.devices[0]]] |= {(n.layers, p.tensor) for p in n.weights}
     out = []
     for stage in program.stages:
-        drawn = {w for _, w in shown[stage.index]}
+        drawn = {w for _, w in shown[stage_of[stage.ranks[0]]]}
         for body, _ in stage.bodies():
             out += [Violation(message=f"stage {stage.index}: {body.name} lost its weight {w.name}",
             fix="draw the operator that reads it")

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
+from tools.dag.labels import (
+    ALL_DEVICES,
+    RECORDS,
+    Dims,
+    PortFacts,
+    attribute_ports,
+    devices_in,
+    index_set,
+    layers_in,
+    module_of,
+    num_layers_in,
+    operator_of,
+    plain,
+    ports_in,
+    record_text,
+    repeats_in,
+    repeats_of,
+    sections,
+    words,
+)
 from tools.dag.parse import DotEdge, DotGraph, DotNode
-
-Dims = tuple[tuple[str, str], ...]
-"""(dim, length as written); the name is empty where a length has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class PortFacts:
-    tensor: str
-    dims: Dims
-
-    def __str__(self) -> str:
-        return (
-            f"{self.tensor}=" * bool(self.tensor) + "[" + ", ".join(f"{d}={n}" if d else n for d, n in self.dims) + "]"
-        )
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class NodeFacts:
     module: str
     repeats: int | None
     layers: frozenset[int]
+    """Layers it stands for: the attribute `layer_indices`, else a range in its module path."""
     cluster: str | None
     attrs: dict[str, str]
 
@@ -81,89 +86,30 @@ def _node_facts(n: DotNode, graph: DotGraph) -> NodeFacts:
     text = plain(n.attrs.get("label", n.id), n.id)
     if n.attrs.get("shape", "").lower() in RECORDS:
         text = record_text(text)
-    module = _module(n, text)
-    lines = (n.attrs.get("operator", "") + "\n" + text).splitlines()
-    operator = next((x.strip() for x in lines if x.strip()), n.id.strip() or "?")
-    operator = _head(operator[:MAX_HEAD], module)
+    module = n.attrs.get("module") or module_of(text)
+    operator = operator_of(n.attrs.get("operator") or text, module) or n.id.strip() or "?"
     devices, everywhere, on_label = _devices(n, text, graph)
-    body, whole = _ports(text)
-    inputs, outputs = body
+    said = sections(text)
+    inputs, outputs, whole = (said.get(k) or attribute_ports(n.attrs, k) for k in ("input", "output", "global"))
+    layers = index_set(n.attrs.get("layer_indices", "")) or layers_in(module)
     return NodeFacts(
-        n.id, n.line, text, operator, _kind(n, operator, text), n.attrs.get("shape", "ellipse").lower(), inputs,
-        outputs, whole, devices,
-        everywhere, on_label, module, _repeats(n, text), index_set(n.attrs.get("layer_indices", "")),
-        n.cluster, n.attrs,
+        n.id, n.line, text, operator, _kind(n, operator), _shape(n.attrs), inputs, outputs,
+        {d: size for p in whole or () for d, size in p.dims if d}, devices,
+        everywhere, on_label, module, _repeats(n, text), layers, n.cluster, n.attrs,
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------ text
-
-_TAG = re.compile(r"<[^<>]*>")
-_BREAK = re.compile(r"<\s*(?:br|/tr|/p)\b[^<>]*>", re.IGNORECASE)
-
-
-MAX_HEAD, MAX_INDICES = 300, 100_000
-MAX_LABEL = 16_000
-"""Characters of a label that are read; what people can see of one is less."""
-
-
-@lru_cache(maxsize=65536)
-def plain(label: str, name: str = "") -> str:
-    """Text of a label: escapes and HTML resolved, one line per line, Markdown's escaped brackets freed."""
-    if len(label) > MAX_LABEL:
-        label = label[:MAX_LABEL] + (">" if label.startswith("<") else "")
-    if label.startswith("<") and label.endswith(">"):
-        label = html.unescape(_TAG.sub("", _BREAK.sub("\n", label[1:-1])))
-    label = re.sub(r"\\[nlr]", "\n", label).replace("\\N", name)
-    return label.replace("\\[", "[").replace("\\]", "]").replace("\\_", "_")
-
-
-RECORDS = frozenset({"record", "mrecord"})
-_FIELD = re.compile(r"<[^<>]*>|(?<!\\)[{}]")
-
-
-def record_text(label: str) -> str:
-    """Fields of a record label, one per line, without braces and port names."""
-    fields = re.split(r"(?<!\\)\|", _FIELD.sub("", label))
-    return re.sub(r"\\([{}|<>])", r"\1", "\n".join(f.strip() for f in fields if f.strip()))
-
-
-_AFTER_HEAD = re.compile(
-    r"(?<![\s.;,|(\[·@-])[\s.;,|(\[·@-]*(?:\bon\s+)?(?:\b(?:GPUs?|NPUs?|devices?|ranks?)\b\s*[:#=]?\s*\d|(?<![\w-])(?:input|in|输入)\s*(?:dim\w*|shapes?|维度)?\s*[:：=])",
-    re.IGNORECASE,
-)
-
-
-def _head(line: str, module: str) -> str:
-    """The operator in a line that goes on with module, device or dims."""
-    if module and module in line[1:]:
-        line = re.sub(rf"[\s<(\[]*{re.escape(module)}[\s>)\]]*", " ", line).strip() or line
-    m = _AFTER_HEAD.search(line)
-    return line[: m.start()] if m and m.start() > 2 else line
-
-
-def index_set(text: str) -> frozenset[int]:
-    """`0-3,8` → {0, 1, 2, 3, 8}"""
-    out: set[int] = set()
-    for part in re.findall(r"\d+(?:\s*(?:-|–|\.\.|~)\s*\d+)?", text):
-        ends = [int(x) for x in re.findall(r"\d+", part)]
-        if ends[-1] - ends[0] + len(out) < MAX_INDICES:
-            out |= set(range(ends[0], ends[-1] + 1))
-    return frozenset(out)
+def _shape(attrs: dict[str, str]) -> str:
+    """The shape as drawn: a skewed polygon of four sides is a parallelogram."""
+    shape = attrs.get("shape", "ellipse").lower()
+    if shape == "polygon":
+        if attrs.get("sides", "4") != "4":
+            return shape
+        return "parallelogram" if attrs.get("skew", "0").strip("-0.") else "box"
+    return shape
 
 
 # ------------------------------------------------------------------------ devices
-
-_NUMBERS = r"\d+(?:\s*(?:,|-|–|\.\.|~|/|&|and)\s*(?:GPU|NPU|rank|device)?[\s_]*\d+)*"
-_DEVICE = re.compile(rf"(?:GPUs?|NPUs?|devices?|ranks?|cards?|卡)[\s_:#=\[({{-]*({_NUMBERS})", re.IGNORECASE)
-_ALL = re.compile(r"\ball[\s_-]*(?:GPUs|NPUs|devices|ranks|cards)\b|全部\s*(?:GPU|卡)|所有\s*(?:GPU|卡)", re.IGNORECASE)
-
-
-def devices_in(text: str) -> frozenset[int] | None:
-    found: set[int] = set()
-    for m in _DEVICE.finditer(text):
-        found |= index_set(re.sub(r"(?i)GPU|NPU|rank|device|[\s_]", "", m[1]))
-    return frozenset(found) if found else None
 
 
 def _devices(n: DotNode, text: str, graph: DotGraph) -> tuple[frozenset[int] | None, bool, bool]:
@@ -171,88 +117,56 @@ def _devices(n: DotNode, text: str, graph: DotGraph) -> tuple[frozenset[int] | N
     where = re.sub(
         r"(?ms)^\s*(?:input|output)\b.*?(?=^\s*(?:GPU|device|Global|Weights|Cache)\b|\Z)", "", text, flags=re.IGNORECASE
     )
-    if _ALL.search(text) or _ALL.search("all GPUs" if n.attrs.get("gpu", "") == "all GPUs" else ""):
+    if ALL_DEVICES.search(text) or any(n.attrs.get(k, "") in ("all", "all GPUs") for k in _DEVICE_KEYS):
         return None, True, True
     found = devices_in(where) or devices_in(text)
     if found:
         return found, False, True
-    for key in ("gpu", "gpus", "device", "devices", "rank"):
+    for key in _DEVICE_KEYS:
         if n.attrs.get(key) and index_set(n.attrs[key]):
             return index_set(n.attrs[key]), False, True
-    cluster = n.cluster
+    found = _cluster_devices(graph, n.cluster)
+    return found, False, False
+
+
+_DEVICE_KEYS = ("gpu", "gpus", "device", "devices", "rank", "ranks", "npu")
+
+
+def _cluster_devices(graph: DotGraph, cluster: str | None) -> frozenset[int] | None:
+    """Devices of the innermost cluster that names some."""
     while cluster is not None:
         c = graph.clusters[cluster]
-        found = devices_in(plain(c.attrs.get("label", ""))) or devices_in(c.name.replace("_", " "))
-        if found:
-            return found, False, False
-        cluster = c.parent
-    return None, False, False
-
-
-# ------------------------------------------------------------------------ dims
-
-_SECTION = re.compile(
-    r"(?P<key>\binput|\boutput|\bglobal|\bin|\bout|输入|输出|\bweights?|\bcaches?|"
-    r"\bparams?|\bexpected|\bpartial|\bmodule|\bkernel|\bdevices?|\bgpus?|\bkv cache)"
-    r"(?:[ _-]*(?:dim(?:ension)?s?|shapes?|tensors?|维度))?\s*[:：=]\s*",
-    re.IGNORECASE,
-)
-_BRACKET = re.compile(
-    r"(?:(?<![\w.@·#\-])(?P<tensor>[\w.@·#\-]+(?:\([^()]*\))?)\s*[=:]?\s*)?(?:\[(?P<dims>[^\[\]]*)\]|\((?P<round>[^\[\]()]*[=,][^\[\]()]*)\))"
-)
-_PAIR = re.compile(r"([A-Za-z_]\w*)\s*[=:]\s*([^,;\s\]]+)")
-
-
-@lru_cache(maxsize=65536)
-def _ports(text: str) -> tuple[tuple[tuple[PortFacts, ...] | None, tuple[PortFacts, ...] | None], dict[str, str]]:
-    marks = list(_SECTION.finditer(text))
-    parts: dict[str, tuple[PortFacts, ...]] = {}
-    for m, following in zip(marks, [*marks[1:], None], strict=False):
-        key = {"in": "input", "out": "output", "输入": "input", "输出": "output"}.get(
-            m["key"].lower(), m["key"].lower()
+        found = (
+            index_set(c.attrs.get("gpu", ""))
+            or devices_in(plain(c.attrs.get("label", "")))
+            or devices_in(c.name.replace("_", " "))
         )
-        end = following.start() if following else len(text)
-        if key not in ("input", "output", "global") or key in parts:
-            continue
-        if ports := ports_in(text[m.end() : end], one_line=key == "output" and following is None):
-            parts[key] = ports
-    whole = {d: n for p in parts.get("global", ()) for d, n in p.dims if d}
-    return (parts.get("input"), parts.get("output")), whole
+        if found:
+            return found
+        cluster = c.parent
+    return None
 
 
-def ports_in(text: str, *, one_line: bool = False) -> tuple[PortFacts, ...]:
-    """`q=[batch_size=8, d_k=128]; [hidden=64]` → two ports; `batch_size=8, hidden=64` without brackets → one."""
-    found = [PortFacts(m["tensor"] or "", _dims(m["dims"] or m["round"] or "")) for m in _BRACKET.finditer(text)]
-    if found:
-        return tuple(p for p in found if p.dims)
-    first = text.strip().split("\n")[0] if one_line else text
-    pairs = tuple((d, n) for d, n in _PAIR.findall(first))
-    return (PortFacts("", pairs),) if pairs else ()
-
-
-def _dims(text: str) -> Dims:
-    out = []
-    for part in re.split(r"[,;]", text):
-        if not part.strip():
-            continue
-        name, eq, value = part.partition("=") if "=" in part else part.partition(":")
-        out.append((name.strip(), value.strip()) if eq else ("", part.strip()))
-    return tuple(out)
+def lane_of(v: View, node: NodeFacts) -> frozenset[int] | None:
+    return _cluster_devices(v.graph, node.cluster)
 
 
 # ------------------------------------------------------------------------ kind
 
 COMM = re.compile(
     r"all[\s_-]?reduce|all[\s_-]?gather|reduce[\s_-]?scatter|all[\s_-]?to[\s_-]?all|\ba2a\b|\bsend\b|\brecv\b|\breceive\b|\bp2p\b|\bbroadcast\b|"
-    r"\bcommunication\b|\btransfer\b|\bcomm\b|ring[\s_-]?(?:exchange|shift)|\bnccl\b|通信", re.IGNORECASE,
+    r"\bcommunication\b|\btransfer\b|\bcomm\b|ring[\s_-]?(?:exchange|shift)|\bnccl\b|\bhccl\b|通信|发送|接收|传输|广播|规约|归约|全收集|全交换",
+    re.IGNORECASE,
 )  # fmt: skip
 ROUTING = re.compile(
     r"\bsplit(?:ter)?\b|\bslice\b|\baggregat\w*|\bconcat\w*|\bdispatch\b|\bcombine\b|\brout(?:e|er|ing)\b(?!.*(?:matmul|linear|logits))|top[\s_-]?k|"
     r"\bgate\b(?!.*(?:proj|matmul|linear|softmax|sigmoid|score|mul|up))|\bscatter\b|"
-    r"\bpartition\b|\bmerge\b|聚合|切分|路由", re.IGNORECASE,
+    r"\bpartition\b|\bmerge\b|聚合|切分|拆分|分割|分发|汇总|合并|路由", re.IGNORECASE,
 )  # fmt: skip
 IO = re.compile(
-    r"\b(?:total|model|final|global)[\s_-]*(?:input|output)\b|^\s*(?:input|output)s?\s*$|总输入|总输出", re.IGNORECASE
+    r"\b(?:total|model|final|global)[\s_-]*(?:input|output)\b|总输入|总输出|模型输入|模型输出|"
+    r"^\s*(?:input|output)s?(?:\s+(?:tokens?|ids|token ids|sequences?|text|prompts?|data|batch|results?))?\s*$",
+    re.IGNORECASE,
 )
 ROLE_KIND = {
     "comm": "comm",
@@ -264,16 +178,13 @@ ROLE_KIND = {
 }
 
 
-def words(text: str) -> str:
-    return re.sub(r"[_@·]+", " ", text)
-
-
-def _kind(n: DotNode, operator: str, text: str) -> str:
+def _kind(n: DotNode, operator: str) -> str:
     if n.attrs.get("role") in ROLE_KIND:
         return ROLE_KIND[n.attrs["role"]]
     head = words(operator.split("\n")[0])
     head = re.split(r"\b(?:input|output)\s*[:=]", head, flags=re.IGNORECASE)[0] or head
-    if IO.search(head):
+    # "Input tokens (all GPUs)": what stands in brackets at the end does not change what the node is.
+    if IO.search(head) or IO.search(re.sub(r"\s*[(（][^()（）]*[)）]\s*$|\s+on\s+all\b.*", "", head)):
         return "io"
     if COMM.search(head):
         return "comm"
@@ -282,47 +193,20 @@ def _kind(n: DotNode, operator: str, text: str) -> str:
     return "compute"
 
 
-def _module(n: DotNode, text: str) -> str:
-    if n.attrs.get("module"):
-        return n.attrs["module"]
-    said = re.search(r"(?:\bmodule|\bpath|模块)\s*[:：=]\s*(\S+)", text, re.IGNORECASE)
-    text = re.split(r"\b(?:input|weights?)\b(?=\s*(?:dim\w*\s*)?[:=])", text, maxsplit=1, flags=re.IGNORECASE)[0]
-    m = said or re.search(r"\b([a-z_]\w*(?:\.[\w\-\[\]{}*,]+)+)", text)
-    return m[1] if m else ""
+RESIDUAL = re.compile(r"\bresidual|\bresid\b|残差|\badd\s*(?:&|and|\+)\s*norm", re.IGNORECASE)
+
+
+def is_residual(n: NodeFacts) -> bool:
+    head = words(n.operator)
+    return bool(RESIDUAL.search(head)) and not re.search(r"\bscale\b", head)
 
 
 # ------------------------------------------------------------------------ repetition
 
-_TIMES = re.compile(
-    r"[×✕]\s*(\d+)(?!\d|\s*(?:identical\s+)?replica)|\b(\d+)\s*[×✕](?!\s*\d)|\bx\s?(\d+)\b|\brepeat(?:s|ed)?\s*[:=]?\s*(\d+)|"
-    r"\b(\d+)\s*(?:times|repetitions)\b|重复\s*(\d+)", re.IGNORECASE,
-)  # fmt: skip
-
-
-def repeats_in(text: str) -> int | None:
-    m = _TIMES.search(text)
-    return int(next(g for g in m.groups() if g)) if m else None
-
 
 def _repeats(n: DotNode, text: str) -> int | None:
-    stated = n.attrs.get("repeats", "")
-    return int(stated) if stated.isdigit() else repeats_in(text.split("\n")[0])
-
-
-def lane_of(v: View, node: NodeFacts) -> frozenset[int] | None:
-    """Devices of the innermost cluster that names some."""
-    cluster = node.cluster
-    while cluster is not None:
-        c = v.graph.clusters[cluster]
-        found = (
-            index_set(c.attrs.get("gpu", ""))
-            or devices_in(plain(c.attrs.get("label", "")))
-            or devices_in(c.name.replace("_", " "))
-        )
-        if found:
-            return frozenset(found)
-        cluster = c.parent
-    return None
+    stated = next((n.attrs[k] for k in ("repeats", "repeat", "repetitions") if n.attrs.get(k, "").isdigit()), None)
+    return int(stated) if stated else repeats_of(text)
 
 
 def cluster_repeats(v: View, cluster: str | None) -> Iterable[tuple[str, int, frozenset[int]]]:
@@ -332,12 +216,33 @@ def cluster_repeats(v: View, cluster: str | None) -> Iterable[tuple[str, int, fr
         label = plain(c.attrs.get("label", ""))
         n = int(c.attrs["repeats"]) if c.attrs.get("repeats", "").isdigit() else repeats_in(label)
         if n is not None:
-            yield cluster, n, index_set(c.attrs.get("layer_indices", "")) or _layers_in(label)
+            yield cluster, n, index_set(c.attrs.get("layer_indices", "")) or layers_in(label)
         cluster = c.parent
 
 
-def _layers_in(label: str) -> frozenset[int]:
-    m = re.search(
-        r"layers?\s*:?\s*(\d+\s*(?:-|–|~|\.\.|to)\s*\d+)|第?\s*(\d+\s*(?:-|–|~|到|至)\s*\d+)\s*层", label, re.IGNORECASE
-    )
-    return index_set(re.sub("to|到|至", "-", m[1] or m[2])) if m else frozenset()
+def num_layers(v: View) -> int | None:
+    """Layers of the model as the graph states them: an attribute, else its title."""
+    for key in ("num_hidden_layers", "num_layers", "layers", "n_layers"):
+        if v.graph.attrs.get(key, "").isdigit():
+            return int(v.graph.attrs[key])
+    return num_layers_in(plain(v.graph.attrs.get("label", "")))
+
+
+__all__ = [
+    "COMM",
+    "Dims",
+    "NodeFacts",
+    "PortFacts",
+    "View",
+    "cluster_repeats",
+    "devices_in",
+    "index_set",
+    "is_residual",
+    "lane_of",
+    "num_layers",
+    "plain",
+    "ports_in",
+    "repeats_in",
+    "view",
+    "words",
+]

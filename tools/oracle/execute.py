@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from tools.graph.ir import Body, Op
 from tools.graph.semantics import Place, run
 from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Orders, positions
-from tools.partition.lower import PBody, POp, Program, Stage
+from tools.partition.lower import PBody, POp, Program, Stage, ends_of
 from tools.partition.mesh import Mesh
-from tools.partition.transfer import Message, Side, messages, place
+from tools.partition.transfer import Message, messages, place
 
 Array = np.ndarray
 Weights = Mapping[tuple[int | None, str], Array]
@@ -168,27 +169,23 @@ def run_body(
     env: dict[str, list[Array]] = {pbody.inputs[0]: carried}
     for w in pbody.weights():
         dims, whole = pbody.spec(w.name).dims, weight_of(weights, layer, w.name)
-        env[w.name] = devices.each(w.group, lambda r, w=w, dims=dims, whole=whole: devices.cut(whole, dims, w.layout, r))
+        env[w.name] = devices.each(w.group, partial(devices.cut, whole, dims, w.layout))
     for p in pbody.ops:
         if p.comm is not None and p.comm.kind == "transfer":
             env[p.output] = _transfer(pbody, p, env[p.inputs[0]], devices)
         elif p.comm is not None:
             env[p.output] = communicate(p.comm, env[p.inputs[0]], pbody.spec(p.output).dims, devices)
         else:
-            env[p.output] = devices.each(
-                pbody.group(p.output), lambda r, p=p: _run_op(p, pbody, env, devices, r, layer, caches[r])
-            )
+            step = partial(_run_op, p, pbody, env, devices, layer, caches)
+            env[p.output] = devices.each(pbody.group(p.output), step)
     return env
 
 
 def _transfer(pbody: PBody, p: POp, xs: list[Array], devices: Devices) -> list[Array]:
     """A tensor from one device group to another, message by message."""
-    dims, (source,) = pbody.spec(p.output).dims, p.inputs
-    ends = [
-        Side(pbody.layout(n), devices.mesh, devices.mesh.ranks(pbody.group(n)), devices.orders) for n in (source, p.output)
-    ]
+    dims = pbody.spec(p.output).dims
     lengths = {d: devices.sizes[d] for d in dims}
-    sender, receiver = ends
+    sender, receiver = ends_of(pbody, p, devices.mesh, devices.orders)
     held = {r: sender.held(r, lengths) for r in sender.ranks}
     wanted = {r: receiver.held(r, lengths) for r in receiver.ranks}
     out = [NOTHING] * devices.num_ranks
@@ -201,10 +198,16 @@ def _transfer(pbody: PBody, p: POp, xs: list[Array], devices: Devices) -> list[A
 
 
 def _run_op(
-    p: POp, pbody: PBody, env: Mapping[str, list[Array]], devices: Devices, rank: int, layer: int | None, cache: Caches
+    p: POp,
+    pbody: PBody,
+    env: Mapping[str, list[Array]],
+    devices: Devices,
+    layer: int | None,
+    caches: list[Caches],
+    rank: int,
 ) -> Array:
     assert p.op is not None
-    op, inputs, output = p.op, p.inputs, p.output
+    op, inputs, output, cache = p.op, p.inputs, p.output, caches[rank]
     args = [env[n][rank] for n in inputs]
     if op.kind == "cache":
         key = (layer if layer is not None else -1, op.output)
@@ -345,9 +348,7 @@ def deliver(program: Program, stage: Stage, sent: list[Array]) -> list[Array]:
     missing = [stage.ranks[r] for r in holders if stage.ranks[r] not in sender]
     if missing:
         raise ValueError(f"ranks {missing} of stage {stage.index} receive nothing")
-    return [
-        sent[before.index(sender[g])] if r in holders else NOTHING for r, g in enumerate(stage.ranks)
-    ]
+    return [sent[before.index(sender[g])] if r in holders else NOTHING for r, g in enumerate(stage.ranks)]
 
 
 def stage_bodies(stage: Stage) -> list[tuple[int | None, PBody]]:

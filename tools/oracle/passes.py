@@ -39,9 +39,7 @@ def prompt_passes(
     ]
 
 
-def _part(
-    whole: Trace, bodies: Sequence[tuple[int | None, Body]], weights: Weights, first: int, end: int
-) -> Trace:
+def _part(whole: Trace, bodies: Sequence[tuple[int | None, Body]], weights: Weights, first: int, end: int) -> Trace:
     """Positions first … end - 1 of every tensor; cached positions as far as they exist then."""
     out, (last, head) = Trace(), bodies[-1]
     cuts = {"seq_len": slice(first, end), "kv_len": slice(0, end)}

@@ -68,7 +68,9 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
     # Equal residues modulo slices * degree: every slice keeps its own residue modulo the degree.
     others = s.edp * s.etp if s.expert_devices else s.tp + s.attn_pool if s.attn_pool else 1  # other device groups
     degree = lcm(s.cp * (s.tp if s.sp else 1), others) * s.seq_slices
-    seq = pick.take(max(seq_len, 5, s.seq_slices), degree, at_least=max(5, s.seq_slices * (2 * s.cp if s.cp > 1 else 1)))
+    seq = pick.take(
+        max(seq_len, 5, s.seq_slices), degree, at_least=max(5, s.seq_slices * (2 * s.cp if s.cp > 1 else 1))
+    )
     position = model.position.model_copy(update={"rotary_dim": rotary, "max_positions": seq + decode_steps + 3})
     kinds, per_stage = _layers(model, s)
     updates |= {

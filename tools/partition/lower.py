@@ -21,6 +21,7 @@ from tools.partition.pipeline import check_pipeline, handover, num_chunks, ranks
 from tools.partition.placement import Placement
 from tools.partition.ring import ring_region, unroll
 from tools.partition.rules import RULES, Context
+from tools.partition.transfer import Side
 from tools.spec.base import Refused, ToolError
 from tools.spec.model import LayerKind, ModelSpec
 from tools.spec.strategy import Phase, Strategy
@@ -307,10 +308,29 @@ class Program:
     def num_devices(self) -> int:
         return self.strategy.num_devices
 
+    @property
+    def on_ranks(self) -> tuple[Stage, ...]:
+        """Everything that the ranks of each pipeline stage hold: the chunks of an interleaved pipeline together, else
+        `stages`. `receives` are those of all its chunks."""
+        chunks: dict[tuple[int, ...], list[Stage]] = {}
+        for s in self.stages:
+            chunks.setdefault(s.ranks, []).append(s)
+        return tuple(_together(i, mine) for i, mine in enumerate(chunks.values()))
+
     def digest(self) -> str:
         """Structure of all stages, repeats written as "more than one or not", no sizes."""
         rows = [(s.index, len(s.ranks), [(b.name, b.digest(), n > 1) for b, n in s.bodies()]) for s in self.stages]
         return hashlib.sha256(repr((self.phase, rows)).encode()).hexdigest()[:16]
+
+
+def _together(index: int, chunks: Sequence[Stage]) -> Stage:
+    if len(chunks) == 1:
+        return chunks[0]
+    return replace(
+        chunks[0], index=index, embed=next((s.embed for s in chunks if s.embed), None),
+        runs=tuple(r for s in chunks for r in s.runs), head=next((s.head for s in chunks if s.head), None),
+        receives=tuple(pair for s in chunks for pair in s.receives),
+    )  # fmt: skip
 
 
 def default_layers_per_stage(num_layers: int, pp: int) -> tuple[int, ...]:
@@ -453,6 +473,13 @@ def local_dims(pbody: PBody, tensor: str, sizes: Sizes, mesh: Mesh) -> dict[str,
     rest = dict(dims)
     out = {"experts": rest.pop("experts"), "expert_tokens": -(-tokens * sizes["top_k"] // sizes["experts"])}
     return out | rest
+
+
+def ends_of(pbody: PBody, p: POp, mesh: Mesh, orders: Orders) -> tuple[Side, Side]:
+    """Senders and receivers of a transfer, by their ranks inside the stage."""
+    (source,) = p.inputs
+    sides = (Side(pbody.layout(n), mesh, mesh.ranks(pbody.group(n)), orders) for n in (source, p.output))
+    return next(sides), next(sides)
 
 
 def num_elements(dims: Mapping[str, Size]) -> Size:

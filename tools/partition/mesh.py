@@ -102,6 +102,16 @@ class Mesh:
         first = int(self.first(group))
         return range(first, first + int(self.degree(self.shape.members(group))))
 
+    def roles(self) -> tuple[tuple[frozenset[str], range], ...]:
+        """Ranks that belong to the same device groups, run by run: the pool's own ranks serve the pool only, attention's
+        serve both."""
+        if not self.shape.groups:
+            return ((frozenset({""}), range(int(self.size))),)
+        spans = {name: self.ranks(name) for name, _, _ in self.shape.groups}
+        cuts_ = sorted({end for r in spans.values() for end in (r.start, r.stop)})
+        runs = [range(a, b) for a, b in pairwise(cuts_)]
+        return tuple((frozenset(n for n, span in spans.items() if run.start in span), run) for run in runs)
+
     def stride(self, atom: str) -> Size:
         """Rank distance between neighbours along the axis."""
         mine = self.shape.members(self.shape.group_of(atom))

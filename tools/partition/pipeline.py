@@ -65,7 +65,9 @@ def handover(s: Strategy, chunk: int, members: Sequence[int]) -> tuple[tuple[int
 def check_pipeline(s: Strategy, num_layers: int) -> None:
     """Raises ToolError or Refused for a pipeline that cannot be assembled."""
     if s.virtual > 1 and s.pp == 1:
-        raise ToolError(f"virtual({s.virtual}) with pp(1): runs of layers are dealt out over stages; use pp of at least 2")
+        raise ToolError(
+            f"virtual({s.virtual}) with pp(1): runs of layers are dealt out over stages; use pp of at least 2"
+        )
     if num_chunks(s) > num_layers:
         times = f" * virtual({s.virtual}) = {num_chunks(s)}" if s.virtual > 1 else ""
         raise ToolError(f"pp({s.pp}){times} exceeds the {num_layers} layers; use at most {num_layers}")
@@ -80,7 +82,9 @@ def slices(seq_len: int, count: int) -> tuple[tuple[int, int], ...]:
     """(first position, length) of every slice of a prompt: runs, the longer ones first, because a later position attends to
     more. Raises ToolError when there are more slices than positions."""
     if count > seq_len:
-        raise ToolError(f"seq_slices({count}) > seq_len({seq_len}): a slice would have no position; use at most {seq_len}")
+        raise ToolError(
+            f"seq_slices({count}) > seq_len({seq_len}): a slice would have no position; use at most {seq_len}"
+        )
     base, extra = divmod(seq_len, count)
     out, first = [], 0
     for i in range(count):
@@ -169,7 +173,10 @@ class Span(NamedTuple):
 
 
 def timeline(
-    orders: Orders, last_chunk: int, duration: Callable[[Task], float], transfer: Callable[[Task], float] = lambda t: 0.0
+    orders: Orders,
+    last_chunk: int,
+    duration: Callable[[Task], float],
+    transfer: Callable[[Task], float] = lambda t: 0.0,
 ) -> dict[Task, Span]:
     """When every task runs: after the one before it on its stage and `transfer(task)` after what it needs from elsewhere
     has ended. Transfers run beside computation."""

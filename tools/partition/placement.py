@@ -68,7 +68,10 @@ class Placement:
         """How a tensor would lie in a device group that did not make it, before the operator there says what it needs."""
         tokens = dict(self.tokens())
         if group == EXPERTS:
-            tokens = {"seq_len" if self.phase == "prefill" else "batch_size": self.axis("edp"), "experts": self.axis("ep")}
+            tokens = {
+                "seq_len" if self.phase == "prefill" else "batch_size": self.axis("edp"),
+                "experts": self.axis("ep"),
+            }
         elif group == POOL:
             tokens = dict(self.attention())
         else:
@@ -149,7 +152,14 @@ class Placement:
         """How the KV cache lies, in every phase."""
         if self.has(POOL):
             heads = self.axis("pool_heads")
-            return {"batch_size": (), "kv_len": self.kv_split, "seq_len": (), "kv_heads": heads, "heads": heads, "d_k": ()}
+            return {
+                "batch_size": (),
+                "kv_len": self.kv_split,
+                "seq_len": (),
+                "kv_heads": heads,
+                "heads": heads,
+                "d_k": (),
+            }
         return {
             "batch_size": self.axis("attn_dp"), "kv_len": self.kv_split, "seq_len": self.axis("cp") if self.rings else (),
             "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")),

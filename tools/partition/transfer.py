@@ -73,7 +73,9 @@ def messages(src: Side, dst: Side, lengths: Mapping[str, int], *, same_ranks: bo
             out.append(Message(sender, receiver, part))
             missing -= out[-1].elements
         if missing:
-            raise ValueError(f"rank {receiver} needs {missing} elements of a tensor over {dict(lengths)} that no rank sends")
+            raise ValueError(
+                f"rank {receiver} needs {missing} elements of a tensor over {dict(lengths)} that no rank sends"
+            )
     return tuple(out)
 
 

@@ -37,3 +37,8 @@ class Deployment(Frozen):
     """A stated baseline strategy (keyword arguments of Strategy)."""
     alternatives: tuple[dict, ...] = ()
     """Strategies that the user asks about by name; each is priced and reported beside the plan."""
+    other_clusters: tuple[Cluster, ...] = ()
+    """Clusters of other devices that the user considers ("H100 or H20?"); each is searched and set beside the plan."""
+    prices: dict[str, float] = {}
+    """Price of one device for an hour, by device id, in `currency`."""
+    currency: str = "USD"

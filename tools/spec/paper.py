@@ -35,7 +35,8 @@ class PaperModel(Frozen):
 
 
 class PaperStrategy(Frozen):
-    """One strategy of one model, in the field's degrees. `name` is unique per model: proposed, baseline, baseline_2 …"""
+    """One strategy of one model, in the field's degrees. `name` is unique per model: proposed, baseline, baseline_2 …,
+    proposed_below (the regime of short sequences), proposed_prefill and proposed_decode (pools of one phase)."""
 
     model: str
     """`PaperModel.key`."""
@@ -48,6 +49,9 @@ class PaperStrategy(Frozen):
     """What the paper gives it; `strategy.num_devices` unless a finding says otherwise."""
     devices_source: DevicesSource
     phases: tuple[Phase, ...] = ("prefill", "decode")
+    """Fewer than both where a pool of devices runs one phase only."""
+    seq_len: int | None = None
+    """Tokens of a sequence where this strategy is one regime of lengths; None: the model's."""
     quotes: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()

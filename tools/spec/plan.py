@@ -15,6 +15,8 @@ class StageMemory(Frozen):
     """Bytes per rank of one pipeline stage (its fullest rank)."""
 
     stage: int
+    group: str = ""
+    """Device group of these ranks where a stage has several: "attention", "experts", "pool" (both: "attention+pool")."""
     ranks: int
     layers: int
     weights_bytes: float

@@ -28,6 +28,11 @@ class Workload(Frozen):
     prefix_hit_rate: float = 0.0
     draft_acceptance: float | None = None
     peak_factor: float = 1.0
+    """Peak over mean of the request rate; latencies and capacity are judged at the peak."""
+    spare_replicas: int = 0
+    """N+k: the load is met with this many replicas out of service. Their devices are planned for and paid for."""
+    spare_nodes: int = 0
+    """The same for nodes: with this many gone, and the replicas that lie on them."""
     mode: Literal["inference", "training"] = "inference"
 
     @property

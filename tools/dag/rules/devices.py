@@ -1,0 +1,125 @@
+"""R01, R02, R12: where every operator stands, and what crosses devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tools.dag.facts import NodeFacts, View, lane_of
+from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
+
+
+@rule("R01", "one lane per device; every compute operator is one node on one named device, in its lane")
+def lanes(v: View) -> Iterator[Violation]:
+    some_nodes(v)
+    full_detail(v)
+    placed = any("pos" in n.attrs for n in v.nodes.values())
+    used: set[str] = set()
+    for n in v.nodes.values():
+        if n.kind != "compute":
+            if n.devices is None and not n.everywhere:
+                yield bad(n, "names no GPU", "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
+            continue
+        if n.everywhere or n.devices is None or not n.on_label:
+            if not n.everywhere:
+                yield bad(n, "names no GPU in its label", "write `GPU 3` into the label")
+            else:
+                yield bad(n, "one compute node for all GPUs", "draw one node per device, in that device's lane")
+            continue
+        if len(n.devices) > 1:
+            yield bad(
+                n, f"one compute node for {len(n.devices)} devices", "draw one node per device, in that device's lane"
+            )
+            continue
+        lane = lane_of(v, n)
+        if lane is None:
+            yield bad(
+                n,
+                f"GPU {min(n.devices)} has no lane around it",
+                "put the node into `subgraph cluster_gpu…` of its device",
+            )
+        elif lane != n.devices:
+            yield bad(
+                n,
+                f"is on GPU {min(n.devices)} but lies in the lane of GPU {','.join(map(str, sorted(lane)))}",
+                "move it to its own lane",
+            )
+        used.add(n.cluster or "")
+    for c in sorted(used & set(v.graph.clusters)):
+        if placed and "bb" not in v.graph.clusters[c].attrs:
+            cluster = v.graph.clusters[c]
+            yield Violation(
+                message=f"{c}: positions are fixed but the lane has no bb, so no box is drawn",
+                line=cluster.line,
+                fix='add bb="x0,y0,x1,y1"',
+            )
+
+
+@rule("R02", "every transfer between devices is a node")
+def transfers(v: View) -> Iterator[Violation]:
+    known = [n for n in v.nodes.values() if n.devices]
+    if not known:
+        raise NotDecidable("no node names its GPU")
+    for e in v.graph.edges:
+        a, b = v.nodes[e.src], v.nodes[e.dst]
+        if not a.devices or not b.devices:
+            continue
+        # An operator that is drawn once for several devices is R01's to tell, not every edge of it.
+        several = any(n.kind == "compute" and len(n.devices or ()) > 1 for n in (a, b))
+        if several and a.devices & b.devices:
+            continue
+        if (a.kind == "compute" == b.kind and a.devices != b.devices) or not a.devices & b.devices:
+            yield Violation(
+                message=f"{a.id} (GPU {_gpus(a)}) → {b.id} (GPU {_gpus(b)}) crosses devices without communication",
+                node=a.id, line=e.line,
+                fix="put an ellipse (send/recv or a collective) that names both devices between them",
+            )  # fmt: skip
+        elif (
+            "comm" not in (a.kind, b.kind)
+            and "routing" not in (a.kind, b.kind)
+            and "io" not in (a.kind, b.kind)
+            and a.devices != b.devices
+        ):
+            yield Violation(
+                message=f"{a.id} → {b.id} crosses devices without a node",
+                node=a.id,
+                line=e.line,
+                fix="add a communication node",
+            )
+
+
+def _gpus(n: NodeFacts) -> str:
+    return ",".join(map(str, sorted(n.devices or ())))
+
+
+@rule("R12", '"all GPUs" only for the whole world')
+def all_gpus(v: View) -> Iterator[Violation]:
+    stated = v.graph.attrs.get("num_devices", "")
+    world = (
+        frozenset(range(int(stated)))
+        if stated.isdigit()
+        else frozenset().union(*(n.devices or frozenset() for n in v.nodes.values()))
+    )
+    for n in v.nodes.values():
+        if not n.everywhere or n.kind == "io":
+            continue
+        if n.kind in ("compute", "routing"):
+            yield bad(
+                n,
+                '"all GPUs" on something that is neither a collective nor the total input or output',
+                "name the devices, one node each",
+            )
+            continue
+        near: frozenset[int] = frozenset().union(
+            *(v.nodes[m].devices or frozenset() for m in (*v.preds[n.id], *v.succs[n.id]))
+        )
+        if (
+            world
+            and near
+            and near != world
+            and not any(v.nodes[m].everywhere for m in (*v.preds[n.id], *v.succs[n.id]))
+        ):
+            yield bad(
+                n,
+                f'"all GPUs", but it joins {len(near)} of {len(world)} devices',
+                f"write GPU {','.join(map(str, sorted(near)))}",
+            )

@@ -1,0 +1,225 @@
+"""R03, R04, R05, R15, R21: what nodes and edges say about dims, and the shapes they are drawn with."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_residual, plain, words
+from tools.dag.rules.base import MAX_SHOWN, NotDecidable, Violation, bad, rule, some_nodes
+
+
+@rule("R03", "splits and aggregations are nodes")
+def splits(v: View) -> Iterator[Violation]:
+    dims_known = False
+    for n in v.nodes.values():
+        if n.kind != "compute":
+            continue
+        dims_known |= bool(n.inputs and n.outputs)
+        yield from _implicit_aggregation(v, n)
+        for e in v.in_edges[n.id]:
+            a = v.nodes[e.src]
+            if not a.outputs or not n.inputs:
+                continue
+            change = _resized(a.outputs, n.inputs)
+            if change:
+                yield Violation(
+                    message=f"{a.id} → {n.id}: {change} on a bare edge", node=n.id, line=e.line,
+                    fix="insert a parallelogram that splits or aggregates this dim (or a collective)",
+                )  # fmt: skip
+    if not dims_known:
+        raise NotDecidable("no node states its dims")
+
+
+def _implicit_aggregation(v: View, n: NodeFacts) -> Iterator[Violation]:
+    arriving: dict[str, set[str]] = defaultdict(set)
+    for e in v.in_edges[n.id]:
+        if tensor := _tensor(e.attrs):
+            arriving[tensor].add(e.src)
+    for tensor, sources in arriving.items():
+        if len(sources) > 1 and len(n.inputs or ()) < len(v.in_edges[n.id]):
+            yield bad(
+                n,
+                f"{tensor} arrives from {len(sources)} nodes and is aggregated inside",
+                "insert an aggregation node or a collective",
+            )
+
+
+def _resized(outputs: tuple[PortFacts, ...], inputs: tuple[PortFacts, ...]) -> str | None:
+    """The dim that changes its length between producer and consumer, where names agree otherwise."""
+    if any(o.dims == i.dims for o in outputs for i in inputs):
+        return None
+    for o in outputs:
+        for i in inputs:
+            a, b = dict(o.dims), dict(i.dims)
+            if a and a.keys() == b.keys():
+                changed = [d for d in a if a[d] != b[d]]
+                if len(changed) == 1 and a[changed[0]].isdigit() and b[changed[0]].isdigit():
+                    return f"{changed[0]} changes from {a[changed[0]]} to {b[changed[0]]}"
+    return None
+
+
+@rule("R04", "every node states Input and Output dims as name=value; Global for split dims")
+def dims_stated(v: View) -> Iterator[Violation]:
+    some_nodes(v)
+    sizes = dict(re.findall(r"(\w+)=(\d+)", v.graph.attrs.get("sizes", "")))
+    for n in v.nodes.values():
+        missing = [w for w, ports in (("Input", n.inputs), ("Output", n.outputs)) if not ports]
+        if missing:
+            yield bad(
+                n, f"no {' and no '.join(missing)} dims", "add `Input: [batch_size=…, …], Output: [batch_size=…, …]`"
+            )
+            continue
+        ports = (*(n.inputs or ()), *(n.outputs or ()))
+        unnamed = next((p for p in ports for d, x in p.dims if not d or not x or x == "?"), None)
+        if unnamed is not None:
+            yield bad(
+                n,
+                f"{unnamed} has a length without a name, or a name without a length",
+                "write every dim as name=value, separated by commas",
+            )
+        for d in sorted({d for p in ports for d, x in p.dims if d in sizes and x != sizes[d]}):
+            if n.whole.get(d) != sizes[d]:
+                yield bad(
+                    n,
+                    f"{d} is split (whole: {sizes[d]}) but Global says {n.whole.get(d, 'nothing')}",
+                    f"add `Global: [{d}={sizes[d]}]`",
+                )
+
+
+RECTANGLES = frozenset({"box", "rect", "rectangle", "square", "record", "mrecord"})
+ELLIPSES = frozenset({"ellipse", "oval", "circle"})
+EXPECTED_SHAPE = {"compute": (RECTANGLES, "rectangle (box)"), "comm": (ELLIPSES, "ellipse"),
+"routing": (frozenset({"parallelogram"}), "parallelogram"),
+                  "io": (frozenset({"parallelogram"}), "parallelogram")}  # fmt: skip
+
+
+@rule(
+    "R05",
+    "ellipse = communication, rectangle = computation, parallelogram = routing, split, aggregation, total in/output",
+)
+def shapes(v: View) -> Iterator[Violation]:
+    some_nodes(v)
+    for n in v.nodes.values():
+        allowed, name = EXPECTED_SHAPE[_kind_by_name(n)]
+        if n.shape not in allowed:
+            yield bad(
+                n,
+                f"{n.operator[:60]!r} is drawn as {n.shape}, not as {name}",
+                f"shape={'box' if 'box' in allowed else sorted(allowed)[-1]}",
+            )
+
+
+def _kind_by_name(n: NodeFacts) -> str:
+    """A collective is one by its name, whatever role the file claims for it."""
+    return "comm" if COMM.search(words(n.operator)) and n.kind == "compute" else n.kind
+
+
+@rule("R15", "edges carry the tensor's name; the producer's output dims are the consumer's input dims")
+def edge_dims(v: View) -> Iterator[Violation]:
+    known = unnamed = 0
+    for e in v.graph.edges:
+        a, b = v.nodes[e.src], v.nodes[e.dst]
+        tensor = _tensor(e.attrs)
+        if not tensor:
+            unnamed += 1
+            if unnamed <= MAX_SHOWN:
+                yield Violation(
+                    message=f"{e.src} → {e.dst} does not name its tensor",
+                    node=e.src,
+                    line=e.line,
+                    fix='label="tensor name"',
+                )
+        if not a.outputs or not b.inputs:
+            continue
+        known += 1
+        wanted = [p for p in b.inputs if p.tensor and tensor and p.tensor.split("(")[0] == tensor] or list(b.inputs)
+        offered = [p for p in a.outputs if p.tensor and tensor and p.tensor.split("(")[0] == tensor] or list(a.outputs)
+        if not any(_same(o, i) for o in offered for i in wanted):
+            yield Violation(
+                message=f"{e.src} gives {offered[0]}, {e.dst} takes {wanted[0]}", node=e.dst, line=e.line,
+                fix="make the dims equal, or put the operator that changes them between",
+            )  # fmt: skip
+    yield from _unserved(v)
+    yield from _unoffered(v)
+    if not known and not unnamed:
+        raise NotDecidable("no edge joins two nodes that state their dims")
+
+
+def _same(a: PortFacts, b: PortFacts) -> bool:
+    if not all(d for p in (a, b) for d, _ in p.dims):
+        return [n for _, n in a.dims] == [n for _, n in b.dims]  # unnamed lengths are R04's to tell
+    return dict(a.dims) == dict(b.dims)
+
+
+def _tensor(attrs: dict[str, str]) -> str:
+    return attrs.get("tensor") or plain(attrs.get("label", "") or attrs.get("xlabel", "")).split("\n")[0].split("[")[
+        0
+    ].strip(" =:")
+
+
+def _unserved(v: View) -> Iterator[Violation]:
+    """Inputs that are named on a node but that no edge brings."""
+    for n in v.nodes.values():
+        brought = {_tensor(e.attrs) for e in v.in_edges[n.id]}
+        if n.kind not in ("compute", "routing") or is_residual(n) or not n.inputs or not brought or "" in brought:
+            continue
+        for p in n.inputs:
+            if p.tensor and p.tensor not in brought and len(brought) < len({q.tensor for q in n.inputs}):
+                yield bad(
+                    n, f"no edge brings its input {p.tensor}", f"add the edge from the node that makes {p.tensor}"
+                )
+
+
+def _unoffered(v: View) -> Iterator[Violation]:
+    """Of several inputs without names, one that no producer makes; a single one is compared edge by edge."""
+    for n in v.nodes.values():
+        ports = n.inputs or ()
+        made = [v.nodes[m].outputs for m in v.preds[n.id]]
+        if n.kind != "compute" or len(ports) < 2 or any(p.tensor for p in ports) or not made or not all(made):
+            continue
+        for p in ports:
+            if not any(_same(o, p) for outputs in made for o in outputs or ()):
+                yield bad(n, f"no producer makes its input {p}", "add the edge from the node that makes it")
+
+
+BATCH = re.compile(r"(?:batch(?:[ _]?size)?|bsz?|B|批次?(?:大小)?)\Z")
+
+
+@rule("R21", "no edge mixes batch items outside routing")
+def batch(v: View) -> Iterator[Violation]:
+    decidable = False
+    for n in v.nodes.values():
+        ins = {x for p in n.inputs or () for d, x in p.dims if BATCH.match(d)}
+        outs = {x for p in n.outputs or () for d, x in p.dims if BATCH.match(d)}
+        if n.kind == "compute" and (ins or outs):
+            decidable = True
+            if len(ins) > 1 or (ins and outs and ins != outs):
+                yield bad(
+                    n,
+                    f"a computation turns batch_size {_set(ins)} into {_set(outs)}",
+                    "batch items are independent; only split, routing or communication may regroup",
+                )
+            elif ins and not outs and any(d for p in n.outputs or () for d, _ in p.dims):
+                yield bad(n, "its output has no batch_size any more", "batch items are independent; keep the dim")
+        items = n.attrs.get("batch_items", "")
+        if (
+            n.kind == "comm"
+            and re.search(r"reduce", words(n.operator), re.IGNORECASE)
+            and "," in items
+            and len(set(items.split(","))) > 1
+        ):
+            yield bad(
+                n,
+                f"sums over members that hold different batch items ({items})",
+                "reduce only among ranks that hold the same items",
+            )
+        elif n.kind == "compute" and len(set(items.split(","))) > 1:
+            yield bad(n, f"reads different batch items ({items})", "an operator's inputs must hold the same items")
+    if not decidable:
+        raise NotDecidable("no computation states a batch_size")
+
+
+def _set(values: set[str]) -> str:
+    return "/".join(sorted(values)) or "none"

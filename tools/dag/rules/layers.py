@@ -1,0 +1,194 @@
+"""R10, R11, R19, R20: operators, layers and their repetitions, module paths."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from tools.dag.facts import NodeFacts, View, cluster_repeats, index_set, plain, repeats_in, words
+from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
+
+BLOCK = re.compile(
+    r"multi[\s-]?head[\s-]?attention|\bself[\s-]?attention\b|\bMHA\b|\bGQA\b|\bMLA\b|\battention\b|\bfeed[\s-]?forward\b|\bFFN\b|\bMLP\b|"
+    r"\b(?:transformer|decoder|encoder)[\s-]?(?:block|layer)|\bMoE\b|\blayers?\s*\d+\s*(?:-|–|to)\s*\d+", re.IGNORECASE,
+)  # fmt: skip
+OPERATOR = re.compile(
+    r"matmul|gemm|linear|\bproj|\bscores?\b|softmax|\bscale\b|\bmask\b|\bvalues?\b|\bcontext\b|norm\b|\badd\b|\bmul\b|\bact|gelu|silu|swish|relu|rope|"
+    r"rotary|\bup\b|\bdown\b|\bgate\b|\bq\b|\bk\b|\bv\b|qkv|\bcache\b|\boutput\b|embed|lookup|sampl|argmax|logits|repeat|weights?|cat\b|transpose|"
+    r"reshape|lm[\s-]?head|dispatch|combine|residual|gather|scatter|top[\s_-]?k|router|sigmoid", re.IGNORECASE,
+)  # fmt: skip
+JOINED = re.compile(r"\s(?:\+|&|and|→|->)\s|(?<=\w)\+(?=\w)", re.IGNORECASE)
+
+
+@rule("R10", "no node stands for several operators")
+def single_operators(v: View) -> Iterator[Violation]:
+    some_nodes(v)
+    full_detail(v)
+    for n in v.nodes.values():
+        if n.kind != "compute":
+            continue
+        head = words(n.operator)
+        parts = JOINED.split(head)
+        if (
+            len(parts) > 1
+            and sum(bool(OPERATOR.search(p)) for p in parts) > 1
+            and not re.search(r"append and read", head)
+        ):
+            yield bad(n, f"{head[:60]!r} names {len(parts)} operators", "one node per operator")
+        elif BLOCK.search(head) and not OPERATOR.search(BLOCK.sub("", head)):
+            yield bad(n, f"{head[:60]!r} is a block of operators", "break it down: projections, scores, softmax, …")
+
+
+ANY_LAYER = re.compile(r"\b(?:layers?|blocks?|h)[._\[{(]+(?:[a-z*]|idx|index)[\]})]*(?:\.|$)", re.IGNORECASE)
+"""`model.layers.i.…`: a layer that stands for others."""
+LAYER_INDEX = re.compile(
+    r"(?:\b|_)(?:(?:layers?|blocks?)[._\s\[-]*(\d+)(?![\d-])|[hl][._\[]?(\d+)(?=[._\]]))", re.IGNORECASE
+)
+
+
+@rule("R11", "repeated modules are drawn once, with the number of repetitions")
+def repeats(v: View) -> Iterator[Violation]:
+    some_nodes(v)
+    per_layer: dict[tuple[frozenset[int] | None, int], Counter[tuple[str, str]]] = defaultdict(Counter)
+    first: dict[tuple[frozenset[int] | None, int], NodeFacts] = {}
+    for n in v.nodes.values():
+        index = _layer_index(n)
+        if index is not None and n.kind == "compute":
+            key = (n.devices, index)
+            per_layer[key][
+                (_without_index(n.operator), str([*map(str, n.inputs or ()), *map(str, n.outputs or ())]))
+            ] += 1
+            first.setdefault(key, n)
+    for (devices, index), ops in sorted(per_layer.items(), key=lambda kv: (kv[0][1], sorted(kv[0][0] or ()))):
+        before = per_layer.get((devices, index - 1))
+        if before is not None and _shape_only(before) == _shape_only(ops):
+            yield bad(
+                first[(devices, index)],
+                f"layer {index} is drawn again, equal to layer {index - 1}",
+                "draw it once and write × n",
+            )
+    if not _states_repetition(v):
+        stated = v.graph.attrs.get("num_hidden_layers", "")
+        if stated == "1":
+            return
+        if not per_layer and not any(ANY_LAYER.search(n.module) for n in v.nodes.values()):
+            raise NotDecidable("no layer is recognisable and no repetition is stated")
+        yield Violation(
+            message="no number of repetitions anywhere",
+            line=v.graph.line,
+            fix='label the repeated layer "layers 0-79 · × 80"',
+        )
+
+
+def _layer_index(n: NodeFacts) -> int | None:
+    if n.layers:
+        return min(n.layers) if n.attrs.get("repeats", "1") == "1" else None
+    m = LAYER_INDEX.search(n.module) or LAYER_INDEX.search(n.id) or LAYER_INDEX.search(n.operator)
+    return int(m[1] or m[2]) if m else None
+
+
+def _without_index(text: str) -> str:
+    return LAYER_INDEX.sub(" ", words(text))
+
+
+def _shape_only(ops: Counter[tuple[str, str]]) -> Counter[str]:
+    return Counter({op: k for (op, _), k in ops.items()})
+
+
+def _states_repetition(v: View) -> bool:
+    texts = [plain(c.attrs.get("label", "")) for c in v.graph.clusters.values()]
+    if any("repeats" in c.attrs for c in v.graph.clusters.values()) or any(
+        n.layers and "repeats" in n.attrs for n in v.nodes.values()
+    ):
+        return True
+    texts += [plain(v.graph.attrs.get("label", "")), *(n.text for n in v.nodes.values())]
+    return any(
+        repeats_in(t) is not None
+        or re.search(
+            r"\b\d+\s*(?:more\s*)?(?:identical\s*)?layers\b|layers?\s*\d+\s*(?:-|–|to)\s*\d+", t, re.IGNORECASE
+        )
+        for t in texts
+    )
+
+
+@rule("R19", "the repetitions add up to num_hidden_layers, per stage and in total")
+def layer_sum(v: View) -> Iterator[Violation]:
+    stated = v.graph.attrs.get("num_hidden_layers", "")
+    total = int(stated) if stated.isdigit() else None
+    owners: dict[int, frozenset[int]] = {}
+    seen = False
+    for devices, layers, times, n in _layer_claims(v):
+        seen = True
+        if layers and times != len(layers):
+            yield bad(
+                n,
+                f"repeats {times} times but stands for {len(layers)} layers",
+                "make the count and the layer range agree",
+            )
+        for i in layers:
+            owners[i] = owners.get(i, frozenset()) | devices
+    if not seen:
+        raise NotDecidable("no layer range or repetition is stated")
+    if total is None:
+        total = max(owners, default=-1) + 1
+        if not owners:
+            raise NotDecidable("the number of layers is not stated (graph attribute num_hidden_layers)")
+    missing = sorted(set(range(total)) - owners.keys())
+    extra = sorted(owners.keys() - set(range(total)))
+    if missing or extra:
+        what = f"layers {missing[:8]} are missing" if missing else f"layers {extra[:8]} do not exist"
+        yield Violation(
+            message=f"{len(owners)} of {total} layers are drawn: {what}",
+            line=v.graph.line,
+            fix="correct the repetitions and layer ranges",
+        )
+    yield from _uneven_stages(v)
+
+
+def _layer_claims(v: View) -> Iterator[tuple[frozenset[int], frozenset[int], int, NodeFacts]]:
+    """(devices, layers, repetitions, node) once per node that belongs to layers."""
+    for n in v.nodes.values():
+        if n.kind != "compute":
+            continue
+        devices = n.devices or frozenset()
+        if n.layers and "repeats" in n.attrs:
+            yield devices, n.layers, n.repeats or 1, n
+            continue
+        for _, times, layers in cluster_repeats(v, n.cluster):
+            if layers:
+                yield devices, layers, times, n
+                break
+
+
+def _uneven_stages(v: View) -> Iterator[Violation]:
+    """A device that lacks an operator which the others of its stage have."""
+    steps: dict[tuple[str, str], list[NodeFacts]] = defaultdict(list)
+    for n in v.nodes.values():
+        if n.kind == "compute" and n.layers and n.devices and n.module:
+            steps[(n.module, _without_index(n.operator))].append(n)
+    lanes: dict[str, frozenset[int]] = {}
+    for c in v.graph.clusters.values():
+        if c.attrs.get("layer_indices") and c.parent and (gpu := v.graph.clusters[c.parent].attrs.get("gpu")):
+            span = c.attrs["layer_indices"]
+            lanes[span] = lanes.get(span, frozenset()) | index_set(gpu)
+    groups = [index_set(x.split(":")[-1]) for x in v.graph.attrs.get("device_groups", "").split(";") if x]
+    for nodes in steps.values():
+        key = next((k for k in lanes if nodes[0].layers <= index_set(k)), None)
+        have = frozenset().union(*(n.devices or frozenset() for n in nodes))
+        expected = lanes.get(key or "", frozenset())
+        if groups:  # of several device groups, those that run it at all
+            expected = frozenset(g for group in groups if group & have for g in group & expected)
+        if key and expected - have:
+            gone = ",".join(map(str, sorted(expected - have)))
+            yield bad(
+                nodes[0], f"is missing on GPU {gone}", "every device of the stage runs every operator of its layers"
+            )
+
+
+@rule("R20", "each node carries its module path")
+def modules(v: View) -> Iterator[Violation]:
+    some_nodes(v)
+    for n in v.nodes.values():
+        if not n.module and n.kind != "io":
+            yield bad(n, "no module path", "write it on the second line, e.g. model.layers.0-79.self_attn.q_proj")

@@ -1,0 +1,163 @@
+"""R06, R07, R08, R09, R14: what is joined to what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tools.dag.facts import NodeFacts, View, is_residual, words
+from tools.dag.rules.base import Violation, bad, rule, some_nodes
+
+
+@rule("R06", "acyclic")
+def acyclic(v: View) -> Iterator[Violation]:
+    if not v.graph.directed and v.graph.edges:
+        yield Violation(message="an undirected graph has no order", line=v.graph.line, fix="use digraph and ->")
+        return
+    waiting = {n: len(p) for n, p in v.preds.items()}
+    ready = [n for n, k in waiting.items() if k == 0]
+    while ready:
+        for m in v.succs[ready.pop()]:
+            waiting[m] -= 1
+            if waiting[m] == 0:
+                ready.append(m)
+    left = {n for n, k in waiting.items() if k > 0}
+    if left:
+        cycle = _cycle(v, left)
+        yield Violation(
+            message=f"cycle: {' → '.join(cycle[:12])}",
+            node=cycle[0],
+            line=v.nodes[cycle[0]].line,
+            fix="remove the edge that leads back",
+        )
+
+
+def _cycle(v: View, left: set[str]) -> list[str]:
+    """Walking backwards inside the remainder must repeat a node."""
+    seen: dict[str, int] = {}
+    path: list[str] = []
+    at = next(iter(left))
+    while at not in seen:
+        seen[at] = len(path)
+        path.append(at)
+        at = next(p for p in v.preds[at] if p in left)
+    return [*path[seen[at] :], at][::-1]
+
+
+@rule("R07", "one total input, one total output, nothing else without predecessor or successor")
+def ends(v: View) -> Iterator[Violation]:
+    some_nodes(v)
+    sources = [v.nodes[n] for n, p in v.preds.items() if not p]
+    sinks = [v.nodes[n] for n, s in v.succs.items() if not s]
+    for found, word, other in ((sources, "predecessor", "input"), (sinks, "successor", "output")):
+        named = [n for n in found if n.kind == "io" or re.search(other, n.id + words(n.operator), re.IGNORECASE)]
+        keep = named[0] if named else None
+        if keep is None:
+            yield Violation(message=f"no total {other}: {len(found)} nodes without {word}, none called so",
+            node=found[0].id if found else None,
+                            line=found[0].line if found else None,
+                            fix=f"add one parallelogram 'total {other}'")  # fmt: skip
+        for n in found:
+            if n is not keep:
+                yield bad(n, f"has no {word}", f"connect it; only the total {other} may have none")
+
+
+@rule("R08", "a residual add has at least two inputs")
+def residuals(v: View) -> Iterator[Violation]:
+    for n in v.nodes.values():
+        if n.kind != "compute" or not is_residual(n):
+            continue
+        if len(set(v.preds[n.id])) < 2:
+            yield bad(n, f"residual add with {len(set(v.preds[n.id]))} input", "add the edge that skips the block")
+        elif n.inputs and len(n.inputs) < 2:
+            yield bad(n, "residual add whose label states one input", "list both inputs with their dims")
+
+
+GATE = re.compile(
+    r"top[\s_-]?k|\bgate\b.*\bselect|\bgating\b|\brouter\b(?!.*(?:matmul|linear|logits|softmax|proj))|\bgate\b\s*$|门控",
+    re.IGNORECASE,
+)
+TOP_K = re.compile(r"top[\s_-]?k", re.IGNORECASE)
+EXPERT = re.compile(r"\bexperts?\b|\bmoe\b|专家", re.IGNORECASE)
+EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\brouting\b", re.IGNORECASE)
+
+
+@rule("R09", "the gate's selection is dashed, from the gate towards every expert's routing")
+def gates(v: View) -> Iterator[Violation]:
+    heads = {n.id: words(n.operator) for n in v.nodes.values()}
+    experts = [n for n in v.nodes.values() if EXPERT.search(heads[n.id]) and n.kind == "compute"]
+    found = _gates(v, heads)
+    if not found:
+        if experts:
+            yield bad(experts[0], "experts without a gate", "add the gate's top-k selection and its dashed edges")
+        return
+    reached: set[str] = set()
+    for g in found:
+        dashed = [e.dst for e in v.out_edges[g.id] if _dashed(e.attrs)]
+        if not dashed:
+            yield bad(g, "no dashed edge leaves the gate", "draw its selection with style=dashed")
+        reached |= _follow(v, dashed)
+        for e in v.out_edges[g.id]:
+            if not _dashed(e.attrs) and _is_expert_side(heads[e.dst], v.nodes[e.dst]):
+                yield Violation(
+                    message=f"{g.id} → {e.dst}: the gate's selection is a solid line",
+                    node=g.id,
+                    line=e.line,
+                    fix="style=dashed",
+                )
+    targets = [
+        n for n in v.nodes.values() if n.kind == "routing" and EXPERT_ROUTING.search(heads[n.id]) and n not in found
+    ]
+    for t in targets or experts:
+        if t.id not in reached and not (not targets and any(p in reached for p in v.preds[t.id])):
+            yield bad(
+                t,
+                "no dashed line from a gate leads here",
+                "add a dashed edge from the gate (through the all-to-all where tokens cross devices)",
+            )
+
+
+def _gates(v: View, heads: dict[str, str]) -> list[NodeFacts]:
+    """Nodes that choose experts: the top-k where the file has one, else whatever it calls gate or router."""
+    nodes = [n for n in v.nodes.values() if n.kind in ("compute", "routing") and GATE.search(heads[n.id])]
+    chosen = [n for n in nodes if TOP_K.search(heads[n.id])]
+    return chosen or [n for n in nodes if not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b", heads[n.id])]
+
+
+def _is_expert_side(head: str, n: NodeFacts) -> bool:
+    return bool(EXPERT_ROUTING.search(head)) or (
+        n.kind == "compute" and bool(re.match(r"\s*experts?\b(?! (?:scores|weights))", head, re.IGNORECASE))
+    )
+
+
+def _dashed(attrs: dict[str, str]) -> bool:
+    return "dashed" in attrs.get("style", "")
+
+
+def _follow(v: View, start: list[str]) -> set[str]:
+    """Nodes that dashed edges lead to, onwards through splits and communication."""
+    seen, todo = set(start), list(start)
+    while todo:
+        for e in v.out_edges[todo.pop()]:
+            if _dashed(e.attrs) and e.dst not in seen:
+                seen.add(e.dst)
+                todo.append(e.dst)
+    return seen
+
+
+@rule("R14", "connected")
+def connected(v: View) -> Iterator[Violation]:
+    some_nodes(v)
+    seen, todo = set(), [next(iter(v.nodes))]
+    while todo:
+        n = todo.pop()
+        if n not in seen:
+            seen.add(n)
+            todo += v.preds[n] + v.succs[n]
+    rest = [n for n in v.nodes if n not in seen]
+    if rest:
+        yield bad(
+            v.nodes[rest[0]],
+            f"is one of {len(rest)} nodes that nothing connects to the rest",
+            "add the missing edges or remove the nodes",
+        )
