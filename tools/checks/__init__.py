@@ -11,12 +11,23 @@ repeats        Σ repeats × body = num_hidden_layers, per stage and in total
 engine         the serving engine's own rules
 balance        max/mean over devices, of bytes and of time
 collectives    groups partition the ranks, members agree on bytes, layouts follow from the collective
+deadlock       every rank comes to its end when sends, receives and collectives block
 """
 
-from tools.checks import balance, collectives, conservation, divisibility, engine, fit, repeats, topology
+from tools.checks import (
+    balance,
+    collectives,
+    conservation,
+    deadlock,
+    divisibility,
+    engine,
+    fit,
+    repeats,
+    topology,
+)
 from tools.checks.base import CHECKS, Case, check, run_checks
 
 __all__ = [
-    "CHECKS", "Case", "balance", "check", "collectives", "conservation", "divisibility", "engine", "fit", "repeats",
+    "CHECKS", "Case", "balance", "check", "collectives", "conservation", "deadlock", "divisibility", "engine", "fit", "repeats",
     "run_checks", "topology",
 ]  # fmt: skip

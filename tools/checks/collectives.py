@@ -55,8 +55,8 @@ def groups_fault(comm: Comm, mesh: Mesh) -> str:
     """Every rank is in exactly one group, and groups are as large as the axes say."""
     if len(set(comm.axes)) != len(comm.axes) or not set(comm.axes) <= set(mesh.shape.atoms):
         return f"axes {comm.axes} are not distinct axes of the mesh {mesh.shape.atoms}"
-    if len({mesh.shape.group_of(a) for a in comm.axes}) > 1:
-        return f"axes {comm.axes} belong to different device groups"
+    if len({mesh.shape.group_of(a) for a in comm.axes}) != 1:
+        return f"axes {comm.axes} are not those of one device group"
     groups, degree = mesh.groups(comm.axes), int(mesh.degree(comm.axes))
     members, ranks = sorted(r for g in groups for r in g), mesh.ranks(mesh.shape.group_of(comm.axes[0]))
     if members != list(ranks) or any(len(g) != degree for g in groups):

@@ -46,6 +46,10 @@ def build_dag(
         raise ToolError(
             f"a DAG needs the length of {missing}; lower the model with all_sizes(batch_size=…, seq_len=…, kv_len=…)"
         )
+    if detail == "schedule":
+        from tools.dag.schedule import schedule_dag
+
+        return schedule_dag(program, title=title)
     builder = _Builder(program, detail, expand_replicas)
     dag = builder.build(title)
     if detail == "stage":

@@ -201,6 +201,27 @@ def is_residual(n: NodeFacts) -> bool:
     return bool(RESIDUAL.search(head)) and not re.search(r"\bscale\b", head)
 
 
+GATE = re.compile(
+    r"top[\s_-]?k|\bgate\b.*\bselect|\bgating\b|\brouter\b(?!.*(?:matmul|linear|logits|softmax|proj))|\bgate\b\s*$|门控",
+    re.IGNORECASE,
+)
+TOP_K = re.compile(r"top[\s_-]?k", re.IGNORECASE)
+
+
+def is_gate(n: NodeFacts) -> bool:
+    """It chooses experts, whatever shape it is drawn with."""
+    head = words(n.operator)
+    return (
+        n.kind in ("compute", "routing")
+        and bool(GATE.search(head))
+        and (bool(TOP_K.search(head)) or not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b", head))
+    )
+
+
+def is_dashed(attrs: dict[str, str]) -> bool:
+    return "dashed" in attrs.get("style", "")
+
+
 # ------------------------------------------------------------------------ repetition
 
 
@@ -230,6 +251,7 @@ def num_layers(v: View) -> int | None:
 
 __all__ = [
     "COMM",
+    "TOP_K",
     "Dims",
     "NodeFacts",
     "PortFacts",
@@ -237,6 +259,8 @@ __all__ = [
     "cluster_repeats",
     "devices_in",
     "index_set",
+    "is_dashed",
+    "is_gate",
     "is_residual",
     "lane_of",
     "num_layers",

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tools.dag import runtime
 
-Detail = Literal["full", "stage", "group"]
+Detail = Literal["full", "stage", "group", "schedule"]
 Role = Literal["compute", "attention", "moe", "comm", "routing", "io"]
 Shape = Literal["box", "ellipse", "parallelogram"]
 Dims = tuple[tuple[str, int], ...]

@@ -34,6 +34,7 @@ class PortFacts:
 # ------------------------------------------------------------------------ text
 
 _TAG = re.compile(r"<[^<>]*>")
+_CELL = re.compile(r"\s*:?\s*<\s*/td\s*>\s*<\s*td\b[^<>]*>", re.IGNORECASE)
 _BREAK = re.compile(r"<\s*(?:br|/tr|/p)\b[^<>]*>", re.IGNORECASE)
 _FIELD = re.compile(r"<[^<>]*>|(?<!\\)[{}]")
 
@@ -44,7 +45,8 @@ def plain(label: str, name: str = "") -> str:
     if len(label) > MAX_LABEL:
         label = label[:MAX_LABEL] + (">" if label.startswith("<") else "")
     if label.startswith("<") and label.endswith(">"):
-        label = html.unescape(_TAG.sub("", _BREAK.sub("\n", label[1:-1])))
+        # Cells of one row are a key and its value: "Input: [...]".
+        label = html.unescape(_TAG.sub("", _BREAK.sub("\n", _CELL.sub(": ", label[1:-1]))))
     label = re.sub(r"\\[nlr]", "\n", label).replace("\\N", name)
     return label.replace("\\[", "[").replace("\\]", "]").replace("\\_", "_")
 
@@ -76,7 +78,7 @@ _AFTER_HEAD = re.compile(
     re.IGNORECASE,
 )
 _PATH = re.compile(r"[A-Za-z_]\w*(?:\.[\w\-\[\]{}*,]+)+")
-_WHOLE_PATH = re.compile(rf"[\[(<]?\s*({_PATH.pattern})\s*[\])>]?\Z")
+_WHOLE_PATH = re.compile(rf"{_PATH.pattern}\Z")
 _TOP_MODULE = re.compile(
     r"[\[(<]?\s*(lm_head|embed_tokens|embed(?:ding)?s?|wte|wpe|ln_f|norm|sampler|sampling|router|logits_processor|"
     r"input|output|model|[a-z]+(?:_[a-z0-9]+)+)\s*[\])>]?\Z"
@@ -116,13 +118,13 @@ def module_of(text: str) -> str:
         return m[1]
     found = segments(text)
     for s in found:
-        if m := _WHOLE_PATH.match(s):
-            return m[1]
+        if m := _WHOLE_PATH.match(s.strip("[]()<> ")):
+            return m[0]
     for s in found:
         bare = re.sub(r"\b(?:weights?|caches?)\b\s*(?:dim\w*\s*)?[:=].*", "", _BRACKET.sub(" ", s), flags=re.IGNORECASE)
-        if m := re.search(rf"(?<![\w.-]){_PATH.pattern}", bare):
-            if m[0][0].islower() or m[0][0] == "_":
-                return m[0]
+        m = re.search(rf"(?<![\w.-]){_PATH.pattern}", bare)
+        if m and (m[0][0].islower() or m[0][0] == "_"):
+            return m[0]
     others = [s for s in found if not _NOT_OPERATOR.match(s)]
     if len(others) > 1:
         return next((m[1] for s in others if (m := _TOP_MODULE.match(s))), "")
@@ -142,7 +144,7 @@ def index_set(text: str) -> frozenset[int]:
     return frozenset(out)
 
 
-_NUMBERS = r"\d+(?:\s*(?:,|，|、|-|–|\.\.|~|/|&|and|和)\s*(?:GPU|NPU|cuda|rank|device)?[\s_:]*\d+)*"
+_NUMBERS = r"\d+(?:\s*(?:,|，|、|-|–|\.\.|~|/|&|and|和)\s*(?:GPU|NPU|cuda|rank|device)?[\s_:#]*\d+)*"
 _DEVICE = re.compile(rf"{_DEVICE_WORD}{_SEPARATORS}({_NUMBERS})", re.IGNORECASE)
 ALL_DEVICES = re.compile(
     r"\ball[\s_-]*(?:\d+[\s_-]*)?(?:GPUs?|NPUs?|devices?|ranks?|cards?)\b|(?:全部|所有)\s*(?:GPU|NPU|设备|卡|rank)",
@@ -225,9 +227,11 @@ def attribute_ports(attrs: Mapping[str, str], key: str) -> tuple[PortFacts, ...]
     """Ports of the attribute `input`, `in_dims`, `input_shape`, … of a node."""
     short = {"input": "in", "output": "out", "global": "whole"}[key]
     for name, value in attrs.items():
-        if re.fullmatch(rf"(?:{key}s?|{short})(?:[_-]?(?:dims?|dimensions?|shapes?|tensors?))?", name, re.IGNORECASE):
-            if ports := ports_in(plain(value)):
-                return ports
+        stated = re.fullmatch(
+            rf"(?:{key}s?|{short})(?:[_-]?(?:dims?|dimensions?|shapes?|tensors?))?", name, re.IGNORECASE
+        )
+        if stated and (ports := ports_in(plain(value))):
+            return ports
     return None
 
 

@@ -136,12 +136,15 @@ def _margins(channels: Mapping[Any, int], free: float) -> tuple[float, float]:
 def _stack(dag: Dag, steps: Sequence[_Step]) -> None:
     """Ordinates, downwards from 0; room is left for the titles of lanes and frames."""
     y, frame, stage = 0.0, "", -1
+    titled: set[int] = set()
     stage_of = {lane.index: lane.stage for lane in dag.lanes}
     for s in steps:
         lane = next((n.lane for n in s.nodes if n.lane is not None), None)
-        if lane is not None and stage_of[lane] != stage:
+        new = {stage_of[n.lane] for n in s.nodes if n.lane is not None} - titled
+        if new or (lane is not None and stage_of[lane] != stage):
             y -= LANE_TITLE
-            stage = stage_of[lane]
+            titled |= new
+        stage = stage if lane is None else stage_of[lane]
         if s.frame != frame:
             y -= FRAME_GAP
             frame = s.frame
@@ -161,8 +164,14 @@ def _boxes(
 ) -> None:
     """Lanes and frames as bounding boxes around their rows."""
     left, right = _margins(channels, 14)
+    stage_of = {lane.index: lane.stage for lane in dag.lanes}
+    tall: dict[int, list[_Step]] = {lane.stage: [] for lane in dag.lanes}
+    for s in steps:
+        for stage in {stage_of[n.lane] for n in s.nodes if n.lane is not None}:
+            tall[stage].append(s)
     for lane in dag.lanes:
-        rows = [s for s in steps if any(n.lane == lane.index for n in s.nodes)]
+        # As tall as the stage: a device group that joins in the middle of a layer still has its lane from top to bottom.
+        rows = tall[lane.stage]
         x0, x1 = lane_x[lane.index] - half[lane.index] - left, lane_x[lane.index] + half[lane.index] + right
         bb = f"{x0 - 6:.1f},{_bottom(rows) - 16:.1f},{x1 + 6:.1f},{_top(rows) + LANE_TITLE + 12:.1f}"
         out.lanes.append(

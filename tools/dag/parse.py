@@ -71,6 +71,7 @@ _TOKEN = re.compile(
       | (?P<bad>["\#]|[^\w\s"\#<{}\[\];,=:+.-]+|.)""",
     re.VERBOSE | re.DOTALL,
 )
+_STRAY = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)*\}", re.DOTALL)
 _PLUS = re.compile(r'\s*\+\s*("(?:[^"\\]|\\.)*")')
 Token = tuple[str, str, int]
 """(kind, text, offset); kind is id, html, edge, punct, end"""
@@ -204,7 +205,11 @@ class _Parser:
         self._statements(_Scope(None, {}, {}), 0)
         if self.token[0] == "end":
             self._problem(len(self.text), "", "missing } at the end of the graph")
-        return self.at
+            return self.at
+        end = self.at
+        if (m := _STRAY.match(self.text, end)) is not None:
+            self._problem(m.end() - 1, "}", "this } closes nothing; an earlier one ended the graph")
+        return end
 
     def _statements(self, scope: _Scope, depth: int) -> None:
         while True:
@@ -227,7 +232,8 @@ class _Parser:
             self.next()
             self._defaults(scope, word)
             return
-        if (bare and word == "subgraph") or text == "{":
+        is_group = text == "{" and kind == "punct"
+        if (bare and word == "subgraph") or is_group:
             ends = self._subgraph(scope, depth)
         else:
             self.next()
@@ -350,6 +356,7 @@ class _Parser:
         while self.token[:2] == ("punct", "["):
             opened = self.token[2]
             self.next()
+            parted = True
             while self.token[:2] != ("punct", "]"):
                 kind, key, offset = self.token
                 if kind == "end" or kind == "edge" or (key in "{}" and kind == "punct"):
@@ -357,13 +364,16 @@ class _Parser:
                     return attrs
                 self.next()
                 if kind == "punct":
-                    if key not in ",;":
+                    if key not in ",;" or parted:
                         self._problem(offset, key, "an attribute needs a name")
+                    parted = True
                     continue
+                parted = False
                 if self.token[:2] == ("punct", "="):
                     self.next()
                     attrs[key] = self._value()
                 else:
+                    self._problem(offset, key, "an attribute needs = and a value")
                     attrs[key] = "true"
             self.next()
         return attrs

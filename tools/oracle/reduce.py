@@ -7,7 +7,9 @@ a transposed or mis-gathered axis cannot pass unnoticed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from math import gcd, lcm
 
 from tools.graph.build import VOCAB_ALIGNMENT, padded_vocab
@@ -24,6 +26,8 @@ class Reduced:
     batch_size: int
     seq_len: int
     decode_steps: int
+    decode: Strategy | None = None
+    """Strategy of the decode pool, where prefill has a pool of its own."""
 
 
 class _Picker:
@@ -45,9 +49,13 @@ class _Picker:
         return length
 
 
-def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: int, decode_steps: int = 4) -> Reduced:
-    """Small twin of (model, strategy). `batch_size` per replica and `seq_len` give residue classes only."""
-    s = strategy
+def reduce(
+    model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: int, decode_steps: int = 4,
+    decode: Strategy | None = None,
+) -> Reduced:  # fmt: skip
+    """Small twin of (model, strategy). `batch_size` per replica and `seq_len` give residue classes only. `decode`: the
+    strategy of a decode pool; the dims then keep their residues modulo the degrees of both."""
+    s = _both(strategy, decode) if decode else strategy
     assert s.attn_dp is not None and s.etp is not None
     pick = _Picker()
     attention = _reduce_attention(model, s, pick)
@@ -72,7 +80,7 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
         max(seq_len, 5, s.seq_slices), degree, at_least=max(5, s.seq_slices * (2 * s.cp if s.cp > 1 else 1))
     )
     position = model.position.model_copy(update={"rotary_dim": rotary, "max_positions": seq + decode_steps + 3})
-    kinds, per_stage = _layers(model, s)
+    kinds, *splits = _layers(model, [strategy, decode] if decode else [strategy])
     updates |= {
         "vocab_size": vocab,
         "position": position.model_copy(update={"rope_layers": tuple(k.rope for k in kinds)}),
@@ -83,7 +91,16 @@ def reduce(model: ModelSpec, strategy: Strategy, *, batch_size: int, seq_len: in
         "sliding_layers": tuple(k.sliding for k in kinds),
     }
     small = ModelSpec.model_validate(model.model_copy(update=updates).model_dump())
-    return Reduced(small, s.model_copy(update={"layers_per_stage": per_stage}), batch, seq, decode_steps)
+    cut = [x.model_copy(update={"layers_per_stage": n}) for x, n in zip((strategy, decode), splits, strict=False) if x]
+    return Reduced(small, cut[0], batch, seq, decode_steps, cut[1] if decode else None)
+
+
+def _both(a: Strategy, b: Strategy) -> Strategy:
+    """Degrees that keep what both strategies see of a dim: their least common multiples."""
+    degrees = {n: lcm(getattr(a, n), getattr(b, n)) for n in ("tp", "cp", "attn_dp", "ep", "etp", "dk", "dcp")}
+    kinds = {"cp_kind": "ring" if "ring" in (a.cp_kind, b.cp_kind) and degrees["cp"] > 1 else "ulysses"}
+    # No strategy that could run: only its degrees are read.
+    return Strategy.model_construct(**{**a.model_dump(), **degrees, **kinds, "sp": a.sp or b.sp})
 
 
 def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
@@ -161,16 +178,36 @@ def _vocab(model: ModelSpec, tp: int, pick: _Picker) -> int:
     return short
 
 
-def _layers(model: ModelSpec, s: Strategy) -> tuple[list[LayerKind], tuple[int, ...]]:
-    """Two of every repeated pattern, one of every single one, stage by stage."""
-    per_stage = s.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, num_chunks(s))
-    kinds, at = model.layers(), 0
-    out: list[LayerKind] = []
-    counts: list[int] = []
-    for n in per_stage:
-        before = len(out)
-        for pattern, repeat in compress(kinds[at : at + n]):
-            out += list(pattern) * min(repeat, 2)
-        counts.append(len(out) - before)
-        at += n
-    return out, tuple(counts)
+def _layers(model: ModelSpec, strategies: Sequence[Strategy]) -> tuple[list[LayerKind], *tuple[tuple[int, ...], ...]]:
+    """Two of every repeated pattern, one of every single one, between any two cuts; and the layers of each strategy's
+    stages."""
+    splits = [
+        s.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, num_chunks(s)) for s in strategies
+    ]
+    for most in range(2, model.num_hidden_layers + 2):
+        kinds, counts = _shortened(model.layers(), splits, most)
+        # Fewer repetitions may happen to form another pattern: A B B B A B B is none, A B B A B B is one.
+        if all(_runs(model.layers(), a) == _runs(kinds, b) for a, b in zip(splits, counts, strict=True)):
+            break
+    return (kinds, *counts)
+
+
+def _shortened(
+    kinds: Sequence[LayerKind], splits: Sequence[tuple[int, ...]], most: int
+) -> tuple[list[LayerKind], list[tuple[int, ...]]]:
+    """Every repeated pattern at most `most` times between any two cuts."""
+    ends = [list(accumulate(split)) for split in splits]
+    at, out = 0, list[LayerKind]()
+    reached: dict[int, int] = {0: 0}
+    for end in sorted({e for row in ends for e in row}):
+        for pattern, repeat in compress(kinds[at:end]):
+            out += list(pattern) * min(repeat, most)
+        at = end
+        reached[end] = len(out)
+    return out, [tuple(reached[b] - reached[a] for a, b in pairwise([0, *row])) for row in ends]
+
+
+def _runs(kinds: Sequence[LayerKind], split: Sequence[int]) -> list[list[tuple[tuple[LayerKind, ...], bool]]]:
+    """Patterns of every stage, and whether they repeat."""
+    ends = [0, *accumulate(split)]
+    return [[(p, n > 1) for p, n in compress(kinds[a:b])] for a, b in pairwise(ends)]

@@ -109,7 +109,8 @@ class _Lowering:
         self.tensors: dict[str, PTensor] = {t.name: self.weight(t) for t in body.weights()}
         for name, layout in inputs.items():
             self.tensors[name] = PTensor(name, name, layout, group=placement.main)
-        self.moved: dict[tuple[str, Layout, str], str] = {}
+        self.moved: dict[tuple[str, Layout], str] = {}
+        """Copies by what they are copies of ("NAME to GROUP" in another device group) and how they lie."""
         self.layouts = {t.name: t.layout for t in self.tensors.values()}
 
     def weight(self, t: Tensor) -> PTensor:
@@ -132,7 +133,7 @@ class _Lowering:
 
     def copy(self, current: str, name: str, layout: Layout, group: str, comm: Comm) -> str:
         """`name` after `comm` made it from `current`; the same copy if that was done before."""
-        key = (name, layout, group)
+        key = (name if group == self.tensors[name].group else f"{name} to {group}", layout)
         if key not in self.moved:
             made = f"{name}@{comm.kind}"
             if made in self.tensors:

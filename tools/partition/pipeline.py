@@ -12,6 +12,7 @@ stages: a micro-batch, or a slice of the prompt (TeraPipe, arXiv 2102.07988). A 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from tools.spec.base import Refused, ToolError
@@ -78,19 +79,20 @@ def check_pipeline(s: Strategy, num_layers: int) -> None:
         )
 
 
+def cut(n: int, count: int, parts: str, whole: str) -> tuple[tuple[int, int], ...]:
+    """(first, length) of every part of `n`: runs, the longer ones first. Raises ToolError when there are more parts than
+    there is to cut."""
+    if count > n:
+        raise ToolError(f"{parts}({count}) > {whole}({n}): a part would be empty; use at most {n}")
+    base, extra = divmod(n, count)
+    lengths = [base + (i < extra) for i in range(count)]
+    return tuple(zip(accumulate([0, *lengths[:-1]]), lengths, strict=True))
+
+
 def slices(seq_len: int, count: int) -> tuple[tuple[int, int], ...]:
-    """(first position, length) of every slice of a prompt: runs, the longer ones first, because a later position attends to
-    more. Raises ToolError when there are more slices than positions."""
-    if count > seq_len:
-        raise ToolError(
-            f"seq_slices({count}) > seq_len({seq_len}): a slice would have no position; use at most {seq_len}"
-        )
-    base, extra = divmod(seq_len, count)
-    out, first = [], 0
-    for i in range(count):
-        out.append((first, base + (i < extra)))
-        first += out[-1][1]
-    return tuple(out)
+    """(first position, length) of every slice of a prompt. The longer ones come first, because a later position attends to
+    more."""
+    return cut(seq_len, count, "seq_slices", "seq_len")
 
 
 def num_slices(s: Strategy, phase: Phase) -> int:
@@ -109,6 +111,11 @@ def order(s: Strategy, pieces: int, *, backward: bool = False, kind: Kind = "1f1
     """
     if pieces < 1:
         raise ToolError(f"a pipeline needs at least 1 micro-batch or slice, got {pieces}")
+    if backward and s.virtual > 1 and pieces % s.pp:
+        raise ToolError(
+            f"microbatches({pieces}) % pp({s.pp}) = {pieces % s.pp}: an interleaved training step takes micro-batches in "
+            f"groups of pp; use a multiple of {s.pp}"
+        )
     return tuple(_stage_order(s, r, pieces, backward, kind) for r in range(s.pp))
 
 
@@ -117,17 +124,19 @@ def _stage_order(s: Strategy, stage: int, pieces: int, backward: bool, kind: Kin
     if not backward:
         return forward
     back = _grouped(s, stage, pieces, backward=True)
-    ahead = len(forward) if kind == "gpipe" else min(len(forward), _warm_up(s, stage))
+    ahead = _ahead(s, stage, len(forward), kind)
     out = list(forward[:ahead])
     for f, b in zip(forward[ahead:], back, strict=False):
         out += [f, b]
     return (*out, *back[len(forward) - ahead :])
 
 
-def _warm_up(s: Strategy, stage: int) -> int:
-    """Forward tasks before the first backward one: the stages below, and with several chunks the earlier chunks too."""
+def _ahead(s: Strategy, stage: int, forwards: int, kind: Kind) -> int:
+    """Forward tasks before the first backward one: all (GPipe), or the stages below, and with several chunks the earlier
+    chunks too (1F1B)."""
     behind = s.pp - 1 - stage
-    return behind if s.virtual == 1 else 2 * behind + (s.virtual - 1) * s.pp
+    warm_up = behind if s.virtual == 1 else 2 * behind + (s.virtual - 1) * s.pp
+    return forwards if kind == "gpipe" else min(forwards, warm_up)
 
 
 def _grouped(s: Strategy, stage: int, pieces: int, *, backward: bool) -> tuple[Task, ...]:
@@ -136,6 +145,17 @@ def _grouped(s: Strategy, stage: int, pieces: int, *, backward: bool) -> tuple[T
     groups = [range(i, min(i + size, pieces)) for i in range(0, pieces, size)]
     ordered = chunks[::-1] if backward else chunks
     return tuple(Task(p, c, backward) for group in groups for c in ordered for p in group)
+
+
+def steps(s: Strategy, stage: int, tasks: Sequence[Task], kind: Kind = "1f1b") -> tuple[tuple[Task, ...], ...]:
+    """Tasks that a stage works off between two exchanges of messages: one by one; in the steady state of interleaved 1F1B a
+    forward and a backward one, whose four messages go together. (One by one, every stage would wait there for another that
+    is about to send it something else: the check `deadlock` says so.)"""
+    forwards = sum(not t.backward for t in tasks)
+    alone = _ahead(s, stage, forwards, kind) if s.virtual > 1 and forwards < len(tasks) else len(tasks)
+    pairs = range(alone, 2 * forwards - alone, 2)
+    rest = tasks[max(alone, 2 * forwards - alone) :]
+    return (*((t,) for t in tasks[:alone]), *(tuple(tasks[i : i + 2]) for i in pairs), *((t,) for t in rest))
 
 
 def needs(task: Task, last_chunk: int) -> tuple[Task, ...]:

@@ -31,8 +31,10 @@ class Side:
 
     def held(self, rank: int, lengths: Mapping[str, int]) -> Index:
         """Positions of every dim that a rank holds (or is to hold)."""
-        axes = self.layout.axes
-        return tuple(positions(n, axes(d), self.mesh, rank, d, self.orders, 0) for d, n in lengths.items())
+        axes, ring = self.layout.axes, self.orders.get("seq_len", "run") != "run"
+        # A ring's cache lies as the prompt's positions were dealt out.
+        order = {d: "seq_len" if d == "kv_len" and ring else d for d in lengths}
+        return tuple(positions(n, axes(d), self.mesh, rank, order[d], self.orders, 0) for d, n in lengths.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tools.dag.facts import NodeFacts, View, lane_of
+from tools.dag.facts import NodeFacts, View, is_dashed, is_gate, lane_of
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
 
 
@@ -63,6 +63,8 @@ def transfers(v: View) -> Iterator[Violation]:
         a, b = v.nodes[e.src], v.nodes[e.dst]
         if not a.devices or not b.devices:
             continue
+        if is_dashed(e.attrs) and is_gate(a) and b.kind == "routing":
+            continue  # R09's dashed selection says who is chosen; the tokens' own way is a solid line
         # An operator that is drawn once for several devices is R01's to tell, not every edge of it.
         several = any(n.kind == "compute" and len(n.devices or ()) > 1 for n in (a, b))
         if several and a.devices & b.devices:

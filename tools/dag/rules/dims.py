@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_residual, plain, words
+from tools.dag.facts import COMM, TOP_K, NodeFacts, PortFacts, View, is_gate, is_residual, plain, words
 from tools.dag.rules.base import MAX_SHOWN, NotDecidable, Violation, bad, rule, some_nodes
 
 
@@ -14,6 +14,8 @@ from tools.dag.rules.base import MAX_SHOWN, NotDecidable, Violation, bad, rule, 
 def splits(v: View) -> Iterator[Violation]:
     dims_known = False
     for n in v.nodes.values():
+        if n.kind == "comm":
+            yield from _joined_by_collective(v, n)
         if n.kind != "compute":
             continue
         dims_known |= bool(n.inputs and n.outputs)
@@ -44,6 +46,25 @@ def _implicit_aggregation(v: View, n: NodeFacts) -> Iterator[Violation]:
                 f"{tensor} arrives from {len(sources)} nodes and is aggregated inside",
                 "insert an aggregation node or a collective",
             )
+
+
+def _joined_by_collective(v: View, n: NodeFacts) -> Iterator[Violation]:
+    """Parts of one device that only their sum makes what a collective takes."""
+    parts: dict[frozenset[int], list[NodeFacts]] = defaultdict(list)
+    for m in dict.fromkeys(v.preds[n.id]):
+        if v.nodes[m].devices and v.nodes[m].outputs:
+            parts[v.nodes[m].devices or frozenset()].append(v.nodes[m])
+    for devices, made in parts.items():
+        if len(devices) != 1 or len(made) < 2:
+            continue
+        for i in n.inputs or ():
+            for d, x in i.dims:
+                given = [dict(o.dims) for m in made for o in m.outputs or () if {**dict(o.dims), d: x} == dict(i.dims)]
+                lengths = [int(g[d]) for g in given if g.get(d, "").isdigit()]
+                if len(lengths) > 1 and x.isdigit() and sum(lengths) == int(x) and max(lengths) < int(x):
+                    yield bad(n, f"joins {len(lengths)} parts of GPU {min(devices)} along {d} ({x}) inside",
+                              "insert an aggregation node (a parallelogram) in front of it")  # fmt: skip
+                    break
 
 
 def _resized(outputs: tuple[PortFacts, ...], inputs: tuple[PortFacts, ...]) -> str | None:
@@ -86,6 +107,31 @@ def dims_stated(v: View) -> Iterator[Violation]:
                     f"{d} is split (whole: {sizes[d]}) but Global says {n.whole.get(d, 'nothing')}",
                     f"add `Global: [{d}={sizes[d]}]`",
                 )
+    if not sizes:
+        yield from _split_without_global(v)
+
+
+def _split_without_global(v: View) -> Iterator[Violation]:
+    """Dims that a collective shows to be split: summed over by what feeds an all-reduce, grown by a gather."""
+    whole = {pair for n in v.nodes.values() for pair in n.whole.items()}
+    for c in v.nodes.values():
+        if c.kind != "comm" or len(c.devices or ()) < 2:
+            continue
+        head = words(c.operator)
+        for n in (v.nodes[m] for m in dict.fromkeys(v.preds[c.id])):
+            if n.kind != "compute" or len(n.devices or ()) != 1 or not n.inputs or not n.outputs:
+                continue
+            given = {d for p in n.outputs for d, _ in p.dims if d}
+            split: set[str] = set()
+            if re.search(r"all[\s_-]?reduce|reduce[\s_-]?scatter", head, re.IGNORECASE):
+                split = {d for p in n.inputs for d, x in p.dims if d and (d, x) not in whole} - given
+            elif re.search(r"all[\s_-]?gather", head, re.IGNORECASE):
+                grown = {d: x for p in c.outputs or () for d, x in p.dims}
+                split = {d for p in n.outputs for d, x in p.dims if d and grown.get(d, x) != x}
+            if split and not split & n.whole.keys():
+                d = min(split)
+                yield bad(n, f"{d} is split over {len(c.devices or ())} devices but no Global says how long it is",
+                          f"add `Global: [{d}=…]`")  # fmt: skip
 
 
 RECTANGLES = frozenset({"box", "rect", "rectangle", "square", "record", "mrecord"})
@@ -103,6 +149,8 @@ def shapes(v: View) -> Iterator[Violation]:
     some_nodes(v)
     for n in v.nodes.values():
         allowed, name = EXPECTED_SHAPE[_kind_by_name(n)]
+        if is_gate(n) and not TOP_K.search(words(n.operator)):
+            allowed = allowed | RECTANGLES  # "Gate" may be the linear map or the choice
         if n.shape not in allowed:
             yield bad(
                 n,
@@ -153,17 +201,23 @@ def _same(a: PortFacts, b: PortFacts) -> bool:
     return dict(a.dims) == dict(b.dims)
 
 
+_SHAPE_ONLY = re.compile(
+    r"\s*[(\[]?\s*\d+(?:\s*[,;x×*]\s*\d+)*\s*[)\]]?\s*\Z|[(\[].*[)\]]\Z|(?:[A-Za-z_]\w*\s*=\s*\d+[\s,;]*)+\Z"
+)
+
+
 def _tensor(attrs: dict[str, str]) -> str:
-    return attrs.get("tensor") or plain(attrs.get("label", "") or attrs.get("xlabel", "")).split("\n")[0].split("[")[
-        0
-    ].strip(" =:")
+    """The tensor that an edge names; a shape alone is no name."""
+    said = plain(attrs.get("label", "") or attrs.get("xlabel", "") or attrs.get("headlabel", "")).split("\n")[0]
+    name = attrs.get("tensor") or said.split("[")[0].strip(" =:")
+    return "" if _SHAPE_ONLY.match(name) else name
 
 
 def _unserved(v: View) -> Iterator[Violation]:
     """Inputs that are named on a node but that no edge brings."""
     for n in v.nodes.values():
         brought = {_tensor(e.attrs) for e in v.in_edges[n.id]}
-        if n.kind not in ("compute", "routing") or is_residual(n) or not n.inputs or not brought or "" in brought:
+        if n.kind != "compute" or is_residual(n) or not n.inputs or not brought or "" in brought:
             continue
         for p in n.inputs:
             if p.tensor and p.tensor not in brought and len(brought) < len({q.tensor for q in n.inputs}):
@@ -217,8 +271,61 @@ def batch(v: View) -> Iterator[Violation]:
             )
         elif n.kind == "compute" and len(set(items.split(","))) > 1:
             yield bad(n, f"reads different batch items ({items})", "an operator's inputs must hold the same items")
+    yield from _foreign_items(v)
     if not decidable:
         raise NotDecidable("no computation states a batch_size")
+
+
+def _batch_of(ports: tuple[PortFacts, ...] | None) -> str:
+    return next((x for p in ports or () for d, x in p.dims if BATCH.match(d)), "")
+
+
+def _items_of_devices(v: View) -> dict[int, str]:
+    """Which slice of a split batch each device holds, where every slice goes to one device."""
+    items: dict[int, str] = {}
+    for n in v.nodes.values():
+        whole, part = _batch_of(n.inputs), _batch_of(n.outputs)
+        if n.kind != "routing" or not (whole.isdigit() and part.isdigit()) or not 0 < int(part) < int(whole):
+            continue
+        taken = [v.nodes[m].devices or frozenset() for m in dict.fromkeys(v.succs[n.id])]
+        if all(len(d) == 1 for d in taken) and len(frozenset().union(*taken)) * int(part) == int(whole):
+            items |= {g: f"{n.id}/{g}" for d in taken for g in d}
+    return items
+
+
+def _foreign_items(v: View) -> Iterator[Violation]:
+    """Collectives that sum, and computations that read, batch items of other devices after a split of the batch."""
+    items = _items_of_devices(v)
+    if not items:
+        return
+    for c in v.nodes.values():
+        split = _batch_of(c.outputs) and _batch_of(c.outputs) == _batch_of(c.inputs)
+        senders = [v.nodes[m] for m in v.preds[c.id] if v.nodes[m].devices]
+        if c.kind != "comm" or not split or not all(_in_slices(n, items) for n in senders):
+            continue
+        held = {items[g] for n in senders for g in n.devices or ()}
+        if re.search(r"reduce", words(c.operator), re.IGNORECASE) and len(held) > 1:
+            yield bad(c, f"sums over {len(held)} devices that hold different batch items",
+                      "reduce only among ranks that hold the same items")  # fmt: skip
+            continue
+        for m in v.succs[c.id]:
+            reader = v.nodes[m]
+            if reader.kind == "compute" and _in_slices(reader, items) and len(v.preds[m]) > 1:
+                own = {items[g] for g in reader.devices or ()}
+                if held and not own & held:
+                    yield bad(reader, f"reads batch items that GPU {','.join(map(str, _gpus(senders)))} holds",
+                              "an operator's inputs must hold the same items")  # fmt: skip
+
+
+def _in_slices(n: NodeFacts, items: dict[int, str]) -> bool:
+    """The node states that its batch is a slice, and stands on devices with known slices."""
+    here = _batch_of(n.outputs)
+    whole = next((x for d, x in n.whole.items() if BATCH.match(d)), here)
+    return bool(n.devices) and here != whole and all(g in items for g in n.devices or ())
+
+
+def _gpus(nodes: list[NodeFacts]) -> list[int]:
+    return sorted({g for n in nodes for g in n.devices or ()})
 
 
 def _set(values: set[str]) -> str:

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from tools.dag.facts import NodeFacts, View, cluster_repeats, index_set, plain, repeats_in, words
+from tools.dag.facts import NodeFacts, View, cluster_repeats, index_set, num_layers, plain, repeats_in, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
 
 BLOCK = re.compile(
@@ -18,6 +18,10 @@ OPERATOR = re.compile(
     r"rotary|\bup\b|\bdown\b|\bgate\b|\bq\b|\bk\b|\bv\b|qkv|\bcache\b|\boutput\b|embed|lookup|sampl|argmax|logits|repeat|weights?|cat\b|transpose|"
     r"reshape|lm[\s-]?head|dispatch|combine|residual|gather|scatter|top[\s_-]?k|router|sigmoid", re.IGNORECASE,
 )  # fmt: skip
+OMITTED = re.compile(
+    r"\bomitted\b|\b(?:more|remaining|other|similar|same)\b.*\blayers?\b|^\W*(?:\.{3}|…)\W*|省略|其余.*层",
+    re.IGNORECASE,
+)
 JOINED = re.compile(r"\s(?:\+|&|and|→|->)\s|(?<=\w)\+(?=\w)", re.IGNORECASE)
 
 
@@ -30,12 +34,18 @@ def single_operators(v: View) -> Iterator[Violation]:
             continue
         head = words(n.operator)
         parts = JOINED.split(head)
+        listed = re.search(r"[(（]([^()（）]+)[)）]", head)
+        listing = re.split(r"\s*[,，、/]\s*", listed[1]) if listed else []
         if (
             len(parts) > 1
             and sum(bool(OPERATOR.search(p)) for p in parts) > 1
             and not re.search(r"append and read", head)
         ):
             yield bad(n, f"{head[:60]!r} names {len(parts)} operators", "one node per operator")
+        elif len(listing) > 1 and all(OPERATOR.search(p) and not re.search(r"\d", p) for p in listing):
+            yield bad(n, f"{head[:60]!r} names {len(listing)} operators", "one node per operator")
+        elif OMITTED.search(head):
+            yield bad(n, f"{head[:60]!r} stands for layers that are not drawn", "draw the layer once and write × n")
         elif BLOCK.search(head) and not OPERATOR.search(BLOCK.sub("", head)):
             yield bad(n, f"{head[:60]!r} is a block of operators", "break it down: projections, scores, softmax, …")
 
@@ -68,6 +78,10 @@ def repeats(v: View) -> Iterator[Violation]:
                 f"layer {index} is drawn again, equal to layer {index - 1}",
                 "draw it once and write × n",
             )
+    for n in v.nodes.values():
+        if OMITTED.search(words(n.operator)) and n.repeats is None and not re.search(r"\d", n.operator):
+            yield bad(n, "leaves layers out without their number", "draw the layer once and write × n")
+            return
     if not _states_repetition(v):
         stated = v.graph.attrs.get("num_hidden_layers", "")
         if stated == "1":
@@ -82,6 +96,8 @@ def repeats(v: View) -> Iterator[Violation]:
 
 
 def _layer_index(n: NodeFacts) -> int | None:
+    if len(n.layers) > 1 and "layer_indices" not in n.attrs:
+        return None
     if n.layers:
         return min(n.layers) if n.attrs.get("repeats", "1") == "1" else None
     m = LAYER_INDEX.search(n.module) or LAYER_INDEX.search(n.id) or LAYER_INDEX.search(n.operator)
@@ -114,8 +130,7 @@ def _states_repetition(v: View) -> bool:
 
 @rule("R19", "the repetitions add up to num_hidden_layers, per stage and in total")
 def layer_sum(v: View) -> Iterator[Violation]:
-    stated = v.graph.attrs.get("num_hidden_layers", "")
-    total = int(stated) if stated.isdigit() else None
+    total = num_layers(v)
     owners: dict[int, frozenset[int]] = {}
     seen = False
     for devices, layers, times, n in _layer_claims(v):
@@ -152,13 +167,20 @@ def _layer_claims(v: View) -> Iterator[tuple[frozenset[int], frozenset[int], int
         if n.kind != "compute":
             continue
         devices = n.devices or frozenset()
-        if n.layers and "repeats" in n.attrs:
+        if n.layers and ("repeats" in n.attrs or (len(n.layers) > 1 and n.repeats is not None)):
             yield devices, n.layers, n.repeats or 1, n
             continue
+        index = _layer_index(n)
+        if index is not None and n.repeats is None and num_layers(v) and not any(cluster_repeats(v, n.cluster)):
+            yield devices, frozenset({index}), 1, n
+            continue
         for _, times, layers in cluster_repeats(v, n.cluster):
-            if layers:
-                yield devices, layers, times, n
+            if layers or len(n.layers) > 1:
+                yield devices, layers or n.layers, times, n
                 break
+        else:
+            if len(n.layers) > 1:
+                yield devices, n.layers, len(n.layers), n
 
 
 def _uneven_stages(v: View) -> Iterator[Violation]:

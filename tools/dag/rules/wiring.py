@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tools.dag.facts import NodeFacts, View, is_residual, words
+from tools.dag.facts import TOP_K, NodeFacts, View, is_dashed, is_gate, is_residual, words
 from tools.dag.rules.base import Violation, bad, rule, some_nodes
 
 
@@ -73,11 +73,6 @@ def residuals(v: View) -> Iterator[Violation]:
             yield bad(n, "residual add whose label states one input", "list both inputs with their dims")
 
 
-GATE = re.compile(
-    r"top[\s_-]?k|\bgate\b.*\bselect|\bgating\b|\brouter\b(?!.*(?:matmul|linear|logits|softmax|proj))|\bgate\b\s*$|门控",
-    re.IGNORECASE,
-)
-TOP_K = re.compile(r"top[\s_-]?k", re.IGNORECASE)
 EXPERT = re.compile(r"\bexperts?\b|\bmoe\b|专家", re.IGNORECASE)
 EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\brouting\b", re.IGNORECASE)
 
@@ -86,19 +81,19 @@ EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\broutin
 def gates(v: View) -> Iterator[Violation]:
     heads = {n.id: words(n.operator) for n in v.nodes.values()}
     experts = [n for n in v.nodes.values() if EXPERT.search(heads[n.id]) and n.kind == "compute"]
-    found = _gates(v, heads)
+    found = _gates(v)
     if not found:
         if experts:
             yield bad(experts[0], "experts without a gate", "add the gate's top-k selection and its dashed edges")
         return
     reached: set[str] = set()
     for g in found:
-        dashed = [e.dst for e in v.out_edges[g.id] if _dashed(e.attrs)]
+        dashed = [e.dst for e in v.out_edges[g.id] if is_dashed(e.attrs)]
         if not dashed:
             yield bad(g, "no dashed edge leaves the gate", "draw its selection with style=dashed")
         reached |= _follow(v, dashed)
         for e in v.out_edges[g.id]:
-            if not _dashed(e.attrs) and _is_expert_side(heads[e.dst], v.nodes[e.dst]):
+            if not is_dashed(e.attrs) and _is_expert_side(heads[e.dst], v.nodes[e.dst]):
                 yield Violation(
                     message=f"{g.id} → {e.dst}: the gate's selection is a solid line",
                     node=g.id,
@@ -108,6 +103,8 @@ def gates(v: View) -> Iterator[Violation]:
     targets = [
         n for n in v.nodes.values() if n.kind == "routing" and EXPERT_ROUTING.search(heads[n.id]) and n not in found
     ]
+    if targets:
+        yield from _partial_choice(v, found, {t.id for t in targets})
     for t in targets or experts:
         if t.id not in reached and not (not targets and any(p in reached for p in v.preds[t.id])):
             yield bad(
@@ -117,11 +114,36 @@ def gates(v: View) -> Iterator[Violation]:
             )
 
 
-def _gates(v: View, heads: dict[str, str]) -> list[NodeFacts]:
-    """Nodes that choose experts: the top-k where the file has one, else whatever it calls gate or router."""
-    nodes = [n for n in v.nodes.values() if n.kind in ("compute", "routing") and GATE.search(heads[n.id])]
-    chosen = [n for n in nodes if TOP_K.search(heads[n.id])]
-    return chosen or [n for n in nodes if not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b", heads[n.id])]
+def _gates(v: View) -> list[NodeFacts]:
+    """Nodes that choose experts: the top-k where the file has one, else whatever it calls gate or router, else a gate's
+    linear map that dashed lines leave."""
+    nodes = [n for n in v.nodes.values() if is_gate(n)]
+    chosen = [n for n in nodes if TOP_K.search(words(n.operator))]
+    return chosen or nodes or [
+        n for n in v.nodes.values()
+        if re.search(r"\b(?:gate|router)\b(?![ _]?proj)", words(n.operator), re.IGNORECASE)
+        and any(is_dashed(e.attrs) for e in v.out_edges[n.id])
+    ]  # fmt: skip
+
+
+def _partial_choice(v: View, found: list[NodeFacts], targets: set[str]) -> Iterator[Violation]:
+    """A gate whose tokens can reach an expert that its dashed lines leave out."""
+    for g in found:
+        chosen = _follow(v, [e.dst for e in v.out_edges[g.id] if is_dashed(e.attrs)]) & targets
+        way, todo = set(), [g.id]
+        while todo:
+            for m in v.succs[todo.pop()]:
+                if m not in way and v.nodes[m].kind in ("routing", "comm"):
+                    way.add(m)
+                    todo.append(m)
+        final = {t for t in targets if not any(m in targets for m in v.succs[t])}
+        left = sorted((way & final) - chosen)
+        if chosen & final and left:
+            yield bad(
+                g,
+                f"selects among {len(chosen & final)} of the {len(way & final)} experts that its tokens can reach",
+                f"add dashed edges to {', '.join(left[:4])}",
+            )
 
 
 def _is_expert_side(head: str, n: NodeFacts) -> bool:
@@ -130,16 +152,12 @@ def _is_expert_side(head: str, n: NodeFacts) -> bool:
     )
 
 
-def _dashed(attrs: dict[str, str]) -> bool:
-    return "dashed" in attrs.get("style", "")
-
-
 def _follow(v: View, start: list[str]) -> set[str]:
     """Nodes that dashed edges lead to, onwards through splits and communication."""
     seen, todo = set(start), list(start)
     while todo:
         for e in v.out_edges[todo.pop()]:
-            if _dashed(e.attrs) and e.dst not in seen:
+            if is_dashed(e.attrs) and e.dst not in seen:
                 seen.add(e.dst)
                 todo.append(e.dst)
     return seen

@@ -21,7 +21,17 @@ from typing import Any, Literal
 import numpy as np
 
 from tools.engines.rules import megatron, sglang, torchtitan, trtllm, vllm, vllm_ascend
-from tools.engines.rules.base import Degrees, EngineRules, Flag, Ints, Placement, Verdict, place
+from tools.engines.rules.base import (
+    Degrees,
+    EngineRules,
+    Flag,
+    Ints,
+    Placement,
+    Verdict,
+    breakdown,
+    place,
+    total,
+)
 from tools.engines.rules.devices import device_dtype, device_layout
 from tools.partition.lower import default_layers_per_stage as balanced_layers
 from tools.spec.base import ToolError
@@ -43,8 +53,8 @@ ENGINES: tuple[tuple[str, str], ...] = tuple(RULES)
 """(engine, version) of every release with rules."""
 
 __all__ = [
-    "ENGINES", "RULES", "EngineRules", "Flag", "Placement", "check", "default_layers_per_stage", "device_dtype",
-    "engine_rules", "engines", "kv_budget", "latest", "legal", "legal_mask", "legal_tp", "memory_fraction",
+    "ENGINES", "RULES", "Degrees", "EngineRules", "Flag", "Placement", "check", "default_layers_per_stage", "device_dtype",
+    "engine_rules", "engines", "kv_budget", "kv_budgets", "latest", "legal", "legal_mask", "legal_tp", "memory_fraction",
     "parallel_flags", "placement", "resolve_layers", "server_defaults",
 ]  # fmt: skip
 
@@ -95,6 +105,9 @@ def check(
     known, said = _known(name, version)
     if known is None:
         return said
+    beyond = _beyond(known, strategy)
+    if beyond:
+        return (*beyond, *said)  # its degrees mean something else to the engine: judging them would mislead
     d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node)
     broken = [v for v in (rule(model, d) for rule in known.rules) if np.any(v.bad)]
     way_out = ""
@@ -106,6 +119,27 @@ def check(
         *device_layout(device, name, strategy.ep, strategy.group), *said,
     ]  # fmt: skip
     return tuple(sorted(found, key=lambda f: f.severity != "error"))
+
+
+BEYOND: tuple[tuple[str, int, str, frozenset[str]], ...] = (
+    ("expert_devices", 0, "experts on devices of their own", frozenset()),
+    ("attn_pool", 0, "a pool of devices that joins attention", frozenset()),
+    ("seq_slices", 1, "a pipeline over slices of the prompt", frozenset()),
+    ("virtual", 1, "an interleaved pipeline", frozenset({"megatron", "torchtitan"})),
+)
+"""Deployments that layouts express and engines mostly do not: (field, its neutral value, in words, engines that have it)."""
+
+
+def _beyond(rules: EngineRules, strategy: Strategy) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            code="not-expressible", severity="error", cause="engine", where=name,
+            message=f"{rules.label} has no option for {words} ({name}={getattr(strategy, name)}); the graph is proven, but "
+            "nothing launches it", fix=f"{name}={neutral}, or an engine that has it", values={name: getattr(strategy, name)},
+        )
+        for name, neutral, words, able in BEYOND
+        if getattr(strategy, name) != neutral and rules.engine not in able
+    )  # fmt: skip
 
 
 def _known(engine: str, version: str | None) -> tuple[EngineRules | None, tuple[Finding, ...]]:
@@ -258,9 +292,10 @@ def resolve_layers(engine: str | None, model: ModelSpec, strategy: Strategy, *, 
     files mean the same layers. `engine` None is the strategy's. Unchanged without stages to cut, or when more stages
     than layers make it illegal anyway. Idempotent.
     """
-    if strategy.pp == 1 or strategy.layers_per_stage is not None or strategy.pp > model.num_hidden_layers:
+    runs = strategy.pp * strategy.virtual
+    if strategy.pp == 1 or strategy.layers_per_stage is not None or runs > model.num_hidden_layers:
         return strategy
-    cut = default_layers_per_stage(engine or strategy.engine, model.num_hidden_layers, strategy.pp, version=version)
+    cut = default_layers_per_stage(engine or strategy.engine, model.num_hidden_layers, runs, version=version)
     return strategy.model_copy(update={"layers_per_stage": cut})
 
 
@@ -278,10 +313,21 @@ def kv_budget(
 
     `memory_reserve` is a fraction of the device that must stay free; it lowers the engine's memory fraction.
     """
-    return _nearest(engine, version).kv_budget(
-        memory_total_bytes=memory_total_bytes, weights_bytes=weights_bytes, activation_bytes=activation_bytes,
-        strategy=strategy, memory_reserve=memory_reserve,
-    )  # fmt: skip
+    return breakdown(_nearest(engine, version).kv_budget(
+        Degrees.of(strategy), memory_total_bytes=memory_total_bytes, weights_bytes=weights_bytes,
+        activation_bytes=activation_bytes, memory_reserve=memory_reserve,
+    ))  # fmt: skip
+
+
+def kv_budgets(
+    engine: str, degrees: Degrees, *, memory_total_bytes: float, weights_bytes: Ints, activation_bytes: Ints,
+    memory_reserve: float | None = None, version: str | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The totals of `kv_budget` for arrays of candidates."""
+    return np.asarray(total(_nearest(engine, version).kv_budget(
+        degrees, memory_total_bytes=memory_total_bytes, weights_bytes=weights_bytes, activation_bytes=activation_bytes,
+        memory_reserve=memory_reserve,
+    )))  # fmt: skip
 
 
 def memory_fraction(

@@ -15,7 +15,7 @@ import numpy as np
 from tools.spec.finding import Cause, Finding, Severity
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
-from tools.spec.term import Breakdown
+from tools.spec.term import Breakdown, Term
 
 Ints = Any
 """int, or a numpy integer array of one value per candidate."""
@@ -122,6 +122,36 @@ class Flag(NamedTuple):
     value: str | None = None
 
 
+class Amount(NamedTuple):
+    """One line of an engine's memory accounting, in bytes: of one strategy, or one value per candidate."""
+
+    name: str
+    bytes: Ints
+    formula: Callable[[], str]
+    """Called only where somebody reads it; degrees are ints then."""
+    source: str
+
+
+Budget = tuple[Amount, ...]
+"""What a device has (first), and everything that is not KV cache as negative amounts."""
+
+
+def total(budget: Budget) -> Ints:
+    """Bytes that are left for KV."""
+    left: Ints = 0.0
+    for a in budget:
+        left = left + a.bytes
+    return left
+
+
+def breakdown(budget: Budget) -> Breakdown:
+    """The budget of one strategy, with its formulas."""
+    terms = (
+        Term(name=a.name, value=float(a.bytes), unit="bytes", formula=a.formula(), source=a.source) for a in budget
+    )
+    return Breakdown(name="kv_budget", unit="bytes", terms=tuple(terms))
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRules:
     """One release of one engine: rules, its layer split, its memory accounting, its flags."""
@@ -130,7 +160,8 @@ class EngineRules:
     version: str
     rules: tuple[Rule, ...]
     layers_per_stage: Callable[[int, int], tuple[int, ...]]
-    kv_budget: Callable[..., Breakdown]
+    kv_budget: Callable[..., Budget]
+    """(degrees, memory_total_bytes, weights_bytes, activation_bytes, memory_reserve) → what the engine leaves for KV."""
     memory_fraction: Callable[..., float]
     parallel_flags: Callable[[ModelSpec, Strategy], tuple[Flag, ...]]
     aligned: Callable[[Degrees], Sequence[Ints]]

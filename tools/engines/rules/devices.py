@@ -26,6 +26,14 @@ PLUGINS: dict[tuple[str, str], str] = {
     ("vllm", "cambricon"): "vllm-mlu", ("vllm", "moore threads"): "vllm-musa", ("sglang", "google"): "sglang-jax",
 }  # fmt: skip
 """Separate projects that bring the back end, by engine and vendor."""
+
+
+def engine_on(device: Device, name: str) -> str:
+    """The project that brings `name` to the device's vendor, where the engine itself has no back end for it."""
+    vendor = device.vendor.lower()
+    return name if vendor in RUNS_ON.get(name, (vendor,)) else PLUGINS.get((name, vendor), name)
+
+
 ASCEND_UNSUPPORTED = ("Da Vinci (910)",)
 """First-generation 910: vllm-ascend's releases name A2 (910B), A3 (910C) and 310P."""
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from tools.engines.rules import common
 from tools.engines.rules.base import (
+    Amount,
+    Budget,
     Degrees,
     EngineRules,
     Flag,
@@ -24,7 +26,6 @@ from tools.engines.rules.base import (
 )
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
-from tools.spec.term import Breakdown, Term
 
 VERSION = "core-0.20"
 WEIGHT_DTYPES = ("fp32", "bf16", "fp16", "fp8")
@@ -165,18 +166,18 @@ def memory_fraction(*, memory_total_bytes: float, strategy: Strategy, memory_res
 
 
 def kv_budget(
-    *, memory_total_bytes: float, weights_bytes: float, activation_bytes: float, strategy: Strategy,
+    d: Degrees, *, memory_total_bytes: float, weights_bytes: Ints, activation_bytes: Ints,
     memory_reserve: float | None = None,
-) -> Breakdown:  # fmt: skip
+) -> Budget:  # fmt: skip
     """What parameters, gradients, optimizer state (all in `weights_bytes`) and activations leave."""
-    return Breakdown(name="kv_budget", unit="bytes", terms=(
-        Term(name="total", value=memory_total_bytes, unit="bytes", formula="memory of the device", source="catalogue"),
-        Term(name="stated_reserve", value=-(memory_reserve or 0.0) * memory_total_bytes, unit="bytes",
-             formula=f"{memory_reserve or 0.0:g} * total", source="stated"),
-        Term(name="weights", value=-weights_bytes, unit="bytes", formula="fullest rank", source="plan"),
-        Term(name="activations", value=-activation_bytes, unit="bytes", formula="fullest rank", source="plan"),
-        Term(name="non_torch", value=-OVERHEAD_BYTES, unit="bytes", formula="1.5 GiB", source="assumed"),
-    ))  # fmt: skip
+    return (
+        Amount("total", memory_total_bytes, lambda: "memory of the device", "catalogue"),
+        Amount("stated_reserve", -(memory_reserve or 0.0) * memory_total_bytes,
+               lambda: f"{memory_reserve or 0.0:g} * total", "stated"),
+        Amount("weights", -weights_bytes, lambda: "fullest rank", "plan"),
+        Amount("activations", -activation_bytes, lambda: "fullest rank", "plan"),
+        Amount("non_torch", -OVERHEAD_BYTES, lambda: "1.5 GiB", "assumed"),
+    )  # fmt: skip
 
 
 def world(s: Strategy) -> str:

@@ -6,7 +6,7 @@ Attention TP is tp_size / (attn_dp * attn_cp), expert TP is tp_size / (ep * moe_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from tools.engines.rules import common
 from tools.engines.rules.base import (
     BLOCK_FP8,
     GROUP_INT4,
+    Amount,
+    Budget,
     Degrees,
     EngineRules,
     Flag,
@@ -30,10 +32,10 @@ from tools.engines.rules.base import (
     named,
     place,
     shared_linears,
+    total,
 )
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
-from tools.spec.term import Breakdown, Term
 
 VERSION = "0.5.23"
 MIB = 2**20
@@ -384,46 +386,43 @@ def native_replicas(d: Degrees) -> bool:
     return d.dp > 1 and d.attn_dp == 1 and d.devices <= d.node and place(d, aligned(d)).nodes == 1
 
 
-def graph_batch(memory_bytes: float, group: int) -> int:
+def graph_batch(memory_bytes: float, group: Ints) -> Ints:
     """Default largest decode batch with a CUDA graph, by device memory (arg_groups/memory_hook.py)."""
     gib = memory_bytes / GIB
+    narrow = np.asarray(group) < 4
     if gib < 20:
-        return 8
-    if gib < 35:
-        return 48 if group < 4 else 160
+        return np.where(narrow, 8, 8)
     if gib < 60:
-        return 32 if group < 4 else 160
-    return 256 if group < 4 and gib < 160 else MAX_GRAPH_BATCH
+        return np.where(narrow, 48 if gib < 35 else 32, 160)
+    return np.where(narrow & (gib < 160), 256, MAX_GRAPH_BATCH)
 
 
-def scheduled(s: Strategy) -> int:
+def scheduled(d: Degrees | Strategy) -> Ints:
     """Sequences of one scheduler: every attention-DP rank has its own."""
-    return max(1, -(-s.batch // (s.attn_dp or 1)))
+    return np.maximum(1, -(-np.asarray(d.batch) // d.attn_dp))
 
 
-def reserved_terms(memory_bytes: float, s: Strategy) -> tuple[Term, ...]:
+def reserved(memory_bytes: float, d: Degrees) -> Budget:
     """What `mem_fraction_static` leaves free for activations and graphs, in bytes (arg_groups/memory_hook.py).
 
     The older path, which sizes the KV pool before graphs are captured: it reserves more than the one that sizes it
     after, so a plan that fits here fits there. The prefill-graph term is left to the 10 GiB floor of large cards.
     """
-    d = Degrees.of(s)
-    graph = min(graph_batch(memory_bytes, s.group), scheduled(s))
-    attn_dp = (3 * graph * d.attn_dp + (1.5 * graph * d.attn_dp if graph > 300 else 0)) if d.attn_dp > 1 else 0.0
-    rows = [
-        ("constant", 512.0, "512 MiB"),
-        ("activations", 1.5 * max(s.max_num_batched_tokens, 2048), "1.5 MiB * max(chunk, 2048)"),
-        ("parallel", 1024.0 * s.group * s.pp / 8, "1 GiB * tp_size * pp / 8"),
-        ("graphs", 2.0 * graph + attn_dp, f"2 MiB * {graph} + attention-DP padding"),
+    graph = np.minimum(graph_batch(memory_bytes, d.group), scheduled(d))
+    padding = np.where(np.asarray(d.attn_dp) > 1, np.where(graph > 300, 4.5, 3.0) * graph * d.attn_dp, 0.0)
+    rows: list[tuple[str, Ints, Callable[[], str]]] = [
+        ("constant", 512.0, lambda: "512 MiB"),
+        ("activations", 1.5 * np.maximum(d.max_num_batched_tokens, 2048), lambda: "1.5 MiB * max(chunk, 2048)"),
+        ("parallel", 1024.0 * d.group * d.pp / 8, lambda: "1 GiB * tp_size * pp / 8"),
+        ("graphs", 2.0 * graph + padding, lambda: f"2 MiB * {graph} + attention-DP padding"),
     ]
-    total = sum(r[1] for r in rows)
-    if memory_bytes > 60 * GIB and total < 10 * 1024:
-        rows.append(("floor", 10 * 1024 - total, "at least 10 GiB above 60 GiB cards"))
-    if dispatches(d):
-        rows.append(("deepep", 2048.0, "2 GiB of all-to-all buffers"))
+    if memory_bytes > 60 * GIB:
+        below = np.maximum(10 * 1024 - sum(r[1] for r in rows), 0.0)
+        rows.append(("floor", below, lambda: "at least 10 GiB above 60 GiB cards"))
+    rows.append(("deepep", np.where(dispatches(d), 2048.0, 0.0), lambda: "2 GiB of all-to-all buffers"))
     source = f"sglang {VERSION} arg_groups/memory_hook.py"
     return tuple(
-        Term(name=name, value=-mib * MIB, unit="bytes", formula=formula, source=source) for name, mib, formula in rows
+        Amount(name, -mib * MIB, formula, source) for name, mib, formula in rows if np.any(np.asarray(mib) > 0)
     )
 
 
@@ -432,39 +431,39 @@ def memory_fraction(*, memory_total_bytes: float, strategy: Strategy, memory_res
 
     Not below 0.1, the least that starts; `kv_budget` shows the true terms.
     """
-    reserved = -sum(t.value for t in reserved_terms(memory_total_bytes, strategy))
-    fraction = (memory_total_bytes - reserved) / memory_total_bytes - (memory_reserve or 0.0)
+    held = -float(total(reserved(memory_total_bytes, Degrees.of(strategy))))
+    fraction = (memory_total_bytes - held) / memory_total_bytes - (memory_reserve or 0.0)
     return max(0.1, round(fraction, 3))
 
 
 def kv_budget(
-    *, memory_total_bytes: float, weights_bytes: float, activation_bytes: float, strategy: Strategy,
+    d: Degrees, *, memory_total_bytes: float, weights_bytes: Ints, activation_bytes: Ints,
     memory_reserve: float | None = None,
-) -> Breakdown:  # fmt: skip
+) -> Budget:  # fmt: skip
     """Bytes left for the KV pool on one rank: total * mem_fraction_static - weights.
 
     Activations beyond what the fraction reserves for them are taken off too (the engine would run out of memory).
     """
-    terms = reserved_terms(memory_total_bytes, strategy)
-    named = {t.name: -t.value for t in terms}
+    amounts = reserved(memory_total_bytes, d)
+    named = {a.name: -a.bytes for a in amounts}
     covered = named["activations"] + named.get("floor", 0.0)
     where = f"sglang {VERSION} arg_groups/memory_hook.py"
-    return Breakdown(name="kv_budget", unit="bytes", terms=(
-        Term(name="total", value=memory_total_bytes, unit="bytes", formula="memory of the device", source=where),
-        *terms,
-        Term(name="stated_reserve", value=-(memory_reserve or 0.0) * memory_total_bytes, unit="bytes",
-             formula=f"{memory_reserve or 0.0:g} * total", source="stated"),
-        Term(name="activation_excess", value=min(0.0, covered - activation_bytes), unit="bytes",
-             formula="min(0, reserved for activations - their peak)", source="plan"),
-        Term(name="weights", value=-weights_bytes, unit="bytes", formula="fullest rank", source=where),
-    ))  # fmt: skip
+    return (
+        Amount("total", memory_total_bytes, lambda: "memory of the device", where),
+        *amounts,
+        Amount("stated_reserve", -(memory_reserve or 0.0) * memory_total_bytes,
+               lambda: f"{memory_reserve or 0.0:g} * total", "stated"),
+        Amount("activation_excess", np.minimum(0.0, covered - activation_bytes),
+               lambda: "min(0, reserved for activations - their peak)", "plan"),
+        Amount("weights", -weights_bytes, lambda: "fullest rank", where),
+    )  # fmt: skip
 
 
 def server_defaults(memory_bytes: float, tp: int) -> tuple[int, int]:
     """(chunked_prefill_size, largest graphed decode batch) without flags, by device memory."""
     gib = memory_bytes / GIB
     chunk = 2048 if gib < 20 else 4096 if gib < 60 else 8192 if gib < 160 else 16384
-    return chunk, graph_batch(memory_bytes, tp)
+    return chunk, int(graph_batch(memory_bytes, tp))
 
 
 def world(s: Strategy) -> str:

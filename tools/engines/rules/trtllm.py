@@ -13,6 +13,8 @@ import numpy as np
 from tools.engines.rules import common
 from tools.engines.rules.base import (
     BLOCK_FP8,
+    Amount,
+    Budget,
     Degrees,
     EngineRules,
     Flag,
@@ -30,7 +32,6 @@ from tools.engines.rules.base import (
 )
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
-from tools.spec.term import Breakdown, Term
 
 VERSION = "1.3.0rc23"
 FREE_FRACTION = 0.9
@@ -223,44 +224,44 @@ def memory_fraction(
     where nobody says. The launch file caps the pool by tokens as well then.
     """
     left = left_bytes if left_bytes is not None else memory_total_bytes / 2
-    reserve = (memory_reserve or 0.0) * memory_total_bytes
-    return round(max(0.05, min(FREE_FRACTION, 1 - reserve / left)), 3) if left > 0 else 0.05
+    return float(free_fraction((memory_reserve or 0.0) * memory_total_bytes, left))
 
 
-def graph_sizes(batch: int) -> int:
-    """Captured decode batches with padding enabled: powers of two, and steps of 8 up to 128 (templates)."""
-    return len({1, 2, 4, *range(8, min(batch, 128) + 1, 8), *(2**i for i in range(11) if 2**i <= batch)})
+def free_fraction(reserve: float, left: Ints) -> Ints:
+    share = np.clip(1 - reserve / np.maximum(left, 1e-9), 0.05, FREE_FRACTION)
+    return np.where(np.asarray(left) > 0, np.round(share, 3), 0.05)
+
+
+def graph_sizes(batch: Ints) -> Ints:
+    """How many decode batches are captured with padding enabled: 1, 2, 4, steps of 8 up to 128, and powers of two up to
+    1024 (templates)."""
+    batch = np.asarray(batch)
+    return 3 + np.minimum(batch, 128) // 8 + sum(np.where(batch >= i, 1, 0) for i in (256, 512, 1024))
 
 
 def kv_budget(
-    *, memory_total_bytes: float, weights_bytes: float, activation_bytes: float, strategy: Strategy,
+    d: Degrees, *, memory_total_bytes: float, weights_bytes: Ints, activation_bytes: Ints,
     memory_reserve: float | None = None,
-) -> Breakdown:  # fmt: skip
+) -> Budget:  # fmt: skip
     """Bytes of the KV pool on one rank: a fraction of what weights, the activation peak, and graphs leave free.
 
     Negative when the weights do not fit: nothing is then left to take a fraction of.
     """
-    s = strategy
-    groups = sum((s.group > 1, s.pp > 1, s.cp > 1, s.ep > 1))
-    graphs = graph_sizes(-(-s.batch // (s.attn_dp or 1))) * GRAPH_BYTES
+    groups: Ints = sum(np.where(np.asarray(x) > 1, 1, 0) for x in (d.group, d.pp, d.cp, d.ep))
+    graphs = 1.0 * graph_sizes(-(-np.asarray(d.batch) // d.attn_dp)) * GRAPH_BYTES
     other = CONTEXT_BYTES + groups * COMMUNICATOR_BYTES
     left = memory_total_bytes - weights_bytes - activation_bytes - other - graphs
-    fraction = memory_fraction(
-        memory_total_bytes=memory_total_bytes, strategy=s, memory_reserve=memory_reserve, left_bytes=left
-    )
+    fraction = free_fraction((memory_reserve or 0.0) * memory_total_bytes, left)
     where = seen("free_gpu_memory_fraction of the serve command")
-    return Breakdown(name="kv_budget", unit="bytes", terms=(
-        Term(name="total", value=memory_total_bytes, unit="bytes", formula="memory of the device", source="catalogue"),
-        Term(name="weights", value=-weights_bytes, unit="bytes", formula="fullest rank", source=where),
-        Term(name="activations", value=-activation_bytes, unit="bytes",
-             formula=f"peak of a step of {s.max_num_batched_tokens} tokens", source=where),
-        Term(name="non_torch", value=-other, unit="bytes", formula=f"0.5 GiB + {groups} communicators * 392 MB",
-             source="aiconfigurator reserve"),
-        Term(name="cuda_graphs", value=-float(graphs), unit="bytes", formula="captured sizes * 26 MiB",
-             source="vllm-project/vllm #22897, stands in"),
-        Term(name="left_free", value=-(1 - fraction) * max(left, 0.0), unit="bytes",
-             formula=f"(1 - free_gpu_memory_fraction({fraction:g})) * what is left", source=where),
-    ))  # fmt: skip
+    return (
+        Amount("total", memory_total_bytes, lambda: "memory of the device", "catalogue"),
+        Amount("weights", -weights_bytes, lambda: "fullest rank", where),
+        Amount("activations", -activation_bytes, lambda: f"peak of a step of {d.max_num_batched_tokens} tokens", where),
+        Amount("non_torch", -other, lambda: f"0.5 GiB + {groups} communicators * 392 MB", "aiconfigurator reserve"),
+        Amount("cuda_graphs", -graphs, lambda: "captured sizes * 26 MiB", "vllm-project/vllm #22897, stands in"),
+        Amount("left_free", -(1 - fraction) * np.maximum(left, 0.0),
+               lambda: f"(1 - free_gpu_memory_fraction({fraction:g})) * what is left", where),
+    )  # fmt: skip
 
 
 def server_defaults(memory_bytes: float, tp: int) -> tuple[int, int]:

@@ -13,6 +13,8 @@ import numpy as np
 
 from tools.engines.rules import common
 from tools.engines.rules.base import (
+    Amount,
+    Budget,
     Degrees,
     EngineRules,
     Flag,
@@ -27,7 +29,6 @@ from tools.engines.rules.base import (
 )
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
-from tools.spec.term import Breakdown, Term
 
 VERSION = "0.33.0"
 VOCAB_PADDING = 64
@@ -354,45 +355,48 @@ def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
 
 def memory_fraction(*, memory_total_bytes: float, strategy: Strategy, memory_reserve: float | None = None) -> float:
     """--gpu-memory-utilization: the engine's default, lowered to leave a stated reserve free."""
+    return utilisation(memory_reserve)
+
+
+def utilisation(memory_reserve: float | None) -> float:
     return round(min(GPU_MEMORY_UTILIZATION, 1 - (memory_reserve or 0.0)), 3)
 
 
-def captured_sizes(max_num_seqs: int) -> int:
-    """How many batch sizes get a CUDA graph: 1, 2, 4, every 8th to 256, every 16th to min(2 * max_num_seqs, 512)."""
-    top = min(2 * max_num_seqs, MAX_CAPTURE)
-    sizes = [i for i in (1, 2, 4) if i <= top] + list(range(8, min(256, top + 1), 8)) + list(range(256, top + 1, 16))
-    return len(sizes)
+def captured_sizes(max_num_seqs: Ints) -> Ints:
+    """How many batch sizes get a CUDA graph: 1, 2, 4, every 8th below 256, every 16th from there to
+    min(2 * max_num_seqs, 512)."""
+    top = np.minimum(2 * max_num_seqs, MAX_CAPTURE)
+    few = sum((np.where(top >= i, 1, 0) for i in (1, 2, 4)), 0)
+    return few + np.minimum(255, top) // 8 + np.maximum((top - 240) // 16, 0)
 
 
-def communicators(s: Strategy) -> int:
+def communicators(d: Degrees) -> Ints:
     """Groups that each rank keeps NCCL buffers for."""
-    return sum((s.tp > 1, s.pp > 1, s.cp > 1, s.dcp > 1, (s.attn_dp or 1) > 1, s.ep > 1))
+    return sum(np.where(np.asarray(x) > 1, 1, 0) for x in (d.tp, d.pp, d.cp, d.dcp, d.attn_dp, d.ep))
 
 
 def kv_budget(
-    *, memory_total_bytes: float, weights_bytes: float, activation_bytes: float, strategy: Strategy,
+    d: Degrees, *, memory_total_bytes: float, weights_bytes: Ints, activation_bytes: Ints,
     memory_reserve: float | None = None,
-) -> Breakdown:  # fmt: skip
+) -> Budget:  # fmt: skip
     """Bytes left for KV blocks on one rank: requested - weights - activation peak - non-torch - CUDA graphs.
 
     `weights_bytes` and `activation_bytes` are of the fullest rank, activations at max_num_batched_tokens. The total may
     be negative: then the weights do not fit. Source: v1/worker/gpu_worker.py determine_available_memory.
     """
-    fraction = memory_fraction(memory_total_bytes=memory_total_bytes, strategy=strategy, memory_reserve=memory_reserve)
-    seqs = -(-strategy.batch // (strategy.attn_dp or 1))
-    n, groups = captured_sizes(seqs), communicators(strategy)
+    fraction = utilisation(memory_reserve)
+    n, groups = captured_sizes(-(-np.asarray(d.batch) // d.attn_dp)), communicators(d)
     where = f"vllm {VERSION} v1/worker/gpu_worker.py"
-    return Breakdown(name="kv_budget", unit="bytes", terms=(
-        Term(name="requested", value=float(math.ceil(memory_total_bytes * fraction)), unit="bytes",
-             formula=f"total * gpu_memory_utilization({fraction:g})", source=f"vllm {VERSION} v1/worker/utils.py"),
-        Term(name="weights", value=-weights_bytes, unit="bytes", formula="fullest rank", source=where),
-        Term(name="activations", value=-activation_bytes, unit="bytes",
-             formula=f"peak of a step of {strategy.max_num_batched_tokens} tokens", source=where),
-        Term(name="non_torch", value=-(CONTEXT_BYTES + groups * COMMUNICATOR_BYTES), unit="bytes",
-             formula=f"0.33 GiB + {groups} communicators * 392 MB", source="start-up logs; aiconfigurator reserve"),
-        Term(name="cuda_graphs", value=-float(n * GRAPH_BYTES_PER_SIZE), unit="bytes",
-             formula=f"{n} captured sizes * 26 MiB", source="vllm-project/vllm #22897"),
-    ))  # fmt: skip
+    return (
+        Amount("requested", float(math.ceil(memory_total_bytes * fraction)),
+               lambda: f"total * gpu_memory_utilization({fraction:g})", f"vllm {VERSION} v1/worker/utils.py"),
+        Amount("weights", -weights_bytes, lambda: "fullest rank", where),
+        Amount("activations", -activation_bytes, lambda: f"peak of a step of {d.max_num_batched_tokens} tokens", where),
+        Amount("non_torch", -(CONTEXT_BYTES + groups * COMMUNICATOR_BYTES),
+               lambda: f"0.33 GiB + {groups} communicators * 392 MB", "start-up logs; aiconfigurator reserve"),
+        Amount("cuda_graphs", -1.0 * n * GRAPH_BYTES_PER_SIZE, lambda: f"{n} captured sizes * 26 MiB",
+               "vllm-project/vllm #22897"),
+    )  # fmt: skip
 
 
 def server_defaults(memory_bytes: float, tp: int) -> tuple[int, int]:

@@ -7,13 +7,13 @@ Ranks are NPUs; a 910C package is two of them. Weights are quantised offline (Mo
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from tools.engines.rules import common, vllm
-from tools.engines.rules.base import Degrees, Rule, Verdict
+from tools.engines.rules.base import Budget, Degrees, Rule, Verdict
 from tools.spec.model import ModelSpec
-from tools.spec.term import Breakdown
 
 VERSION = "main-182b75ea"
 MLA_HEADS_PER_RANK = (32, 64, 128)
@@ -67,15 +67,12 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def kv_budget(**kwargs: object) -> Breakdown:
+def kv_budget(d: Degrees, **kwargs: Any) -> Budget:
     """vLLM's accounting, whose figures for graphs and communicators stand in for the NPU's."""
-    budget = vllm.kv_budget(**kwargs)  # type: ignore[arg-type]
-    terms = tuple(
-        t.model_copy(update={"source": f"{t.source}, stands in for the NPU"})
-        if t.name in ("non_torch", "cuda_graphs") else t
-        for t in budget.terms
-    )  # fmt: skip
-    return budget.model_copy(update={"terms": terms})
+    return tuple(
+        a._replace(source=f"{a.source}, stands in for the NPU") if a.name in ("non_torch", "cuda_graphs") else a
+        for a in vllm.kv_budget(d, **kwargs)
+    )
 
 
 VLLM_ASCEND = dataclasses.replace(
