@@ -13,13 +13,15 @@ from math import prod
 
 from tools.dag import runtime
 from tools.dag.graph import Dag, DagEdge, DagNode, Detail, Dims, Frame, Lane, Port, Role
+from tools.dag.handover import draw_handover
 from tools.dag.text import layers_text, slug
 from tools.graph.ir import Op
 from tools.memory import Dtypes
 from tools.partition.layout import Comm, Layout, positions
 from tools.partition.lower import PBody, POp, Program, Stage, ends_of
 from tools.partition.pipeline import num_slices, order, sequence, slices
-from tools.partition.transfer import messages
+from tools.partition.pools import Pools
+from tools.partition.transfer import circles, messages
 from tools.spec.base import ToolError
 
 ROUTING_KINDS = frozenset({"topk", "dispatch", "combine"})
@@ -38,9 +40,13 @@ COMM_WORDS = {"all_reduce": "all-reduce", "reduce_scatter": "reduce-scatter", "a
 
 
 def build_dag(
-    program: Program, *, detail: Detail = "full", title: str | None = None, expand_replicas: bool = False
-) -> Dag:
-    """The deployment DAG of one phase. Raises ToolError if the program has no sizes."""
+    program: Program, *, detail: Detail = "full", title: str | None = None, expand_replicas: bool = False,
+    pools: Pools | None = None,
+) -> Dag:  # fmt: skip
+    """The deployment DAG of one phase. Raises ToolError if the program has no sizes.
+
+    `pools`: `program` is one of two pools; the prefill's DAG then ends with the KV cache in place on the decode ranks.
+    """
     missing = [d for d in ("batch_size", "seq_len", "kv_len") if d not in program.sizes]
     if missing:
         raise ToolError(
@@ -50,7 +56,7 @@ def build_dag(
         from tools.dag.schedule import schedule_dag
 
         return schedule_dag(program, title=title)
-    builder = _Builder(program, detail, expand_replicas)
+    builder = _Builder(program, detail, expand_replicas, pools)
     dag = builder.build(title)
     if detail == "stage":
         from tools.dag.coarse import stage_view
@@ -85,8 +91,8 @@ class _Place:
 
 
 class _Builder:
-    def __init__(self, program: Program, detail: Detail, expand: bool):
-        self.program, self.mesh, self.detail = program, program.mesh, detail
+    def __init__(self, program: Program, detail: Detail, expand: bool, pools: Pools | None = None):
+        self.program, self.mesh, self.detail, self.pools = program, program.mesh, detail, pools
         s = program.strategy
         self.replicas = range(s.dp) if expand else range(1)
         self.sizes = {k: int(v) for k, v in program.sizes.items()}
@@ -103,7 +109,8 @@ class _Builder:
         self.orders = program.orders
         self.dtypes = Dtypes.of_strategy(program.model, s)
         self.index_bytes = self.dtypes.bytes("index")
-        self.world = s.num_devices
+        self.world = pools.num_devices if pools else s.num_devices
+        self.everyone = tuple(range(program.first, program.first + s.num_devices))
         self.whole = {**self.sizes, "batch_size": self.sizes["batch_size"] * s.dp}
         if "experts" in self.sizes:
             routed = self.whole["batch_size"] * self.sizes["seq_len"] * self.sizes["top_k"]
@@ -125,7 +132,11 @@ class _Builder:
             if chunk:
                 carried[piece] = self._send(p.stages[chunk - 1], stage, carried[piece], units)
             carried[piece] = self._stage(stage, mine, carried[piece])
-        self._total_output(units[p.stages[-1].index], carried)
+        handed: list[tuple[DagNode, Port]] = []
+        if self.pools and p.phase == "prefill":
+            there = replace(self.pools.decode, sizes={**self.pools.decode.sizes, **self.total})
+            handed = draw_handover(self, _Builder(there, self.detail, False), self.pools)
+        self._total_output(units[p.stages[-1].index], carried, handed)
         head = title or f"{p.model.name} · {p.phase} · {s.label(p.model.moe is not None)}"
         return Dag(
             head,
@@ -154,8 +165,12 @@ class _Builder:
             text += " · one decode step at the longest context; its tokens are the next step's input"
         if len(self.slices) > 1:
             text += f" · prompt in {len(self.slices)} slices of {', '.join(str(n) for _, n in self.slices)} tokens"
+        if self.pools:
+            mine = runtime.short(runtime.gpu_text(self.everyone))
+            text += f" in two pools, {self.program.phase} on {mine}"
         if s.dp > 1 and len(self.replicas) == 1:
-            text += f" · drawn: replica 0 (GPU 0-{s.replica - 1}), × {s.dp} identical replicas of {s.replica} GPUs"
+            one = runtime.short(runtime.gpu_text(self.everyone[: s.replica]))
+            text += f" · drawn: replica 0 ({one}), × {s.dp} identical replicas of {s.replica} GPUs"
         return text
 
     def _attrs(self) -> dict[str, str]:
@@ -271,7 +286,7 @@ class _Builder:
     def _total_input(self, units: Sequence[Sequence[_Unit]]) -> list[Carried]:
         s, first = self.program.strategy, self.program.stages[0]
         assert first.embed is not None
-        all_devices = tuple(range(self.world))
+        all_devices = self.everyone
         lanes = tuple(u.devices[0] for group in units for u in group)
         whole = Port(
             "ids", (("batch_size", self.whole["batch_size"]), ("seq_len", self.sizes["seq_len"])), self.index_bytes
@@ -345,7 +360,9 @@ class _Builder:
             source = node
         return {lane: (source.id, port) for lane, port in ports.items()}
 
-    def _total_output(self, units: Sequence[Sequence[_Unit]], carried: Sequence[Carried]) -> None:
+    def _total_output(
+        self, units: Sequence[Sequence[_Unit]], carried: Sequence[Carried], handed: Sequence[tuple[DagNode, Port]] = ()
+    ) -> None:
         s, head = self.program.strategy, self.program.stages[-1].head
         assert head is not None
         row, collected = self.row, []
@@ -371,7 +388,7 @@ class _Builder:
                 for lane, port in held:
                     self._join(piece[lane][0], node.id, port, lane)
             collected.append(node)
-        whole, all_devices = replace(part, dims=(("batch_size", self.whole["batch_size"]),)), tuple(range(self.world))
+        whole, all_devices = replace(part, dims=(("batch_size", self.whole["batch_size"]),)), self.everyone
         lanes = tuple(u.devices[0] for group in units for u in group)
         sources = collected
         if s.dp > 1:
@@ -382,17 +399,14 @@ class _Builder:
             for node in collected:
                 self._join(node.id, gather.id, part)
             sources = [gather]
-        sink = self._io(
-            "total_output",
-            "total output · next token ids",
-            "model.output",
-            "io",
-            all_devices,
-            ([whole], [whole]),
-            lanes=lanes,
-        )
-        for node in sources:
-            self._join(node.id, sink.id, whole)
+        kept = [port for _, port in handed]
+        if handed:
+            lanes, all_devices = tuple(x.index for x in self.lanes), tuple(range(self.world))
+        words = "total output · next token ids" + (", KV cache on the decode pool" if handed else "")
+        ports = ([whole, *kept], [whole, *kept])
+        sink = self._io("total_output", words, "model.output", "io", all_devices, ports, lanes=lanes)
+        for node, port in (*((n, whole) for n in sources), *handed):
+            self._join(node.id, sink.id, port)
 
     def _send(
         self, src: Stage, dst: Stage, carried: Carried, units: Mapping[int, Sequence[Sequence[_Unit]]]
@@ -552,15 +566,9 @@ class _Walk:
         return [(u, u) for row in lanes for u in ([row[i] for i in g] for g in groups)]
 
     def _circles(self, p: POp) -> list[tuple[list[int], list[int]]]:
-        """(senders, receivers) of a transfer, apart where no message joins them."""
         mesh, sizes = self.b.mesh, self.b.sizes
         sender, receiver = ends_of(self.body, p, mesh, self.b.orders)
-        circles: list[tuple[set[int], set[int]]] = []
-        for m in messages(sender, receiver, {d: sizes[d] for d in self.body.spec(p.output).dims}):
-            joined = [c for c in circles if m.src in c[0] or m.dst in c[1]]
-            circles = [c for c in circles if c not in joined]
-            circles.append(({m.src}.union(*(c[0] for c in joined)), {m.dst}.union(*(c[1] for c in joined))))
-        return sorted((sorted(a), sorted(b)) for a, b in circles)
+        return circles(messages(sender, receiver, {d: sizes[d] for d in self.body.spec(p.output).dims}))
 
     def _carries_selection(self, p: POp) -> bool:
         """Whether this all-to-all, or transfer to the expert devices, takes tokens to their experts."""

@@ -61,6 +61,8 @@ def _one_lane_per_stage(dag: Dag) -> Dag:
 
 def _block(n: DagNode) -> str:
     lane = n.devices[0]
+    if n.step.startswith("kv_"):
+        return n.id  # what crosses between pools stays as it is
     part = n.frame or n.step.rsplit("_", 1)[0] if n.frame else "_".join(n.step.split("_")[:2])
     return f"{part}__g{lane}"
 

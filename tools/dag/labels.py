@@ -84,9 +84,10 @@ _TOP_MODULE = re.compile(
     r"input|output|model|[a-z]+(?:_[a-z0-9]+)+)\s*[\])>]?\Z"
 )
 _SAID_MODULE = re.compile(r"(?:\bmodule|\bpath|模块(?:路径)?)\s*[:：=]\s*(\S+)", re.IGNORECASE)
-_SAID_OPERATOR = re.compile(r"^\s*(?:op(?:erator|eration)?|算子|操作)\s*[:：=]\s*", re.IGNORECASE)
+_SAID_OPERATOR = re.compile(r"^\s*(?:op(?:erator|eration)?|name|算子|操作|名称)\s*[:：=]\s*", re.IGNORECASE)
 _NOT_OPERATOR = re.compile(
-    r"\s*(?:(?:input|output|in|out|global|weights?|caches?|kv cache|params?|module|path|shapes?|dims?|输入|输出|全局|权重|模块|重复)"
+    r"\s*(?:(?:input|output|in|out|global|weights?|caches?|kv cache|params?|module|path|shapes?|dims?|"
+    r"输入|输出|全局|权重|模块|重复)"
     r"(?:\s*(?:tensors?|dim(?:ension)?s?|shapes?|维度|形状))?\s*[:：=]"
     rf"|[\[(<]?\s*(?:all\s+|on\s+)?{_DEVICE_WORD}{_SEPARATORS}[\d\s,、，\-–~/&.and]*(?:GPUs?)?\s*[\])>]?\Z"
     r"|\(?\s*(?:repeat\w*|[×✕x])\s*[:=x×]?\s*\d+\s*(?:times)?\)?\Z)",
@@ -162,10 +163,12 @@ def devices_in(text: str) -> frozenset[int] | None:
 # ------------------------------------------------------------------------ dims
 
 _SECTION = re.compile(
-    r"(?:(?P<key>\binput|\boutput|\bglobal|\bin|\bout|输入|输出|全局|\bweights?|\bcaches?|权重|缓存|设备|模块|重复|"
-    r"\bparams?|\bexpected|\bpartial|\bmodule|\bkernel|\bdevices?|\bgpus?|\bkv cache)s?"
-    r"(?:[ _-]*(?:dim(?:ension)?s?|shapes?|tensors?|维度|形状))?\s*[:：=]\s*)"
-    r"|(?P<bare>\binputs?|\boutputs?|\bglobal|\btakes|\bgives|\breturns|\bproduces)"
+    r"(?P<key>\b(?:input|output|global|in|out|weights?|caches?|params?|expected|partial|module|kernel|devices?|gpus?|kv cache)"
+    r"|输入|输出|全局|权重|缓存|设备|模块|重复)s?(?:[ _-]*(?:dim(?:ension)?s?|shapes?|tensors?|维度|形状))?\s*[:：=]\s*",
+    re.IGNORECASE,
+)
+_BARE_SECTION = re.compile(
+    r"\b(?P<key>inputs?|outputs?|global|takes|gives|returns|produces)"
     r"(?:[ _-]*(?:dim(?:ension)?s?|shapes?))?\s+(?=[\[(]|\w+\s*=\s*\d|[\w.]+\s+(?:with|of)\s+\w+\s*=)",
     re.IGNORECASE,
 )
@@ -181,10 +184,17 @@ _WITH = re.compile(r"([\w.]+)\s+(?:with|of)\s+(?=\w+\s*=)")
 @lru_cache(maxsize=65536)
 def sections(text: str) -> dict[str, tuple[PortFacts, ...]]:
     """Ports of `input`, `output`, `global`, as far as the text states them."""
-    marks = list(_SECTION.finditer(text))
+    found = _ports_between(text, list(_SECTION.finditer(text)))
+    if "input" in found and "output" in found:
+        return found
+    marks = sorted([*_SECTION.finditer(text), *_BARE_SECTION.finditer(text)], key=lambda m: m.start())
+    return _ports_between(text, marks)
+
+
+def _ports_between(text: str, marks: list[re.Match[str]]) -> dict[str, tuple[PortFacts, ...]]:
     parts: dict[str, tuple[PortFacts, ...]] = {}
     for m, following in zip(marks, [*marks[1:], None], strict=False):
-        key = (m["key"] or m["bare"]).lower()
+        key = m["key"].lower()
         key = _KEYS.get(key, key)
         end = following.start() if following else len(text)
         if key not in ("input", "output", "global") or key in parts:
@@ -252,10 +262,19 @@ def repeats_in(text: str) -> int | None:
     return int(next(g for g in m.groups() if g)) if m else None
 
 
+_PORT_LINE = re.compile(r"\s*(?:in|out)(?:put)?s?\b.*[:=\[]", re.IGNORECASE)
+_MAY_REPEAT = re.compile(r"[×✕重共]|x\s?\d|\dx|repe|times", re.IGNORECASE)
+
+
 def repeats_of(text: str) -> int | None:
     """As `repeats_in`, in a whole label: tensors called x2 are no repetition."""
-    return next((k for s in segments(text) if not re.match(r"(?i)\s*(?:in|out)(?:put)?s?\b.*[:=\[]", s)
-                 and (k := repeats_in(_BRACKET.sub(" ", s))) is not None), None)  # fmt: skip
+    if not _MAY_REPEAT.search(text):
+        return None
+    for s in segments(text):
+        k = None if _PORT_LINE.match(s) else repeats_in(_BRACKET.sub(" ", s))
+        if k is not None:
+            return k
+    return None
 
 
 def layers_in(text: str) -> frozenset[int]:

@@ -131,7 +131,7 @@ def splits_kv(model: ModelSpec, s: Strategy) -> bool:
 
 
 @lru_cache(maxsize=8)  # nobody writes into what is returned
-def _draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarray], dict[Phase, list[Trace]], int]:
+def draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarray], dict[Phase, list[Trace]], int]:
     """Weights and tokens, redrawn until no top-k choice hangs on rounding; with the reference's traces of all steps."""
     m, best = small.model, None
     for attempt in range(20):
@@ -142,7 +142,7 @@ def _draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarr
         caches: Caches = {}
         prefill = reference_bodies(m, "prefill", split_kv=rings(small.strategy))
         traces: dict[Phase, list[Trace]] = {"prefill": [run_reference(prefill, weights, ids, caches, 0)], "decode": []}
-        decode = reference_bodies(m, "decode", split_kv=splits_kv(m, small.strategy))
+        decode = reference_bodies(m, "decode", split_kv=splits_kv(m, small.decode or small.strategy))
         for step, tok in enumerate(nexts):
             traces["decode"].append(run_reference(decode, weights, tok, caches, small.seq_len + step))
         margins = [_top_k_margin(t, reference_bodies(m, phase)) for phase, ts in traces.items() for t in ts]
@@ -155,15 +155,15 @@ def _draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarr
 def _compare_phases(
     small: Reduced, programs: Programs, seed: int, alter_devices: Callable[[Devices], None] | None
 ) -> dict[Phase, Proof]:
-    weights, ids, nexts, traces, idle = _draw(small, seed)
+    weights, ids, nexts, traces, idle = draw(small, seed)
     num = int(programs["prefill"].mesh.size)
     # Chunks on the same ranks share these ranks' caches.
     held: dict[tuple[int, ...], list[Caches]] = {s.ranks: [{} for _ in range(num)] for s in programs["prefill"].stages}
     out: dict[Phase, Proof] = {}
     for phase, program in programs.items():
-        tally, caches = _Tally(), {s.index: held[s.ranks] for s in program.stages}
-        for step, passes in enumerate(_rounds(small, phase, weights, ids, nexts, traces)):
-            machines = [_machine(small, program, p) for p in passes]
+        tally, caches = Tally(), {s.index: held[s.ranks] for s in program.stages}
+        for step, passes in enumerate(rounds(small, phase, weights, ids, nexts, traces)):
+            machines = [machine(small, program, p) for p in passes]
             for m in machines if alter_devices else ():
                 alter_devices(m)  # type: ignore[misc]
             try:
@@ -174,7 +174,7 @@ def _compare_phases(
                 )
                 break
             for p, trace in zip(passes, got, strict=True):
-                tally.compare(program, trace, p.want, _machine(small, program, p))
+                tally.compare(program, trace, p.want, machine(small, program, p))
         out[phase] = Proof(
             strategy=small.strategy.label(), phase=phase, devices_simulated=num * len({s.ranks for s in program.stages}),
             steps=1 if phase == "prefill" else small.decode_steps,
@@ -184,7 +184,7 @@ def _compare_phases(
     return out
 
 
-def _rounds(
+def rounds(
     small: Reduced, phase: Phase, weights: Weights, ids: np.ndarray, nexts: Sequence[np.ndarray],
     traces: Mapping[Phase, Sequence[Trace]],
 ) -> list[list[Pass]]:  # fmt: skip
@@ -196,14 +196,14 @@ def _rounds(
     return [prompt_passes(ids, num_slices(small.strategy, "prefill"), bodies, weights, traces["prefill"][0])]
 
 
-def _machine(small: Reduced, program: Program, p: Pass) -> Devices:
+def machine(small: Reduced, program: Program, p: Pass) -> Devices:
     """The devices of a stage at the lengths of one pass."""
     new = p.ids.shape[1]
     sizes = {**program.sizes, "batch_size": small.batch_size, "seq_len": new, "kv_len": p.past + new}
     return Devices(program.mesh, {k: int(v) for k, v in sizes.items()}, p.past, program.orders, small.seq_len)
 
 
-class _Tally:
+class Tally:
     def __init__(self) -> None:
         self.count, self.worst, self.where = 0, 0.0, ""
         self.failures: list[str] = []
@@ -281,7 +281,7 @@ def relative_error(x: np.ndarray, part: np.ndarray, scale: float) -> float:
 def rewrite_error(model: ModelSpec, *, batch_size: int = 3, seq_len: int = 5, seed: int = 0) -> float:
     """Named rewrite "absorbed MLA": largest relative difference of logits between its decode and the plain form's."""
     small = reduce(model, Strategy(), batch_size=batch_size, seq_len=seq_len)
-    weights, ids, nexts, _, _ = _draw(small, seed)
+    weights, ids, nexts, _, _ = draw(small, seed)
     worst = 0.0
     caches: tuple[Caches, Caches] = ({}, {})
     for store in caches:

@@ -4,7 +4,7 @@ A group's load is what its layers hold together (weights, KV cache) plus the lar
 (activations), plus embedding or head where it is the first or the last group.
 
     greedy(loads, budget)             fill one device after the other
-    optimal(loads, budget, groups)    the fewest groups, or as many as asked for, and then the lightest heaviest one
+    optimal(loads, groups, budget)    the fewest groups, or as many as asked for, and then the lightest heaviest one
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class Loads:
         return tuple(out)
 
 
+def loads_of(given: Loads | Sequence[float]) -> Loads:
+    """Plain bytes per layer as loads that add up."""
+    return given if isinstance(given, Loads) else Loads(tuple(given))
+
+
 def place(loads: Loads, *, budget: float | None, method: Method = "dp", groups: int | None = None) -> tuple[int, ...]:
     """Layers per group. Raises ToolError without a budget or a number of groups, Refused with the numbers where a layer, or
     the best placement, exceeds the budget."""
@@ -62,9 +67,10 @@ def place(loads: Loads, *, budget: float | None, method: Method = "dp", groups: 
     return optimal(loads, budget=budget, groups=groups)
 
 
-def greedy(loads: Loads, budget: float) -> tuple[int, ...]:
+def greedy(loads: Loads | Sequence[float], budget: float) -> tuple[int, ...]:
     """Layers per device, each filled until the next layer would exceed the budget. No placement takes fewer devices: a
     group's load only grows with its layers."""
+    loads = loads_of(loads)
     refuse_large_layers(loads, budget)
     n, lo = len(loads.held), 0
     out: list[int] = []
@@ -77,10 +83,13 @@ def greedy(loads: Loads, budget: float) -> tuple[int, ...]:
     return tuple(out)
 
 
-def optimal(loads: Loads, *, budget: float | None = None, groups: int | None = None) -> tuple[int, ...]:
+def optimal(
+    loads: Loads | Sequence[float], groups: int | None = None, *, budget: float | None = None
+) -> tuple[int, ...]:
     """Of all placements into `groups` non-empty contiguous groups (without it: into the fewest that keep the budget) the one
     whose heaviest group is lightest; of equal ones the one whose first groups are smallest. Exact, by dynamic programming
     over (groups used, layers placed)."""
+    loads = loads_of(loads)
     if groups is None:
         if budget is None:
             raise ToolError("layer-wise placement needs a budget in bytes per device, or a number of devices")
@@ -125,4 +134,4 @@ def megabytes(n: float) -> str:
     return f"{n / 1e6:,.4g} MB" if n < 1e9 else f"{n / 1e9:,.4g} GB"
 
 
-__all__ = ["Loads", "Method", "greedy", "megabytes", "optimal", "place", "refuse_large_layers"]
+__all__ = ["Loads", "Method", "greedy", "loads_of", "megabytes", "optimal", "place", "refuse_large_layers"]

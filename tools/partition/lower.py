@@ -299,6 +299,8 @@ class Program:
     mesh: Mesh
     stages: tuple[Stage, ...]
     sizes: Sizes = field(compare=False)
+    first: int = 0
+    """Global rank of its first device; above 0 for the second pool of a deployment."""
 
     @property
     def orders(self) -> Orders:

@@ -334,9 +334,9 @@ def _update(body: Body, placement: TrainPlacement, options: TrainOptions, grads:
         kept = ([base] if a.master_weights else []) + (["mean", "square"] if a.optimizer == "adam" else [])
         states = [n if n == base else f"{n}({t.name})" for n in kept]
         for n in states:
-            tensors[n] = Tensor(n, t.dims, "activation", "fp32")
+            tensors[n] = Tensor(n, t.dims, "weight", "fp32")
             inputs[n] = own
-        tensors |= {f"new {n}": replace(tensors[n], name=f"new {n}") for n in (*states, t.name)}
+        tensors |= {f"new {n}": replace(tensors[n], name=f"new {n}", kind="activation") for n in (*states, t.name)}
         rows = _adam(t.name, base, g) if a.optimizer == "adam" else [("sgd_step", (base, g), f"new {base}")]
         if a.master_weights:
             rows.append(("cast", (f"new {base}",), f"new {t.name}"))

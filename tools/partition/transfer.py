@@ -8,7 +8,7 @@ back, an attention pool gets its queries, keys and values, and decode ranks get 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,16 @@ def messages(src: Side, dst: Side, lengths: Mapping[str, int], *, same_ranks: bo
                 f"rank {receiver} needs {missing} elements of a tensor over {dict(lengths)} that no rank sends"
             )
     return tuple(out)
+
+
+def circles(sent: Iterable[Message]) -> list[tuple[list[int], list[int]]]:
+    """(senders, receivers) of a transfer, apart where no message joins them."""
+    found: list[tuple[set[int], set[int]]] = []
+    for m in sent:
+        joined = [c for c in found if m.src in c[0] or m.dst in c[1]]
+        found = [c for c in found if c not in joined]
+        found.append(({m.src}.union(*(c[0] for c in joined)), {m.dst}.union(*(c[1] for c in joined))))
+    return sorted((sorted(a), sorted(b)) for a, b in found)
 
 
 def place(whole: Index, piece: Index) -> tuple[np.ndarray, ...]:

@@ -74,6 +74,8 @@ def residuals(v: View) -> Iterator[Violation]:
 
 
 EXPERT = re.compile(r"\bexperts?\b|\bmoe\b|专家", re.IGNORECASE)
+MAX_WALK = 5_000_000
+"""Gates times edges; beyond it only the union of all gates is judged."""
 EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\brouting\b", re.IGNORECASE)
 
 
@@ -128,6 +130,9 @@ def _gates(v: View) -> list[NodeFacts]:
 
 def _partial_choice(v: View, found: list[NodeFacts], targets: set[str]) -> Iterator[Violation]:
     """A gate whose tokens can reach an expert that its dashed lines leave out."""
+    if len(found) * len(v.graph.edges) > MAX_WALK:
+        return
+    final = {t for t in targets if not any(m in targets for m in v.succs[t])}
     for g in found:
         chosen = _follow(v, [e.dst for e in v.out_edges[g.id] if is_dashed(e.attrs)]) & targets
         way, todo = set(), [g.id]
@@ -136,7 +141,6 @@ def _partial_choice(v: View, found: list[NodeFacts], targets: set[str]) -> Itera
                 if m not in way and v.nodes[m].kind in ("routing", "comm"):
                     way.add(m)
                     todo.append(m)
-        final = {t for t in targets if not any(m in targets for m in v.succs[t])}
         left = sorted((way & final) - chosen)
         if chosen & final and left:
             yield bad(
