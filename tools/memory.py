@@ -14,17 +14,19 @@ coordinates 0 holds the longest shard of every tensor: the fullest rank's bytes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tools.engines.rules import engines, kv_budget
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import DTypeRole, Size, Sizes
+from tools.partition.layerwise import Loads
 from tools.partition.layout import DEFAULT_ORDERS, Orders, positions
 from tools.partition.lower import PBody, Program, Stage, local_dims, lower, num_elements
 from tools.partition.mesh import Mesh
@@ -40,6 +42,8 @@ HOLDS_WINDOW_ONLY = frozenset({"vllm"})
 """Engines that free the pages a sliding-window layer can no longer see: vLLM's hybrid KV cache manager, which is off
 for chunked attention (vllm 0.33.0 config/vllm.py:2246). Others are counted as keeping the whole context."""
 INDEX_BYTES = 4.0
+Counted = Literal["weights", "activations", "kv"]
+COUNTED: tuple[Counted, ...] = ("weights", "activations", "kv")
 Role = frozenset[str] | None
 """Device groups of a stage that a rank belongs to; None: the stage has one group, every rank holds every tensor."""
 
@@ -163,13 +167,12 @@ def body_activation_bytes(
     """Peak of the tensors that are live between kernels. Tensors inside a kernel never reach memory; caches are not
     activations. A kernel's outputs exist from its start, its inputs to its end."""
     peak: Size | float = 0.0
-    lives = [x for x in _lifetimes(pbody) if _there(pbody.group(x[0]), role)]
-    size = {name: tensor_bytes(pbody, name, sizes, mesh, dtypes) for name, _, _ in lives}
-    for at in _busy_moments(pbody):
+    like, moments = _live_sets(_ById(pbody), role)
+    size = [tensor_bytes(pbody, name, sizes, mesh, dtypes) for name in like]
+    for counts in moments:
         live: Size | float = 0.0
-        for name, first, last in lives:
-            if first <= at <= last:
-                live = live + size[name]
+        for i, n in counts:
+            live = live + (size[i] if n == 1 else n * size[i])
         peak = _larger(peak, live)
     return peak
 
@@ -227,6 +230,26 @@ def _lifetimes_of(key: _ById) -> tuple[tuple[str, int, int], ...]:
         last = max((spans[k][1] for k in readers), default=first)
         out.append((name, first, len(pbody.ops) - 1 if name == pbody.output else last))
     return tuple(out)
+
+
+@lru_cache(maxsize=4096)
+def _live_sets(key: _ById, role: Role) -> tuple[tuple[str, ...], tuple[tuple[tuple[int, int], ...], ...]]:
+    """(one tensor of each kind that is laid out alike, at every moment that can be the peak how many of each are live).
+
+    A moment whose tensors are all live at another one too cannot be the peak."""
+    pbody = key.pbody
+    lives = [x for x in _lifetimes(pbody) if _there(pbody.group(x[0]), role)]
+    kinds: dict[Any, int] = {}
+    like: list[str] = []
+    of: dict[str, int] = {}
+    for name, _, _ in lives:
+        spec = pbody.spec(name)
+        of[name] = kinds.setdefault((spec.dims, spec.dtype, spec.routed, pbody.layout(name)), len(like))
+        if of[name] == len(like):
+            like.append(name)
+    found = [Counter(of[n] for n, first, last in lives if first <= at <= last) for at in _busy_moments(pbody)]
+    top = [c for i, c in enumerate(found) if not any(c <= o and (c != o or j < i) for j, o in enumerate(found) if j != i)]
+    return tuple(like), tuple(tuple(sorted(c.items())) for c in top)
 
 
 def _busy_moments(pbody: PBody) -> tuple[int, ...]:
@@ -448,6 +471,35 @@ def held_elements(
     return prod(held(d) for d in pbody.spec(tensor).dims)
 
 
+def layer_loads(
+    model: ModelSpec, strategy: Strategy, *, batch: int, seq_len: int, count: Collection[Counted] = COUNTED,
+    add_activations: bool = False, ends: bool = True,
+) -> Loads:  # fmt: skip
+    """What each layer takes on one device of its stage, for layer-wise placement: weights, KV cache of `batch` sequences
+    (per replica) of `seq_len` tokens, activations of their prefill.
+
+    Layers of a group run one after another, so of their activations the largest counts; `add_activations` adds them up
+    instead (nothing is freed). `ends`: embedding and head count on the first and the last device.
+    """
+    one = strategy.model_copy(update={"pp": 1, "virtual": 1, "layers_per_stage": None})
+    sizes = all_sizes(model, batch_size=batch, seq_len=seq_len, kv_len=seq_len)
+    program = lower(model, one, "prefill", sizes)
+    (stage,), dtypes, tokens = program.stages, Dtypes.of_strategy(model, strategy), -(-batch // (strategy.attn_dp or 1)) * seq_len
+    args = (sizes, program.mesh, dtypes)
+
+    def held(b: PBody) -> float:
+        weights = body_weight_bytes(b, *args) if "weights" in count else 0.0
+        return float(weights + (tokens * body_kv_bytes_per_token(b, *args) if "kv" in count else 0.0))
+
+    bodies = [r.bodies[i % len(r.bodies)] for r in stage.runs for i in range(len(r.layers))]
+    by_body = {id(b): (held(b), float(body_activation_bytes(b, *args)) if "activations" in count else 0.0) for b in bodies}
+    rows = [by_body[id(b)] for b in bodies]
+    outer = [held(b) if b is not None and ends else 0.0 for b in (stage.embed, stage.head)]
+    if add_activations:
+        return Loads(tuple(a + b for a, b in rows), (), *outer)
+    return Loads(tuple(a for a, _ in rows), tuple(b for _, b in rows), *outer)
+
+
 # ------------------------------------------------------------------------------------------------------ the whole model
 
 
@@ -500,6 +552,7 @@ __all__ = [
     "held_elements",
     "kv_budget_bytes",
     "kv_bytes_per_token",
+    "layer_loads",
     "memory",
     "model_weight_bytes",
     "num_parameters",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from agent.commands.common import (
 from agent.errors import FINDINGS, OK
 from agent.files import read_text, write_atomic
 from knowledge.catalog import load_model
+from tools.dag.graph import Dag
+from tools.oracle.prove import Proof
+from tools.partition.lower import Program
+from tools.partition.pools import Pools
 from tools.spec.base import ToolError
 from tools.spec.finding import Finding
 from tools.spec.model import ModelSpec
@@ -38,15 +44,25 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
     from tools.partition.lower import lower
 
     one_of(asked["detail"], Detail, "--detail")
+    if asked.get("device") and asked["detail"] != "schedule":
+        raise ToolError(f"--device gives the times of --detail schedule; --detail is {asked['detail']}")
     model, wanted = buildable(load_model(asked["model"]).model), phases(asked.get("phase"))
-    strategy, out = strategy_from(asked, **checkpoint_dtypes(asked["model"])), ready_dir(asked["out"])
-    strategy = resolve_layers(strategy.engine, model, strategy)
+    out, pools = ready_dir(asked["out"]), _pools(asked, model)
+    if pools is None:
+        strategy = strategy_from(asked, **checkpoint_dtypes(asked["model"]))
+        strategy = resolve_layers(strategy.engine, model, strategy)
+        programs = {p: lower(model, strategy, p, _sizes(model, strategy, p, asked)) for p in wanted}
+    else:
+        programs = {p: q for p, q in (("prefill", pools.prefill), ("decode", pools.decode)) if p in wanted}
     dags = {}
-    for phase in wanted:
-        program = lower(model, strategy, phase, _sizes(model, strategy, phase, asked))
+    for phase, program in programs.items():
+        strategy = program.strategy
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{model.name}_{strategy.label()}_{phase}".replace("·", "_"))
         name += "" if asked["detail"] == "full" else f".{asked['detail']}"
-        dags[name] = (phase, program, build_dag(program, detail=asked["detail"]))
+        if asked.get("device"):
+            dags[name] = (phase, program, _timed_schedule(program, asked))
+        else:
+            dags[name] = (phase, program, build_dag(program, detail=asked["detail"], pools=pools))
         write_atomic(out / f"{name}.py", script_text(dags[name][2], name).encode())
         if asked.get("html"):
             write_atomic(out / f"{name}.html", html(dags[name][2]).encode())
@@ -54,8 +70,8 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
     graphs = [
         {
             "phase": dags[r.name][0],
-            "strategy": strategy.label(),
-            "devices": strategy.num_devices,
+            "strategy": dags[r.name][1].strategy.label(),
+            "devices": dags[r.name][1].num_devices,
             "digest": dags[r.name][1].digest(),
             "nodes": len(dags[r.name][2].nodes),
             "edges": len(dags[r.name][2].edges),
@@ -67,7 +83,8 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
         }
         for r in made
     ]
-    legality = [f.model_dump(mode="json") for f in check(model, strategy)]
+    judged = dict.fromkeys(p.strategy for p in programs.values())
+    legality = [f.model_dump(mode="json") for s in judged for f in check(model, s)]
     if json_:
         print_json({"model": model.name, "graphs": graphs, "findings": legality})
     else:
@@ -77,6 +94,35 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
         for f in legality:
             print(f"{f['severity']}: {f['message']}")
     return OK
+
+
+def _pools(asked: Mapping[str, Any], model: ModelSpec) -> Pools | None:
+    """Programs of both pools where --strategy names a file that has two; None for one strategy."""
+    from agent.reading.strategy_file import load_pools
+    from tools.engines.rules import resolve_layers
+    from tools.partition.pools import lower_pools
+
+    found = load_pools(asked["strategy"], checkpoint_dtypes(asked["model"]), model) if asked.get("strategy") else None
+    if found is None:
+        return None
+    first, second = (resolve_layers(s.engine, model, s) for s in found)
+    groups = lcm(first.attn_dp or 1, second.attn_dp or 1)
+    asked = {**asked, "batch": asked.get("batch") or groups}
+    prompt, step = _sizes(model, first, "prefill", asked), _sizes(model, second, "decode", asked)
+    return lower_pools(model, first, second, prompt, step)
+
+
+def _timed_schedule(program: Program, asked: Mapping[str, Any]) -> Dag:
+    """The schedule with the times that the cost model predicts on a device."""
+    from agent.commands.common import deployment_from
+    from knowledge.curves import load_curves
+    from tools.cost.schedule import schedule
+    from tools.dag.schedule import schedule_dag
+
+    s, length = program.strategy, asked["seq"]
+    deployment = deployment_from({**asked, "isl": length, "osl": 1}, s.num_devices)
+    batch = int(program.sizes["batch_size"])
+    return schedule_dag(program, schedule(deployment, s, load_curves(), program.phase, batch=batch, seq_len=length))
 
 
 def _text(path: Path | None) -> str | None:
@@ -97,18 +143,16 @@ def _sizes(model: ModelSpec, strategy: Strategy, phase: Phase, asked: Mapping[st
 
 def prove(asked: Mapping[str, Any], json_: bool) -> int:
     """Exit 1 when a proof does not hold."""
-    from tools.oracle.prove import prove as run
-
     graphs: list[dict[str, Any]] = []
-    for model, strategy, batch, seq in _to_prove(asked):
+    for model, run, batch, seq in _proofs(asked):
         began = time.perf_counter()
-        found = run(model, strategy, batch_size=batch, seq_len=seq)
+        found = run(batch_size=batch, seq_len=seq)
         seconds = round(time.perf_counter() - began, 3)
         for phase in phases(asked.get("phase")):
             p = found[phase]
             graphs.append(
                 {
-                    "model": model.name, "strategy": strategy.label(), "phase": phase, "devices": p.devices_simulated,
+                    "model": model.name, "strategy": p.strategy, "phase": phase, "devices": p.devices_simulated,
                     "max_relative_error": p.max_relative_error, "seconds": seconds, "ok": p.ok, "digest": p.digest,
                     "tensors_compared": p.tensors_compared, "failures": list(p.failures),
                 }
@@ -124,6 +168,21 @@ def prove(asked: Mapping[str, Any], json_: bool) -> int:
                 f"{g['tensors_compared']} tensors, max relative error {g['max_relative_error']:.2g} ({g['seconds']} s)"
             )
     return OK if holds else FINDINGS
+
+
+def _proofs(asked: Mapping[str, Any]) -> list[tuple[ModelSpec, Callable[..., dict[Phase, Proof]], int, int]]:
+    """(model, what proves it, batch, sequence length) of every strategy, or of the two pools of a strategy file."""
+    from agent.reading.strategy_file import load_pools
+    from tools.oracle.pools import prove_pools
+    from tools.oracle.prove import prove as run
+
+    if asked.get("strategy") and asked.get("model"):
+        model = buildable(load_model(asked["model"]).model)
+        both = load_pools(asked["strategy"], checkpoint_dtypes(asked["model"]), model)
+        if both:
+            batch = 2 * lcm(*(s.attn_dp or 1 for s in both))
+            return [(model, partial(prove_pools, model, *both), batch, 64)]
+    return [(model, partial(run, model, s), batch, seq) for model, s, batch, seq in _to_prove(asked)]
 
 
 def _to_prove(asked: Mapping[str, Any]) -> list[tuple[ModelSpec, Strategy, int, int]]:
@@ -145,8 +204,13 @@ def _to_prove(asked: Mapping[str, Any]) -> list[tuple[ModelSpec, Strategy, int, 
 
 
 def _legality(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from agent.reading.strategy_file import load_pools
     from tools.engines.rules import check
 
+    both = load_pools(asked["strategy"]) if asked.get("strategy") and asked.get("model") else None
+    if both:
+        model = load_model(asked["model"]).model
+        return [f.model_dump(mode="json") for s in dict.fromkeys(both) for f in check(model, s)]
     return [f.model_dump(mode="json") for model, s, _, _ in _to_prove(asked) for f in check(model, s)]
 
 

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from tools.placing import Layerwise
 from tools.spec.base import ToolError
+from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
 
 
@@ -44,6 +46,8 @@ PRESETS: dict[str, Preset] = {
     "ulysses": Preset("Sequence split over cp; all-to-all exchanges positions for heads around attention.", "cp", {"cp_kind": "ulysses"}),
     "ring": Preset("Sequence split over cp; keys and values travel around a ring.", "cp", {"cp_kind": "ring"}),
     "dcp": Preset("Tensor parallelism whose ranks deal out the KV cache of a sequence (dcp) while decoding.", "tp", needs=("dcp",)),
+    "interleaved": Preset("Interleaved pipeline: every stage holds `virtual` runs of layers, dealt out cyclically.", "pp", needs=("virtual",)),
+    "token-pipeline": Preset("Slices of the prompt (seq_slices) follow each other through the stages.", "pp", needs=("seq_slices",)),
     "two-level": Preset("Heads in groups, each head's d_k in dk slices.", "tp", needs=("dk",)),
 }  # fmt: skip
 
@@ -53,15 +57,50 @@ ALIASES: dict[str, str] = {
     "ep_size": "ep", "expert_tensor_parallel_size": "etp", "attention_dp": "attn_dp", "context_parallel_size": "cp", "context_parallel": "cp",
     "cp_size": "cp", "decode_context_parallel_size": "dcp", "sequence_parallel": "sp", "kv_cache_dtype": "kv_dtype", "max_num_seqs": "batch",
 }  # fmt: skip
-OURS = ("preset", "devices")
+OURS = ("preset", "devices", "layerwise")
 KEYS: tuple[str, ...] = (*OURS, *Strategy.model_fields)
 
 
-def load_strategy(path: Path, defaults: Mapping[str, Any] | None = None) -> Strategy:
-    """The strategy of a YAML or JSON file, or the one of a plan.json; `defaults` fill what it leaves out.
+def load_strategy(path: Path, defaults: Mapping[str, Any] | None = None, model: ModelSpec | None = None) -> Strategy:
+    """The strategy of a YAML or JSON file, or the one of a plan.json; `defaults` fill what it leaves out. A layer-wise
+    placement needs the model whose layers are placed.
 
     Raises ToolError in one line: file, key, what is wrong, and the nearest thing that is right.
     """
+    data = _read(path)
+    if POOLS & set(data):
+        raise ToolError(f"--strategy {path}: has pools for prefill and decode; only dag and prove take them")
+    try:
+        return strategy_from_data(data, defaults, model)
+    except ToolError as e:
+        raise type(e)(f"--strategy {path}: {e}") from None
+
+
+POOLS = {"prefill", "decode"}
+"""Keys of a file with one strategy per pool."""
+
+
+def load_pools(
+    path: Path, defaults: Mapping[str, Any] | None = None, model: ModelSpec | None = None
+) -> tuple[Strategy, Strategy] | None:
+    """(prefill's strategy, decode's) of a file with both keys; None for a file with one strategy. Raises ToolError."""
+    data = _read(path)
+    if not POOLS & set(data):
+        return None
+    missing, others = POOLS - set(data), set(data) - POOLS
+    if missing or others:
+        wrong = f"lacks {missing.pop()}" if missing else f"has {sorted(others)[0]!r} beside them"
+        raise ToolError(
+            f"--strategy {path}: pools are two keys, prefill and decode, each with degrees; the file {wrong}"
+        )
+    try:
+        both = [strategy_from_data(data[k], defaults, model) for k in ("prefill", "decode")]
+    except ToolError as e:
+        raise type(e)(f"--strategy {path}: {e}") from None
+    return both[0], both[1]
+
+
+def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     from agent.files import read_text
@@ -77,10 +116,7 @@ def load_strategy(path: Path, defaults: Mapping[str, Any] | None = None) -> Stra
         raise ToolError(
             f"--strategy {path}: expected degrees such as {{tp: 8, pp: 2}}, or {{preset: tp, devices: 8}}; got {_kind(data)}"
         )
-    try:
-        return strategy_from_data(data, defaults)
-    except ToolError as e:
-        raise ToolError(f"--strategy {path}: {e}") from None
+    return data
 
 
 def _kind(data: Any) -> str:
@@ -89,10 +125,14 @@ def _kind(data: Any) -> str:
     return "a list" if isinstance(data, list) else f"{str(data)[:40]!r}" if data != {} else "an empty object"
 
 
-def strategy_from_data(data: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Strategy:
+def strategy_from_data(
+    data: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, model: ModelSpec | None = None
+) -> Strategy:
     """The same for data in memory. Raises ToolError."""
     fields = _named(data)
     _check_types(fields)
+    if "layerwise" in fields:
+        return _placed(fields, defaults, model)
     preset, devices = fields.pop("preset", None), fields.pop("devices", None)
     if preset is not None:
         fields = _preset(preset, devices, fields)
@@ -104,6 +144,59 @@ def strategy_from_data(data: Mapping[str, Any], defaults: Mapping[str, Any] | No
             "change a degree, or leave devices out"
         )
     return strategy
+
+
+LAYERWISE = ("budget", "method", "count", "activations", "ends", "batch", "seq")
+
+
+def _placed(fields: dict[str, Any], defaults: Mapping[str, Any] | None, model: ModelSpec | None) -> Strategy:
+    """A strategy whose stages follow from a byte budget per device. pp, or devices, says how many there are; without them
+    the fewest that keep the budget."""
+    from tools.placing import place_layers
+
+    rule, fields = layerwise_rule(fields.pop("layerwise")), dict(fields)
+    if "layers_per_stage" in fields:
+        raise ToolError("layerwise and layers_per_stage both place the layers; keep one")
+    if model is None:
+        raise ToolError("layerwise places the layers of a model; give --model too")
+    devices, pp, preset = fields.pop("devices", None), fields.pop("pp", None), fields.pop("preset", None)
+    if preset is not None:
+        raise ToolError(
+            f"layerwise with preset {preset}: the preset fixes the stages already; give the degrees one by one"
+        )
+    one = Strategy.model_validate({**(defaults or {}), **fields})
+    if devices is not None and devices % one.num_devices:
+        raise ToolError(
+            f"{devices} devices / {one.num_devices} per stage (all replicas) is not a whole number of stages"
+        )
+    return place_layers(model, one, rule, groups=pp or (devices // one.num_devices if devices else None))
+
+
+def layerwise_rule(data: Any) -> Layerwise:
+    """The value of `layerwise`: a mapping, or just the budget. Raises ToolError naming the key that is wrong."""
+    from pydantic import ValidationError
+
+    from tools.placing import Layerwise
+    from tools.units import parse_quantity
+
+    given = dict(data) if isinstance(data, Mapping) else {"budget": data}
+    unknown = next((k for k in given if k not in LAYERWISE), None)
+    if unknown is not None:
+        raise ToolError(f"layerwise: unknown key {unknown!r}; known keys: {', '.join(LAYERWISE)}")
+    budget = given.pop("budget", None)
+    if isinstance(budget, str):
+        budget = parse_quantity(budget, "bytes").value
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
+        raise ToolError(f"layerwise: budget must be bytes such as 50MB, got {budget!r}")
+    if given.get("activations", "peak") not in ("peak", "sum"):
+        raise ToolError(f"layerwise: activations must be peak or sum, got {given['activations']!r}")
+    if "seq" in given:
+        given["seq_len"] = given.pop("seq")
+    try:
+        return Layerwise.model_validate({"budget_bytes": budget, **given})
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ToolError(f"layerwise: {first['loc'][0]}: {first['msg']}") from None
 
 
 def _named(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +229,8 @@ WHOLE = (
     "batch",
     "max_num_batched_tokens",
     "microbatches",
+    "virtual",
+    "seq_slices",
 )
 
 
@@ -210,6 +305,7 @@ def _product(fields: Mapping[str, Any], leave_out: str) -> int:
 _TEXTS: dict[str, str] = {
     "preset": "A usual deployment, see below; its open axis takes the devices that the other degrees leave.",
     "devices": "All devices of the strategy. With explicit degrees: checked against their product.",
+    "layerwise": "Contiguous layers per stage by a byte budget, see below; instead of `layers_per_stage`.",
     "tp": "Attention tensor parallelism.", "pp": "Pipeline stages.", "dp": "Independent replicas.", "ep": "Expert parallelism.",
     "etp": "Tensor parallelism inside an expert; left out: what EP leaves of the group.",
     "attn_dp": "Attention data parallelism inside a replica; left out: max(1, etp · ep / (tp · cp)).",
@@ -243,7 +339,21 @@ def strategy_file_markdown() -> str:
         f"| `{n}` | `{p.open}` | {', '.join(f'`{x}`' for x in p.needs) or 'devices'} | {p.summary} |"
         for n, p in PRESETS.items()
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *LAYERWISE_TEXT]) + "\n"
+
+
+LAYERWISE_TEXT = (
+    "", "## Layers by a byte budget", "",
+    "`layerwise` places contiguous groups of layers, one per pipeline stage, so that each device keeps a budget, such as its L2 or",
+    "SRAM. Without `pp` or `devices` the fewest devices are taken. A layer that exceeds the budget is refused with its bytes.", "",
+    "```yaml", "tp: 1", "layerwise: {budget: 2GB, method: dp, batch: 1, seq: 1024, count: [weights, activations, kv]}", "```", "",
+    "- `budget`: bytes per device. Left out: as even as can be over `pp` or `devices`.",
+    "- `method`: `dp` (default), of all placements the one whose heaviest device is lightest; `greedy`, one device filled after the other.",
+    "- `count`: what counts against the budget, of `weights`, `activations`, `kv`; default: all.",
+    "- `activations`: `peak` (default), layers of a device run one after another and the largest counts; `sum`, nothing is freed.",
+    "- `ends`: whether embedding and head count on the first and the last device; default `true`.",
+    "- `batch`, `seq`: sequences and tokens whose activations and KV cache count; default 1 and 1024.",
+)  # fmt: skip
 
 
 def _values(key: str) -> str:
@@ -251,7 +361,13 @@ def _values(key: str) -> str:
         return ", ".join(f"`{c}`" for c in choices)
     if key in WHOLE:
         return "whole number ≥ 1"
-    return {"sp": "`true`, `false`", "layers_per_stage": "list of whole numbers"}.get(key, "text")
+    if key in Strategy.model_fields and type(Strategy.model_fields[key].default) is int:
+        return "whole number ≥ 0"
+    return {
+        "sp": "`true`, `false`",
+        "layerwise": "mapping, or the budget",
+        "layers_per_stage": "list of whole numbers",
+    }.get(key, "text")
 
 
 def _default(key: str) -> str:

@@ -8,7 +8,7 @@ Collectives are hierarchical: each level handles what the level below has left.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,15 @@ class Level:
     curve: LinkCurve
     operators: Operators | None = None
     engine: str = "vllm"
+    mesh: bool = False
+    """Every pair has its own link: `bandwidth` is the sum of a device's links to the size - 1 others."""
+
+    def within(self, p: Num) -> Level:
+        """As a group of `p` sees it: in a mesh it has only the links between its members."""
+        if not self.mesh or not self.size or self.size < 3:
+            return self
+        links = np.clip(np.asarray(p, float) - 1.0, 1.0, self.size - 1.0)
+        return replace(self, bandwidth=self.bandwidth * links / (self.size - 1.0))
 
     def tables(self, kind: str) -> list[Table]:
         """Measured collectives of this kind of link: NCCL's, and for all-reduce the engine's own kernel."""
@@ -49,9 +58,12 @@ def levels(cluster: Cluster, curves: Curves, engine: str = "vllm") -> tuple[Leve
     bus = cluster.device.link if cluster.device.link.lower().startswith("pcie") else "pcie"
     pcie, network = curves.link(bus), curves.link("network")
     has = (curves.operators, engine)
+    if cluster.device.link_domain <= cluster.device.devices_per_node:
+        domain = min(domain, node)  # a link inside the node, unlike a rack's, ends where a smaller node does
+    mesh = cluster.device.link_topology == "mesh"
     out: list[Level] = []
     if domain > 1:
-        out.append(Level("domain", domain, cluster.intra_node_bandwidth, curves.link(cluster.device.link), *has))
+        out.append(Level("domain", domain, cluster.intra_node_bandwidth, curves.link(cluster.device.link), *has, mesh))
         if domain < node:
             out.append(Level("node", node, cluster.device.pcie_bandwidth, pcie, *has))
     elif node > 1:
@@ -86,16 +98,27 @@ def members(axes: Axes, mesh: Mesh, tops: Sequence[Level]) -> list[Num]:
     return out
 
 
-def collective_time(kind: str, axes: Axes, nbytes: Num, mesh: Mesh, tops: Sequence[Level]) -> Num:
-    """Seconds of one collective of `nbytes` per rank (all_gather: of the gathered result) over `axes`."""
-    per_level = members(axes, mesh, tops)
+def collective_time(
+    kind: str, axes: Axes, nbytes: Num, mesh: Mesh, tops: Sequence[Level], fanout: Num = 1.0
+) -> Num:  # fmt: skip
+    """Seconds of one collective of `nbytes` per rank (all_gather: of the gathered result) over `axes`.
+
+    `fanout`, of a dispatch or combine: by how much its bytes grow where each token goes to every rank.
+    """
+    if kind == "transfer":
+        return transfer_time(nbytes, mesh.size, tops)
+    return across(kind, members(axes, mesh, tops), nbytes, tops, fanout)
+
+
+def across(kind: str, per_level: list[Num], nbytes: Num, tops: Sequence[Level], fanout: Num = 1.0) -> Num:
+    """`collective_time` of a group with so many members at each level."""
     total: Num = 0.0
     if kind == "ring_shift":
         # To the next rank and from the one before: as fast as the slowest hop, at the outermost level that is crossed.
         hops = [np.where(np.asarray(p) > 1, p2p_time(nbytes, t), 0.0) for p, t in zip(per_level, tops, strict=True)]
         return np.maximum.reduce(np.broadcast_arrays(*hops))
     if kind == "all_to_all":
-        return _all_to_all(nbytes, per_level, tops)
+        return _all_to_all(nbytes, per_level, tops, fanout)
     share: Num = 1.0
     for p, level in zip(per_level, tops, strict=True):
         if np.any(np.asarray(p) > 1):
@@ -106,7 +129,7 @@ def collective_time(kind: str, axes: Axes, nbytes: Num, mesh: Mesh, tops: Sequen
 
 def _at_level(kind: str, n: Num, p: Num, level: Level) -> Num:
     """Measured where this kind of link was (the faster of library and engine kernel), else the algorithms' α–β."""
-    tables = level.tables(kind)
+    level, tables = level.within(p), level.tables(kind)
     if not tables:
         return ALGORITHMS[kind](n, p, level)
     p = np.maximum(p, 2.0)
@@ -170,8 +193,12 @@ def half_ring(n: Num, p: Num, level: Level) -> Num:
     return np.minimum(ring, level.curve.one_shot_latency_s + (p - 1) / p * n / (level.bandwidth * level.curve.one_shot))
 
 
-def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level]) -> Num:
-    """Each rank keeps 1/p of its n bytes; what stays inside a level travels there, at the same time as the rest."""
+def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level], fanout: Num) -> Num:
+    """Each rank keeps 1/p of its n bytes; what stays inside a level travels there, at the same time as the rest.
+
+    Over PCIe engines do not exchange token by token (their kernels write to peers directly, over NVLink or RDMA): they
+    gather all tokens and scatter the sums, `fanout` times the bytes.
+    """
     group: Num = 1.0
     for p in per_level:
         group = group * p
@@ -180,7 +207,12 @@ def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level]) -> Num:
     for p, level in zip(per_level, tops, strict=True):
         if not np.any(np.asarray(p) > 1):
             continue
-        tables = level.tables("all_to_all")
+        if level.name == "node":
+            took = _at_level("all_gather", n * fanout * p * reach / group, p, level)
+            time = np.maximum(time, np.where(np.asarray(p) > 1, took, 0.0))
+            reach = reach * p
+            continue
+        level, tables = level.within(p), level.tables("all_to_all")
         sent = n * (p - 1) * reach / group
         bandwidth = level.bandwidth * (level.curve.one_shot or level.curve.ring)
         latency = level.curve.one_shot_latency_s or level.curve.latency_s
@@ -199,7 +231,16 @@ def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level]) -> Num:
 
 def p2p_time(nbytes: Num, level: Level) -> Num:
     """One message between neighbouring stages."""
+    level = level.within(2)
     return level.curve.latency_s + nbytes / (level.bandwidth * level.curve.ring)
+
+
+def transfer_time(nbytes: Num, ranks: Num, tops: Sequence[Level]) -> Num:
+    """From one device group of a stage to another, all senders at once, at the innermost level that holds the stage."""
+    out: Num = p2p_time(nbytes, tops[-1])
+    for level in reversed(tops[:-1]):
+        out = np.where(np.asarray(ranks) <= (level.size or 0), p2p_time(nbytes, level), out)
+    return out
 
 
 def boundaries(pp: Num, group: Num, tops: Sequence[Level]) -> list[Num]:

@@ -7,8 +7,10 @@ device. Sizes and degrees are ints or arrays with one entry per candidate; every
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ from tools.graph.ir import Sizes
 from tools.memory import Dtypes
 from tools.partition.layout import Comm
 from tools.partition.lower import PBody, POp
-from tools.partition.mesh import Mesh
+from tools.partition.mesh import Axes, Mesh
 from tools.spec.hardware import Cluster
 
 Num = Any
@@ -49,6 +51,8 @@ class Work:
     """What the math runs in, before the device is asked whether it can."""
     comm: Comm | None = None
     comm_bytes: Num = 0.0
+    fanout: Num = 1.0
+    """Dispatch and combine: ranks of the group over ranks that a token needs, were every token to go to every rank."""
     balance: Num = 1.0
     """Load of the busiest rank over the mean one."""
     k: Num = 0.0
@@ -80,7 +84,7 @@ class Work:
 
 
 ARRAYS = (
-    "flops", "weight_bytes", "weight_total", "stream_bytes", "m", "n", "groups", "comm_bytes", "balance", "k", "experts",
+    "flops", "weight_bytes", "weight_total", "stream_bytes", "m", "n", "groups", "comm_bytes", "fanout", "balance", "k", "experts",
     "width",
 )  # fmt: skip
 """Fields of a Work that may hold one entry per candidate."""
@@ -98,6 +102,10 @@ class WalkContext:
     moe: MoECurve
     cache: dict[tuple[int, str], dict[str, Num]] = field(default_factory=dict)
     """Local sizes that this walk has worked out already, by body and tensor."""
+    lengths: dict[tuple[str, Axes], Num] = field(default_factory=dict)
+    """The same by dim and the axes that cut it."""
+    works: dict[int, Work] = field(default_factory=dict)
+    """Kernels that it has worked out already, by `Kernel.same`."""
 
 
 def local_sizes(pbody: PBody, tensor: str, ctx: WalkContext) -> dict[str, Num]:
@@ -109,7 +117,9 @@ def local_sizes(pbody: PBody, tensor: str, ctx: WalkContext) -> dict[str, Num]:
     out: dict[str, Num] = {}
     for d in t.dims:
         axes = layout.axes(d)
-        out[d] = -(-ctx.sizes[d] // ctx.mesh.degree(axes)) if axes else ctx.sizes[d]
+        if axes and (d, axes) not in ctx.lengths:
+            ctx.lengths[d, axes] = -(-ctx.sizes[d] // ctx.mesh.degree(axes))
+        out[d] = ctx.lengths[d, axes] if axes else ctx.sizes[d]
     if t.routed:
         # Expected tokens: those of all ranks over the ranks, since which rank a token comes from does not matter here.
         del out["batch_size"], out["seq_len"]
@@ -143,6 +153,8 @@ class Kernel:
     routed: bool
     last: bool
     """It makes the body's output."""
+    same: int
+    """Kernels with one number do the same in every body: the dense and the expert layers of a model share attention."""
 
 
 _KERNELS: dict[int, tuple[PBody, tuple[Kernel, ...]]] = {}
@@ -160,21 +172,39 @@ def kernels_of(pbody: PBody) -> tuple[Kernel, ...]:
         routed = any(pbody.spec(t).routed for p in steps for t in (*p.inputs, p.output))
         made = frozenset(p.output for p in steps)
         last = steps[-1].output == pbody.output
-        out.append(Kernel(name, steps, steps[0].comm, made, outside[name], einsums, weighted, routed, last))
+        same = _SAME[_what(pbody, steps, outside[name], last)]
+        out.append(Kernel(name, steps, steps[0].comm, made, outside[name], einsums, weighted, routed, last, same))
     if len(_KERNELS) > 512:
         _KERNELS.clear()
+        _SAME.clear()
     _KERNELS[id(pbody)] = (pbody, tuple(out))
     return tuple(out)
+
+
+_SAME: defaultdict[Any, int] = defaultdict(count().__next__)
+"""Numbers of kernels, by everything that their work depends on besides sizes."""
+
+
+def _what(pbody: PBody, steps: tuple[POp, ...], outside: frozenset[str], last: bool) -> Any:
+    def tensor(t: str) -> tuple[Any, ...]:
+        return (t, pbody.spec(t), pbody.layout(t), pbody.group(t))
+
+    used = sorted({t for p in steps for t in (*p.inputs, p.output)})
+    caches = sorted(p.output for p in pbody.ops if p.op is not None and p.op.kind == "cache")
+    ops = tuple((p.kernel, p.inputs, p.output, repr(p.op), p.comm) for p in steps)
+    return ops, tuple(map(tensor, used)), tuple(map(tensor, caches)), outside, last
 
 
 def walk(pbody: PBody, ctx: WalkContext) -> tuple[Work, ...]:
     """Every kernel of the body, in order of its first operator. Local slices are free."""
     out = []
     for k in kernels_of(pbody):
-        if k.comm is None:
-            out.append(_kernel_work(pbody, k, ctx))
-        elif k.comm.kind != "slice":
-            out.append(_comm_work(pbody, k.name, k.steps[0], k.comm, ctx))
+        if k.comm is not None and k.comm.kind == "slice":
+            continue
+        if k.same not in ctx.works:
+            known = None if k.comm is None else _comm_work(pbody, k.name, k.steps[0], k.comm, ctx)
+            ctx.works[k.same] = known or _kernel_work(pbody, k, ctx)
+        out.append(ctx.works[k.same])
     return tuple(out)
 
 
@@ -196,7 +226,29 @@ def _comm_work(pbody: PBody, name: str, p: POp, comm: Comm, ctx: WalkContext) ->
     tensor = p.output if comm.kind == "all_gather" else p.inputs[0]
     # Logits travel in the activations' 16 bits; engines widen them after the gather.
     per = min(ctx.dtypes.bytes(pbody.spec(tensor).dtype), ctx.dtypes.plain)
-    return Work(kernel=name, kind="comm", comm=comm, comm_bytes=elements(local_sizes(pbody, tensor, ctx)) * per)
+    nbytes, fanout = elements(local_sizes(pbody, tensor, ctx)), 1.0
+    if comm.kind == "all_to_all" and pbody.spec(tensor).routed:
+        copies = _copies(ctx, comm)
+        nbytes, fanout = nbytes * copies, ctx.mesh.degree(comm.axes) / (copies * ctx.sizes["top_k"])
+        if comm.dst_dim == "experts":
+            # Tokens are quantised before they leave; what comes back is 16-bit.
+            per = min(per, ACTIVATION_BYTES.get(ctx.weight_dtype, 2.0))
+    if comm.kind == "transfer":
+        # The busier side: what a receiver gets, or what a sender sends when it feeds several.
+        ends = (pbody.group(n) for n in (p.inputs[0], p.output))
+        senders, receivers = (ctx.mesh.degree(ctx.mesh.shape.members(g)) for g in ends)
+        nbytes = elements(local_sizes(pbody, p.output, ctx)) * np.maximum(1.0, receivers / senders)
+    elif comm.kind == "all_reduce" and pbody.spec(tensor).routed:
+        # Engines sum over the ranks after they have summed each token's experts (a bias is added by one rank).
+        nbytes = nbytes / ctx.sizes["top_k"]
+    return Work(kernel=name, kind="comm", comm=comm, comm_bytes=nbytes * per, fanout=fanout)
+
+
+def _copies(ctx: WalkContext, comm: Comm) -> Num:
+    """Ranks that a token is sent to over the experts it chose, p(1 - (1-1/p)^k)/k: to a rank that holds several of them it
+    goes once, and their results come back summed."""
+    p, k = np.asarray(ctx.mesh.degree(comm.axes), float), ctx.sizes["top_k"]
+    return p * (1.0 - np.power(1.0 - 1.0 / np.maximum(p, 1.0), k)) / k
 
 
 def _kernel_work(pbody: PBody, k: Kernel, ctx: WalkContext) -> Work:
@@ -409,21 +461,27 @@ def _imbalance(ctx: WalkContext, mean_load: Num) -> Num:
     return np.minimum(1.0 + chance + ctx.moe.skew * (1.0 - 1.0 / ep), ep)
 
 
-def merge(prefill: tuple[Work, ...], decode: tuple[Work, ...]) -> tuple[Work, ...]:
-    """A step that carries prefill chunks and decodes: GEMMs run once over all tokens and read their weights once,
-    attention runs once per kind."""
+def pairs(prefill: tuple[Work, ...], decode: tuple[Work, ...]) -> list[tuple[Work | None, Work | None]]:
+    """Kernels of a step that carries prefill chunks and decodes: GEMMs run once over all tokens, attention runs once per
+    kind."""
     rest = {w.kernel: w for w in decode}
-    out: list[Work] = []
+    out: list[tuple[Work | None, Work | None]] = []
     for w in prefill:
         d = rest.pop(w.kernel, None)
-        if d is None or (w.kind != d.kind and "attention" in w.kind):
-            out += [w] if d is None else [w, d]
+        if d is not None and w.kind != d.kind and "attention" in w.kind:
+            out += [(w, None), (None, d)]
         else:
-            out.append(_both(w, d))
-    return (*out, *rest.values())
+            out.append((w, d))
+    return [*out, *((None, d) for d in rest.values())]
 
 
-def _both(a: Work, b: Work) -> Work:
+def merge(prefill: tuple[Work, ...], decode: tuple[Work, ...]) -> tuple[Work, ...]:
+    """The kernels of `pairs`, of one candidate or of arrays of one length."""
+    return tuple(both(a, b) if a and b else a or b for a, b in pairs(prefill, decode))  # type: ignore[misc]
+
+
+def both(a: Work, b: Work) -> Work:
+    """One kernel for the tokens of two: weights are read once."""
     held = np.maximum(np.maximum(a.weight_total, b.weight_total), 1e-30)
     # Untouched by both: independent choices, so the untouched shares multiply.
     weights = held * (1.0 - (1.0 - a.weight_bytes / held) * (1.0 - b.weight_bytes / held))
@@ -543,24 +601,29 @@ def price(w: Work, roof: Roof) -> KernelTime:
 def _measured(w: Work, roof: Roof, table: Table, dtype: str) -> KernelTime:
     """ideal / efficiency, both as `benchmarks/distil_operators.py` defines them, and the gap to the next kernel.
 
-    A kernel that finds its operands in the cache beats the memory ideal; the roofs are then what it took.
+    Timed over and over on one set of operands a kernel finds them in the cache. In a model the next layer has others, so
+    that weights and KV cross the memory's pins each time, and the time is never below that or below the matrix unit's.
     """
     bandwidth, sheet = roof.cluster.memory_bandwidth, roof.cluster.peak_flops
     if w.kind.startswith("attention"):
         fp8 = dtype == "fp8" and w.kind == "attention_prefill" and bool(sheet.get("fp8"))
         compute, memory = w.flops / unit_peak("fp8" if fp8 else "bf16", sheet), w.stream_bytes / bandwidth
         shape: tuple[Num, ...] = w.shape
+        streamed = memory if w.kind == "attention_decode" else 0.0
     elif w.kind == "grouped_gemm":
         # An expert kernel is both GEMMs; this one is the share of it that reads tokens (up) or writes them (down).
         compute, weights = w.flops / unit_peak(dtype, sheet), w.groups * w.n * w.k * WEIGHT_BYTES[dtype]
         side = ACTIVATION_BYTES.get(dtype, 2.0) * w.k if w.reads_hidden else 2.0 * w.n
         memory = (weights + w.m * w.groups * side) / bandwidth
+        streamed = weights / bandwidth
         shape = (w.m * w.groups / w.experts, w.experts, w.width)
     else:
         compute, memory = gemm_ideal(w.m, w.n * w.groups, w.k, dtype, unit_peak(dtype, sheet), bandwidth)
         shape = (w.m, w.n * w.groups, w.k)
+        streamed = w.n * w.groups * w.k * WEIGHT_BYTES[dtype] / bandwidth
     alone = np.maximum(compute, memory) / table.efficiency(shape)
     took = np.maximum(np.maximum(alone - roof.curve.launch_s, 0.5 * alone), roof.latency)
+    took = np.maximum(took, np.maximum(compute, streamed))
     return KernelTime(took, np.minimum(compute, took), np.minimum(memory, took))
 
 

@@ -6,6 +6,7 @@ import re
 
 from pydantic import ConfigDict, Field
 
+from tools.cost.calibration import Calibration
 from tools.cost.operators import Operators, Provenance
 from tools.spec.base import Frozen, ToolError
 from tools.spec.hardware import Cluster, Device
@@ -86,6 +87,9 @@ class EngineCurve(Frozen):
     """Admission, tokenisation, first-token round trip per request (in TTFT only)."""
     launch_s: float = 0.0
     """Host time per kernel of a pass that is not a captured graph (prefill): the first token cannot come sooner."""
+    eager: float = 1.0
+    """Time of a prefill pass over its kernels': it is no captured graph, and its permutations, quantisations and gaps, which
+    the kernels' tables leave out, grow with its tokens."""
     handoff_s: float = 0.0
     """Of a request from a prefill to a decode worker, besides its KV cache: routing, connection, admission."""
     attn_dp_wait_steps: float = 0.0
@@ -144,11 +148,28 @@ class Curves(Frozen):
     moe: MoECurve
     cold_start: ColdStart
     bands: dict[str, Band]
+    calibration: Calibration | None = None
+    """This cluster's own measurements; None: the curves as committed."""
 
     def device(self, device: Device) -> DeviceCurve:
         """Curve of the device's generation; the last one in the list serves what nothing matches."""
         arch = device.arch.lower()
         return next((c for c in self.devices if arch.startswith(c.arch)), self.devices[-1])
+
+    def calibrated(self, c: Calibration) -> Curves:
+        """The curves of the cluster that `c` was measured on."""
+        times = ("step_s", "per_sequence_s", "prefill_s", "launch_s")
+        engines = tuple(
+            e.model_copy(update={t: getattr(e, t) * c.step.factor for t in times})
+            if not c.engines or e.name in c.engines
+            else e
+            for e in self.engines
+        )
+        return self.model_copy(update={"engines": engines, "calibration": c})
+
+    def calibration_of(self, device: Device) -> Calibration | None:
+        c = self.calibration
+        return c if c is not None and device.id in c.devices else None
 
     def relative(self, device: Device) -> tuple[str, Provenance]:
         """(measured device whose operator tables price `device`, how near it is)."""
@@ -187,6 +208,10 @@ class Curves(Frozen):
     def band(self, metric: str, cluster: Cluster) -> Band:
         """Band of `metric` on this device, by how its kernels are priced."""
         band, (relative, provenance) = self.bands[metric], self.relative(cluster.device)
+        own = self.calibration_of(cluster.device)
+        if own is not None and metric in own.bands:
+            b = own.bands[metric]
+            return band.model_copy(update={"band": b.band, "bias": 0.0, "rows": b.rows, "source": own.source})
         if provenance == "measured":
             return band
         if provenance == "nearest generation":

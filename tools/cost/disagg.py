@@ -18,7 +18,7 @@ import numpy as np
 from tools.cost.curves import Curves
 from tools.cost.estimate import batch_limit
 from tools.cost.fit import max_batch
-from tools.cost.serving import Load, price_steps
+from tools.cost.serving import Load, drift, price_steps
 from tools.cost.steps import Candidates, Layout, layouts
 from tools.memory import kv_bytes_per_token
 from tools.spec.base import ToolError
@@ -47,9 +47,12 @@ class Disaggregated:
 
 
 def predict_disaggregated(
-    deployment: Deployment, prefill: Strategy, decode: Strategy, curves: Curves, *, concurrency: int
-) -> Disaggregated:
+    deployment: Deployment, prefill: Strategy, decode: Strategy, curves: Curves, *, concurrency: int,
+    requests: int | None = None, length_deviation: float = 0.0,
+) -> Disaggregated:  # fmt: skip
     """Closed loop of `concurrency` requests over two pools; `dp` of a strategy is the number of its workers.
+
+    `requests`: the run is over after so many, whose lengths deviate by `length_deviation` of their mean; None: steady state.
 
     Raises ToolError when the decode pool cannot hold one sequence, Refused for a layout that cannot be partitioned.
     """
@@ -70,6 +73,10 @@ def predict_disaggregated(
     batch, tpot = cycle.decode(rate)
     # What is not decoding waits in front: by Little's law, so that a saturated pool queues exactly what is left over.
     ttft = max(concurrency / rate - gaps * tpot, cycle.fastest() - gaps * tpot if rate else 0.0, cycle.alone())
+    if requests:
+        # The last requests leave one after another, in steps that only shrink to those of one sequence.
+        even = float(drift(length_deviation, requests / concurrency))
+        rate /= 1.0 + even * 0.5 * gaps * cycle.step(1) * rate / requests
     return Disaggregated(
         ttft_s=ttft, tpot_s=tpot, request_rate=rate, output_tok_s=rate * load.osl, input_tok_s=rate * load.isl,
         batch=max(1, round(batch)), max_batch=most, num_devices=prefill.num_devices + decode.num_devices,

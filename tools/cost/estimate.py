@@ -11,7 +11,7 @@ from tools.cost.compute import Work
 from tools.cost.curves import Curves
 from tools.cost.fit import max_batch
 from tools.cost.judge import judge
-from tools.cost.serving import Load, Performance, serve
+from tools.cost.serving import Load, Performance, serve, spare_replicas
 from tools.cost.steps import Candidates, Layout, StageRow, Works, layouts, stage_layers, stage_rows
 from tools.engines.rules import check, engines
 from tools.graph.build import all_sizes
@@ -71,13 +71,14 @@ def predict(
     concurrency: int | None = None,
     max_throughput: bool = False,
     benchmark_run: bool = False,
-    equal_lengths: bool = False,
+    length_deviation: float = 0.0,
     requests: int | None = None,
 ) -> Predicted:
     """The numbers of `estimate` alone. Raises as `estimate` does.
 
     `benchmark_run`: as a benchmark would measure it rather than as one plans it: requests start together, and an engine
     that allocates KV as sequences grow admits by their mean length. `requests`: the run ends after so many.
+    `length_deviation`: standard deviation of the lengths over their mean.
     """
     if concurrency is not None and concurrency < 1:
         raise ToolError(f"concurrency({concurrency}) must be at least 1")
@@ -88,7 +89,7 @@ def predict(
     limit = batch_limit(deployment, curves, s.engine, s.attn_dp or 1)
     held = _mean_occupancy(layout) if benchmark_run and not layout.engine.reserve_output else layout
     most = int(max_batch(held, np.asarray([limit]))[0])
-    load = replace(load, cold_start=benchmark_run, equal_lengths=equal_lengths, requests=requests)
+    load = replace(load, cold_start=benchmark_run, length_deviation=length_deviation, requests=requests)
     if concurrency is not None or max_throughput:
         wanted = most if concurrency is None else min(most, -(-concurrency // s.dp))
         s = s.model_copy(update={"batch": max(1, wanted)})
@@ -105,9 +106,10 @@ def _mean_occupancy(layout: Layout) -> Layout:
 
 def normalise(deployment: Deployment, s: Strategy) -> Strategy:
     """The strategy with its pipeline stages spelled out as its engine would cut them."""
-    if s.pp == 1 or s.layers_per_stage is not None or s.pp > deployment.model.num_hidden_layers:
+    layers, runs = deployment.model.num_hidden_layers, s.pp * s.virtual
+    if s.pp == 1 or s.layers_per_stage is not None or runs > layers:
         return s
-    return s.model_copy(update={"layers_per_stage": stage_layers(s.engine, deployment.model.num_hidden_layers, s.pp)})
+    return s.model_copy(update={"layers_per_stage": stage_layers(s.engine, layers, runs)})
 
 
 def batch_limit(deployment: Deployment, curves: Curves, engine: str, attn_dp: int) -> int:
@@ -144,6 +146,7 @@ def _assemble(c: _Case) -> Estimate:
         output_tok_s=_f(p.output_tok_s), input_tok_s=_f(p.input_tok_s), total_tok_s=_f(p.output_tok_s + p.input_tok_s),
         num_devices=c.strategy.num_devices, concurrency=max(1, round(_f(p.concurrency))), batch=c.strategy.batch,
         request_rate=_f(p.request_rate), max_batch=c.max_batch, burst_ttft_s=_f(p.burst_ttft), predictions=predictions,
+        capacity_tok_s=_f(p.capacity_rate) * c.load.osl if bool(p.stable[0]) else _f(p.output_tok_s),
         memory=c.stages, breakdown=breakdown, utilisation=_utilisation(c),
         time_imbalance=max(stage_times) / (sum(stage_times) / len(stage_times)),
         memory_imbalance=max(held) / (sum(held) / len(held)),
@@ -236,7 +239,8 @@ def _fit(c: _Case) -> list[Finding]:
 def _load_findings(c: _Case) -> list[Finding]:
     out: list[Finding] = []
     w, p = c.deployment.workload, c.perf
-    if not bool(p.stable[0]):
+    spare = _spare_findings(c)
+    if not bool(p.stable[0]) and c.load.rate is not None and not any(f.severity == "error" for f in spare):
         message = (
             f"arrivals of {c.load.rate:.4g} requests/s exceed what {c.strategy.label()} serves "
             f"with batch {c.strategy.batch}: "
@@ -255,6 +259,7 @@ def _load_findings(c: _Case) -> list[Finding]:
                 },
             )
         )
+    out += spare
     limit = batch_limit(c.deployment, c.curves, c.strategy.engine, c.strategy.attn_dp or 1)
     if c.strategy.batch > limit:
         message = f"batch({c.strategy.batch}) per replica exceeds the scheduler limit of {limit}"
@@ -275,13 +280,32 @@ def _load_findings(c: _Case) -> list[Finding]:
     return [*out, *_at_maximum(c)]
 
 
+def _spare_findings(c: _Case) -> list[Finding]:
+    """What the N+k spare asked for costs; an error where no replica is left to serve."""
+    w, s = c.deployment.workload, c.strategy
+    if not (w.spare_replicas or w.spare_nodes):
+        return []
+    spare = int(spare_replicas(c.deployment, c.layout.cands)[0])
+    asked = f"{w.spare_nodes} spare node(s)" if w.spare_nodes else f"{w.spare_replicas} spare replica(s)"
+    values = {"spare_replicas": spare, "spare_devices": spare * s.replica, "replicas": s.dp}
+    if s.dp <= spare:
+        message = f"{asked}: {s.label()} has {s.dp} replica(s) of {s.replica} devices, none is left without {spare}"
+        fix = f"at least {(spare + 1) * s.replica} devices, or smaller replicas"
+        return [Finding(code="no-spare", severity="error", cause="slo", message=message, fix=fix, values=values)]
+    message = (
+        f"{asked}: judged with {s.dp - spare} of {s.dp} replicas in service; {spare * s.replica} of {s.num_devices} "
+        "devices are the spare"
+    )
+    return [Finding(code="spare", severity="info", message=message, values=values)]
+
+
 def _at_maximum(c: _Case) -> list[Finding]:
     """Latencies at the longest stated prompt: reported, not gated."""
     longest = c.deployment.workload.seq_len_max
     if not longest or longest <= c.load.isl + c.load.osl:
         return []
     isl = max(1, longest - c.load.osl)
-    perf = serve(c.layout, Load("closed", isl, c.load.osl, concurrency=c.strategy.dp))
+    perf = serve(c.layout, Load("closed", isl, c.load.osl, concurrency=1))
     message = (
         f"at the longest sequence ({isl} in + {c.load.osl} out) a lone request has TTFT {_f(perf.ttft):.4g} s "
         f"and TPOT {_f(perf.tpot):.4g} s"
@@ -301,7 +325,8 @@ def _at_maximum(c: _Case) -> list[Finding]:
 
 def _kernels(c: _Case, works: Works) -> list[tuple[Work, int]]:
     """Every kernel of one pass through all stages, with how often it runs."""
-    rows = stage_rows(c.deployment.model, c.strategy.layers_per_stage or (c.deployment.model.num_hidden_layers,))
+    s, model = c.strategy, c.deployment.model
+    rows = stage_rows(model, s.layers_per_stage or (model.num_hidden_layers,), s.virtual)
     times: dict[object, int] = {}
     for row, count in rows:
         for kind, n in row.layers:
@@ -409,7 +434,7 @@ def _stage_times(c: _Case) -> list[float]:
         return embed * row.embed + head * row.head + sum(n * layers[k] for k, n in row.layers)
 
     split = c.strategy.layers_per_stage or (c.deployment.model.num_hidden_layers,)
-    return [t for row, count in stage_rows(c.deployment.model, split) for t in [time(row)] * count]
+    return [t for row, count in stage_rows(c.deployment.model, split, c.strategy.virtual) for t in [time(row)] * count]
 
 
 def _utilisation(c: _Case) -> dict[str, float]:

@@ -2,75 +2,32 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
-from tools.cost.steps import Candidates, Layout, StageBytes, stage_rows
-from tools.engines.rules import engines
-from tools.memory import kv_budget_bytes
-from tools.spec.strategy import Strategy
-
-
-@lru_cache(maxsize=200_000)
-def _budget(
-    s: Strategy,
-    capacity: float,
-    weights: float,
-    activation: float,
-    reserve: float | None,
-    version: str | None,
-) -> float:
-    return kv_budget_bytes(
-        s, capacity_bytes=capacity, weights_bytes=weights, activation_bytes=activation, batch=s.batch,
-        memory_reserve=reserve, engine_version=version if s.engine in engines() else None,
-    ).total  # fmt: skip
-
-
-@lru_cache(maxsize=200_000)
-def _strategy(tp: int, pp: int, ep: int, etp: int, attn_dp: int, tokens: int, batch: int, engine: str) -> Strategy:
-    return Strategy(
-        tp=tp, pp=pp, ep=ep, etp=etp, attn_dp=attn_dp, max_num_batched_tokens=tokens, engine=engine, batch=batch
-    )  # fmt: skip
+from tools.cost.steps import BodyBytes, Candidates, Layout
+from tools.engines.rules import engines, kv_budgets
 
 
 def free_bytes(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(bytes left on the fullest rank with `batch` sequences per replica, KV bytes on that rank).
 
-    Negative: does not fit. Candidates whose weights alone exceed the device are not asked further.
+    Negative: does not fit.
     """
-    rows = layout.memory_rows(batch)
+    d, engine = layout.deployment, layout.cands.engine
+    known = engine in engines()
+    bodies, degrees = layout.memory_rows(batch), layout.cands.with_batch(batch).degrees()
     free, kv_there = np.full(len(layout.cands), np.inf), np.zeros(len(layout.cands))
-    for index, split in layout.splits():
-        for row, _ in stage_rows(layout.model, split):
-            parts = (rows.stage_weights(row), rows.stage_activation(row), rows.stage_kv(row))
-            weights, activation, kv = (np.broadcast_to(np.asarray(x, float), free.shape)[index] for x in parts)
-            left = _budgets(layout, index, batch, weights, activation) - kv
-            worse = left < free[index]
-            kv_there[index] = np.where(worse, kv, kv_there[index])
-            free[index] = np.minimum(free[index], left)
+    for counts in layout.stages.each(layout.cands.pp):
+        weights, activation, kv = bodies.stage(counts)
+        left = kv_budgets(
+            # vLLM's accounting stands in for an engine without rules.
+            engine if known else "vllm", degrees, memory_total_bytes=d.cluster.memory_bytes, weights_bytes=weights,
+            activation_bytes=activation, memory_reserve=d.requirements.memory_reserve,
+            version=d.engine.version if known else None,
+        ) - kv  # fmt: skip
+        kv_there = np.where(left < free, kv, kv_there)
+        free = np.minimum(free, left)
     return free, kv_there
-
-
-def _budgets(
-    layout: Layout, index: np.ndarray, batch: np.ndarray, weights: np.ndarray, activation: np.ndarray
-) -> np.ndarray:
-    c, d = layout.cands, layout.deployment
-    capacity = d.cluster.memory_bytes
-    out = np.empty(len(index))
-    for j, i in enumerate(index):
-        if weights[j] >= capacity:
-            out[j] = capacity - weights[j] - activation[j]
-            continue
-        if c.origin is not None:
-            s = c.origin if c.origin.batch == batch[i] else c.origin.model_copy(update={"batch": int(batch[i])})
-        else:
-            degrees = (int(x[i]) for x in (c.tp, c.pp, c.ep, c.etp, c.attn_dp, c.max_num_batched_tokens, batch))
-            s = _strategy(*degrees, c.engine)
-        out[j] = _budget(
-            s, capacity, float(weights[j]), float(activation[j]), d.requirements.memory_reserve, d.engine.version
-        )
-    return out
 
 
 def max_batch(layout: Layout, limit: np.ndarray) -> np.ndarray:
@@ -95,4 +52,4 @@ def max_batch(layout: Layout, limit: np.ndarray) -> np.ndarray:
     return np.where(fits, batch, 0)
 
 
-__all__ = ["Candidates", "StageBytes", "free_bytes", "max_batch"]
+__all__ = ["BodyBytes", "Candidates", "free_bytes", "max_batch"]

@@ -113,6 +113,10 @@ def prediction(
 def kernels_from(curves: Curves, deployment: Deployment) -> str:
     """Where kernel times come from, in words."""
     cluster = deployment.cluster
+    own = curves.calibration_of(cluster.device)
+    if own is not None:
+        curves = curves.model_copy(update={"calibration": None})
+        return f"{kernels_from(curves, deployment)}, calibrated on {own.rows} rows of this cluster"
     generation = curves.device(cluster.device).name
     if cluster.mfu is not None or cluster.mbu is not None:
         return f"stated utilisation over the {generation} roofline"

@@ -13,14 +13,15 @@ decode steps; with B sequences decoding, throughput is 1 / (s + (osl-1) · t(B)/
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from tools.cost.compute import Num
-from tools.cost.steps import Layout, StepTime, Works
+from tools.cost.steps import Candidates, Layout, StepTime, Works
+from tools.spec.deployment import Deployment
 from tools.spec.workload import Workload
 
 Z = {"p50": 0.0, "p90": 1.2816, "p95": 1.6449, "p99": 2.3263, "max": 3.0902}
@@ -52,8 +53,9 @@ class Load:
     """closed: the mean over a benchmark run whose requests all start at once, not the steady state."""
     requests: int | None = None
     """closed: the run is over after so many; None: steady state."""
-    equal_lengths: bool = False
-    """With cold_start: lengths are exact, so that an engine that prefills first keeps its requests in step."""
+    length_deviation: float = 0.0
+    """Standard deviation of the lengths over their mean. 0, with cold_start: an engine that prefills first keeps its
+    requests in step."""
 
     @classmethod
     def of(cls, w: Workload, *, concurrency: int | None = None, max_throughput: bool = False) -> Load:
@@ -104,9 +106,14 @@ class Steps:
 
     def between_tokens(self, batch: Num) -> Num:
         """Linear in the batch between the two points that were priced, and beyond."""
-        slope = (self.high - self.low) / np.maximum(self.b_high - self.b_low, 1e-9)
-        line = self.high + slope * (batch - self.b_high)
-        return np.maximum(np.where(self.b_high > self.b_low, line, self.high), 0.2 * self.high)
+        return self.line()(batch)
+
+    def line(self) -> Callable[[Num], Num]:
+        """`between_tokens`, for those who ask often."""
+        spread = self.b_high - self.b_low
+        slope = np.where(spread > 0, (self.high - self.low) / np.maximum(spread, 1), 0.0)
+        high, b_high, least = self.high, self.b_high, 0.2 * self.high
+        return lambda batch: np.maximum(high + slope * (batch - b_high), least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +161,8 @@ def prefill_shape(layout: Layout, load: Load, in_flight: np.ndarray) -> tuple[np
     """(prompts per step, new tokens per step and prompt, chunks per prompt, mean context of a chunk)."""
     budget = layout.cands.max_num_batched_tokens
     new = max(1, math.ceil(load.isl * (1.0 - load.cached)))
-    chunks = np.maximum(-(-new // budget), 1)
+    slices = layout.cands.origin.seq_slices if layout.cands.origin else 1
+    chunks = np.maximum(-(-new // budget), min(slices, new))
     tokens = -(-new // chunks)
     # Chunk j of c ends at cached + j·tokens: linear, so their mean prices them all.
     context = (load.isl - new) + np.ceil(tokens * (chunks + 1) / 2).astype(np.int64)
@@ -169,37 +177,78 @@ def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: b
     batch = np.maximum(batch, 1).astype(np.int64)
     low = np.maximum(batch // 2, 1)
     context = load.isl + max(1, load.osl // 2)
-    high_time, high_step, high_works = decode_steps(layout, batch, context)
-    low_time = (
-        np.where(low < batch, decode_steps(layout, low, context)[0], high_time) if (low < batch).any() else high_time
-    )
+    high_time, low_time, high_step, high_works = _two_batches(layout, batch, low, context)
     prompts, tokens, chunks, kv = prefill_shape(layout, load, batch)
     room = np.maximum(layout.cands.max_num_batched_tokens // tokens, 1) * layout.cands.attn_dp
     # As many prompts join a step as sequences end in one, if the step has room for them.
     prompts = np.clip(np.round(batch / load.osl).astype(np.int64), prompts, np.maximum(room, prompts))
     if whole_batch:
         prompts = np.minimum(batch, room)
-    prefill = layout.works("prefill", prompts, tokens, kv)
-    alone = layout.step(prefill, prompts)
-    if layout.engine.mixed:
-        _, size = microbatches(layout, batch)
-        mixed = layout.step(layout.mixed(prefill, high_works), size + prompts)
-    else:
-        mixed = StepTime(alone.latency + high_step.latency, alone.slowest + high_step.slowest)
     queue_share = np.clip(
         np.maximum(batch, 1) // np.maximum(prompts, 1), 1, np.maximum(room // np.maximum(prompts, 1), 1)
     )
-    packed = alone
-    if (queue_share > 1).any():
-        packed = layout.step(layout.works("prefill", prompts * queue_share, tokens, kv), prompts * queue_share)
+    prefill, alone, packed = _two_prefills(layout, prompts, queue_share, tokens, kv)
+    if layout.engine.mixed and load.osl > 1:
+        _, size = microbatches(layout, batch)
+        extra = layout.step(layout.mixed(prefill, high_works), size + prompts).minus(high_step)
+    else:
+        extra = alone
+    slower = layout.engine.eager
+    alone, packed, extra = (StepTime(slower * t.latency, slower * t.slowest) for t in (alone, packed, extra))
+    mixed = StepTime(high_step.latency + extra.latency, high_step.slowest + extra.slowest)
     return Steps(
         batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, queue_share, packed,
         layout.launches(prefill), high_works, prefill,
     )  # fmt: skip
 
 
+def _two_batches(
+    layout: Layout, batch: np.ndarray, low: np.ndarray, context: Num
+) -> tuple[np.ndarray, np.ndarray, StepTime, Works]:
+    """(time between tokens at `batch` and at `low` sequences, a pass and its kernels at `batch`)."""
+    if len(batch) == 1:
+        time, step, works = decode_steps(layout, batch, context)
+        return time, decode_steps(layout, low, context)[0] if low[0] < batch[0] else time, step, works
+    time, step, works = decode_steps(layout, np.stack([batch, low]), context)
+    return time[0], time[1], step.part(0), works.part(0)
+
+
+def _two_prefills(
+    layout: Layout, prompts: np.ndarray, queue_share: np.ndarray, tokens: Num, kv: Num
+) -> tuple[Works, StepTime, StepTime]:
+    """(kernels of a step of `prompts`, its time, the time of one that waiting prompts fill up)."""
+    sizes = [prompts, prompts * queue_share]
+    if len(prompts) > 1:
+        works, both = layout.works("prefill", np.stack(sizes), tokens, kv), np.stack(sizes)
+        step = layout.step(works, both)
+        return works.part(0), step.part(0), step.part(1)
+    works = layout.works("prefill", prompts, tokens, kv)
+    alone = layout.step(works, prompts)
+    full = layout.step(layout.works("prefill", sizes[1], tokens, kv), sizes[1]) if queue_share[0] > 1 else alone
+    return works, alone, full
+
+
 def serve(layout: Layout, load: Load) -> Performance:
-    """Performance of every candidate of `layout` at `load`; its `batch` is the cap on sequences per replica."""
+    """Performance of every candidate of `layout` at `load`; its `batch` is the cap on sequences per replica.
+
+    With spare replicas asked for, what is left when they are out of service carries the whole load.
+    """
+    w = layout.deployment.workload
+    if w.spare_replicas or w.spare_nodes:
+        left = layout.cands.dp - spare_replicas(layout.deployment, layout.cands)
+        perf = _serve(replace(layout, cands=replace(layout.cands, dp=np.maximum(left, 1))), load)
+        return replace(perf, stable=perf.stable & (left >= 1))
+    return _serve(layout, load)
+
+
+def spare_replicas(deployment: Deployment, cands: Candidates) -> np.ndarray:
+    """Replicas of each candidate that may be out of service: those asked for, and those on the spare nodes."""
+    w, per_node = deployment.workload, deployment.cluster.devices_per_node
+    on_node = -(-per_node // (cands.num_devices // cands.dp))
+    return np.broadcast_to(w.spare_replicas + w.spare_nodes * on_node, cands.dp.shape)
+
+
+def _serve(layout: Layout, load: Load) -> Performance:
     cap = layout.cands.batch
     if load.mode == "open":
         return _open(layout, load)
@@ -217,8 +266,8 @@ def _finite(load: Load, perf: Performance, requests: int) -> Performance:
     """A run of `requests` per replica: its steady part, and what the last requests waste.
 
     Where prompts are short beside the outputs, requests of equal length move in waves, the last of them not full; where
-    prefill takes most of a cycle they are spread evenly, and the batch drains over the life of one request. Between the
-    two the share of prefill in the cycle decides.
+    prefill takes most of a cycle, or lengths differ, they are spread evenly, and the batch drains over the life of one
+    request. Between the two the share of prefill in the cycle decides, or how far the seats have drifted apart.
     """
     steps, gaps = perf.steps, max(load.osl - 1, 1)
     batch = np.minimum(steps.b_high, requests).astype(float)
@@ -230,7 +279,7 @@ def _finite(load: Load, perf: Performance, requests: int) -> Performance:
     waves = np.where(last < batch, short - last / batch * life, 0.0)
     fixed = np.maximum(steps.high - (steps.high - steps.low) / np.maximum(batch - steps.b_low, 1e-9) * batch, 0.0)
     drain = np.where(requests > batch, 0.5 * gaps * fixed, 0.0)
-    mixed = np.clip(perf.prefill_share, 0.0, 1.0)
+    mixed = np.clip(np.maximum(perf.prefill_share, drift(load.length_deviation, requests / batch)), 0.0, 1.0)
     seconds = requests / rate + (1.0 - mixed) * np.maximum(waves, 0.0) + mixed * drain
     slower = requests / rate / seconds
     return replace(
@@ -239,71 +288,118 @@ def _finite(load: Load, perf: Performance, requests: int) -> Performance:
     )  # fmt: skip
 
 
+def drift(deviation: float, rounds: Num) -> Num:
+    """How evenly spread over one life the ends of the seats' last requests are, after so many each: the standard deviation
+    of the sum of their lengths over that of an even spread, 1/sqrt(12) of a life. At most 1."""
+    return np.minimum(deviation * np.sqrt(12.0 * rounds), 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """Costs of one request's prefill."""
 
     added: Num
     """Time it adds to the replica's schedule."""
-    service: Num
-    """Time between two prompts leaving when many wait."""
+    queued: Num
+    """Time between two prompts leaving when many wait, but for the decodes that share their steps: `service`."""
+    shared: Num
+    """Part of a decode step that falls on each of them."""
     latency: Num
     """From its first chunk's start to its first token."""
 
+    def service(self, t: Num, high: Num) -> Num:
+        """Time between two prompts leaving when many wait and decodes take `t` rather than `high` between tokens."""
+        return self.queued + self.shared * (t / high)
 
-def _prefill(layout: Layout, steps: Steps) -> Prefill:
+
+def _prefill(layout: Layout, steps: Steps, load: Load) -> Prefill:
     extra = steps.mixed.minus(steps.decode)
-    added = steps.chunks * extra.slowest / steps.prompts
-    base = steps.decode.slowest if layout.engine.mixed else 0.0
+    added = steps.chunks * extra.slowest / steps.prompts * _stalls(layout, steps, load)
+    shared = layout.engine.mixed and load.osl > 1  # nothing decodes where the first token is the last
+    base = steps.decode.slowest if shared else 0.0
     # When prompts wait, a step takes as many as it has room for.
     queued = np.minimum(extra.slowest, steps.packed.slowest / steps.queue_share)
-    service = steps.chunks * (queued + base / steps.queue_share) / steps.prompts
-    if layout.engine.mixed:
+    per = steps.chunks / steps.prompts
+    if shared:
         latency = steps.mixed.latency + (steps.chunks - 1) * steps.mixed.slowest
     else:
         latency = steps.prefill.latency + (steps.chunks - 1) * steps.prefill.slowest
     # Prefill passes are launched kernel by kernel: the first token waits for the host where the device is faster.
     # The device is not held up: the host is ahead again while decodes replay their graphs.
-    return Prefill(added, service, np.maximum(latency, steps.launches * layout.engine.launch_s))
+    first = np.maximum(latency, steps.launches * layout.engine.launch_s)
+    return Prefill(added, per * queued, per * base / steps.queue_share, first)
+
+
+def _stalls(layout: Layout, steps: Steps, load: Load) -> Num:
+    """Stages that a prompt's chunk holds up, of a pipeline with as many microbatches as stages: while one stage works on
+    the chunk the others finish their decodes and wait, unless they have a chunk too. With a share f of the microbatches
+    carrying one, a round takes the longest of pp steps: (1 - (1-f)^pp) / f chunks of time for each chunk."""
+    pp = layout.cands.pp
+    if not (pp > 1).any():
+        return 1.0
+    f = np.clip(steps.b_high / pp / max(load.osl, 1) * steps.chunks / steps.prompts, 1e-6, 1.0)
+    return np.where(pp > 1, (1.0 - (1.0 - f) ** pp) / f, 1.0)
 
 
 def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
     cap = np.maximum(layout.cands.batch, 1)
     inside = np.minimum(n, cap)
     steps = price_steps(layout, load, inside)
-    p = _prefill(layout, steps)
+    p = _prefill(layout, steps, load)
     gaps = load.osl - 1
     others = (inside - 1) / inside
     response: Num = p.latency
     wait: Num = 0.0
-    t, decode = steps.between_tokens(inside), gaps * steps.between_tokens(inside)
-    in_step = load.cold_start and load.equal_lengths and not layout.engine.mixed
+    between = steps.line()
+    t, decode = between(inside), gaps * between(inside)
+    in_step = load.cold_start and not load.length_deviation and not layout.engine.mixed
+    ahead = _ahead(layout, load, steps, p, inside, in_step)
+    # Who waits for a place has been admitted by the time there is one.
+    seated = np.where(n <= cap, 1.0, 0.0) if load.concurrency is not None else 0.0
     for _ in range(ROUNDS):
-        decode = _decode_time(gaps * t, response, (inside - 1) * p.added)
+        service = p.service(t, steps.high)
+        # The more the prefills take turns, the more of them share steps.
+        turns = np.minimum((inside - 1) * service / (response + decode), 1.0)
+        each = p.added + turns * np.minimum(p.queued - p.added, 0.0)
+        decode = _decode_time(gaps * t, response + seated * ahead(t), (inside - 1) * each)
+        # No more prefills fall into a request's decoding than the queue lets through.
+        decode = np.minimum(decode, gaps * t / np.maximum(1.0 - each / np.maximum(service, each) * others, 1e-9))
         if in_step:
             # All prefills come in one wave, before all decodes; half of the others' fall behind a request's own.
             decode = gaps * t + 0.5 * (inside - 1) * p.added
-        t = steps.between_tokens(1.0 + (inside - 1) * decode / (response + decode))
-        wait = 0.5 * (inside - 1) * p.added if in_step else _closed_wait(inside, p.service, decode)
+        away = response + seated * ahead(t)
+        t = between(1.0 + (inside - 1) * decode / (away + decode))
+        wait = 0.5 * (inside - 1) * p.added if in_step else _closed_wait(inside, service, decode)
         response = 0.5 * (response + 0.5 * t * others + wait + p.latency)
-    rate = inside / (response + decode)
+    tpot = decode / max(gaps, 1) if gaps else between(inside)
+    rate = inside / (response + seated * ahead(tpot) + decode)
     decoding = inside * np.clip(decode * rate / inside, 0.0, 1.0)
     # Requests beyond the batch wait outside for a place.
     outside = np.maximum(n - inside, 0) / rate
-    tpot = decode / max(gaps, 1) if gaps else steps.between_tokens(inside)
+    service = p.service(t, steps.high)
     if not in_step:
-        wait = _closed_wait(inside, p.service, decode)
-    ttft = response + outside + layout.engine.prefill_s
-    if load.cold_start:
-        # Attention-DP schedulers hold prompts back for some steps so that all ranks prefill at once.
-        ttft = ttft + np.where(layout.cands.attn_dp > 1, layout.engine.attn_dp_wait_steps * tpot, 0.0)
-    if load.cold_start and not in_step:
-        ttft = ttft + layout.curves.cold_start.share * (_burst(layout, steps, inside) - p.latency).clip(0.0)
+        wait = _closed_wait(inside, service, decode)
+    ttft = response + outside + ahead(tpot)
     used = np.minimum(rate * p.added, 1.0)
     spread = _Spread(
-        base=ttft - wait, wait=wait, ceiling=(inside - 1) * p.service, load=np.minimum(rate * p.service, SATURATED)
+        base=ttft - wait, wait=wait, ceiling=(inside - 1) * service, load=np.minimum(rate * service, SATURATED)
     )
     return _performance(layout, load, steps, p, rate, ttft, tpot, decoding, spread, n, np.ones(len(inside), bool), used)
+
+
+def _ahead(
+    layout: Layout, load: Load, steps: Steps, p: Prefill, inside: np.ndarray, in_step: bool
+) -> Callable[[Num], Num]:  # fmt: skip
+    """What comes before a request's turn, by the time between tokens: the engine's front end, and in a benchmark the start
+    of all at once and the wait of attention-DP ranks for each other."""
+    fixed: Num = layout.engine.prefill_s
+    if not load.cold_start:
+        return lambda t: fixed
+    if not in_step:
+        fixed = fixed + layout.curves.cold_start.share * (_burst(layout, steps, inside) - p.latency).clip(0.0)
+    # Attention-DP schedulers hold prompts back for some steps so that all ranks prefill at once.
+    held = np.where(layout.cands.attn_dp > 1, layout.engine.attn_dp_wait_steps, 0.0)
+    return lambda t: fixed + held * t
 
 
 def _decode_time(alone: Num, response: Num, interference: Num) -> Num:
@@ -315,10 +411,10 @@ def _decode_time(alone: Num, response: Num, interference: Num) -> Num:
 def _closed_wait(n: np.ndarray, service: Num, decode: Num) -> Num:
     """Queue before prefill with n circulating requests (Schweitzer's mean-value analysis, one queue and one delay):
     R = s·(1 + (n-1)·R/(R+D)) → R² + (D - s·n)·R - s·D = 0; half of the wait, because
-    service is not random but constant."""
+    service is not random but constant. No shorter than what keeps the queue's rate n/(R+D) within 1/s."""
     b = decode - service * n
     r = (-b + np.sqrt(b * b + 4.0 * service * decode)) / 2.0
-    return np.maximum(r - service, 0.0) * 0.5
+    return np.maximum(np.maximum(r - service, 0.0) * 0.5, service * (n - 1) - decode)
 
 
 def _open(layout: Layout, load: Load) -> Performance:
@@ -327,7 +423,7 @@ def _open(layout: Layout, load: Load) -> Performance:
     rate = np.full(len(cap), load.rate) / layout.cands.dp
     gaps = load.osl - 1
     full = price_steps(layout, load, cap)
-    p_full = _prefill(layout, full)
+    p_full = _prefill(layout, full, load)
     capacity = 1.0 / (p_full.added + gaps * full.high / cap)
     guess = cap
     steps, p = full, p_full
@@ -341,10 +437,11 @@ def _open(layout: Layout, load: Load) -> Performance:
         decode = np.where(room > 0.02, gaps * intercept / np.maximum(room, 0.02), cap / rate)
         guess = np.clip(np.ceil(rate * decode), 1, cap).astype(np.int64)
         steps = price_steps(layout, load, guess)
-        p = _prefill(layout, steps)
-    stable = (rate < capacity) & (rate * p.service < 1.0) & (rate * decode <= cap)
-    rho = np.minimum(rate * p.service, SATURATED)
-    wait = rho * p.service / (2.0 * (1.0 - rho))
+        p = _prefill(layout, steps, load)
+    service = p.queued + p.shared
+    stable = (rate < capacity) & (rate * service < 1.0) & (rate * decode <= cap)
+    rho = np.minimum(rate * service, SATURATED)
+    wait = rho * service / (2.0 * (1.0 - rho))
     base = 0.5 * steps.high * np.minimum(rate * decode, 1.0) + p.latency + layout.engine.prefill_s
     tpot = decode / max(gaps, 1) if gaps else steps.high
     spread = _Spread(base=base, wait=wait, ceiling=np.full(len(cap), np.inf), load=rho)
@@ -363,7 +460,7 @@ def _together(layout: Layout, load: Load) -> Performance:
     passes = -(-batch // steps.prompts) * steps.chunks
     ttft = steps.prefill.latency + (passes - 1) * steps.prefill.slowest + layout.engine.prefill_s
     tpot = steps.high
-    p = _prefill(layout, steps)
+    p = _prefill(layout, steps, load)
     rate = batch / (ttft + (load.osl - 1) * tpot)
     zero = np.zeros(len(batch))
     spread = _Spread(base=ttft, wait=zero, ceiling=zero, load=zero)

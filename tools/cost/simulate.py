@@ -16,7 +16,8 @@ import numpy as np
 
 from tools.cost.curves import Curves
 from tools.cost.estimate import predict
-from tools.cost.steps import Candidates, Layout, layouts
+from tools.cost.serving import spare_replicas
+from tools.cost.steps import Candidates, Layout, Works, layouts
 from tools.cost.tables import Table
 from tools.spec.base import ToolError
 from tools.spec.deployment import Deployment
@@ -37,6 +38,8 @@ class Scheduler:
     mixed: bool = True
     reserve_output: bool = False
     """KV for the whole output is held from the start; else it grows, and the youngest request is evicted when full."""
+    max_chunk: int | None = None
+    """Most new tokens of one request per step (it lives on one attention-DP rank); None: as the budget has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +188,12 @@ class _Replica:
 
     def chunks(self, decoding: int) -> list[tuple[_Request, int]]:
         budget, out = self.scheduler.max_num_batched_tokens - decoding, []
+        most = self.scheduler.max_chunk or self.scheduler.max_num_batched_tokens
         for r in self.running:
             if budget <= 0:
                 break
             if not r.decoding:
-                n = min(budget, r.goal - r.prefilled)
+                n = min(budget, most, r.goal - r.prefilled)
                 out.append((r, n))
                 budget -= n
         return out
@@ -278,9 +282,10 @@ class StepTable:
 def step_table(deployment: Deployment, strategy: Strategy, curves: Curves, longest: int) -> StepTable:
     """Prices every grid point with the partitioned graph: one walk over arrays per table.
 
-    With pipeline stages a step is what a microbatch adds in the steady state; the fill of the pipeline is not in it.
+    With pipeline stages a step is a round: every microbatch once, each with up to max_num_batched_tokens new tokens.
     """
-    tokens = _grid(min(64, strategy.max_num_batched_tokens), strategy.max_num_batched_tokens, 6)
+    budget = round_budget(strategy)
+    tokens = _grid(min(64, budget), budget, 6)
     batch, context = _grid(1, max(strategy.batch, 1), 7), _grid(64, max(longest, 65), 4)
 
     def price(axes: tuple[np.ndarray, ...], kind: str) -> Table:
@@ -296,27 +301,51 @@ def step_table(deployment: Deployment, strategy: Strategy, curves: Curves, longe
     )  # fmt: skip
 
 
+def round_budget(s: Strategy) -> int:
+    """New tokens that one round of all microbatches takes, on every attention-DP rank."""
+    return s.max_num_batched_tokens * s.pp * (s.attn_dp or 1)
+
+
 def _grid(low: int, high: int, count: int) -> np.ndarray:
     return np.unique(np.round(np.geomspace(low, max(high, low), count)).astype(np.int64))
 
 
 def _price(layout: Layout, points: list[np.ndarray], kind: str) -> np.ndarray:
-    """Seconds that a step keeps the replica busy."""
-    stages = np.asarray(layout.cands.pp)
+    """Seconds that a step keeps the replica busy: with pipeline stages, a round of all microbatches."""
     if kind == "decode":
-        count = np.minimum(stages, points[0])
-        size = -(-points[0] // count)
-        step = layout.step(layout.works("decode", size, np.ones_like(size), points[1]), size)
-        return np.asarray(np.maximum(step.latency, count * step.slowest))
-    # A prompt occupies one attention-DP rank; what is longer than one prompt is spread over the others.
-    isl = max(1, layout.deployment.workload.isl)
-    ranks = np.clip(-(-points[0] // isl), 1, np.asarray(layout.cands.attn_dp))
-    tokens = np.maximum(points[0] // ranks, 1)
-    new = layout.works("prefill", ranks, tokens, np.maximum(points[1], tokens))
+        return np.asarray(_round(layout, points[0], points[1])[0])
+    new, prompts, chunks = _chunks(layout, points[0], points[1])
+    slower = layout.engine.eager
     if kind == "prefill":
-        return np.asarray(layout.step(new, ranks).slowest)
-    old = layout.works("decode", points[2], np.ones_like(points[2]), points[3])
-    return np.asarray(layout.step(layout.mixed(new, old), points[2] + ranks).slowest)
+        step = layout.step(new, prompts)
+        return np.asarray(slower * np.maximum(step.latency, chunks * step.slowest))
+    seconds, old, size = _round(layout, points[2], points[3])
+    extra = layout.step(layout.mixed(new, old), size + prompts).minus(layout.step(old, size))
+    # The other microbatches wait for a chunk at every stage, whether or not they carry one themselves.
+    return np.asarray(seconds + slower * extra.latency)
+
+
+def _round(layout: Layout, batch: np.ndarray, context: np.ndarray) -> tuple[np.ndarray, Works, np.ndarray]:
+    """(seconds in which each of `batch` sequences gets a token, kernels and sequences of one microbatch)."""
+    count = np.minimum(layout.cands.pp, batch)
+    size = -(-batch // count)
+    works = layout.works("decode", size, np.ones_like(size), context)
+    step = layout.step(works, size)
+    return np.maximum(step.latency, count * step.slowest), works, size
+
+
+def _chunks(layout: Layout, tokens: np.ndarray, context: np.ndarray) -> tuple[Works, np.ndarray, np.ndarray]:
+    """(kernels of one microbatch's part of so many new tokens, prompts they belong to, microbatches that carry some).
+
+    What is longer than one prompt belongs to several: attention-DP ranks share them, and none attends another's.
+    """
+    isl = max(1, layout.deployment.workload.isl)
+    budget = layout.cands.max_num_batched_tokens * layout.cands.attn_dp
+    chunks = np.maximum(-(-tokens // budget), 1)
+    each = np.maximum(tokens // chunks, 1)
+    prompts = -(-each // isl)
+    each = np.maximum(each // prompts, 1)
+    return layout.works("prefill", prompts, each, np.maximum(context, each)), prompts, chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,28 +383,32 @@ def simulate_strategy(
     w = deployment.workload
     if concurrency is None and rate is None:
         concurrency, rate = (
-            (None, w.request_rate) if w.request_rate else (w.concurrency or strategy.batch * strategy.dp, None)
+            (None, w.request_rate * w.peak_factor)
+            if w.request_rate
+            else (w.concurrency or strategy.batch * strategy.dp, None)
         )
     p = predict(deployment, strategy, curves, concurrency=concurrency)
     if p.max_batch < 1:
         raise ToolError(f"{strategy.label()} cannot hold one sequence of {w.context} tokens: nothing to simulate")
     s, engine = p.strategy, curves.engine(p.strategy.engine)
+    replicas = max(1, s.dp - int(spare_replicas(deployment, Candidates.of(s))[0]))
     seats = min(p.max_batch, max(s.batch, 1)) if concurrency is None else p.max_batch
-    s = s.model_copy(update={"batch": seats if concurrency is None else min(seats, -(-concurrency // s.dp))})
+    s = s.model_copy(update={"batch": seats if concurrency is None else min(seats, -(-concurrency // replicas))})
     rng = np.random.default_rng(seed)
     isl, osl = (lengths(n, requests, *spread, rng) for n in (w.isl, w.osl))
     arrivals = (
-        closed_loop(isl, osl, max(1, concurrency // s.dp)) if concurrency is not None
-        else poisson(isl, osl, (rate or 1.0) / s.dp, rng)
+        closed_loop(isl, osl, max(1, concurrency // replicas)) if concurrency is not None
+        else poisson(isl, osl, (rate or 1.0) / replicas, rng)
     )  # fmt: skip
     longest = int((isl + osl).max())
     scheduler = Scheduler(
         s.batch,
-        s.max_num_batched_tokens,
+        round_budget(s),
         float(max(p.max_batch * w.context, longest)),
         engine.mixed,
         engine.reserve_output,
+        s.max_num_batched_tokens,
     )
     outcome = simulate(arrivals, scheduler, step_table(deployment, s, curves, longest))
     outcome = replace(outcome, ttft=outcome.ttft + engine.prefill_s, e2e=outcome.e2e + engine.prefill_s)
-    return Simulated(outcome, outcome.output_tok_s * s.dp, outcome.goodput(ttft_limit, tpot_limit))
+    return Simulated(outcome, outcome.output_tok_s * replicas, outcome.goodput(ttft_limit, tpot_limit))

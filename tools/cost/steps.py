@@ -6,17 +6,19 @@ arrays. A `Layout` prices steps on demand: decode of b sequences, a prefill chun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache, reduce
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
 
-from tools.cost.collectives import Level, boundaries, collective_time, levels, p2p_time
-from tools.cost.compute import KernelTime, Num, Roof, WalkContext, Work, merge, price, walk
+from tools.cost.collectives import Level, across, boundaries, collective_time, levels, members, p2p_time
+from tools.cost.compute import KernelTime, Num, Roof, WalkContext, Work, both, pairs, price, walk
 from tools.cost.curves import Curves, EngineCurve
-from tools.engines.rules import default_layers_per_stage, engines
+from tools.cost.known import Known, known
+from tools.engines.rules import Degrees, default_layers_per_stage, engines
 from tools.graph.build import all_sizes
 from tools.memory import (
     Dtypes,
@@ -27,7 +29,7 @@ from tools.memory import (
 )
 from tools.partition.lower import PBody, partition_embed, partition_head, partition_layer, placement_of
 from tools.partition.lower import default_layers_per_stage as balanced_layers
-from tools.partition.mesh import Mesh, MeshShape, build_mesh
+from tools.partition.mesh import Axes, Mesh, MeshShape, build_mesh
 from tools.partition.placement import Placement
 from tools.spec.deployment import Deployment
 from tools.spec.model import DType, LayerKind, ModelSpec
@@ -46,6 +48,8 @@ class Candidates:
     ep: np.ndarray
     etp: np.ndarray
     attn_dp: np.ndarray
+    cp: np.ndarray
+    dcp: np.ndarray
     batch: np.ndarray
     max_num_batched_tokens: np.ndarray
     sp: bool = False
@@ -56,15 +60,16 @@ class Candidates:
     layers_per_stage: tuple[int, ...] | None = None
     """Stated stages, for one strategy; None: the engine's default."""
     origin: Strategy | None = None
-    """Set when all entries are one strategy at several batches: axes that have no array here (cp, dcp, dk) come from
-    it."""
+    """Set when all entries are one strategy at several batches: axes that have no array here (dk, an attention pool,
+    experts on devices of their own) come from it."""
 
     def __len__(self) -> int:
         return len(self.tp)
 
     @property
     def group(self) -> np.ndarray:
-        return self.tp * self.attn_dp * (self.origin.cp if self.origin else 1)
+        """Ranks of one pipeline stage of one replica."""
+        return np.full(len(self), self.origin.group) if self.origin else self.tp * self.attn_dp * self.cp
 
     @property
     def num_devices(self) -> np.ndarray:
@@ -75,6 +80,13 @@ class Candidates:
 
     def with_batch(self, batch: np.ndarray) -> Candidates:
         return replace(self, batch=batch)
+
+    def degrees(self) -> Degrees:
+        """The same candidates as engine rules read them."""
+        return Degrees(
+            **{n: getattr(self, n) for n in ARRAYS}, weight_dtype=self.weight_dtype, kv_dtype=self.kv_dtype, sp=self.sp,
+            moe_comm=self.moe_comm,
+        )  # fmt: skip
 
     @classmethod
     def of(cls, s: Strategy) -> Candidates:
@@ -87,6 +99,8 @@ class Candidates:
     def strategy(self, i: int, model: ModelSpec) -> Strategy:
         """Candidate i as a Strategy, its stages spelled out."""
         degrees: dict[str, Any] = {n: int(getattr(self, n)[i]) for n in ARRAYS}
+        if self.origin is not None:
+            return self.origin.model_copy(update=degrees)
         stages = self.layers_per_stage or stage_layers(self.engine, model.num_hidden_layers, degrees["pp"])
         return Strategy(
             **degrees, sp=self.sp, moe_comm=self.moe_comm, weight_dtype=self.weight_dtype, kv_dtype=self.kv_dtype,
@@ -94,7 +108,7 @@ class Candidates:
         )  # fmt: skip
 
 
-ARRAYS = ("tp", "pp", "dp", "ep", "etp", "attn_dp", "batch", "max_num_batched_tokens")
+ARRAYS = ("tp", "pp", "dp", "ep", "etp", "attn_dp", "cp", "dcp", "batch", "max_num_batched_tokens")
 assert {f.name for f in fields(Candidates)} >= set(ARRAYS)
 
 
@@ -115,16 +129,17 @@ class StageRow:
 
 
 @lru_cache(maxsize=2048)
-def stage_rows(model: ModelSpec, split: tuple[int, ...]) -> tuple[tuple[StageRow, int], ...]:
-    """Distinct stages with how many there are of each."""
-    kinds, first = model.layers(), 0
+def stage_rows(model: ModelSpec, split: tuple[int, ...], virtual: int = 1) -> tuple[tuple[StageRow, int], ...]:
+    """Distinct stages with how many there are of each; a stage of an interleaved pipeline holds every (n / virtual)-th of
+    the n runs of `split`."""
+    kinds, ends = model.layers(), [0, *accumulate(split)]
+    stages = len(split) // virtual
     rows: dict[StageRow, int] = {}
-    for i, count in enumerate(split):
-        mine = kinds[first : first + count]
+    for i in range(stages):
+        mine = [k for c in range(i, len(split), stages) for k in kinds[ends[c] : ends[c + 1]]]
         per_kind = tuple((k, mine.count(k)) for k in dict.fromkeys(mine))
-        row = StageRow(tuple(sorted(per_kind, key=repr)), i == 0, i == len(split) - 1)
+        row = StageRow(tuple(sorted(per_kind, key=repr)), i == 0, i == stages - 1)
         rows[row] = rows.get(row, 0) + 1
-        first += count
     return tuple(rows.items())
 
 
@@ -134,6 +149,10 @@ class StepTime:
 
     latency: Num
     slowest: Num
+
+    def part(self, i: int) -> StepTime:
+        """Of several steps that were priced together, one."""
+        return StepTime(self.latency[i], self.slowest[i])
 
     def minus(self, other: StepTime) -> StepTime:
         return StepTime(np.maximum(self.latency - other.latency, 0.0), np.maximum(self.slowest - other.slowest, 0.0))
@@ -149,19 +168,132 @@ class Bodies:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Steps that differ: entry of the layout's mesh, and sizes."""
+
+    mesh: np.ndarray
+    sequences: Num
+    tokens: Num
+    context: Num
+
+    def take(self, index: np.ndarray) -> Rows:
+        sizes = (x[index] if np.ndim(x) else x for x in (self.sequences, self.tokens, self.context))
+        return Rows(self.mesh[index], *sizes)
+
+
+@dataclass(frozen=True, slots=True)
 class Works:
-    """Kernels of every body in one step; `tokens_p2p`: residual bytes that cross a stage boundary per rank."""
+    """Kernels of every body in one step, once per row: candidates whose kernels are alike share one."""
 
     embed: tuple[Work, ...]
     layers: tuple[tuple[LayerKind, tuple[Work, ...]], ...]
     head: tuple[Work, ...]
     residual_bytes: Num
-    key: np.ndarray | None = None
-    """One row per candidate: what its kernels depend on. Rows that are alike are priced once."""
+    """What crosses a stage boundary per rank; one value per candidate."""
+    row: np.ndarray | None = None
+    """Row of each candidate; None: plain numbers, of the one candidate there is."""
+    mesh_row: Any = 0
+    """Entry of the layout's mesh for each row."""
+    times: np.ndarray | None = None
+    """Seconds of the bodies, one line per row; its kernels may be left out then."""
+    index: np.ndarray | None = None
+    """Line of each row in the table of what is known."""
+    steps: Rows | None = None
+    seconds: dict[int, Num] = field(default_factory=dict)
+    """Kernels that were priced already, by identity."""
+
+    def part(self, i: int) -> Works:
+        """Of several steps that were worked out together, one."""
+        if self.row is None:
+            return self
+        return replace(self, row=self.row[i], residual_bytes=self.residual_bytes[i])
 
 
-DEDUPLICATE = 64
-"""Candidates from which looking for equal ones pays."""
+def distinct(columns: Sequence[Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(index of one candidate of each kind, kind of each candidate) of `n` candidates that differ in whole numbers."""
+    key, most = np.zeros(n, np.int64), 1
+    for column in columns:
+        x = np.asarray(column, np.int64)
+        if x.ndim == 0 or n == 0:
+            continue
+        low = int(x.min())
+        span = int(x.max()) - low + 1
+        if span == 1:
+            continue
+        if most * span >= 2**62:
+            _, key = np.unique(key, return_inverse=True)
+            most = int(key.max()) + 1
+        key, most = key * span + (x - low), most * span
+    if most <= 8 * n + 4096:
+        # Few possible values: ranks by counting instead of sorting.
+        seen = np.full(most, -1, np.int64)
+        seen[key[::-1]] = np.arange(n - 1, -1, -1)
+        kinds = np.flatnonzero(seen >= 0)
+        first = seen[kinds]
+        seen[kinds] = np.arange(len(kinds))
+        return first, seen[key]
+    _, first, back = np.unique(key, return_index=True, return_inverse=True)
+    return first, back.reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Stages of every pp of a candidate set. `whole[body, pp]`: how often each body (embedding, layers by kind, head) runs
+    in all stages; `kinds[j, body, pp]`: how often in the j-th kind of stage, of those that can be the slowest or fullest."""
+
+    whole: np.ndarray
+    kinds: np.ndarray
+
+    @classmethod
+    def of(cls, model: ModelSpec, kinds: Sequence[LayerKind], splits: Mapping[int, tuple[int, ...]], virtual: int) -> Stages:
+        rows: dict[int, list[np.ndarray]] = {}
+        whole = np.zeros((len(kinds) + 2, max(splits) + 1))
+        for pp, split in splits.items():
+            found = []
+            for row, times in stage_rows(model, split, virtual):
+                per = dict(row.layers)
+                counts = np.asarray([row.embed, *(per.get(k, 0) for k in kinds), row.head], float)
+                whole[:, pp] += times * counts
+                found.append(counts)
+            rows[pp] = [c for c in found if not any((c <= o).all() and o is not c for o in found)]
+        most = max(len(r) for r in rows.values())
+        table = np.zeros((most, *whole.shape))
+        for pp, left in rows.items():
+            for j in range(most):
+                table[j, :, pp] = left[min(j, len(left) - 1)]
+        return cls(whole, table)
+
+    def each(self, pp: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """Per kind of stage, how often each body runs in it, for candidates with these `pp`."""
+        return ([counts[pp] for counts in kind] for kind in self.kinds)
+
+    def total(self, pp: np.ndarray, values: Sequence[Num]) -> Num:
+        """Sum over the stages of each candidate of a quantity per body."""
+        return weighted([counts[pp] for counts in self.whole], values)
+
+    def worst(self, pp: np.ndarray, values: Sequence[Num]) -> Num:
+        """Maximum over its stages."""
+        found = [weighted(counts, values) for counts in self.each(pp)]
+        return reduce(np.maximum, found)
+
+
+def weighted(counts: Sequence[np.ndarray], values: Sequence[Num]) -> Num:
+    out: Num = counts[0] * values[0]
+    for n, v in zip(counts[1:], values[1:], strict=True):
+        out = out + n * v
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class KnownMesh(Mesh):
+    """A mesh of arrays that multiplies its degrees once."""
+
+    known: dict[Axes, Num] = field(default_factory=dict, compare=False)
+
+    def degree(self, axes: Axes) -> Num:
+        if axes not in self.known:
+            self.known[axes] = Mesh.degree(self, axes)
+        return self.known[axes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +304,22 @@ class Layout:
     curves: Curves
     cands: Candidates
     mesh: Mesh
+    """Every combination of degrees that some candidate has, once."""
+    row: np.ndarray
+    """Entry of `mesh` for each candidate."""
+    mesh_ids: np.ndarray
+    """Number of each entry of `mesh` in `known`."""
+    known: Known
+    stages: Stages
     prefill: Bodies
     decode: Bodies
     dtypes: Dtypes
     roof: Roof
     tops: tuple[Level, ...]
+    reach: dict[Axes, list[Num]] = field(default_factory=dict, compare=False)
+    """Members of groups at each level, by axes, as they were asked for."""
+    weights: list[tuple[list[Num], Num]] = field(default_factory=list, compare=False)
+    """What `_weights` found."""
 
     @property
     def model(self) -> ModelSpec:
@@ -186,117 +329,195 @@ class Layout:
     def engine(self) -> EngineCurve:
         return self.curves.engine(self.cands.engine)
 
+    @property
+    def virtual(self) -> int:
+        return virtual_runs(self.cands)
+
     # ------------------------------------------------------------------------------------------------------------ steps
 
+    def take(self, index: np.ndarray) -> Layout:
+        """The same layout for some of its candidates (repeats allowed)."""
+        return replace(self, cands=self.cands.take(index), row=self.row[index])
+
     def works(self, phase: Phase, sequences: Num, tokens: Num, context: Num) -> Works:
-        """Kernels of a step of `sequences` (per replica) x `tokens` new ones at `context` KV positions."""
-        bodies, mesh = self.prefill if phase == "prefill" else self.decode, self.mesh
-        if len(self.cands) == 1:
-            # Plain numbers: arrays of one are ten times slower to multiply.
-            mesh = Mesh(mesh.shape, {a: int(np.reshape(d, -1)[0]) for a, d in mesh.degrees.items()})
-            sequences, tokens, context = (int(np.reshape(x, -1)[0]) for x in (sequences, tokens, context))
-        sizes = all_sizes(self.model, batch_size=sequences, seq_len=tokens, kv_len=context)
-        ctx = WalkContext(self.dtypes, self.cands.weight_dtype, sizes, mesh, phase, self.curves.moe)
+        """Kernels of a step of `sequences` (per replica) x `tokens` new ones at `context` KV positions. Sizes may have a
+        leading dim: several steps of every candidate at once."""
         per_rank = -(-sequences // self.cands.attn_dp)
         if self.cands.sp:
             per_rank = -(-per_rank // self.cands.tp)
-        return Works(
-            embed=walk(bodies.embed, ctx),
-            layers=tuple((k, walk(b, ctx)) for k, b in bodies.layers),
-            head=walk(bodies.head, ctx),
-            residual_bytes=per_rank * tokens * self.model.hidden_size * self.dtypes.plain,
-            key=self._key(sequences, tokens, context),
-        )
+        residual = per_rank * tokens * self.model.hidden_size * self.dtypes.plain
+        if np.size(per_rank) == 1:
+            # Plain numbers: arrays of one are ten times slower to multiply.
+            one = self.row[0]
+            mesh = Mesh(self.mesh.shape, {a: int(np.asarray(d)[one]) for a, d in self.mesh.degrees.items()})
+            sizes = (int(np.reshape(x, -1)[0]) for x in (sequences, tokens, context))
+            return replace(self._walk(phase, mesh, *sizes, residual), mesh_row=one)
+        shape = np.shape(per_rank)
+        flat = [np.broadcast_to(x, shape).ravel() if np.ndim(x) else x for x in (sequences, tokens, context)]
+        at = np.broadcast_to(self.row, shape).ravel()
+        first, row = distinct([at, *flat], at.size)
+        steps = Rows(at[first], *(x[first] if np.ndim(x) else x for x in flat))
+        return replace(self._looked_up(phase, steps), row=row.reshape(shape), residual_bytes=residual)
 
-    def _key(self, *sizes: Num) -> np.ndarray | None:
-        n = len(self.cands)
-        if n < DEDUPLICATE:
-            return None
-        rows = [*(self.mesh.degrees[a] for a in self.mesh.shape.atoms), *sizes]
-        return np.stack([np.broadcast_to(np.asarray(x, np.int64), (n,)) for x in rows], axis=1)
+    def _looked_up(self, phase: Phase, steps: Rows) -> Works:
+        """Works of distinct steps: their times alone where all of them are known, else with their kernels."""
+        sequences = np.broadcast_to(np.asarray(steps.sequences, np.int64), steps.mesh.shape)
+        keys = self.known.keys(self.mesh_ids[steps.mesh], sequences, steps.tokens, steps.context)
+        fresh: list[Works] = []
 
-    def _distinct(self, works: Works) -> tuple[Layout, Works, np.ndarray] | None:
-        """(layout and kernels of the candidates that differ, where each candidate is among them)."""
-        if works.key is None:
-            return None
-        key = works.key - works.key.min(axis=0)
-        weight = np.cumprod(np.concatenate([[1.0], key.max(axis=0)[:-1] + 1.0]))
-        if weight[-1] * (key[:, -1].max() + 1.0) > 2.0**62:
-            _, first, back = np.unique(works.key, axis=0, return_index=True, return_inverse=True)
-        else:
-            _, first, back = np.unique(key @ weight.astype(np.int64), return_index=True, return_inverse=True)
-        n = len(self.cands)
-        if len(first) > 0.7 * n:
-            return None
+        def work_out(missing: np.ndarray) -> np.ndarray:
+            fresh.append(self._walked(phase, steps if len(missing) == len(sequences) else steps.take(missing)))
+            return self._body_times(fresh[0], len(missing))
 
-        def few(ws: tuple[Work, ...]) -> tuple[Work, ...]:
-            return tuple(w.take(first, n) for w in ws)
+        if keys is None:
+            works = self._walked(phase, steps)
+            return replace(works, times=self._body_times(works, len(sequences)))
+        times, index = self.known.table(phase).rows(keys, work_out)
+        whole = fresh and len(fresh[0].mesh_row) == len(sequences)
+        works = fresh[0] if whole else Works((), (), (), 0.0, mesh_row=steps.mesh)
+        return replace(works, times=times, index=index, steps=steps)
 
-        mesh = Mesh(self.mesh.shape, {a: np.asarray(d)[first] for a, d in self.mesh.degrees.items()})
-        layers = tuple((k, few(ws)) for k, ws in works.layers)
-        small = Works(few(works.embed), layers, few(works.head), works.residual_bytes)
-        return replace(self, cands=self.cands.take(first), mesh=mesh), small, back.reshape(-1)
+    def _walked(self, phase: Phase, steps: Rows) -> Works:
+        works = self._walk(phase, self.mesh_at(steps.mesh), steps.sequences, steps.tokens, steps.context, 0.0)
+        return replace(works, mesh_row=steps.mesh, steps=steps)
 
-    def _body_times(self, works: Works) -> tuple[Num, dict[LayerKind, Num], Num]:
-        """Seconds of the embedding, of a layer of each kind, of the head."""
-        found = self._distinct(works)
-        if found is None:
-            layers = {k: self.body_time(w) for k, w in works.layers}
-            return self.body_time(works.embed), layers, self.body_time(works.head)
-        layout, small, back = found
-        n = len(layout.cands)
+    def _body_times(self, works: Works, n: int) -> np.ndarray:
+        """Seconds of every body, one row per step."""
+        bodies = (works.embed, *(ws for _, ws in works.layers), works.head)
+        return np.stack([np.broadcast_to(self.body_time(ws, works), (n,)) for ws in bodies], axis=1)
 
-        def all_of(t: Num) -> np.ndarray:
-            return np.asarray(np.broadcast_to(t, (n,))[back])
+    def mesh_at(self, rows: np.ndarray) -> Mesh:
+        return KnownMesh(self.mesh.shape, {a: np.asarray(d)[rows] for a, d in self.mesh.degrees.items()})
 
-        embed, kinds, head = layout._body_times(small)
-        return all_of(embed), {k: all_of(t) for k, t in kinds.items()}, all_of(head)
+    def _walk(self, phase: Phase, mesh: Mesh, sequences: Num, tokens: Num, context: Num, residual: Num) -> Works:
+        bodies = self.prefill if phase == "prefill" else self.decode
+        sizes = all_sizes(self.model, batch_size=sequences, seq_len=tokens, kv_len=context)
+        ctx = WalkContext(self.dtypes, self.cands.weight_dtype, sizes, mesh, phase, self.curves.moe)
+        layers = tuple((k, walk(b, ctx)) for k, b in bodies.layers)
+        return Works(walk(bodies.embed, ctx), layers, walk(bodies.head, ctx), residual)
 
     def mixed(self, prefill: Works, decode: Works) -> Works:
-        """Both in one step."""
-        layers = tuple((k, merge(a, b)) for (k, a), (_, b) in zip(prefill.layers, decode.layers, strict=True))
+        """Both in one step: GEMMs and collectives together, attention of each by itself."""
+        residual = prefill.residual_bytes + decode.residual_bytes
+        if prefill.row is None or decode.row is None:
+            return replace(self._joined(prefill, decode, None, None), residual_bytes=residual)
+        first, row = distinct([prefill.row, decode.row], prefill.row.size)
+        p, d = prefill.row[first], decode.row[first]
+
+        def work_out(missing: np.ndarray) -> np.ndarray:
+            joined = self._joined(*self._with_kernels(prefill, decode, p[missing], d[missing]))
+            return self._body_times(joined, len(missing))
+
+        if prefill.index is None or decode.index is None:
+            times = work_out(np.arange(len(p)))
+        else:
+            times, _ = self.known.table("mixed").rows(prefill.index[p] << 31 | decode.index[d], work_out)
+        return Works((), (), (), residual, row, prefill.mesh_row[p], times)
+
+    def _with_kernels(
+        self, prefill: Works, decode: Works, p: np.ndarray, d: np.ndarray
+    ) -> tuple[Works, Works, np.ndarray, np.ndarray]:
+        """The works with kernels, of the rows `p` and `d` at least, and where these rows are in them."""
+        out: list[tuple[Works, np.ndarray]] = []
+        for phase, works, rows in (("prefill", prefill, p), ("decode", decode, d)):
+            if works.head or works.steps is None:
+                out.append((works, rows))
+                continue
+            few, back = np.unique(rows, return_inverse=True)
+            out.append((self._walked(phase, works.steps.take(few)), back.reshape(-1)))  # type: ignore[arg-type]
+        return out[0][0], out[1][0], out[0][1], out[1][1]
+
+    def _joined(self, prefill: Works, decode: Works, p: np.ndarray | None, d: np.ndarray | None) -> Works:
+        """Kernels of steps that carry row `p` of one and row `d` of the other; None: the one row there is."""
+        mesh_row = prefill.mesh_row if p is None else prefill.mesh_row[p]
+        seconds: dict[int, Num] = {}
+
+        def rows(w: Work, of: Works, index: np.ndarray | None) -> Work:
+            return w if index is None else w.take(index, len(of.mesh_row))
+
+        def together(a: tuple[Work, ...], b: tuple[Work, ...]) -> tuple[Work, ...]:
+            out = []
+            for x, y in pairs(a, b):
+                if x is not None and y is not None:
+                    out.append(joined(x, y))
+                    continue
+                alone, of, index = (x, prefill, p) if x is not None else (y, decode, d)
+                assert alone is not None
+                t = self._seconds(alone, of)
+                seconds[id(alone)] = t[index] if index is not None and np.ndim(t) else t
+                out.append(alone)
+            return tuple(out)
+
+        made: dict[tuple[int, int], Work] = {}
+
+        def joined(x: Work, y: Work) -> Work:
+            if (id(x), id(y)) not in made:
+                made[id(x), id(y)] = both(rows(x, prefill, p), rows(y, decode, d))
+            return made[id(x), id(y)]
+
+        layers = tuple((k, together(a, b)) for (k, a), (_, b) in zip(prefill.layers, decode.layers, strict=True))
         return Works(
-            merge(prefill.embed, decode.embed), layers, merge(prefill.head, decode.head),
-            prefill.residual_bytes + decode.residual_bytes,
-            None if prefill.key is None or decode.key is None else np.concatenate([prefill.key, decode.key], axis=1),
+            together(prefill.embed, decode.embed), layers, together(prefill.head, decode.head), 0.0,
+            mesh_row=mesh_row, seconds=seconds,
         )  # fmt: skip
 
-    def kernel_time(self, w: Work) -> KernelTime:
+    def kernel_time(self, w: Work, mesh_row: np.ndarray | None = None) -> KernelTime:
+        """`mesh_row`: entry of the mesh for each value of an array in `w`."""
+        t = self._kernel_time(w, mesh_row)
+        own = self.curves.calibration_of(self.deployment.cluster.device)
+        if own is None:
+            return t
+        return replace(t, total=own.scaled(t.total, t.compute, t.memory, network=w.comm is not None))
+
+    def _kernel_time(self, w: Work, mesh_row: np.ndarray | None) -> KernelTime:
         if w.comm is None:
             return price(w, self.roof)
-        t = collective_time(w.comm.kind, w.comm.axes, w.comm_bytes, self.mesh, self.tops)
+        if w.comm.kind == "transfer":
+            t = collective_time(w.comm.kind, w.comm.axes, w.comm_bytes, self.mesh, self.tops, w.fanout)
+        else:
+            reach = self._reach(w.comm.axes)
+            if mesh_row is not None:
+                reach = [r[mesh_row] if np.ndim(r) else r for r in reach]
+            t = across(w.comm.kind, reach, w.comm_bytes, self.tops, w.fanout)
         return KernelTime(t, 0.0, 0.0)
 
-    def body_time(self, works: tuple[Work, ...]) -> Num:
+    def _reach(self, axes: Axes) -> list[Num]:
+        """Members of a group at each level, for every entry of the mesh."""
+        if axes not in self.reach:
+            self.reach[axes] = members(axes, self.mesh, self.tops)
+        return self.reach[axes]
+
+    def _seconds(self, w: Work, works: Works) -> Num:
+        if id(w) not in works.seconds:
+            works.seconds[id(w)] = self.kernel_time(w, works.mesh_row).total
+        return works.seconds[id(w)]
+
+    def body_time(self, works: tuple[Work, ...], of: Works | None = None) -> Num:
         total: Num = 0.0
         for w in works:
-            total = total + self.kernel_time(w).total
+            total = total + (self.kernel_time(w).total if of is None else self._seconds(w, of))
         return total
 
     def step(self, works: Works, sequences: Num) -> StepTime:
         """Time of a step, the engine's overhead for `sequences` included once per pass."""
-        embed, layers, head = self._body_times(works)
+        if works.row is not None and works.times is not None:
+            times = [t[works.row] for t in works.times.T]
+        else:
+            times = [self.body_time(ws, works) for ws in (works.embed, *(ws for _, ws in works.layers), works.head)]
         overhead = self.engine.step_s + self.engine.per_sequence_s * -(-sequences // self.cands.attn_dp)
-
-        def stage_time(row: StageRow) -> Num:
-            t: Num = embed if row.embed else 0.0
-            for kind, count in row.layers:
-                t = t + count * layers[kind]
-            return t + head if row.head else t
-
-        latency, slowest = self.over_stages(stage_time)
+        latency, slowest = self.stages.total(self.cands.pp, times), self.stages.worst(self.cands.pp, times)
         hops, worst = self.boundary_times(works.residual_bytes)
         return StepTime(latency + hops + overhead, slowest + worst + overhead)
 
     def launches(self, works: Works) -> np.ndarray:
-        """Kernels that one pass through all stages launches."""
-        per = {k: float(sum(not w.fused for w in ws)) for k, ws in works.layers}
-        ends = (len(works.embed), len(works.head))
-
-        def count(row: StageRow) -> Num:
-            return ends[0] * row.embed + ends[1] * row.head + sum(n * per[kind] for kind, n in row.layers)
-
-        return self.over_stages(count)[0]
+        """Kernels that one prefill pass through all stages launches."""
+        if "prefill" not in self.known.launches:
+            if not works.head:
+                assert works.steps is not None
+                works = self._walked("prefill", works.steps.take(np.zeros(1, np.int64)))
+            per = [float(sum(not w.fused for w in ws)) for _, ws in works.layers]
+            self.known.launches["prefill"] = [float(len(works.embed)), *per, float(len(works.head))]
+        return np.asarray(self.stages.total(self.cands.pp, self.known.launches["prefill"]))
 
     def boundary_times(self, nbytes: Num) -> tuple[Num, Num]:
         """(sum over the stage boundaries, slowest one): each rank sends its part of the residual stream."""
@@ -306,86 +527,79 @@ class Layout:
             t = p2p_time(nbytes, level)
             total = total + count * t
             worst = np.maximum(worst, np.where(count > 0, t, 0.0))
-        return total, worst
-
-    # ----------------------------------------------------------------------------------------------------------- stages
-
-    def splits(self) -> list[tuple[np.ndarray, tuple[int, ...]]]:
-        """(indices of candidates, layers per stage), one entry per distinct pp."""
-        out = []
-        for pp in np.unique(self.cands.pp):
-            split = self.cands.layers_per_stage or stage_layers(
-                self.cands.engine, self.model.num_hidden_layers, int(pp)
-            )
-            out.append((np.flatnonzero(self.cands.pp == pp), split))
-        return out
-
-    def over_stages(self, value: Callable[[StageRow], Num]) -> tuple[np.ndarray, np.ndarray]:
-        """(sum, maximum) over the stages of each candidate of a quantity per kind of stage."""
-        n = len(self.cands)
-        total, worst = np.zeros(n), np.full(n, -np.inf)
-        for index, split in self.splits():
-            for row, count in stage_rows(self.model, split):
-                v = np.broadcast_to(np.asarray(value(row), float), (n,))[index]
-                total[index] += count * v
-                worst[index] = np.maximum(worst[index], v)
-        return total, worst
+        # Interleaved: every chunk but the last one's crosses again, and goes around from the last stage to the first.
+        return self.virtual * total + (self.virtual - 1) * worst, self.virtual * worst
 
     # ----------------------------------------------------------------------------------------------------------- memory
 
-    def memory_rows(self, batch: np.ndarray) -> StageBytes:
+    def memory_rows(self, batch: np.ndarray) -> BodyBytes:
         """Bytes per body of the fullest rank at `batch` sequences per replica."""
-        w = self.deployment.workload
-        per_rank = -(-batch // self.cands.attn_dp)
+        c, n = self.cands, len(self.cands)
+        bodies = (self.prefill.embed, *(b for _, b in self.prefill.layers), self.prefill.head)
+        weights, untied = self._weights()
+        first, back = distinct([self.row, c.max_num_batched_tokens, batch], n)
+        context, batch = self.deployment.workload.context, np.asarray(batch, np.int64)[first]
+        few = self.take(first)
+        keys = self.known.keys(self.mesh_ids[few.row], batch, few.cands.max_num_batched_tokens, context)
+
+        def work_out(missing: np.ndarray) -> np.ndarray:
+            return few.take(missing)._held_rows(batch[missing], bodies)
+
+        rows = work_out(np.arange(len(first))) if keys is None else self.known.table("memory").rows(keys, work_out)[0]
+        kv, activation = rows.T[: len(bodies)], rows.T[len(bodies) :]
+
+        def each(x: Num, index: np.ndarray) -> np.ndarray:
+            return np.asarray(x)[index] if np.ndim(x) else np.broadcast_to(np.asarray(x, float), (n,))
+
+        return BodyBytes(
+            weights=[each(w, self.row) for w in weights],
+            tied=each(weights[-1], self.row) - each(untied, self.row),
+            kv=[x[back] for x in kv],
+            activation=[x[back] for x in activation],
+        )
+
+    def _held_rows(self, batch: np.ndarray, bodies: Sequence[PBody]) -> np.ndarray:
+        """KV of every body, then its activations, one row per candidate."""
+        c = self.cands
         sizes = activation_sizes(
-            self.model,
-            attn_dp=self.cands.attn_dp,
-            batch=batch,
-            max_num_batched_tokens=self.cands.max_num_batched_tokens,
+            self.model, attn_dp=c.attn_dp, batch=batch, max_num_batched_tokens=c.max_num_batched_tokens
         )
         held: dict[str, Any] = {
-            "sequences": per_rank, "context": w.context, "engine": self.cands.engine,
-            "in_flight": self.cands.max_num_batched_tokens,
+            "sequences": -(-batch // c.attn_dp), "context": self.deployment.workload.context, "engine": c.engine,
+            "in_flight": c.max_num_batched_tokens,
         }  # fmt: skip
-        args = (sizes, self.mesh, self.dtypes)
-        tied = frozenset(x.name for x in self.prefill.embed.weights())
-        return StageBytes(
-            weights={k: body_weight_bytes(b, *args) for k, b in self.prefill.layers}
-            | {"embed": body_weight_bytes(self.prefill.embed, *args)}
-            | {"head": body_weight_bytes(self.prefill.head, *args)}
-            | {"head_tied": body_weight_bytes(self.prefill.head, *args, tied)},
-            kv={k: body_kv_bytes(b, *args, **held) for k, b in self.prefill.layers},
-            activation={k: body_activation_bytes(b, *args) for k, b in self.prefill.layers}
-            | {"embed": body_activation_bytes(self.prefill.embed, *args)}
-            | {"head": body_activation_bytes(self.prefill.head, *args)},
-        )  # fmt: skip
+        args = (sizes, self.mesh_at(self.row), self.dtypes)
+        kv = [body_kv_bytes(b, *args, **held) for b in bodies]
+        found = [*kv, *(body_activation_bytes(b, *args) for b in bodies)]
+        return np.stack([np.broadcast_to(np.asarray(x, float), (len(batch),)) for x in found], axis=1)
+
+    def _weights(self) -> tuple[list[Num], Num]:
+        """(bytes of every body's weights, the head's without what the embedding holds too) per entry of the mesh."""
+        if not self.weights:
+            sizes = activation_sizes(self.model, attn_dp=1, batch=1, max_num_batched_tokens=1)
+            args = (sizes, self.mesh, self.dtypes)
+            tied = frozenset(x.name for x in self.prefill.embed.weights())
+            head = self.prefill.head
+            bodies = (self.prefill.embed, *(b for _, b in self.prefill.layers), head)
+            self.weights.append(([body_weight_bytes(b, *args) for b in bodies], body_weight_bytes(head, *args, tied)))
+        return self.weights[0]
 
 
 @dataclass(frozen=True, slots=True)
-class StageBytes:
-    """Bytes by body, and their sums by stage."""
+class BodyBytes:
+    """Bytes of each candidate by body: embedding, layers by kind, head."""
 
-    weights: Mapping[Any, Num]
-    kv: Mapping[Any, Num]
-    activation: Mapping[Any, Num]
+    weights: Sequence[np.ndarray]
+    tied: np.ndarray
+    """What a stage that both embeds and ends holds once instead of twice."""
+    kv: Sequence[np.ndarray]
+    activation: Sequence[np.ndarray]
 
-    def stage_weights(self, row: StageRow) -> Num:
-        total: Num = self.weights["embed"] if row.embed else 0.0
-        for kind, count in row.layers:
-            total = total + count * self.weights[kind]
-        if row.head:
-            total = total + self.weights["head_tied" if row.embed else "head"]
-        return total
-
-    def stage_kv(self, row: StageRow) -> Num:
-        return sum((count * self.kv[kind] for kind, count in row.layers), 0.0)
-
-    def stage_activation(self, row: StageRow) -> Num:
-        names = [k for k, _ in row.layers] + ["embed"] * row.embed + ["head"] * row.head
-        peak: Num = 0.0
-        for n in names:
-            peak = np.maximum(peak, self.activation[n])
-        return peak
+    def stage(self, counts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(weights, peak activation, KV) of a stage that runs each body so many times."""
+        held = weighted(counts, self.weights) - self.tied * (counts[0] * counts[-1])
+        peak = reduce(np.maximum, [np.where(n > 0, a, 0.0) for n, a in zip(counts, self.activation, strict=True)])
+        return held, peak, weighted(counts[1:-1], self.kv[1:-1])
 
 
 def kv_heads_cut(model: ModelSpec) -> int:
@@ -394,28 +608,31 @@ def kv_heads_cut(model: ModelSpec) -> int:
 
 
 @lru_cache(maxsize=65536)
-def _degrees(tp: int, attn_dp: int, ep: int, etp: int, kv_heads: int) -> Mesh:
-    return build_mesh(Strategy(tp=tp, attn_dp=attn_dp, ep=ep, etp=etp), kv_heads)
+def _degrees(tp: int, attn_dp: int, ep: int, etp: int, cp: int, dcp: int, kv_heads: int) -> Mesh:
+    return build_mesh(Strategy(tp=tp, attn_dp=attn_dp, ep=ep, etp=etp, cp=cp, dcp=dcp), kv_heads)
 
 
-def group_by_shape(cands: Candidates, model: ModelSpec) -> dict[MeshShape, tuple[np.ndarray, Mesh]]:
-    """Indices and array mesh of the candidates of each MeshShape. Raises Refused for degrees that do not nest."""
+def group_by_shape(cands: Candidates, model: ModelSpec) -> list[tuple[np.ndarray, Mesh, np.ndarray]]:
+    """Per MeshShape: indices of its candidates, every combination of their degrees once, and which of these each one has.
+    Raises Refused for degrees that do not nest."""
     if cands.origin is not None:
         one = build_mesh(cands.origin, kv_heads_cut(model))
-        degrees = {a: np.full(len(cands), d, np.int64) for a, d in one.degrees.items()}
-        return {one.shape: (np.arange(len(cands)), Mesh(one.shape, degrees))}
-    keys = np.stack([cands.tp, cands.attn_dp, cands.ep, cands.etp], axis=1)
-    unique, inverse = np.unique(keys, axis=0, return_inverse=True)
-    meshes = [_degrees(*(int(x) for x in row), kv_heads_cut(model)) for row in unique]
+        degrees = {a: np.asarray([d], np.int64) for a, d in one.degrees.items()}
+        return [(np.arange(len(cands)), Mesh(one.shape, degrees), np.zeros(len(cands), np.int64))]
+    names = ("tp", "attn_dp", "ep", "etp", "cp", "dcp")
+    columns = [getattr(cands, n) for n in names]
+    first, back = distinct(columns, len(cands))
+    meshes = [_degrees(*(int(x[i]) for x in columns), kv_heads_cut(model)) for i in first]
     by_shape: dict[MeshShape, list[int]] = {}
     for i, mesh in enumerate(meshes):
         by_shape.setdefault(mesh.shape, []).append(i)
-    out = {}
-    inverse = inverse.reshape(-1)
+    out = []
     for shape, rows in by_shape.items():
-        index = np.flatnonzero(np.isin(inverse, rows))
-        degrees = {a: np.asarray([meshes[inverse[j]].degrees[a] for j in index], np.int64) for a in shape.atoms}
-        out[shape] = (index, Mesh(shape, degrees))
+        where = np.full(len(meshes), -1, np.int64)
+        where[rows] = np.arange(len(rows))
+        index = np.flatnonzero(where[back] >= 0)
+        degrees = {a: np.asarray([meshes[i].degrees[a] for i in rows], np.int64) for a in shape.atoms}
+        out.append((index, Mesh(shape, degrees), where[back][index]))
     return out
 
 
@@ -438,17 +655,44 @@ def layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> list[t
     tops = levels(cluster, curves, cands.engine)
     dtypes = Dtypes.of(model, cands.weight_dtype, cands.kv_dtype)
     out = []
-    for index, mesh in group_by_shape(cands, model).values():
+    for index, mesh, row in group_by_shape(cands, model):
+        mine = cands.take(index)
         phases = {p: bodies(model, _placement(cands, mesh, p)) for p in PHASES}
-        out.append(
-            (
-                index,
-                Layout(
-                    deployment, curves, cands.take(index), mesh, phases["prefill"], phases["decode"], dtypes, roof, tops
-                ),
-            )
-        )
+        stages = Stages.of(model, [k for k, _ in phases["prefill"].layers], splits(mine, model), virtual_runs(mine))
+        seen = _known(deployment, curves, mine, phases["prefill"], phases["decode"], tops)
+        layout = Layout(
+            deployment, curves, mine, mesh, row, seen.mesh_ids(mesh), seen, stages, phases["prefill"], phases["decode"],
+            dtypes, roof, tops,
+        )  # fmt: skip
+        out.append((index, layout))
     return out
+
+
+def _known(
+    deployment: Deployment, curves: Curves, cands: Candidates, prefill: Bodies, decode: Bodies, tops: tuple[Level, ...]
+) -> Known:
+    """Everything that the costs of a body depend on, besides degrees and sizes."""
+    bodies = tuple(b for phase in (prefill, decode) for b in (phase.embed, *(b for _, b in phase.layers), phase.head))
+    cluster = deployment.cluster
+    about = (
+        cluster.device.id, cluster.memory_bandwidth, tuple(sorted(cluster.peak_flops.items())), cluster.mfu, cluster.mbu,
+        tuple((t.name, t.size, t.bandwidth) for t in tops), cands.engine, cands.weight_dtype, cands.kv_dtype,
+    )  # fmt: skip
+    return known((tuple(map(id, bodies)), id(curves), about), (bodies, curves))
+
+
+def virtual_runs(cands: Candidates) -> int:
+    """Runs of layers per rank; a candidate set has one each."""
+    return cands.origin.virtual if cands.origin else 1
+
+
+def splits(cands: Candidates, model: ModelSpec) -> dict[int, tuple[int, ...]]:
+    """Layers per stage (per run, where a rank holds several), by pp."""
+    runs = virtual_runs(cands)
+    return {
+        int(pp): cands.layers_per_stage or stage_layers(cands.engine, model.num_hidden_layers, int(pp) * runs)
+        for pp in np.unique(cands.pp)
+    }
 
 
 def _placement(cands: Candidates, mesh: Mesh, phase: Phase) -> Placement:

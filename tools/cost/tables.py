@@ -62,37 +62,49 @@ class Table:
         return sum(w * self._flat[i] for i, w in rows)
 
 
+def corner(grid: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower grid index and fraction of every point along one axis, clamped to the grid."""
+    i = np.searchsorted(grid[1:-1], x, side="right")
+    low, high = grid[i], grid[i + 1]
+    return i, (np.minimum(np.maximum(x, low), high) - low) / (high - low)
+
+
 def corners(grids: Sequence[np.ndarray], points: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Lower grid index and fraction of every point along every axis, clamped to the grid."""
-    index, fraction = [], []
-    for grid, x in zip(grids, points, strict=True):
-        if len(grid) == 1:
-            index.append(np.zeros(np.shape(x), int))
-            fraction.append(np.zeros(np.shape(x)))
-            continue
-        x = np.clip(x, grid[0], grid[-1])
-        i = np.clip(np.searchsorted(grid, x, side="right") - 1, 0, len(grid) - 2)
-        index.append(i)
-        fraction.append((x - grid[i]) / (grid[i + 1] - grid[i]))
-    return index, fraction
+    """`corner` along every axis."""
+    found = [
+        corner(g, x) if len(g) > 1 else (np.zeros(np.shape(x), int), np.zeros(np.shape(x)))
+        for g, x in zip(grids, points, strict=True)
+    ]
+    return [i for i, _ in found], [f for _, f in found]
 
 
 def interpolate(grids: Sequence[np.ndarray], values: np.ndarray, points: Sequence[Any]) -> np.ndarray:
     """Multilinear interpolation; `points[i]` are coordinates along axis i."""
-    arrays = np.broadcast_arrays(*[np.asarray(p, float) for p in points])
-    index, fraction = corners(grids, arrays)
-    flat, base, stride = values.ravel(), np.zeros(arrays[0].shape, int), 1
-    steps, weights = [0], [np.ones(arrays[0].shape)]
+    shape = np.broadcast_shapes(*(np.shape(p) for p in points))
+    base: Any = 0
+    left: list[tuple[int, np.ndarray]] = []
     for axis in reversed(range(len(grids))):
-        base = base + index[axis] * stride
-        if len(grids[axis]) > 1:
-            steps = [s + up for s in steps for up in (0, stride)]
-            weights = [w * f for w in weights for f in (1.0 - fraction[axis], fraction[axis])]
-        stride *= len(grids[axis])
-    out = weights[0] * flat[base]
-    for step, weight in zip(steps[1:], weights[1:], strict=True):
-        out = out + weight * flat[base + step]
-    return out
+        grid, x = grids[axis], np.asarray(points[axis], float)
+        if len(grid) == 1:
+            values = values.take(0, axis)
+        elif x.size == 1:
+            # The same for all points: only a slice of the table is left.
+            i, f = corner(grid, x.reshape(1))
+            low, high = values.take(i[0], axis), values.take(i[0] + 1, axis)
+            values = low + f[0] * (high - low)
+        else:
+            left.append((axis, x))
+    flat, stride, steps, fractions = values.ravel(), 1, [0], []
+    for axis, x in left:
+        i, f = corner(grids[axis], x)
+        base = base + i * stride
+        steps, stride = [s + up for up in (0, stride) for s in steps], stride * len(grids[axis])
+        fractions.append(f)
+    at = [flat[base + step] for step in steps]
+    for f in fractions[::-1]:
+        half = len(at) // 2
+        at = [low + f * (high - low) for low, high in zip(at[:half], at[half:], strict=True)]
+    return np.broadcast_to(at[0], shape)
 
 
 def unpack(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> dict[str, Table]:

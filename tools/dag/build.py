@@ -777,6 +777,8 @@ def word_of(op: Op) -> str:
     """What the operator does, in a word or two."""
     if op.kind == "norm":
         return op.fn
+    if op.kind.endswith("_grad"):
+        return f"{op.fn or op.kind.removesuffix('_grad').replace('_', ' ')} backward"
     if op.kind == "elementwise":
         return "residual add" if op.fn == "add" and "residual" in op.module else op.fn
     if op.kind == "mask":

@@ -233,14 +233,19 @@ def _dims(text: str) -> Dims:
     return tuple(out)
 
 
+@lru_cache(maxsize=4096)
+def _port_key(name: str) -> str:
+    """`in_dims` → input, `output_shape` → output, `global` → global; empty for other attributes."""
+    m = re.fullmatch(
+        r"(inputs?|in|outputs?|out|global|whole)(?:[_-]?(?:dims?|dimensions?|shapes?|tensors?))?", name, re.IGNORECASE
+    )
+    return {"i": "input", "o": "output", "g": "global", "w": "global"}[m[1][0].lower()] if m else ""
+
+
 def attribute_ports(attrs: Mapping[str, str], key: str) -> tuple[PortFacts, ...] | None:
     """Ports of the attribute `input`, `in_dims`, `input_shape`, … of a node."""
-    short = {"input": "in", "output": "out", "global": "whole"}[key]
     for name, value in attrs.items():
-        stated = re.fullmatch(
-            rf"(?:{key}s?|{short})(?:[_-]?(?:dims?|dimensions?|shapes?|tensors?))?", name, re.IGNORECASE
-        )
-        if stated and (ports := ports_in(plain(value))):
+        if _port_key(name) == key and (ports := ports_in(plain(value))):
             return ports
     return None
 

@@ -17,7 +17,7 @@ from tools.dag.text import layers_text
 from tools.graph.ir import Op
 from tools.graph.training import LABELS, TOKEN_WEIGHTS
 from tools.partition.lower import PBody, POp, Program, Stage
-from tools.partition.train import TrainBody, TrainProgram, TrainRun, TrainStage
+from tools.partition.train import TrainBody, TrainProgram, TrainRun, TrainStage, after
 from tools.spec.base import ToolError
 
 Env = dict[tuple[str, int], tuple[str, Port]]
@@ -53,8 +53,11 @@ class _TrainBuilder(_Builder):
         self.train, self.world = program, program.strategy.num_devices
         self.orders = program.placement.orders
         self.whole[SCALAR] = self.sizes[SCALAR] = 1
+        self.whole["batch_size"] *= program.options.micro_batches
         self.lanes_of = {s.index: self._train_units(s) for s in program.stages}
         self.passes: list[_Pass] = []
+        self.handed: set[tuple[int, str]] = set()
+        """(body, weight) that is moved before use, so that what is stored is a shard of what is used."""
 
     def _train_units(self, stage: TrainStage) -> list[_Unit]:
         if self.detail == "full":
@@ -110,14 +113,12 @@ class _TrainBuilder(_Builder):
     def _inputs(self) -> Env:
         """Token ids to the first stage, labels and token weights to the last."""
         p, o = self.train, self.train.options
-        self.whole["batch_size"] *= o.micro_batches
         everyone = tuple(range(self.world))
         names = ("ids", LABELS, TOKEN_WEIGHTS)
         whole = [self._tokens(n, o.micro_batches) for n in names]
         source = self._io(
             "total_input", "total input · token ids, labels, token weights", "model.input", "io", everyone, (whole, whole)
         )
-        self.whole["batch_size"] = self.sizes["batch_size"]
         if o.micro_batches > 1:
             source = self._micro(source, whole, [self._tokens(n) for n in names], everyone)
         first, last = p.stages[0], p.stages[-1]
@@ -130,14 +131,10 @@ class _TrainBuilder(_Builder):
 
     def _micro(self, source: DagNode, whole: Sequence[Port], part: Sequence[Port], everyone: tuple[int, ...]) -> DagNode:
         times = self.train.options.micro_batches
-        global_dims, self.whole["batch_size"] = self.whole["batch_size"], whole[0].dims[0][1]
         node = self._io(
             "split_micro", f"split: {times} micro-batches", "model.input.micro_batches", "routing", everyone, (whole, part),
             ["one after the other; one is drawn, gradients are added up"],
         )
-        self.whole["batch_size"] = global_dims
-        node = replace(node, global_dims=())
-        self.nodes[-1] = node
         for port in whole:
             self._join(source.id, node.id, port)
         return node
@@ -285,7 +282,7 @@ class _TrainBuilder(_Builder):
                 env |= self._gradient(body, stage, place, w, mine)
             self._walk(stage, body.update, place, env)
             for w in sorted(wanted):
-                last = [p.output for p in body.update.ops if body.update.tensors[p.output].origin == f"new {w}"][-1]
+                last = [p.output for p in body.update.ops if body.update.tensors[p.output].origin == after(w)][-1]
                 for u in self.lanes_of[stage.index]:
                     node, port = env[(last, u.devices[0])]
                     out.append((node, port, u.devices[0]))
@@ -297,7 +294,7 @@ class _TrainBuilder(_Builder):
         read = {n for p in body.update.ops for n in p.inputs}
         loose = [
             p.output for p in body.update.ops
-            if p.output not in read and not body.update.tensors[p.output].origin.startswith("new ")
+            if p.output not in read and not body.update.tensors[p.output].origin.startswith("next(")
         ]  # fmt: skip
         return [(*env[(n, u.devices[0])], u.devices[0]) for n in loose for u in self.lanes_of[stage.index]]
 
@@ -354,6 +351,8 @@ class _TrainBuilder(_Builder):
 
     def _port(self, body: PBody, tensor: str, rank: int) -> Port:
         port = super()._port(body, tensor, rank)
+        if (id(body), tensor) in self.handed:
+            port = replace(port, tensor=f"shard({tensor})")
         return port if port.dims else replace(port, dims=((SCALAR, 1),))
 
     def _axis_names(self, axes: tuple[str, ...]) -> str:
@@ -378,6 +377,7 @@ def _as_stage(stage: TrainStage) -> Stage:
 
 @dataclass(slots=True)
 class _TrainWalk(_Walk):
+    b: _TrainBuilder
     choices: frozenset[str] = field(default_factory=frozenset)
     """Tensors that are the gate's selection."""
 
@@ -388,6 +388,7 @@ class _TrainWalk(_Walk):
         weights = [n for n in dict.fromkeys(moved) if self.body.spec(n).kind == "weight"]
         if not weights:
             return
+        self.b.handed |= {(id(self.body), n) for n in weights}
         self.b.row += 1
         start = next(iter(n for n, _ in self.env))
         for u in self.units:
@@ -418,6 +419,3 @@ class _TrainWalk(_Walk):
             return False
         origin = self.body.tensors[p.output].origin
         return any(op.output == origin and op.kind == "dispatch" for op in self.body.body.ops)
-
-    def _kept_before(self, p: POp, op: Op, u: _Unit) -> list[tuple[str, Port]]:
-        return []  # a training step keeps no cache

@@ -51,8 +51,12 @@ def _run(small: Reduced, pools: Pools, seed: int) -> dict[Phase, Proof]:
         caches, tally = {s.index: on_ranks[s.ranks] for s in program.stages}, Tally()
         if phase == "decode":
             prompt = {k: int(v) for k, v in pools.prefill.sizes.items()}
-            hand_over(pools, held, caches, prompt)
-        for at, passes in enumerate(rounds(small, phase, weights, ids, nexts, traces)):
+            try:
+                hand_over(pools, held, caches, prompt)
+            except (ValueError, IndexError, KeyError) as e:
+                tally.failures.append(f"hand-over: devices cannot execute it: {type(e).__name__}: {e}")
+        steps = rounds(small, phase, weights, ids, nexts, traces) if not tally.failures else []
+        for at, passes in enumerate(steps):
             machines = [machine(small, program, p) for p in passes]
             try:
                 got = run_passes(program, weights, passes, machines, caches)

@@ -459,8 +459,8 @@ class _Tally:
         weights: Weights, new: Mapping[Key, Mapping[str, Array]], seen: set[Key],
     ) -> Array | None:  # fmt: skip
         origin = pbody.tensors[name].origin
-        if which == "update" and origin.startswith("new "):
-            what, _, weight = origin.removeprefix("new ").removesuffix(")").rpartition("(")
+        if which == "update" and origin.startswith("next("):
+            what, _, weight = origin.removeprefix("next(").rstrip(")").rpartition("(")
             key = (layer, weight) if (layer, weight) in weights else (None, weight)
             if not what:
                 seen.add(key)

@@ -336,10 +336,10 @@ def _update(body: Body, placement: TrainPlacement, options: TrainOptions, grads:
         for n in states:
             tensors[n] = Tensor(n, t.dims, "weight", "fp32")
             inputs[n] = own
-        tensors |= {f"new {n}": replace(tensors[n], name=f"new {n}", kind="activation") for n in (*states, t.name)}
-        rows = _adam(t.name, base, g) if a.optimizer == "adam" else [("sgd_step", (base, g), f"new {base}")]
+        tensors |= {after(n): replace(tensors[n], name=after(n), kind="activation") for n in (*states, t.name)}
+        rows = _adam(t.name, base, g) if a.optimizer == "adam" else [("sgd_step", (base, g), after(base))]
         if a.master_weights:
-            rows.append(("cast", (f"new {base}",), f"new {t.name}"))
+            rows.append(("cast", (after(base),), after(t.name)))
         ops += [
             Op(out, "optimizer", ins, out, f"{t.name}.update", f"optimizer.{t.name}", fn, attrs)
             for fn, ins, out in rows
@@ -350,16 +350,22 @@ def _update(body: Body, placement: TrainPlacement, options: TrainOptions, grads:
     return _lower_update(whole, placement, inputs)
 
 
+def after(tensor: str) -> str:
+    """A weight or state once the optimizer has stepped."""
+    return f"next({tensor})"
+
+
 def _adam(w: str, base: str, g: str) -> list[tuple[str, tuple[str, ...], str]]:
     mean, square = f"mean({w})", f"square({w})"
     return [
-        ("adam_mean", (g, mean), f"new {mean}"), ("adam_square", (g, square), f"new {square}"),
-        ("adam_step", (base, f"new {mean}", f"new {square}"), f"new {base}"),
+        ("adam_mean", (g, mean), after(mean)), ("adam_square", (g, square), after(square)),
+        ("adam_step", (base, after(mean), after(square)), after(base)),
     ]  # fmt: skip
 
 
 def _lower_update(whole: Body, placement: TrainPlacement, inputs: Layouts) -> PBody:
-    weights = {t.name: t for t in whole.weights()}
+    updated = {op.module.removeprefix("optimizer.") for op in whole.ops}
+    weights = {t.name: t for t in whole.weights() if t.name in updated}
     # A new weight is a weight still: it returns to where the old one lay.
     low = _Step(whole, placement, inputs)
     for t in weights.values():
@@ -372,7 +378,7 @@ def _lower_update(whole: Body, placement: TrainPlacement, inputs: Layouts) -> PB
         low.ops.append(POp(op.name, read, op.output, op=op))
         low.tensors[op.output] = PTensor(op.output, op.output, own)
         low.layouts[op.output] = own
-        if op.output == f"new {t.name}":
+        if op.output == after(t.name):
             low.bring(op.output, placement.stored(t))
     return low.program(whole.inputs, low.ops[-1].output)
 

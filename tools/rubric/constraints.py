@@ -134,8 +134,10 @@ def requirements(record: RunRecord) -> Verdict:
 @check("balance", r"load[- ]balanc", r"负载均衡|均衡负载")
 def balance(record: RunRecord) -> Verdict:
     """Of bytes and of time. Bound: the stated one, else 1.05 or the best that any cut of this model reaches."""
-    if record.plan.estimate is None:
+    if record.plan.status == "infeasible":
         return NO_PLAN
+    if record.plan.estimate is None or record.plan.strategy is None:
+        return False, "a proven plan without a strategy or its estimate"
     judged = [_spread(record, "bytes"), _spread(record, "time")]
     said = "; ".join(f"{what}: max/mean over devices {ratio:.3f}, bound {bound:.3f}" for what, ratio, bound in judged)
     return all(ratio <= bound * (1 + 1e-9) for _, ratio, bound in judged), said

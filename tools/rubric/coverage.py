@@ -256,7 +256,15 @@ def _declares(unit: Unit, section: str) -> bool:
     if unit.kind == "key":
         own = [_plain(p) for p in (*unit.path, unit.title)]
         parts = [_plain(p) for p in re.split(r"[./\[\]>:]", section) if _plain(p)]
-        return said in own or (bool(parts) and parts[-1] in own) or "".join(own).endswith(said)
+        if said in own or (bool(parts) and parts[-1] in own) or "".join(own).endswith(said):
+            return True
+        # `labels: {team: support}` is one unit; what lies inside it is declared key by key.
+        inside = unit.text.partition(unit.title)[2]
+        return (
+            len(parts) > 1
+            and parts[-2:-1] == own[-1:]
+            and re.search(rf"(?<!\w){re.escape(parts[-1])}\W*:", inside) is not None
+        )
     around = [_plain(p) for p in unit.path]
     return said in _plain(unit.text) or said in around or (len(_plain(unit.title)) >= 2 and _plain(unit.title) in said)
 

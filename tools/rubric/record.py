@@ -120,6 +120,8 @@ class RunRecord(Frozen):
     proofs: tuple[GraphProof, ...] = ()
     dags: tuple[DagReport, ...] = ()
     deliverables: tuple[Deliverable, ...] = ()
+    flaws: dict[str, str] = Field(default_factory=dict)
+    """Published file → why it is not what the run wrote; empty: not compared, or all as written."""
     launch_findings: tuple[Finding, ...] = ()
     """What the engine exporter said: flags the engine cannot express are errors."""
     constraints: tuple[Constraint, ...] = ()

@@ -24,6 +24,7 @@ def result(record: RunRecord) -> Score:
             for role, phase, kind in product(("plan", "baseline"), ("prefill", "decode"), DRAWN)
         ]
     items += [_listable(d) for d in record.deliverables]
+    items += [Item(name=path, value=0.0, reason=why, weight=2.0) for path, why in record.flaws.items()]
     return score(
         "result", mean(items), items, f"all {len(record.deliverables)} deliverables are there, as relative paths"
     )

@@ -165,7 +165,7 @@ def _memory(plan: Plan) -> list[Item]:
         )
         for s in stages
     ]
-    return items or [_item("memory", False, "no memory was computed")]
+    return items if stages else [*items, _item("memory", False, "no memory was computed")]
 
 
 def _parts(plan: Plan) -> list[Item]:

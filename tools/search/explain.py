@@ -7,22 +7,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from tools.cost.curves import Curves
-from tools.cost.estimate import estimate
+from tools.cost.estimate import batch_limit, estimate
+from tools.cost.fit import max_batch
+from tools.cost.serving import Load
+from tools.cost.steps import ARRAYS, Candidates, layouts
 from tools.search.objective import objective_value, relative_gain
 from tools.search.rank import Ranked, baseline_strategy, explore, order
-from tools.search.space import Priced, Space, price_space, worst
+from tools.search.space import Priced, Space, _ceiling, _price, price_space, worst
 from tools.spec.deployment import Deployment, Objective
 from tools.spec.finding import Finding
 from tools.spec.plan import Candidate, Change, Estimate, Infeasible, WhatIf
 from tools.spec.workload import Requirement
 
-WHAT_IF_LIMIT = 1_500
-"""Priced candidates above which what-ifs that search again are left out."""
+WHAT_IF_LIMIT = 2_500
+"""Priced candidates of one step size above which what-ifs that search again are left out."""
+MORE = "one more "
+RELAXED = 0.10
+"""By how much a requirement is relaxed to see what that would bring."""
 Kind = Literal[
     "devices", "ttft", "tpot", "throughput", "weight_dtype", "kv_dtype", "context", "memory", "rate", "engine", "batch"
 ]  # fmt: skip
@@ -38,6 +44,8 @@ KIND: dict[str, Kind] = {
 
 def explain_infeasible(deployment: Deployment, curves: Curves, seen: list[Space]) -> Infeasible:
     """The verdict with its cause, the candidate that comes closest, and changes that were verified to help."""
+    if (beyond := beyond_positions(deployment)) is not None:
+        return _too_long(deployment, curves, seen, beyond)
     closest = _closest(deployment, curves, seen)
     binding = _binding(deployment, closest, seen)
     rules = _rules(seen)
@@ -48,6 +56,49 @@ def explain_infeasible(deployment: Deployment, curves: Curves, seen: list[Space]
         cause=binding.cause, binding=binding, findings=(*(closest.findings if closest else ()), *rules),
         nearest=tuple(changes), num_searched=sum(s.num_enumerated for s in seen), closest=closest,
     )  # fmt: skip
+
+
+def beyond_positions(d: Deployment) -> Finding | None:
+    """The longest context that is asked for against the positions of the model; None where it holds or is not known.
+
+    Engines refuse to start beyond them (`max_position_embeddings`), and the model was not trained there.
+    """
+    w, most = d.workload, d.model.max_context
+    longest = max(w.context, w.isl + w.osl)
+    if most is None or longest <= most:
+        return None
+    return Finding(
+        code="positions", severity="error", cause="shape", where=d.model.name,
+        message=f"context({longest}) > max_position_embeddings({most}) of {d.model.name}",
+        fix=f"a context of at most {most} tokens, or a checkpoint with scaled positions",
+        values={"context": longest, "max_position_embeddings": most},
+    )  # fmt: skip
+
+
+def _too_long(deployment: Deployment, curves: Curves, seen: list[Space], beyond: Finding) -> Infeasible:
+    """The nearest change is the model's own context, with what else it then takes."""
+    closest, most = _closest(deployment, curves, seen), int(beyond.values["max_position_embeddings"])
+    changed, text = _within_positions(deployment, most)
+    if best_of(changed, curves) is not None:
+        nearest: tuple[Change, ...] = (
+            Change(description=text, kind="context", value=float(most), deployment=changed),
+        )
+    else:
+        more = explain_infeasible(changed, curves, explore(changed, curves)[1]).nearest
+        nearest = tuple(c.model_copy(update={"description": f"{text}, and {c.description}"}) for c in more)
+    return Infeasible(
+        cause=beyond.cause, binding=beyond, findings=(beyond, *(closest.findings if closest else ())), nearest=nearest,
+        num_searched=sum(s.num_enumerated for s in seen), closest=closest,
+    )  # fmt: skip
+
+
+def _within_positions(d: Deployment, most: int) -> tuple[Deployment, str]:
+    """The conditions with every length cut to `most` positions, and that in words."""
+    w = d.workload
+    isl = min(w.isl, most - w.osl)
+    longest = {k: min(v, most) for k in ("seq_len_min", "seq_len_max", "max_context") if (v := getattr(w, k))}
+    text = f"a context of {most} tokens instead of {max(w.context, w.isl + w.osl)}"
+    return with_workload(d, **longest, isl=isl), text + (f" (prompts of {isl})" if isl < w.isl else "")
 
 
 def _closest(deployment: Deployment, curves: Curves, seen: list[Space]) -> Estimate | None:
@@ -68,6 +119,11 @@ def _closest(deployment: Deployment, curves: Curves, seen: list[Space]) -> Estim
     # Nothing fits: the baseline at the load that was asked for, so that what it lacks is shown.
     held = {"batch": deployment.workload.batch_size or 1}
     return estimate(deployment, baseline_strategy(deployment, curves).model_copy(update=held), curves)
+
+
+def binding_of(deployment: Deployment, curves: Curves, seen: list[Space]) -> Finding:
+    """What stands in the way of the strategy that comes closest, without a search for changes."""
+    return _binding(deployment, _closest(deployment, curves, seen), seen)
 
 
 def _binding(deployment: Deployment, closest: Estimate | None, seen: list[Space]) -> Finding:
@@ -171,7 +227,8 @@ def relaxed_limits(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable
             up=not gate.higher_is_better,
         )
         changed = with_limit(d, gate, limit)
-        if limit > 0 and best_of(changed, curves) is not None:
+        # Prices do not depend on limits: what was priced is judged again, every device count that was tried.
+        if limit > 0 and any(_with_gate(space, d, i, limit).num_feasible for space in seen):
             yield Change(
                 description=f"{gate.metric} {gate.stat} of {limit:g} instead of {gate.limit:g}",
                 kind=KIND[gate.metric],
@@ -224,9 +281,12 @@ def shorter_context(d: Deployment, curves: Curves, seen: list[Space]) -> Iterabl
     def at(context: int) -> Deployment:
         return with_workload(d, max_context=context, seq_len_max=min(w.seq_len_max, context) if w.seq_len_max else None)
 
-    best = _largest(typical, longest - 1, lambda c: best_of(at(c), curves) is not None)
-    if best is not None:
-        rounded = max(typical, best // 1024 * 1024)
+    # Only whole steps are offered, so only they are tried.
+    step = 1024
+    first = typical // step + 1
+    steps = _largest(first, (longest - 1) // step, lambda k: best_of(at(k * step), curves) is not None)
+    if steps is not None or best_of(at(typical), curves) is not None:
+        rounded = typical if steps is None else steps * step
         yield Change(
             description=f"context of {rounded} tokens instead of {longest}",
             kind="context",
@@ -238,9 +298,9 @@ def shorter_context(d: Deployment, curves: Curves, seen: list[Space]) -> Iterabl
 def lighter_load(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[Change]:
     """The highest arrival rate, concurrency or batch that works."""
     w = d.workload
-    rate, works = w.request_rate, _works(curves)
+    rate = w.request_rate
     if rate:
-        percent = _largest(1, 99, lambda k: works(with_workload(d, request_rate=rate * k / 100)))
+        percent = _largest(1, 99, _Survivors(curves, seen, lambda k: with_workload(d, request_rate=rate * k / 100)))
         if percent:
             less = rate * percent / 100
             changed = with_workload(d, request_rate=less)
@@ -249,7 +309,7 @@ def lighter_load(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[C
     for name in ("concurrency", "batch_size"):
         now = getattr(w, name)
         if now and now > 1:
-            fits = _largest(1, now - 1, _with_field(d, name, works))
+            fits = _largest(1, now - 1, _Survivors(curves, seen, _with_field(d, name)))
             if fits:
                 changed = with_workload(d, **{name: fits})
                 text = f"{name} {fits} instead of {now}"
@@ -257,13 +317,49 @@ def lighter_load(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[C
             return
 
 
-def _with_field(d: Deployment, field: str, works: Callable[[Deployment], bool]) -> Callable[[int], bool]:
-    return lambda k: works(with_workload(d, **{field: k}))
+def _with_field(d: Deployment, field: str) -> Callable[[int], Deployment]:
+    return lambda k: with_workload(d, **{field: k})
 
 
-def _works(curves: Curves) -> Callable[[Deployment], bool]:
-    """Whether conditions have a feasible strategy."""
-    return lambda d: best_of(d, curves) is not None
+class _Survivors:
+    """Whether some layout works at load k, asked for one load after the other.
+
+    Legality and memory do not depend on the load, so the layouts that were priced already are served again, all device
+    counts at once; what fails at some load fails at every heavier one and is not tried there.
+    """
+
+    def __init__(self, curves: Curves, seen: list[Space], at: Callable[[int], Deployment]) -> None:
+        self.curves, self.at = curves, at
+        self.left = [distinct_layouts(p.cands) for space in seen for p in space.priced if len(p)]
+        self.lightest = 0
+
+    def __call__(self, k: int) -> bool:
+        found = [price_layouts(self.at(k), self.curves, c) for c in self.left]
+        works = any(p.feasible.any() for ps in found for p in ps)
+        if works and k > self.lightest:
+            self.lightest = k
+            able = [p.cands.take(np.flatnonzero(p.feasible)) for ps in found for p in ps]
+            self.left = [distinct_layouts(c) for c in able if len(c)]
+        return works
+
+
+def distinct_layouts(cands: Candidates) -> Candidates:
+    """Every layout once, whatever the batches it was priced at."""
+    columns = [getattr(cands, n) for n in ARRAYS if n != "batch"]
+    _, first = np.unique(np.stack(columns, axis=1), axis=0, return_index=True)
+    return cands.take(np.sort(first))
+
+
+def price_layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> list[Priced]:
+    """Legal layouts at every batch of their ladder under these conditions."""
+    limit = np.minimum(batch_limit(deployment, curves, cands.engine, 1), cands.max_num_batched_tokens) * cands.attn_dp
+    out = []
+    for index, layout in layouts(deployment, curves, cands):
+        most = max_batch(layout, _ceiling(deployment, layout.cands, limit[index]))
+        if (most > 0).any():
+            made = _price(layout.take(np.flatnonzero(most > 0)), most[most > 0], Load.of(deployment.workload))
+            out += [made] if made is not None else []
+    return out
 
 
 def _largest(low: int, high: int, works: Callable[[int], bool]) -> int | None:
@@ -314,11 +410,26 @@ def _relaxed(d: Deployment, curves: Curves, point: tuple[Priced, int], prefix: s
             changed = with_limit(changed, gate, limit)
             text = f"{gate.metric} {gate.stat} of {limit:g} instead of {gate.limit:g}"
             said.append((m, text, KIND[gate.metric], limit))
-    if not said or best_of(changed, curves) is None:
+    if not said or not _meets(p, i, d, changed):
         return None
     _, _, kind, value = min(said)
     description = prefix + " and ".join(x[1] for x in said)
     return Change(description=description, kind=kind, value=value, deployment=changed)
+
+
+def _meets(p: Priced, i: int, d: Deployment, changed: Deployment) -> bool:
+    """Whether candidate i, priced under `d`, meets the limits of `changed`."""
+    judged = p.metrics["load"][i]
+    for j, (gate, new) in enumerate(zip(d.requirements.gates, changed.requirements.gates, strict=True)):
+        judged = min(judged, _rejudged(p.metrics[f"gate:{j}"][i], gate, new.limit))
+    return bool(judged >= 0)
+
+
+def _rejudged(margin: Any, gate: Requirement, limit: float) -> Any:
+    """The margin to another limit of the same gate."""
+    if gate.higher_is_better:
+        return (1 + margin) * gate.limit / limit - 1
+    return 1 - (1 - margin) * gate.limit / limit
 
 
 def _least_broken(seen: list[Space]) -> tuple[Priced, int] | None:
@@ -349,7 +460,12 @@ def what_ifs(
     out = []
 
     def note(description: str, ranked: Ranked | None) -> None:
-        if ranked is not None:
+        if ranked is not None and description.startswith(MORE) and ranked.value < best.objective_value:
+            # A device that the best layout cannot use is better left idle.
+            stays = best.estimate.strategy.label(deployment.model.moe is not None)
+            out.append(WhatIf(description=f"{description}: idle", strategy=stays, objective_value=best.objective_value,
+                              relative_gain=0.0))  # fmt: skip
+        elif ranked is not None:
             gain = relative_gain(objective, ranked.value, best.objective_value)
             label = ranked.strategy(deployment).label(deployment.model.moe is not None)
             out.append(
@@ -357,11 +473,16 @@ def what_ifs(
             )
 
     for i, gate in enumerate(deployment.requirements.gates):
-        limit = gate.limit * (0.8 if gate.higher_is_better else 1.2)
+        limit = gate.limit * (1 - RELAXED if gate.higher_is_better else 1 + RELAXED)
         ranked = order(_with_gate(space, deployment, i, limit), objective)
-        note(f"{gate.metric} {gate.stat} relaxed by 20 % to {limit:g}", ranked[0] if ranked else None)
-    if sum(len(p) for p in space.priced) <= WHAT_IF_LIMIT:
-        for description, changed in _variations(deployment):
+        note(f"{gate.metric} {gate.stat} relaxed by {RELAXED:.0%} to {limit:g}", ranked[0] if ranked else None)
+    # Searched again at the plan's step size: what a change brings hardly depends on it, and the space is a few times
+    # smaller.
+    tokens = best.estimate.strategy.max_num_batched_tokens
+    limits = {**deployment.engine.limits, "max_num_batched_tokens": float(tokens)}
+    fixed = deployment.model_copy(update={"engine": deployment.engine.model_copy(update={"limits": limits})})
+    if sum(int((p.cands.max_num_batched_tokens == tokens).sum()) for p in space.priced) <= WHAT_IF_LIMIT:
+        for description, changed in _variations(fixed):
             note(description, best_of(changed, curves, objective))
     return tuple(out)
 
@@ -372,23 +493,25 @@ def _with_gate(space: Space, deployment: Deployment, i: int, limit: float) -> Sp
     priced = []
     for p in space.priced:
         judged = {k: v for k, v in p.metrics.items() if k == "load" or k.startswith("gate:")}
-        m, gate = judged[f"gate:{i}"], gates[i]
-        judged[f"gate:{i}"] = (
-            (1 + m) * gate.limit / limit - 1 if gate.higher_is_better else 1 - (1 - m) * gate.limit / limit
-        )
+        judged[f"gate:{i}"] = _rejudged(judged[f"gate:{i}"], gates[i], limit)
         priced.append(replace(p, margin=worst(judged)))
     return replace(space, priced=tuple(priced))
 
 
 def _variations(d: Deployment) -> Iterable[tuple[str, Deployment]]:
-    n = d.cluster.num_devices
+    n, per_node = d.cluster.num_devices, d.cluster.devices_per_node
     if n is not None:
         yield "one more device", with_cluster(d, num_devices=n + 1)
-        yield "twice the devices", with_cluster(d, num_devices=2 * n)
+        if 1 < per_node < n or n == per_node > 1:
+            yield f"one more node ({per_node} devices)", with_cluster(d, num_devices=n + per_node)
+        if per_node != n:
+            yield "twice the devices", with_cluster(d, num_devices=2 * n)
     if "fp8" not in d.weight_dtypes and d.weight_dtypes[0] in ("bf16", "fp16") and d.cluster.peak_flops.get("fp8"):
         yield "fp8 weights", d.model_copy(update={"weight_dtypes": ("fp8",)})
     if "fp8" not in d.kv_dtypes and d.cluster.peak_flops.get("fp8"):
         yield "fp8 KV cache", d.model_copy(update={"kv_dtypes": ("fp8",)})
+    if d.workload.spare_replicas or d.workload.spare_nodes:
+        yield "without the spare", with_workload(d, spare_replicas=0, spare_nodes=0)
 
 
 __all__ = ["CHANGES", "best_of", "explain_infeasible", "objective_value", "what_ifs"]

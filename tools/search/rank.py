@@ -12,7 +12,7 @@ from tools.cost.curves import Curves
 from tools.cost.estimate import batch_limit, estimate, normalise
 from tools.cost.fit import max_batch
 from tools.cost.serving import Load
-from tools.cost.steps import Candidates, layouts
+from tools.cost.steps import Candidates, distinct, layouts
 from tools.engines.rules import resolve_layers
 from tools.memory import model_weight_bytes
 from tools.search.objective import choose_objective, objective_value
@@ -31,10 +31,13 @@ from tools.search.space import (
 )
 from tools.spec.base import Refused, ToolError
 from tools.spec.deployment import Deployment, Objective
+from tools.spec.finding import Finding
 from tools.spec.plan import Candidate, Estimate, SearchResult
 from tools.spec.strategy import Strategy
 
 DEFAULT_NODE = 8
+LAYOUT = ("tp", "pp", "dp", "cp", "dcp", "ep", "etp", "attn_dp")
+"""What makes two candidates one layout at two operating points."""
 AMPLE_STEPS: tuple[tuple[int, int, int], ...] = (
     (1, 17, 1),
     (17, 65, 1),
@@ -67,8 +70,8 @@ def device_counts(deployment: Deployment) -> Iterator[Sequence[int]]:
     n = deployment.cluster.num_devices
     if n is not None:
         yield (n,)
-        for fewer in range(n - 1, max(0, n - 1 - DEFAULT_NODE), -1):
-            yield (fewer,)
+        if n > 1:
+            yield range(n - 1, max(0, n - 1 - DEFAULT_NODE), -1)
         return
     least = lower_bound(deployment)
     steps = AMPLE_STEPS[:4] if only_copies(deployment) else AMPLE_STEPS
@@ -91,35 +94,42 @@ def explore(deployment: Deployment, curves: Curves) -> tuple[Space, list[Space]]
         space = price_space(deployment, curves, sizes)
         seen.append(space)
         if space.num_feasible:
-            return space, seen
+            return (space if deployment.cluster.num_devices is None else _most_devices(space)), seen
     return seen[0], seen
+
+
+def _most_devices(space: Space) -> Space:
+    """The strategies that use as many devices as any feasible one does."""
+    most = max(int(p.num_devices[p.feasible].max(initial=0)) for p in space.priced)
+    if all((p.num_devices == most).all() for p in space.priced):
+        return space
+    left = [_select(p, np.flatnonzero(p.num_devices == most)) for p in space.priced]
+    return replace(space, priced=tuple(p for p in left if len(p)))
 
 
 def order(space: Space, objective: Objective) -> list[Ranked]:
     """Feasible strategies, best first; each layout once, at its best batch."""
-    rows: list[tuple[Any, ...]] = []
-    for p in space.priced:
-        values = objective_value(objective, p)
-        for i in np.flatnonzero(p.feasible):
-            c = p.cands
-            layout = (
-                int(c.tp[i]),
-                int(c.pp[i]),
-                int(c.dp[i]),
-                int(c.ep[i]),
-                int(c.attn_dp[i]),
-                c.weight_dtype,
-                c.kv_dtype,
-            )
-            # Equal values: the simpler layout, with the larger margin.
-            rows.append((-float(values[i]), -float(p.margin[i]), layout, int(c.batch[i]), p, int(i)))
-    rows.sort(key=lambda r: r[:4])
-    out, seen = [], set()
-    for negative, _, layout, _, p, i in rows:
-        if layout not in seen:
-            seen.add(layout)
-            out.append(Ranked(p, i, -negative))
-    return out
+    tables = [(p, np.flatnonzero(p.feasible)) for p in space.priced]
+    tables = [(p, index) for p, index in tables if len(index)]
+    if not tables:
+        return []
+    values = np.concatenate([objective_value(objective, p)[i] for p, i in tables])
+    dtypes = sorted({(p.cands.weight_dtype, p.cands.kv_dtype) for p, _ in tables})
+    family = [np.full(len(i), dtypes.index((p.cands.weight_dtype, p.cands.kv_dtype))) for p, i in tables]
+    layout = np.stack([
+        *(np.concatenate([getattr(p.cands, name)[i] for p, i in tables]) for name in LAYOUT), np.concatenate(family),
+    ])  # fmt: skip
+    rest = [np.concatenate([x[i] for x, (_, i) in zip(xs, tables, strict=True)]) for xs in (
+        [p.cands.max_num_batched_tokens for p, _ in tables], [p.cands.batch for p, _ in tables],
+        [-p.margin for p, _ in tables],
+    )]  # fmt: skip
+    # Equal values: the larger margin, then the simpler layout.
+    order_ = np.lexsort((rest[0], rest[1], *layout[::-1], rest[2], -values))
+    _, kind = distinct(layout, len(values))
+    _, first = np.unique(kind[order_], return_index=True)
+    which = np.repeat(np.arange(len(tables)), [len(i) for _, i in tables])
+    index = np.concatenate([i for _, i in tables])
+    return [Ranked(tables[which[j]][0], int(index[j]), float(values[j])) for j in order_[np.sort(first)]]
 
 
 def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchResult:
@@ -128,20 +138,22 @@ def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchRe
     Without any, `infeasible` says why, with the change of the conditions that helps least far away. Raises ToolError
     for conditions no search can answer (no devices), Refused for a model whose operators are not supported.
     """
-    from tools.search.explain import explain_infeasible, what_ifs
+    from tools.search.explain import beyond_positions, explain_infeasible, what_ifs
 
     _check(deployment)
     objective = choose_objective(deployment)
     space, seen = explore(deployment, curves)
-    ranked = order(space, objective)
+    # A context beyond the model's positions is no memory or time problem: no layout makes it right.
+    ranked = [] if beyond_positions(deployment) else order(space, objective)
     candidates = _candidates(deployment, curves, ranked, objective, top)
     baseline = evaluate_strategy(deployment, baseline_strategy(deployment, curves), curves)
-    asked = tuple(c for a in deployment.alternatives if (c := _asked(deployment, a, curves)) is not None)
+    answers = [_asked(deployment, a, curves) for a in deployment.alternatives]
     infeasible = None if candidates else explain_infeasible(deployment, curves, seen)
     return SearchResult(
         objective=objective, best=candidates[0] if candidates else None, ranked=candidates,
-        pareto=_pareto(deployment, curves, space, objective, candidates), baseline=baseline, asked=asked,
-        infeasible=infeasible,
+        pareto=_pareto(deployment, curves, space, objective, candidates), baseline=baseline,
+        asked=tuple(a for a in answers if isinstance(a, Candidate)),
+        refused=tuple(a for a in answers if isinstance(a, Finding)), infeasible=infeasible,
         num_enumerated=sum(s.num_enumerated for s in seen), num_legal=sum(s.num_legal for s in seen),
         num_fitting=sum(s.num_fitting for s in seen), num_feasible=sum(s.num_feasible for s in seen),
         what_ifs=what_ifs(deployment, curves, candidates[0], objective, space) if candidates else (),
@@ -227,25 +239,32 @@ def _price_one(deployment: Deployment, strategy: Strategy, curves: Curves) -> Pr
     ((_, layout),) = layouts(deployment, curves, cands)
     load = Load.of(deployment.workload)
     if "batch" in strategy.model_fields_set:
-        priced = _price(layout, cands.batch, replace(load))
+        priced = _price(layout, cands.batch, load)
         mine = np.flatnonzero(priced.cands.batch == strategy.batch)
         return _select(priced, mine) if len(mine) else None
     limit = np.asarray([batch_limit(deployment, curves, strategy.engine, strategy.attn_dp or 1)])
     most = max_batch(layout, _ceiling(deployment, cands, limit))
-    return _price(layout, most, load) if most[0] > 0 else None
+    fits = np.flatnonzero(most > 0)
+    return _price(layout.take(fits), most[fits], load) if len(fits) else None
 
 
 def _select(p: Priced, index: np.ndarray) -> Priced:
     return Priced(p.cands.take(index), {k: v[index] for k, v in p.metrics.items()}, p.margin[index])
 
 
-def _asked(deployment: Deployment, keywords: dict[str, Any], curves: Curves) -> Candidate | None:
+def _asked(deployment: Deployment, keywords: dict[str, Any], curves: Curves) -> Candidate | Finding:
+    """A strategy that the conditions ask about, priced; that it cannot be laid out is the answer to the question."""
     base = {
         "engine": deployment.engine.name,
         "weight_dtype": deployment.weight_dtypes[0],
         "kv_dtype": deployment.kv_dtypes[0],
     }
-    return evaluate_strategy(deployment, Strategy(**{**base, **keywords}), curves)
+    named = "·".join(f"{axis}{degree}" for axis, degree in keywords.items())
+    try:
+        return evaluate_strategy(deployment, Strategy(**{**base, **keywords}), curves)
+    except ToolError as error:
+        text = f"{named}, which the conditions ask about, is not possible: {error}"
+        return Finding(code="asked-illegal", severity="warning", cause="shape", where=named, message=text)
 
 
 # ------------------------------------------------------------------------------------------------------------- baseline
@@ -288,7 +307,7 @@ def _baseline_options(deployment: Deployment) -> list[tuple[int, int, int]]:
 
 
 def _legal_tp(deployment: Deployment, tp: int) -> bool:
-    one: dict[str, Any] = {n: np.ones(1, np.int64) for n in ("pp", "dp", "ep", "attn_dp", "batch")}
+    one: dict[str, Any] = {n: np.ones(1, np.int64) for n in ("pp", "dp", "ep", "attn_dp", "cp", "dcp", "batch")}
     cands = Candidates(
         tp=np.asarray([tp]), etp=np.asarray([tp]), max_num_batched_tokens=np.asarray([8192]), **one,
         weight_dtype=deployment.weight_dtypes[0], kv_dtype=deployment.kv_dtypes[0], engine=deployment.engine.name,
@@ -303,11 +322,13 @@ def _pareto(
     deployment: Deployment, curves: Curves, space: Space, objective: Objective, ranked: tuple[Candidate, ...]
 ) -> tuple[Candidate, ...]:
     """Strategies that fit and that no other beats in both TPOT and tokens/s per device; requirements left aside."""
-    tables = [p for p in space.priced if len(p)]
+    # What the arrivals overwhelm has no steady state, hence no latency to draw.
+    able = [(p, np.flatnonzero(p.metrics["load"] >= 0)) for p in space.priced]
+    tables = [_select(p, i) for p, i in able if len(i)] or [p for p in space.priced if len(p)]
     if not tables:
         return ()
     known = {c.estimate.strategy: c.estimate for c in ranked}
-    where = [(p, i) for p in tables for i in range(len(p))]
+    starts = np.cumsum([0, *(len(p) for p in tables)])
     per_device = np.concatenate([p.metrics["output_tok_s"] / p.num_devices for p in tables])
     tpot = np.concatenate([p.metrics["tpot"] for p in tables])
     chosen = front(per_device, tpot)
@@ -316,7 +337,8 @@ def _pareto(
     values = np.concatenate([objective_value(objective, p) for p in tables])
     out: list[Candidate] = []
     for k in chosen:
-        p, i = where[int(k)]
+        t = int(np.searchsorted(starts, k, side="right")) - 1
+        p, i = tables[t], int(k - starts[t])
         s = p.cands.strategy(i, deployment.model)
         e = known[s] if s in known else estimate(deployment, s, curves)
         out.append(Candidate(rank=len(out) + 1, estimate=e, objective_value=float(values[k]), reason="on the front"))

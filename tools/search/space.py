@@ -14,16 +14,21 @@ from tools.cost.curves import Curves
 from tools.cost.estimate import batch_limit
 from tools.cost.fit import free_bytes, max_batch
 from tools.cost.judge import margins
-from tools.cost.serving import Load, serve
+from tools.cost.serving import Load, serve, spare_replicas
 from tools.cost.steps import ARRAYS, Candidates, Layout, kv_heads_cut, layouts
 from tools.engines.rules import engines, legal_mask, server_defaults
-from tools.partition.mesh import Mesh, cuts, mesh_from_cuts
+from tools.partition.mesh import cuts, mesh_from_cuts
 from tools.spec.base import Refused
 from tools.spec.deployment import Deployment
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
 
 MAX_BATCH_POINTS = 14
+METRICS = ("ttft", "tpot", "e2e", "output_tok_s", "capacity_tok_s")
+STEP_TOKENS = (2048, 4096, 8192, 16384)
+"""max_num_batched_tokens that are tried where the conditions leave it open."""
+TOKEN_LIMITS = ("max_num_batched_tokens", "chunked_prefill_size", "max_num_tokens")
+"""What engines call it."""
 
 
 @lru_cache(maxsize=65536)
@@ -122,10 +127,17 @@ def families(deployment: Deployment, curves: Curves) -> list[Candidates]:
     ]  # fmt: skip
 
 
+def token_limits(deployment: Deployment, curves: Curves, engine: str) -> tuple[int, ...]:
+    """Tokens of one step that the search tries: the stated limit alone, else the engine's default first."""
+    if any(deployment.engine.limits.get(name) for name in TOKEN_LIMITS):
+        return (batched_tokens(deployment, curves, engine),)
+    return tuple(dict.fromkeys((batched_tokens(deployment, curves, engine), *STEP_TOKENS)))
+
+
 def batched_tokens(deployment: Deployment, curves: Curves, engine: str) -> int:
     """Tokens of one step: the stated limit, else the engine's default for this device."""
     limits = deployment.engine.limits
-    for name in ("max_num_batched_tokens", "chunked_prefill_size", "max_num_tokens"):
+    for name in TOKEN_LIMITS:
         if limits.get(name):
             return int(limits[name])
     if engine in engines():
@@ -145,7 +157,7 @@ def legal(deployment: Deployment, cands: Candidates) -> tuple[np.ndarray, Counte
         num_nodes=deployment.cluster.num_nodes, devices_per_node=deployment.cluster.devices_per_node,
         version=deployment.engine.version, device=deployment.cluster.known_device,
     )  # fmt: skip
-    reasons.update(str(r) for r in why[~mask])
+    reasons.update(dict(zip(*(x.tolist() for x in np.unique(why[~mask], return_counts=True)), strict=True)))
     return mask, reasons
 
 
@@ -157,7 +169,7 @@ def price_space(deployment: Deployment, curves: Curves, sizes: Sequence[int]) ->
     priced: list[Priced] = []
     enumerated = legal_count = fitting = 0
     for family in families(deployment, curves):
-        cands = _fill(family, rows, batched_tokens(deployment, curves, family.engine))
+        cands = _fill(family, rows, token_limits(deployment, curves, family.engine))
         enumerated += len(cands)
         mask, why = legal(deployment, cands)
         reasons.update(why)
@@ -175,28 +187,27 @@ def price_space(deployment: Deployment, curves: Curves, sizes: Sequence[int]) ->
             reasons["memory"] += int((~fits).sum())
             fitting += int(fits.sum())
             if fits.any():
-                priced.append(_price(take_layout(layout, np.flatnonzero(fits)), most[fits], load))
+                found = _price(layout.take(np.flatnonzero(fits)), most[fits], load)
+                priced += [found] if len(found) else []
     return Space(tuple(priced), enumerated, legal_count, fitting, {k: v for k, v in reasons.items() if v})
 
 
 def only_copies(deployment: Deployment) -> bool:
     """Devices are ample and every replica has the same load whatever their number: one replica tells all."""
     load = Load.of(deployment.workload)
-    coupled = load.rate is not None or load.concurrency is not None
+    spare = deployment.workload.spare_replicas or deployment.workload.spare_nodes
+    coupled = load.rate is not None or load.concurrency is not None or bool(spare)
     totals = any(r.metric in ("throughput_total", "request_rate") for r in deployment.requirements.gates)
     return deployment.cluster.num_devices is None and not coupled and not totals
 
 
-def _fill(family: Candidates, rows: np.ndarray, tokens: int) -> Candidates:
-    n = len(rows)
-    columns = dict(zip(("tp", "pp", "dp", "ep", "etp", "attn_dp"), rows.T, strict=True))
-    return replace(family, **columns, batch=np.ones(n, np.int64), max_num_batched_tokens=np.full(n, tokens, np.int64))
-
-
-def take_layout(layout: Layout, index: np.ndarray) -> Layout:
-    """The same layout for some of its candidates (repeats allowed)."""
-    degrees_ = {a: v[index] for a, v in layout.mesh.degrees.items()}  # type: ignore[index]
-    return replace(layout, cands=layout.cands.take(index), mesh=Mesh(layout.mesh.shape, degrees_))
+def _fill(family: Candidates, rows: np.ndarray, tokens: Sequence[int]) -> Candidates:
+    """Every row of degrees with every limit of tokens."""
+    n = len(rows) * len(tokens)
+    columns = {k: np.repeat(v, len(tokens)) for k, v in zip(("tp", "pp", "dp", "ep", "etp", "attn_dp"), rows.T, strict=True)}
+    one = np.ones(n, np.int64)
+    limits = np.tile(np.asarray(tokens, np.int64), len(rows))
+    return replace(family, **columns, cp=one, dcp=one, batch=one, max_num_batched_tokens=limits)
 
 
 def _ceiling(deployment: Deployment, cands: Candidates, limit: np.ndarray) -> np.ndarray:
@@ -204,28 +215,30 @@ def _ceiling(deployment: Deployment, cands: Candidates, limit: np.ndarray) -> np
     w = deployment.workload
     load = Load.of(w)
     if load.mode == "closed" and load.concurrency is not None:
-        return np.minimum(limit, -(-int(load.concurrency) // cands.dp))
+        in_service = np.maximum(cands.dp - spare_replicas(deployment, cands), 1)
+        return np.minimum(limit, -(-int(load.concurrency) // in_service))
     if load.mode == "together" and w.batch_size is not None:
         return np.full(len(cands), w.batch_size, np.int64)
     return limit
 
 
 def _price(layout: Layout, most: np.ndarray, load: Load) -> Priced:
-    """Every candidate at every batch of its ladder."""
+    """Every candidate at every batch of its ladder that fits."""
     index, batch = _ladder(most, together=load.mode == "together", deployment=layout.deployment)
     if not len(index):
         index, batch = np.arange(len(most)), most
-    wide = take_layout(layout, index)
+    wide = layout.take(index)
     wide = replace(wide, cands=wide.cands.with_batch(batch))
     free, _ = free_bytes(wide, batch)
     keep = np.flatnonzero(free >= 0)
-    wide = take_layout(wide, keep)
+    if not len(keep):
+        names = (*METRICS, "load", *(f"gate:{i}" for i in range(len(layout.deployment.requirements.gates))))
+        return Priced(wide.cands.take(keep), dict.fromkeys(names, np.zeros(0)), np.zeros(0))
+    wide = wide.take(keep) if len(keep) < len(free) else wide
     perf = serve(wide, load)
     devices = wide.cands.num_devices
-    metrics = {
-        "ttft": perf.ttft, "tpot": perf.tpot, "e2e": perf.e2e, "output_tok_s": perf.output_tok_s,
-        "capacity_tok_s": np.where(perf.stable, perf.capacity_rate * load.osl, perf.output_tok_s),
-    }  # fmt: skip
+    capacity = np.where(perf.stable, perf.capacity_rate * load.osl, perf.output_tok_s)
+    metrics = dict(zip(METRICS, (perf.ttft, perf.tpot, perf.e2e, perf.output_tok_s, capacity), strict=True))
     judged = margins(layout.deployment, perf, load, wide.cands.dp, devices)
     judged["load"] = np.where(_too_small(layout.deployment, wide.cands, load), -np.inf, judged["load"])
     return Priced(wide.cands, metrics | judged, worst(judged))

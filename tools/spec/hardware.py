@@ -66,6 +66,16 @@ class Cluster(Frozen):
     """Names of the fields above that the user stated (rather than catalogue or assumption)."""
     assumed: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, device: Device, num_devices: int | None, devices_per_node: int) -> Cluster:
+        """`num_devices` of a catalogue device, everything from its datasheet."""
+        return cls(
+            device=device, num_devices=num_devices, devices_per_node=devices_per_node,
+            memory_bytes=device.memory_usable_bytes, memory_bandwidth=device.memory_bandwidth,
+            peak_flops=device.peak_flops, intra_node_bandwidth=device.link_bandwidth,
+            inter_node_bandwidth=device.network_bandwidth, link_domain=device.link_domain,
+        )  # fmt: skip
+
     @property
     def known_device(self) -> Device | None:
         """The device, unless the conditions gave only numbers: then no rule about a vendor or a generation applies."""

@@ -27,6 +27,8 @@ class PaperModel(Frozen):
     batch_size: int
     seq_len: int
     kv_len: int
+    seq_lens: tuple[int, ...] = ()
+    """Every length that is stated; `seq_len` is the largest."""
     output_len: int | None = None
     """Generated tokens, where the paper says how many."""
     quotes: tuple[Evidence, ...] = ()

@@ -77,6 +77,8 @@ class Estimate(Frozen):
     request_rate: float
     max_batch: int
     """Most sequences per replica that memory and engine limits allow."""
+    capacity_tok_s: float | None = None
+    """Output tokens/s at full batch; under a stated rate more than what is served."""
     burst_ttft_s: float
     """TTFT of the last request when all `concurrency` requests arrive at once."""
     predictions: tuple[Prediction, ...]
@@ -135,6 +137,89 @@ class WhatIf(Frozen):
     relative_gain: float
 
 
+Setting = Literal["stated", "same_price", "fewest_devices"]
+
+
+class Economics(Frozen):
+    """What the best strategy on one kind of device delivers, costs and draws. All predicted but price and power.
+
+    Prices are of devices alone, power is the devices' rated limit (hosts, network and cooling left out): the energy
+    figure is a lower bound on tokens per joule.
+    """
+
+    device: str
+    setting: Setting
+    """stated: the number of devices given; same_price: as many as the planned cluster's price pays; fewest_devices: the
+    fewest that serve the stated load within the requirements."""
+    num_devices: int
+    strategy: str = ""
+    feasible: bool
+    why: str = ""
+    """What binds where nothing is feasible."""
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    output_tok_s: float | None = None
+    """Of the load that is served; at the mean of the load where a peak factor is stated."""
+    total_tok_s: float | None = None
+    capacity_tok_s: float | None = None
+    """Output tokens/s at full batch."""
+    price_per_device_hour: float | None = None
+    price_per_hour: float | None = None
+    currency: str = "USD"
+    price_per_million_output: float | None = None
+    price_per_million_total: float | None = None
+    power_watts: float | None = None
+    """Rated limit of all devices together; None: the catalogue does not know it."""
+    output_tokens_per_joule: float | None = None
+    total_tokens_per_joule: float | None = None
+
+
+class Flip(Frozen):
+    """One uncertain input, moved within its band, that makes another strategy the best."""
+
+    input: str
+    change: float
+    """Factor on what it stands for (1.2: takes 20 % longer, or is 20 % more)."""
+    winner: str
+    top_value: float | None
+    """Objective of the plan then; None: it breaks a requirement or cannot serve the load."""
+    winner_value: float
+    why: str
+
+
+class Experiment(Frozen):
+    """What to measure to know which of two strategies is better."""
+
+    first: Strategy
+    second: Strategy
+    load: str
+    metric: str
+    predicted: tuple[float, float]
+    """Of first and second, in `unit`."""
+    unit: str
+    decides: str
+
+
+class Sensitivity(Frozen):
+    """How sure the choice is: the runner-up's distance, and what within the error bands would turn it."""
+
+    top: str
+    runner_up: str = ""
+    gap: float = 0.0
+    """How much less of the objective the runner-up reaches, relative."""
+    band: float
+    """Relative half-width by which each input was moved."""
+    varied: tuple[str, ...] = ()
+    compared: int
+    """Strategies that were priced again at every change."""
+    flips: tuple[Flip, ...] = ()
+    experiment: Experiment | None = None
+
+    @property
+    def stable(self) -> bool:
+        return not self.flips
+
+
 class Candidate(Frozen):
     rank: int
     estimate: Estimate
@@ -153,6 +238,8 @@ class SearchResult(Frozen):
     """The stated baseline or the default one; priced even when it does not fit (then feasible is False)."""
     asked: tuple[Candidate, ...] = ()
     """Strategies the conditions ask about by name."""
+    refused: tuple[Finding, ...] = ()
+    """Those among them that cannot be laid out at all, and why."""
     infeasible: Infeasible | None = None
     num_enumerated: int
     num_legal: int
@@ -185,6 +272,9 @@ class Plan(Frozen):
     baseline: Estimate | None = None
     asked: tuple[Estimate, ...] = ()
     what_ifs: tuple[WhatIf, ...] = ()
+    sensitivity: Sensitivity | None = None
+    economics: tuple[Economics, ...] = ()
+    """Cost and energy: the plan first, then the other devices that the conditions name, each under the same conditions."""
     infeasible: Infeasible | None = None
     assumptions: tuple[Assumption, ...] = ()
     conflicts: tuple[dict[str, Any], ...] = ()

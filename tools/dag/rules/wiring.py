@@ -74,7 +74,7 @@ def residuals(v: View) -> Iterator[Violation]:
 
 
 EXPERT = re.compile(r"\bexperts?\b|\bmoe\b|专家", re.IGNORECASE)
-MAX_WALK = 5_000_000
+MAX_WALK = 1_000_000
 """Gates times edges; beyond it only the union of all gates is judged."""
 EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\brouting\b", re.IGNORECASE)
 
@@ -102,8 +102,9 @@ def gates(v: View) -> Iterator[Violation]:
                     line=e.line,
                     fix="style=dashed",
                 )
+    chosen = {g.id for g in found}
     targets = [
-        n for n in v.nodes.values() if n.kind == "routing" and EXPERT_ROUTING.search(heads[n.id]) and n not in found
+        n for n in v.nodes.values() if n.kind == "routing" and EXPERT_ROUTING.search(heads[n.id]) and n.id not in chosen
     ]
     if targets:
         yield from _partial_choice(v, found, {t.id for t in targets})

@@ -1,0 +1,90 @@
+"""The schedule of a pipeline with times: every micro-batch or slice in every chunk of layers, start and end.
+
+Times are kernel times of the fullest rank, and one message of the slowest stage boundary per hand-over; what the engine's
+host adds per step is not in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from tools.cost.curves import Curves
+from tools.cost.steps import Candidates, Layout, layouts, splits
+from tools.partition.pipeline import Orders, Span, Task, bubble, cut, num_slices, order, slices, timeline
+from tools.spec.deployment import Deployment
+from tools.spec.strategy import Phase, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What goes through the stages at once: `sequences` (per replica) x `tokens` new ones at `context` KV positions."""
+
+    sequences: int
+    tokens: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`transfer`: what a hand-over takes, by piece; `unit`: of all times."""
+
+    pieces: tuple[Piece, ...]
+    orders: Orders
+    spans: Mapping[Task, Span]
+    transfer: tuple[float, ...]
+    unit: str = "s"
+
+    @property
+    def bubble(self) -> float:
+        """Idle share of the stages between the first start and the last end."""
+        return bubble(self.spans, self.orders)
+
+    @property
+    def makespan(self) -> float:
+        return max(s.end for s in self.spans.values())
+
+
+def pieces_of(s: Strategy, phase: Phase, *, batch: int, seq_len: int) -> tuple[Piece, ...]:
+    """Micro-batches of `batch` sequences, each in the strategy's slices of the prompt. A strategy that states no number of
+    micro-batches and no slices has as many as stages, if there are sequences for them."""
+    parts = num_slices(s, phase)
+    count = s.microbatches if s.microbatches > 1 or parts > 1 else min(s.pp, batch)
+    sizes = cut(batch, count, "microbatches", "batch")
+    steps = [(n, first + n) for first, n in slices(seq_len, parts)] if phase == "prefill" else [(1, seq_len)]
+    return tuple(Piece(n, tokens, context) for _, n in sizes for tokens, context in steps)
+
+
+def schedule(
+    deployment: Deployment, strategy: Strategy, curves: Curves, phase: Phase, *, batch: int, seq_len: int
+) -> Schedule:
+    """Forward schedule of one step of a replica on the deployment's devices: the prefill of `batch` prompts of `seq_len`
+    tokens, or one decode step at that context. Raises ToolError for more micro-batches than sequences."""
+    pieces = pieces_of(strategy, phase, batch=batch, seq_len=seq_len)
+    ((_, layout),) = layouts(deployment, curves, Candidates.of(strategy))
+    priced = {p: _piece_seconds(layout, strategy, phase, p) for p in dict.fromkeys(pieces)}
+    orders, last = order(strategy, len(pieces)), strategy.pp * strategy.virtual - 1
+    spans = timeline(orders, last, lambda t: priced[pieces[t.piece]][0][t.chunk], lambda t: priced[pieces[t.piece]][1])
+    return Schedule(pieces, orders, spans, tuple(priced[p][1] for p in pieces))
+
+
+def _piece_seconds(layout: Layout, s: Strategy, phase: Phase, p: Piece) -> tuple[list[float], float]:
+    """(seconds in every chunk, seconds of a hand-over)."""
+    works = layout.works(phase, *(np.asarray([n]) for n in (p.sequences, p.tokens, p.context)))
+
+    def seconds(of: tuple) -> float:
+        return float(np.max(layout.body_time(of, works)))
+
+    embed, head, layers = seconds(works.embed), seconds(works.head), {k: seconds(w) for k, w in works.layers}
+    ends = [0, *accumulate(splits(layout.cands, layout.model)[s.pp])]
+    kinds = layout.model.layers()
+    chunks = [sum(layers[k] for k in kinds[a:b]) for a, b in pairwise(ends)]
+    chunks[0], chunks[-1] = chunks[0] + embed, chunks[-1] + head
+    hop = float(np.max(layout.boundary_times(works.residual_bytes)[1])) / s.virtual if s.pp > 1 else 0.0
+    return chunks, hop
+
+
+__all__ = ["Piece", "Schedule", "pieces_of", "schedule"]
