@@ -25,8 +25,9 @@ def axes_of_a_strategy() -> list[str]:
 
 def test_the_axes_are_the_known_ones_and_those_of_the_mesh_are_among_them() -> None:
     assert set(axes_of_a_strategy()) >= {"tp", "pp", "dp", "ep", "etp", "attn_dp", "cp", "sp", "dcp", "dk"}
-    assert set(VISIBLE) <= {name for name, _, _ in LOGICAL}
-    assert set(VISIBLE) - {"edp"} <= set(axes_of_a_strategy())  # edp is derived from the others
+    derived = {"edp", "pool_heads", "pool_seq"}  # from the others, and from attn_pool
+    assert set(VISIBLE) - {"pool_heads", "pool_seq"} <= {name for name, _, _ in LOGICAL}
+    assert set(VISIBLE) - derived <= set(axes_of_a_strategy())
 
 
 @pytest.mark.parametrize("axis", [*axes_of_a_strategy(), "edp"])
@@ -54,6 +55,12 @@ def test_a_passage_names_its_source_and_fits_a_screen(name: str) -> None:
         ("large expert parallelism", "large_expert_parallel"), ("大规模专家并行", "large_expert_parallel"),
         ("uneven pipeline stages", "uneven_pipeline"), ("mxfp4 groups", "quantised_weights"),
         ("copies of experts", "expert_data_parallel"), ("weight absorption", "mla_absorption"),
+        ("interleaved pipeline virtual stages", "interleaved_pipeline"), ("交错流水线", "interleaved_pipeline"),
+        ("token-dimension pipeline of sequence slices", "token_pipeline"), ("序列切片流水", "token_pipeline"),
+        ("layers per device by L2 cache budget", "layerwise_placement"), ("按层划分", "layerwise_placement"),
+        ("experts on separate devices from attention", "expert_separation"), ("注意力与专家分离", "expert_separation"),
+        ("attention pool above a threshold", "attention_pool"), ("注意力池", "attention_pool"),
+        ("prefill decode disaggregation", "prefill_decode_pools"), ("PD 分离", "prefill_decode_pools"),
         ("sliding window", "attention_sinks_windows"), ("滑动窗口", "attention_sinks_windows"),
     ],
 )  # fmt: skip
