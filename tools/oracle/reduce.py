@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import gcd, lcm
+from math import gcd, lcm, prod
 
 from tools.graph.build import VOCAB_ALIGNMENT, padded_vocab
 from tools.partition.lower import compress, default_layers_per_stage
@@ -33,8 +33,18 @@ class Reduced:
 class _Picker:
     """Hands out lengths of a residue class, each at most once."""
 
-    def __init__(self) -> None:
+    def __init__(self, strategies: Sequence[Strategy] = ()) -> None:
         self.used: set[int] = {1}
+        self.placed: dict[str, int] = {}
+        """Degrees that placements of single weights split a dim by."""
+        for s in strategies:
+            for dim, axes in ((d, a) for _, split in s.placements for d, a in split):
+                degree = prod(getattr(s, a) for a in axes)
+                self.placed[dim] = lcm(self.placed.get(dim, 1), degree)
+
+    def dim(self, name: str, n: int, degree: int = 1, *, at_least: int = 2) -> int:
+        """As `take`, with the degrees that placements split this dim by."""
+        return self.take(n, lcm(degree, self.placed.get(name, 1)), at_least=at_least)
 
     def take(self, n: int, degree: int = 1, *, at_least: int = 2, multiple: int = 1) -> int:
         """Smallest unused length with the residue of `n` modulo `degree`; `n` itself if it is below the degree."""
@@ -57,9 +67,9 @@ def reduce(
     strategy of a decode pool; the dims then keep their residues modulo the degrees of both."""
     s = _both(strategy, decode) if decode else strategy
     assert s.attn_dp is not None and s.etp is not None
-    pick = _Picker()
+    pick = _Picker([x for x in (strategy, decode) if x])
     attention = _reduce_attention(model, s, pick)
-    updates: dict = {"hidden_size": pick.take(model.hidden_size, at_least=6), "attention": attention}
+    updates: dict = {"hidden_size": pick.dim("hidden", model.hidden_size, at_least=6), "attention": attention}
     d_k = attention.head_dim
     rotary = model.position.rotary_dim
     if rotary and rotary < model.attention.head_dim and not attention.mla:
@@ -68,7 +78,7 @@ def reduce(
         rotary = d_k
     vocab = _vocab(model, s.tp, pick)
     if model.mlp:
-        ffn = pick.take(model.mlp.intermediate_size, s.tp)
+        ffn = pick.dim("ffn", model.mlp.intermediate_size, s.tp)
         updates["mlp"] = model.mlp.model_copy(update={"intermediate_size": ffn})
     if model.moe:
         updates["moe"] = _reduce_moe(model, s, pick)
@@ -112,8 +122,8 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
         heads = pick.take(a.num_heads, lcm(ranks, pool))
         m = a.mla
         mla = MLA(
-            q_lora_rank=pick.take(m.q_lora_rank) if m.q_lora_rank else None,
-            kv_lora_rank=pick.take(m.kv_lora_rank),
+            q_lora_rank=pick.dim("q_lora", m.q_lora_rank) if m.q_lora_rank else None,
+            kv_lora_rank=pick.dim("kv_lora", m.kv_lora_rank),
             qk_nope_head_dim=pick.take(m.qk_nope_head_dim),
             qk_rope_head_dim=pick.take(4, 2, at_least=4),
             v_head_dim=pick.take(m.v_head_dim),
@@ -155,8 +165,10 @@ def _reduce_moe(model: ModelSpec, s: Strategy, pick: _Picker):
     update = {
         "num_experts": experts,
         "top_k": top_k,
-        "intermediate_size": pick.take(m.intermediate_size, s.etp),
-        "shared_intermediate_size": pick.take(m.shared_intermediate_size, s.tp) if m.shared_intermediate_size else 0,
+        "intermediate_size": pick.dim("expert_ffn", m.intermediate_size, s.etp),
+        "shared_intermediate_size": pick.dim("shared_ffn", m.shared_intermediate_size, s.tp)
+        if m.shared_intermediate_size
+        else 0,
         "n_group": groups,
         "topk_group": min(m.topk_group, max(1, groups - 1)) if groups > 1 else 1,
     }

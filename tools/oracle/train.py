@@ -178,9 +178,9 @@ class Run:
 
 def run_pbody(pbody: PBody, devices: Devices, env: Shards, weights: Weights, layer: int | None) -> Shards:
     """One program on all ranks of a stage; `env` holds its inputs and is extended."""
-    made = {p.output for p in pbody.ops}
+    read = {n for p in pbody.ops for n in p.inputs}
     for w in pbody.weights():
-        if w.name not in env and w.name not in made:
+        if w.name in read and w.name not in env:
             whole = weight_of(weights, layer, w.name)
             env[w.name] = [devices.cut(whole, pbody.spec(w.name).dims, w.layout, r) for r in range(devices.num_ranks)]
     for p in pbody.ops:

@@ -7,6 +7,7 @@ layers of each, and the ranks of each.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from tools.graph.ir import Body, Op, Size, Sizes, Tensor
 from tools.partition.layout import Comm, Layout, Orders, local_size, redistribute
 from tools.partition.mesh import Mesh, build_mesh
 from tools.partition.pipeline import check_pipeline, handover, num_chunks, ranks_of
-from tools.partition.placement import Placement
+from tools.partition.placement import Placement, placed
 from tools.partition.ring import ring_region, unroll
 from tools.partition.rules import RULES, Context
 from tools.partition.transfer import Side
@@ -115,8 +116,10 @@ class _Lowering:
 
     def weight(self, t: Tensor) -> PTensor:
         """A weight lies in the group of the operators that read it."""
-        group = next((self.placement.group_of(op) for op in self.body.ops if t.name in op.inputs), self.placement.main)
-        return PTensor(t.name, t.name, self.placement.weight(t, group), group=group)
+        reader = next((op for op in self.body.ops if t.name in op.inputs), None)
+        group = self.placement.group_of(reader) if reader else self.placement.main
+        layout = self.placement.weight(t, group, reader.module if reader else "")
+        return PTensor(t.name, t.name, layout, group=group)
 
     def bring(self, name: str, want: Layout, group: str) -> str:
         """`name` in layout `want` on the ranks of `group`: itself, or a copy that was sent there, made once."""
@@ -375,6 +378,7 @@ def lower(
     _check_degrees(model, strategy)
     mesh = build_mesh(strategy, model.attention.num_kv_heads if not model.attention.mla else model.attention.num_heads)
     placement = placement_of(strategy, mesh, phase)
+    _check_placements(model, strategy, phase)
     chunks = num_chunks(strategy)
     per_stage = strategy.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, chunks)
     kinds, stages, first = model.layers(), [], 0
@@ -401,7 +405,35 @@ def lower(
 def placement_of(strategy: Strategy, mesh: Mesh, phase: Phase) -> Placement:
     """The strategy's layouts on its mesh."""
     ring = strategy.cp if strategy.cp_kind == "ring" and strategy.cp > 1 else 0
-    return Placement(mesh.shape, phase, strategy.sp, strategy.moe_comm, ring)
+    moves = strategy.moe_comm
+    return Placement(mesh.shape, phase, strategy.sp, moves, ring, overrides=strategy.placements)
+
+
+def _check_placements(model: ModelSpec, s: Strategy, phase: Phase) -> None:
+    """Every entry means some weight of the model, and every dim it names is one of that weight's."""
+    if not s.placements:
+        return
+    bodies = [
+        embed_body(model),
+        *(layer_body(model, k, phase) for k in dict.fromkeys(model.layers())),
+        head_body(model),
+    ]
+    found: dict[str, set[str]] = {name: set() for name, _ in s.placements}
+    modules: set[str] = set()
+    for body in bodies:
+        for op in body.ops:
+            for t in (body.tensors[n] for n in op.inputs if body.tensors[n].kind == "weight"):
+                modules.add(op.module)
+                for name in found:
+                    if placed(name, t.name, op.module):
+                        found[name] |= set(t.dims)
+    for name, split in s.placements:
+        if not found[name]:
+            near = difflib.get_close_matches(name, modules, 3) or sorted(modules)
+            raise ToolError(f"placements: no weight of {model.name} is called {name}; near: {', '.join(near)}")
+        wrong = next((d for d, _ in split if d not in found[name]), None)
+        if wrong is not None:
+            raise ToolError(f"placements: {name} has no dim {wrong}; it has {', '.join(sorted(found[name]))}")
 
 
 def _check_degrees(model: ModelSpec, s: Strategy) -> None:

@@ -6,12 +6,14 @@ Weights never move. Everything else follows from them by the rules in `rules.py`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from tools.graph.ir import Op, Tensor
 from tools.partition.layout import DEFAULT_ORDERS, Layout, Order, Orders
 from tools.partition.mesh import ATTENTION, EXPERTS, POOL, Axes, MeshShape
-from tools.spec.strategy import Phase
+from tools.spec.base import Refused
+from tools.spec.strategy import Phase, Placements
 
 WEIGHT_DIMS: tuple[tuple[str, str], ...] = (
     # Tensor parallelism splits every weight along the dim that the next operator contracts or that heads own
@@ -24,6 +26,11 @@ WHOLE: frozenset[str] = frozenset({"router.weight", "router.bias", "gate_correct
 """Weights that every rank keeps whole: each token is scored against all experts where it lies."""
 
 
+def placed(name: str, weight: str, module: str) -> bool:
+    """Whether an entry of a strategy's placements, a pattern such as `mlp.*_proj`, means this weight."""
+    return any(fnmatchcase(x, name) for x in (module, weight, weight.split(".")[0]))
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Layouts that the strategy fixes for one phase of one device group."""
@@ -34,6 +41,8 @@ class Placement:
     moe_comm: str = "auto"
     ring: int = 0
     """Steps of ring attention (= cp), 0: none. The only degree that is structure: the steps are written out."""
+    overrides: Placements = field(default=(), kw_only=True)
+    """Weights that are placed one by one."""
 
     def axis(self, name: str) -> Axes:
         return self.mesh.axis(name)
@@ -88,7 +97,11 @@ class Placement:
             split[dim] = split.get(dim, ()) + layout.pending
         return Layout.of(split)
 
-    def weight(self, t: Tensor, group: str = "") -> Layout:
+    def weight(self, t: Tensor, group: str = "", module: str = "") -> Layout:
+        """How a weight lies; `module`: path of the operator that reads it."""
+        said = next((split for name, split in self.overrides if placed(name, t.name, module)), None)
+        if said is not None:
+            return self._said(t, said, module)
         if t.name in WHOLE or t.dims == ("d_k",):
             return Layout()  # a norm over d_k needs it whole
         if group == POOL:
@@ -99,6 +112,27 @@ class Placement:
         """How tokens are dealt out outside attention: by sequences over attn_dp, by positions over cp. A decode step has
         one position per sequence, which every cp rank holds."""
         return {"batch_size": self.axis("attn_dp"), "seq_len": self.axis("cp") if self.phase == "prefill" else ()}
+
+    def _said(self, t: Tensor, split: tuple[tuple[str, Axes], ...], module: str) -> Layout:
+        """A placement in the layout language. Refuses a dim that the weight lacks and axes that two dims would share."""
+        by_dim, taken = dict(WEIGHT_DIMS), dict[str, str]()
+        out: dict[str, Axes] = {}
+        for dim, names in split:
+            if dim not in t.dims:
+                continue  # a bias lacks the dim that is contracted
+            # KV heads are as far split as there are some; d_k only by pairs, which is what dk is for.
+            axes = tuple(
+                a for n in names for a in self.axis(by_dim[dim] if n == "tp" and dim in ("heads", "kv_heads") else n)
+            )
+            clash = next((a for a in axes if a in taken), None)
+            if clash is not None or dim == "d_k":
+                why = (
+                    f"{taken[clash]} is split over the same ranks" if clash else "RoPE needs its pairs together: use dk"
+                )
+                raise Refused(f"{module}: weight {t.name}, {dim} over {'*'.join(names)}: {why}")
+            taken |= dict.fromkeys(axes, dim)
+            out[dim] = axes
+        return Layout.of(out)
 
     @property
     def splits_kv(self) -> bool:

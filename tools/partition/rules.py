@@ -141,7 +141,7 @@ def norm_rule(op: Op, ctx: Context) -> Need:
     """Normalises its last dim, which must be whole."""
     x = op.inputs[0]
     target = _whole(ctx.settled(x), ctx.tensor(x).dims[-1])
-    return Need((target, *(ctx.layouts[w] for w in op.inputs[1:])), target)
+    return Need((target, *(_check_weight(op, w, ctx, target) for w in op.inputs[1:])), target)
 
 
 def sumsq_rule(op: Op, ctx: Context) -> Need:
@@ -205,9 +205,12 @@ def repeat_heads_rule(op: Op, ctx: Context) -> Need:
 
 def embed_rule(op: Op, ctx: Context) -> Need:
     """A vocabulary shard answers for its own rows and gives zero for the rest: a pending sum."""
-    ids, table = ctx.settled(op.inputs[0]), ctx.layouts[op.inputs[1]]
-    rows = table.axes(ctx.tensor(op.inputs[1]).dims[0])
-    return Need((ids, table), Layout.of(ids.as_dict(), rows))
+    table = ctx.layouts[op.inputs[1]]
+    rows, columns = (table.axes(d) for d in ctx.tensor(op.inputs[1]).dims)
+    # Ranks that share the table must see the same tokens.
+    have = ctx.settled(op.inputs[0])
+    ids = Layout.of({d: _leading(axes, {*rows, *columns}) for d, axes in have.split})
+    return Need((ids, table), Layout.of({**ids.as_dict(), "hidden": columns}, rows))
 
 
 def pos_lookup_rule(op: Op, ctx: Context) -> Need:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tools.spec.base import Frozen
-from tools.spec.conditions import Conditions, Evidence
+from tools.spec.conditions import Conditions, Evidence, Fact
 from tools.spec.finding import Finding
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Phase, Strategy
@@ -31,6 +31,8 @@ class PaperModel(Frozen):
     """Every length that is stated; `seq_len` is the largest."""
     output_len: int | None = None
     """Generated tokens, where the paper says how many."""
+    facts: tuple[Fact, ...] = ()
+    """What the paper states of its shape and workload, by the names of conditions (`model.hidden_size`)."""
     quotes: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
     """What the paper leaves open, and what was assumed."""

@@ -261,6 +261,8 @@ class Plan(Frozen):
     deployment: Deployment
     objective: Objective
     strategy: Strategy | None
+    pools: dict[str, Strategy] = {}
+    """Phase → strategy where prefill and decode have devices of their own; `strategy` is then the prefill's."""
     phases: dict[str, dict[str, Any]] = {}
     """prefill / decode: batch, tokens, digest of the per-device graph, proof."""
     num_devices: int = 0

@@ -7,12 +7,18 @@ attention pool a stage has several groups: `group = tp * cp * attn_dp + expert_d
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import model_validator
 
 from tools.spec.base import Frozen, ToolError
 from tools.spec.model import DType
+
+
+Placements = tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...]
+PLACEABLE = ("tp", "cp", "attn_dp", "ep", "etp", "edp")
+"""Axes that a placement can name."""
 
 
 class Strategy(Frozen):
@@ -54,6 +60,9 @@ class Strategy(Frozen):
     """Interleaved pipeline (arXiv 2104.04473): runs of layers that each rank holds; pp * virtual runs are dealt out cyclically."""
     seq_slices: int = 1
     """Token-dimension pipeline (TeraPipe, arXiv 2102.07988): slices of the prompt that follow each other through the stages."""
+    placements: Placements = ()
+    """Weights that lie otherwise than the degrees say: (module, ((dim, axes), …)), the first that matches counts; a weight
+    with no dim named is whole on every rank. Collectives follow from it."""
     layers_per_stage: tuple[int, ...] | None = None
     """None: the balanced default of the engine."""
     weight_dtype: DType = "bf16"
@@ -74,6 +83,8 @@ class Strategy(Frozen):
             value = data.get(key, least)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ToolError(f"{key} must be a whole number of at least {least}, got {value!r}")
+        if data.get("placements"):
+            data["placements"] = _placements(data["placements"])
         tp, ep, cp = data.get("tp", 1), data.get("ep", 1), data.get("cp", 1)
         etp, attn_dp, apart = data.get("etp"), data.get("attn_dp"), data.get("expert_devices", 0)
         if attn_dp is None:
@@ -157,7 +168,32 @@ class Strategy(Frozen):
             parts.append(f"dp{self.dp}")
         if self.sp:
             parts.append("sp")
+        if self.placements:
+            parts.append("placed")
         return "·".join(parts)
+
+
+def _placements(said: object) -> Placements:
+    """{"mlp.down_proj": {"hidden": "tp"}, "lm_head": {}} as tuples. Raises ToolError naming the entry."""
+    entries = said.items() if isinstance(said, Mapping) else said
+    if not isinstance(entries, Iterable) or isinstance(entries, str):
+        raise ToolError(f"placements: expected {{module: {{dim: axis}}}}, got {said!r}")
+    out = []
+    for module, split in entries:
+        rows = split.items() if isinstance(split, Mapping) else split or ()
+        if isinstance(rows, str):
+            raise ToolError(
+                f"placements: {module}: expected {{dim: axis}}, or {{}} for whole on every rank, got {split!r}"
+            )
+        dims = []
+        for dim, axes in rows:
+            names = tuple(a.strip() for a in axes.split("*")) if isinstance(axes, str) else tuple(axes)
+            wrong = next((a for a in names if a not in PLACEABLE), None)
+            if wrong is not None:
+                raise ToolError(f"placements: {module}: {dim} over {wrong!r}; axes are {', '.join(PLACEABLE)}")
+            dims.append((str(dim), names))
+        out.append((str(module), tuple(dims)))
+    return tuple(out)
 
 
 Phase = Literal["prefill", "decode"]

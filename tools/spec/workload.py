@@ -27,6 +27,9 @@ class Workload(Frozen):
     """Open loop: Poisson arrivals per second over the whole deployment."""
     prefix_hit_rate: float = 0.0
     draft_acceptance: float | None = None
+    """Speculative decoding: share of drafted tokens that verification accepts, each independently."""
+    draft_length: int | None = None
+    """Tokens drafted per step; None: DRAFT_LENGTH of the cost model."""
     peak_factor: float = 1.0
     """Peak over mean of the request rate; latencies and capacity are judged at the peak."""
     spare_replicas: int = 0

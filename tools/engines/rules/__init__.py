@@ -121,10 +121,11 @@ def check(
     return tuple(sorted(found, key=lambda f: f.severity != "error"))
 
 
-BEYOND: tuple[tuple[str, int, str, frozenset[str]], ...] = (
+BEYOND: tuple[tuple[str, Any, str, frozenset[str]], ...] = (
     ("expert_devices", 0, "experts on devices of their own", frozenset()),
     ("attn_pool", 0, "a pool of devices that joins attention", frozenset()),
     ("seq_slices", 1, "a pipeline over slices of the prompt", frozenset()),
+    ("placements", (), "weights that are placed one by one", frozenset()),
     ("virtual", 1, "an interleaved pipeline", frozenset({"megatron", "torchtitan"})),
 )
 """Deployments that layouts express and engines mostly do not: (field, its neutral value, in words, engines that have it)."""

@@ -372,7 +372,10 @@ def captured_sizes(max_num_seqs: Ints) -> Ints:
 
 def communicators(d: Degrees) -> Ints:
     """Groups that each rank keeps NCCL buffers for."""
-    return sum(np.where(np.asarray(x) > 1, 1, 0) for x in (d.tp, d.pp, d.cp, d.dcp, d.attn_dp, d.ep))
+    groups: Ints = 0
+    for degree in (d.tp, d.pp, d.cp, d.dcp, d.attn_dp, d.ep):
+        groups = groups + (np.asarray(degree) > 1)
+    return groups
 
 
 def kv_budget(
