@@ -162,13 +162,18 @@ def _pages(tokens: Size) -> Size:
 
 
 def body_activation_bytes(
-    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None
+    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None, known: dict[Any, Any] | None = None
 ) -> Size | float:
     """Peak of the tensors that are live between kernels. Tensors inside a kernel never reach memory; caches are not
-    activations. A kernel's outputs exist from its start, its inputs to its end."""
+    activations. A kernel's outputs exist from its start, its inputs to its end. `known` remembers tensors laid out alike,
+    over bodies at the same sizes."""
     peak: Size | float = 0.0
     like, moments = _live_sets(_ById(pbody), role)
-    size = [tensor_bytes(pbody, name, sizes, mesh, dtypes) for name in like]
+    known = {} if known is None else known
+    for kind, name in like.items():
+        if kind not in known:
+            known[kind] = tensor_bytes(pbody, name, sizes, mesh, dtypes)
+    size = [known[kind] for kind in like]
     for counts in moments:
         live: Size | float = 0.0
         for i, n in counts:
@@ -233,23 +238,22 @@ def _lifetimes_of(key: _ById) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=4096)
-def _live_sets(key: _ById, role: Role) -> tuple[tuple[str, ...], tuple[tuple[tuple[int, int], ...], ...]]:
+def _live_sets(key: _ById, role: Role) -> tuple[dict[Any, str], tuple[tuple[tuple[int, int], ...], ...]]:
     """(one tensor of each kind that is laid out alike, at every moment that can be the peak how many of each are live).
 
     A moment whose tensors are all live at another one too cannot be the peak."""
     pbody = key.pbody
     lives = [x for x in _lifetimes(pbody) if _there(pbody.group(x[0]), role)]
-    kinds: dict[Any, int] = {}
-    like: list[str] = []
+    like: dict[Any, str] = {}
     of: dict[str, int] = {}
     for name, _, _ in lives:
         spec = pbody.spec(name)
-        of[name] = kinds.setdefault((spec.dims, spec.dtype, spec.routed, pbody.layout(name)), len(like))
-        if of[name] == len(like):
-            like.append(name)
+        kind = (spec.dims, spec.dtype, spec.routed, pbody.layout(name))
+        like.setdefault(kind, name)
+        of[name] = list(like).index(kind)
     found = [Counter(of[n] for n, first, last in lives if first <= at <= last) for at in _busy_moments(pbody)]
     top = [c for i, c in enumerate(found) if not any(c <= o and (c != o or j < i) for j, o in enumerate(found) if j != i)]
-    return tuple(like), tuple(tuple(sorted(c.items())) for c in top)
+    return like, tuple(tuple(sorted(c.items())) for c in top)
 
 
 def _busy_moments(pbody: PBody) -> tuple[int, ...]:
@@ -266,11 +270,11 @@ def _caches(pbody: PBody, role: Role = None) -> Iterator[str]:
 
 
 def activation_sizes(model: ModelSpec, *, attn_dp: Size, batch: Size, max_num_batched_tokens: Size) -> Sizes:
-    """Sizes of the step the engine profiles: every rank computes `max_num_batched_tokens`, of `batch` sequences."""
-    tokens = attn_dp * max_num_batched_tokens
-    sequences = _larger(1, _smaller(batch, tokens))
-    length = -(-tokens // sequences)
-    return all_sizes(model, batch_size=sequences, seq_len=length, kv_len=length)
+    """Sizes of the step the engine profiles: every rank computes `max_num_batched_tokens` of its own sequences, as many as
+    the fullest of the attention-DP ranks has of `batch`."""
+    per_rank = _larger(1, _smaller(-(-batch // attn_dp), max_num_batched_tokens))
+    length = -(-max_num_batched_tokens // per_rank)
+    return all_sizes(model, batch_size=attn_dp * per_rank, seq_len=length, kv_len=length)
 
 
 def stage_weight_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None) -> Size | float:

@@ -77,14 +77,17 @@ def _stage(program: TrainProgram, stage: TrainStage) -> TrainMemory:
     return TrainMemory(
         stage=stage.index, ranks=len(stage.ranks), layers=stage.num_layers, in_flight=flight,
         parameters_bytes=terms[0].value, gradients_bytes=terms[1].value, optimizer_bytes=terms[2].value,
-        activations_bytes=terms[3].value, working_bytes=terms[4].value, breakdown=Breakdown(name="training memory", unit="bytes", terms=terms),
+        activations_bytes=terms[3].value, working_bytes=terms[4].value,
+        breakdown=Breakdown(name="training memory", unit="bytes", terms=terms),
     )  # fmt: skip
 
 
 def weight_bytes(body: TrainBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, skip: Iterable[str] = ()) -> float:
     """Weights of one body as they lie between steps."""
     pbody, without = body.forward, set(skip)
-    return sum(float(tensor_bytes(pbody, w.name, sizes, mesh, dtypes)) for w in pbody.weights() if w.name not in without)
+    return sum(
+        float(tensor_bytes(pbody, w.name, sizes, mesh, dtypes)) for w in pbody.weights() if w.name not in without
+    )
 
 
 def _elements(body: TrainBody, sizes: Sizes, mesh: Mesh, what: str, skip: Iterable[str] = ()) -> float:
@@ -108,7 +111,9 @@ def working_bytes(body: TrainBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> 
     forward = _peak(body.forward, set(body.saved) | set(body.forward.inputs), sizes, mesh, dtypes)
     made_again = 0.0
     if body.rerun is not None:
-        made_again = sum(float(tensor_bytes(body.forward, n, sizes, mesh, dtypes)) for n in body.reads if n not in body.saved)
+        made_again = sum(
+            float(tensor_bytes(body.forward, n, sizes, mesh, dtypes)) for n in body.reads if n not in body.saved
+        )
     return max(forward, made_again + _peak(body.backward, set(body.reads), sizes, mesh, dtypes))
 
 

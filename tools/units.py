@@ -195,7 +195,7 @@ _MAGNITUDE = {
     "亿": 1e8, "十亿": 1e9, "百亿": 1e10, "千亿": 1e11, "万亿": 1e12, "w": 1e4, "W": 1e4,
 }  # fmt: skip
 
-_ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|(?<!\d)\.\d+"
+_ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?=\s+(?:tokens?|requests?|users?)\b)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|(?<!\d)\.\d+"
 _HAN_NUMBER = rf"双(?=\s*(?:卡|机|节点|\x01))|[{_HAN}]+(?:点[{''.join(_DIGITS)}]+[万亿]?)?半?|半"
 _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(list(_ONES)[1:10])}))?|{'|'.join(sorted(_ONES, key=len, reverse=True))})"
 _TO_999 = (
@@ -376,7 +376,7 @@ def _number_at(text: str, match: re.Match[str]) -> tuple[float, int, bool] | Non
     """(value, end, whole) of the number matched, magnitude words included; None where it is only a word."""
     end, whole = match.end(), True
     if match["arabic"]:
-        raw = match["arabic"].replace(",", "")
+        raw = re.sub(r"[, \u00a0\u202f]", "", match["arabic"])
         value = float(raw)
         whole = raw.isdigit()
     elif match["han"]:

@@ -28,7 +28,7 @@ class Level:
 
     name: str
     size: int | None
-    bandwidth: float
+    bandwidth: Num
     curve: LinkCurve
     operators: Operators | None = None
     engine: str = "vllm"
@@ -196,8 +196,8 @@ def half_ring(n: Num, p: Num, level: Level) -> Num:
 def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level], fanout: Num) -> Num:
     """Each rank keeps 1/p of its n bytes; what stays inside a level travels there, at the same time as the rest.
 
-    Over PCIe engines do not exchange token by token (their kernels write to peers directly, over NVLink or RDMA): they
-    gather all tokens and scatter the sums, `fanout` times the bytes.
+    Inside one node engines by default gather all tokens and scatter the sums, `fanout` times the bytes; kernels that send
+    each token to its experts' ranks only are what they use across nodes and in a rack-scale domain.
     """
     group: Num = 1.0
     for p in per_level:
@@ -205,28 +205,33 @@ def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level], fanout: Num
     reach: Num = 1.0
     time: Num = 0.0
     for p, level in zip(per_level, tops, strict=True):
-        if not np.any(np.asarray(p) > 1):
+        several = np.asarray(p) > 1
+        if not np.any(several):
             continue
-        if level.name == "node":
-            took = _at_level("all_gather", n * fanout * p * reach / group, p, level)
-            time = np.maximum(time, np.where(np.asarray(p) > 1, took, 0.0))
-            reach = reach * p
-            continue
-        level, tables = level.within(p), level.tables("all_to_all")
-        sent = n * (p - 1) * reach / group
-        bandwidth = level.bandwidth * (level.curve.one_shot or level.curve.ring)
-        latency = level.curve.one_shot_latency_s or level.curve.latency_s
-        if tables:
-            # The measured exchange moves (p-1)/p of its buffer: the buffer that sends as much as this level does.
-            inside = np.maximum(p, 2.0)
-            buffer = np.maximum(sent * inside / (inside - 1), tables[0].axes[0][0])
-            took = link_ideal("all_to_all", buffer, inside, level.bandwidth) / tables[0].efficiency((buffer, inside))
-        else:
-            took = latency + sent / bandwidth
-        t = np.where(np.asarray(p) > 1, took, 0.0)
-        time = np.maximum(time, t)
+        took = _exchange(n * (p - 1) * reach / group, p, level)
+        if level.size is not None and level.size <= NODE:
+            inside = group <= p * reach
+            if np.any(inside):
+                took = np.where(inside, _at_level("all_gather", n * fanout, p * reach, level), took)
+        time = np.maximum(time, np.where(several, took, 0.0))
         reach = reach * p
     return time
+
+
+NODE = 16
+"""Devices of the largest single node."""
+
+
+def _exchange(sent: Num, p: Num, level: Level) -> Num:
+    """Every rank sends `sent` bytes in all to the p - 1 others."""
+    level, tables = level.within(p), level.tables("all_to_all")
+    if not tables:
+        bandwidth = level.bandwidth * (level.curve.one_shot or level.curve.ring)
+        return (level.curve.one_shot_latency_s or level.curve.latency_s) + sent / bandwidth
+    # The measured exchange moves (p-1)/p of its buffer: the buffer that sends as much as this level does.
+    inside = np.maximum(p, 2.0)
+    buffer = np.maximum(sent * inside / (inside - 1), tables[0].axes[0][0])
+    return link_ideal("all_to_all", buffer, inside, level.bandwidth) / tables[0].efficiency((buffer, inside))
 
 
 def p2p_time(nbytes: Num, level: Level) -> Num:

@@ -415,10 +415,11 @@ def _attention_shape(
         d = 1.0 if mla else ctx.sizes["d_k"]
         return {"table": "mla_context" if mla else "context", "shape": (length, b * h, d)[: 2 if mla else 3]}
     read = limit.read * out.get("kv_len", ctx.sizes["kv_len"]) / ctx.sizes["kv_len"]
+    # Several new tokens of a sequence (speculation) share its keys, like more query heads.
     if mla and "kv_lora" in keys:
-        return {"table": "mla_generation", "shape": (read, b, h)}
+        return {"table": "mla_generation", "shape": (read, b, h * s)}
     kv = next((local_sizes(pbody, t, ctx)["kv_heads"] for t in caches if "kv_heads" in pbody.spec(t).dims), h)
-    return {"table": "generation", "shape": (read, b * kv, h / kv, ctx.sizes["d_k"])}
+    return {"table": "generation", "shape": (read, b * kv, h / kv * s, ctx.sizes["d_k"])}
 
 
 def _gemm_shape(

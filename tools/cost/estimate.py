@@ -3,6 +3,7 @@ findings."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from tools.cost.compute import Work
 from tools.cost.curves import Curves
 from tools.cost.fit import max_batch
 from tools.cost.judge import judge
-from tools.cost.serving import Load, Performance, serve, spare_replicas
+from tools.cost.serving import Load, Performance, Speculation, decode_steps, draft_pass, serve, spare_replicas
 from tools.cost.steps import Candidates, Layout, StageRow, Works, layouts, stage_layers, stage_rows
 from tools.engines.rules import check, engines
 from tools.graph.build import all_sizes
@@ -160,9 +161,27 @@ def _f(x: object) -> float:
 # ------------------------------------------------------------------------------------------------------------- findings
 
 
+def beyond_positions(d: Deployment) -> Finding | None:
+    """The longest context that is asked for against the positions of the model; None where it holds or is not known.
+
+    Engines refuse to start beyond them (`max_position_embeddings`), and the model was not trained there.
+    """
+    w, most = d.workload, d.model.max_context
+    longest = max(w.context, w.isl + w.osl)
+    if most is None or longest <= most:
+        return None
+    return Finding(
+        code="positions", severity="error", cause="shape", where=d.model.name,
+        message=f"context({longest}) > max_position_embeddings({most}) of {d.model.name}",
+        fix=f"a context of at most {most} tokens, or a checkpoint with scaled positions",
+        values={"context": longest, "max_position_embeddings": most},
+    )  # fmt: skip
+
+
 def _legality(c: _Case) -> list[Finding]:
     d, s = c.deployment, c.strategy
-    out: list[Finding] = []
+    beyond = beyond_positions(d)
+    out: list[Finding] = [beyond] if beyond else []
     n = d.cluster.num_devices
     if n is not None and s.num_devices > n:
         message = f"{s.label()} needs {s.num_devices} devices, the cluster has {n}"
@@ -238,7 +257,7 @@ def _fit(c: _Case) -> list[Finding]:
 
 def _load_findings(c: _Case) -> list[Finding]:
     out: list[Finding] = []
-    w, p = c.deployment.workload, c.perf
+    p = c.perf
     spare = _spare_findings(c)
     if not bool(p.stable[0]) and c.load.rate is not None and not any(f.severity == "error" for f in spare):
         message = (
@@ -268,16 +287,57 @@ def _load_findings(c: _Case) -> list[Finding]:
                 code="batch-limit", severity="error", cause="engine", message=message, fix=f"batch of at most {limit}"
             )
         )
-    if w.draft_acceptance is not None:
-        message = (
-            f"draft acceptance {w.draft_acceptance:g} is not priced: no draft length is modelled, "
-            f"TPOT is without speculation"
+    return [*out, *_speculation(c), *_cached(c), *_peak(c), *_at_maximum(c)]
+
+
+def _speculation(c: _Case) -> list[Finding]:
+    """What drafting yields, costs and changes."""
+    w = c.deployment.workload
+    spec = Speculation.of(w)
+    if w.draft_acceptance is None:
+        return []
+    size = -(-c.perf.steps.b_high // np.minimum(c.strategy.pp, c.perf.steps.b_high))
+    context = c.load.isl + max(1, c.load.osl // 2)
+    plain = replace(c.layout, deployment=c.deployment.model_copy(update={"workload": w.model_copy(update={"draft_length": 0})}))
+    without = _f(decode_steps(plain, c.perf.steps.b_high, context)[0])
+    draft = _f(draft_pass(c.layout, size, context))
+    assumed = "" if w.draft_length is not None else " (length assumed)"
+    message = (
+        f"speculation: {spec.length} drafted tokens per step{assumed} at acceptance {w.draft_acceptance:g} yield "
+        f"{spec.accepted:.3g} tokens per step; a drafted token costs {draft * 1e3:.3g} ms (one layer and the head, as MTP and "
+        f"EAGLE; a separate draft model is not priced, and no draft's weights are in the memory); time between tokens "
+        f"{_f(c.perf.steps.high) * 1e3:.4g} ms, without speculation {without * 1e3:.4g} ms"
+    )
+    worse = _f(c.perf.steps.high) > without
+    return [
+        Finding(
+            code="speculation", severity="warning" if worse else "info", message=message,
+            fix="no speculation at this batch, or fewer drafted tokens" if worse else None,
+            values={"tokens_per_step": spec.accepted, "draft_s": draft, "tpot_without_s": without},
         )
-        out.append(Finding(code="speculation", severity="info", message=message))
-    if w.peak_factor != 1.0 and c.load.mode == "open":
+    ]  # fmt: skip
+
+
+def _cached(c: _Case) -> list[Finding]:
+    if not c.load.cached:
+        return []
+    new = max(1, math.ceil(c.load.isl * (1.0 - c.load.cached)))
+    message = (
+        f"prefix cache: of {c.load.isl} prompt tokens {c.load.isl - new} are found and {new} are prefilled; each sequence's KV "
+        f"is counted in full, so that shared prefixes leave more room than is said here"
+    )
+    return [Finding(code="prefix-cache", severity="info", message=message, values={"prefilled": new})]
+
+
+def _peak(c: _Case) -> list[Finding]:
+    w = c.deployment.workload
+    if w.peak_factor == 1.0:
+        return []
+    if c.load.mode == "open":
         message = f"judged at the peak: {w.request_rate:g} requests/s x peak factor {w.peak_factor:g}"
-        out.append(Finding(code="peak-load", severity="info", message=message))
-    return [*out, *_at_maximum(c)]
+    else:
+        message = f"peak factor {w.peak_factor:g} multiplies a request rate, and this load has none: it is taken as the peak"
+    return [Finding(code="peak-load", severity="info", message=message)]
 
 
 def _spare_findings(c: _Case) -> list[Finding]:
@@ -402,7 +462,16 @@ def _tpot_breakdown(c: _Case) -> Breakdown:
         formula="residual stream between stages",
         source="α–β of the links",
     )
-    terms = [*_terms(c, works, 1.0), *([hops] if c.strategy.pp > 1 else []), _overhead(c, _f(size), 1.0)]
+    # A step yields several tokens where it verifies drafts.
+    spec = Speculation.of(c.deployment.workload)
+    per_token = 1.0 / spec.accepted
+    hops = hops.model_copy(update={"value": hops.value * per_token})
+    terms = [*_terms(c, works, per_token), *([hops] if c.strategy.pp > 1 else []), _overhead(c, _f(size), per_token)]
+    if spec.length:
+        draft = _f(draft_pass(c.layout, size, c.load.isl + max(1, c.load.osl // 2)))
+        formula = f"{spec.length} x (a layer and the head) / {spec.accepted:.3g} tokens per step"
+        seconds = spec.length * draft * per_token
+        terms.append(Term(name="draft", value=seconds, unit="s", formula=formula, source=c.layout.roof.curve.name))
     return _closed("tpot", terms, _f(c.perf.tpot), "prefill_of_others_and_pipeline", "mean TPOT - one decode pass")
 
 
@@ -446,8 +515,11 @@ def _utilisation(c: _Case) -> dict[str, float]:
     passes_prefill = per_replica * _f(steps.chunks) / _f(steps.prompts)
     count = min(c.strategy.pp, int(batch[0]))
     passes_decode = _f(perf.decoding) / max(1.0, _f(batch)) * count / max(_f(perf.steps.high), 1e-12)
+    # `high` is the time between tokens, of which a step of speculation yields several.
+    per_step = Speculation.of(c.deployment.workload).accepted
+    passes_decode /= per_step
     passes_decode = min(
-        passes_decode, per_replica * max(load.osl - 1, 0) * count / max(1.0, min(_f(perf.decoding), _f(batch)))
+        passes_decode, per_replica / per_step * max(load.osl - 1, 0) * count / max(1.0, min(_f(perf.decoding), _f(batch)))
     )
     peak = c.layout.roof.peak(c.strategy.weight_dtype)[0]
     sums = {"compute": 0.0, "memory": 0.0, "network": 0.0}

@@ -16,40 +16,53 @@ def free_bytes(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndarra
     d, engine = layout.deployment, layout.cands.engine
     known = engine in engines()
     bodies, degrees = layout.memory_rows(batch), layout.cands.with_batch(batch).degrees()
-    free, kv_there = np.full(len(layout.cands), np.inf), np.zeros(len(layout.cands))
-    for counts in layout.stages.each(layout.cands.pp):
-        weights, activation, kv = bodies.stage(counts)
-        left = kv_budgets(
-            # vLLM's accounting stands in for an engine without rules.
-            engine if known else "vllm", degrees, memory_total_bytes=d.cluster.memory_bytes, weights_bytes=weights,
-            activation_bytes=activation, memory_reserve=d.requirements.memory_reserve,
-            version=d.engine.version if known else None,
-        ) - kv  # fmt: skip
-        kv_there = np.where(left < free, kv, kv_there)
-        free = np.minimum(free, left)
-    return free, kv_there
+    stages = [bodies.stage(counts) for counts in layout.stages.each(layout.cands.pp)]
+    weights, activation, kv = (np.stack(x) for x in zip(*stages, strict=True))
+    left = kv_budgets(
+        # vLLM's accounting stands in for an engine without rules.
+        engine if known else "vllm", degrees, memory_total_bytes=d.cluster.memory_bytes, weights_bytes=weights,
+        activation_bytes=activation, memory_reserve=d.requirements.memory_reserve,
+        version=d.engine.version if known else None,
+    ) - kv  # fmt: skip
+    fullest = np.argmin(left, axis=0)[None]
+    return np.take_along_axis(left, fullest, 0)[0], np.take_along_axis(kv, fullest, 0)[0]
 
 
 def max_batch(layout: Layout, limit: np.ndarray) -> np.ndarray:
     """Most sequences per replica, at most `limit`, whose KV cache of the longest context fits; 0: not even one."""
-    c = layout.cands
-    batch = np.maximum(limit, 1).astype(np.int64)
-    fits = np.zeros(len(c), bool)
-    for _ in range(12):
-        free, kv = free_bytes(layout, batch)
-        fits = free >= 0
-        if fits.all():
-            break
-        per_rank = -(-batch // c.attn_dp)
-        per_sequence = np.maximum(kv / per_rank, 1e-9)
-        room = np.floor(np.maximum(free + kv, 0.0) / per_sequence).astype(np.int64)
-        smaller = np.maximum(np.minimum(room, per_rank - 1), 0) * c.attn_dp
-        batch = np.where(fits, batch, np.maximum(smaller, 1))
-        if (fits | (smaller < 1)).all():
-            free, _ = free_bytes(layout, batch)
-            fits = free >= 0
-            break
-    return np.where(fits, batch, 0)
+    step, limit = layout.cands.attn_dp, np.maximum(limit, 1).astype(np.int64)
+    free, kv = free_bytes(layout, limit)
+    index = np.flatnonzero(free < 0)
+    out = limit.copy()
+    if len(index):
+        fails = -(-limit // step)[index]
+        out[index] = step[index] * _between(layout.take(index), fails, _room(fails, free[index], kv[index]))
+    return out
 
+
+def _room(at: np.ndarray, free: np.ndarray, kv: np.ndarray) -> np.ndarray:
+    """Sequences per rank for which there is room, if all that changes with their number is their KV cache."""
+    return np.floor(np.maximum(free + kv, 0.0) / np.maximum(kv / at, 1e-9)).astype(np.int64)
+
+
+def _between(layout: Layout, fails: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """Most sequences per rank that fit, `fails` being too many: guesses what there is room for, from both sides, until
+    one fits and one more does not; activations and graphs change with the batch too."""
+    fits, step = np.zeros_like(fails), layout.cands.attn_dp
+    for turn in range(64):
+        index = np.flatnonzero(fails - fits > 1)
+        if not len(index):
+            break
+        low, high = fits[index], fails[index]
+        at = np.clip(guess[index] if turn < GUESSES else (low + high) // 2, low + 1, high - 1)
+        free, kv = free_bytes(layout.take(index), at * step[index])
+        fits[index] = np.where(free >= 0, at, low)
+        fails[index] = np.where(free < 0, at, high)
+        guess[index] = _room(at, free, kv)
+    return fits
+
+
+GUESSES = 8
+"""Guesses before the interval is halved instead."""
 
 __all__ = ["BodyBytes", "Candidates", "free_bytes", "max_batch"]

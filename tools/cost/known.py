@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,33 @@ MAX_ROWS = 60_000
 MAX_KNOWN = 64
 """Graphs that are remembered, the ones used last."""
 BITS_SEQUENCES, BITS_PAIR, BITS_MESH = 30, 18, 14
+
+
+def distinct(columns: Sequence[Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(index of one candidate of each kind, kind of each candidate) of `n` candidates that differ in whole numbers."""
+    key, most = np.zeros(n, np.int64), 1
+    for column in columns:
+        x = np.asarray(column, np.int64)
+        if x.ndim == 0 or n == 0:
+            continue
+        low = int(x.min())
+        span = int(x.max()) - low + 1
+        if span == 1:
+            continue
+        if most * span >= 2**62:
+            _, key = np.unique(key, return_inverse=True)
+            most = int(key.max()) + 1
+        key, most = key * span + (x - low), most * span
+    if most <= 8 * n + 4096:
+        # Few possible values: ranks by counting instead of sorting.
+        seen = np.full(most, -1, np.int64)
+        seen[key[::-1]] = np.arange(n - 1, -1, -1)
+        kinds = np.flatnonzero(seen >= 0)
+        first = seen[kinds]
+        seen[kinds] = np.arange(len(kinds))
+        return first, seen[key]
+    _, first, back = np.unique(key, return_index=True, return_inverse=True)
+    return first, back.reshape(-1)
 
 
 @dataclass(slots=True)
@@ -94,8 +121,7 @@ class Known:
         if np.ndim(first) == 0 and np.ndim(second) == 0:
             return self.pairs.setdefault((int(first), int(second)), len(self.pairs))
         both = np.broadcast_arrays(np.asarray(first, np.int64), np.asarray(second, np.int64))
-        packed = both[0] * (int(both[1].max(initial=0)) + 1) + both[1]
-        _, start, back = np.unique(packed, return_index=True, return_inverse=True)
+        start, back = distinct(both, len(both[0]))
         ids = [self.pairs.setdefault((int(both[0][i]), int(both[1][i])), len(self.pairs)) for i in start]
         return np.asarray(ids, np.int64)[back]
 
@@ -120,4 +146,4 @@ def forget() -> None:
         _KNOWN.clear()
 
 
-__all__ = ["Known", "Table", "forget", "known"]
+__all__ = ["Known", "Table", "distinct", "forget", "known"]

@@ -13,15 +13,18 @@ decode steps; with B sequences decoding, throughput is 1 / (s + (osl-1) · t(B)/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 from tools.cost.compute import Num
 from tools.cost.steps import Candidates, Layout, StepTime, Works
+from tools.memory import parameters_by_role
 from tools.spec.deployment import Deployment
+from tools.spec.model import ModelSpec
 from tools.spec.workload import Workload
 
 Z = {"p50": 0.0, "p90": 1.2816, "p95": 1.6449, "p99": 2.3263, "max": 3.0902}
@@ -149,12 +152,48 @@ def microbatches(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndar
     return count, -(-batch // count)
 
 
+DRAFT_LENGTH = 3
+"""Tokens drafted per step where nobody says: what engines' recipes for MTP and EAGLE set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Tokens drafted per step, and tokens that a step yields on average; (0, 1): no speculation."""
+
+    length: int = 0
+    accepted: float = 1.0
+
+    @classmethod
+    def of(cls, w: Workload) -> Speculation:
+        """1 + α + … + α^γ = (1 - α^(γ+1)) / (1 - α): the drafts up to the first rejected one, and the token that the
+        verification itself yields."""
+        if w.draft_acceptance is None or w.draft_length == 0:
+            return cls()
+        alpha, length = min(max(w.draft_acceptance, 0.0), 1.0), w.draft_length or DRAFT_LENGTH
+        return cls(length, sum(alpha**i for i in range(length + 1)))
+
+
 def decode_steps(layout: Layout, batch: np.ndarray, context: Num) -> tuple[np.ndarray, StepTime, Works]:
     """(time between two tokens of a sequence, one microbatch's pass, its kernels) with `batch` sequences decoding."""
+    spec = Speculation.of(layout.deployment.workload)
     count, size = microbatches(layout, batch)
-    works = layout.works("decode", size, np.ones_like(size), context)
+    works = layout.works("decode", size, np.full_like(size, 1 + spec.length), context)
     step = layout.step(works, size)
-    return np.maximum(step.latency, count * step.slowest), step, works
+    if spec.length:
+        drafts = spec.length * draft_pass(layout, size, context)
+        step = StepTime(step.latency + drafts, step.slowest + drafts)
+    return np.maximum(step.latency, count * step.slowest) / spec.accepted, step, works
+
+
+def draft_pass(layout: Layout, size: np.ndarray, context: Num) -> Num:
+    """Seconds of drafting one token: a layer of the model and the head, as MTP modules and EAGLE heads are."""
+    works = layout.works("decode", size, np.ones_like(size), context)
+    kinds = [k for k, _ in layout.decode.layers]
+    last = kinds.index(layout.model.layers()[-1])
+    if works.row is not None and works.times is not None:
+        times = works.times.T
+        return (times[1 + last] + times[-1])[works.row]
+    return layout.body_time(works.layers[last][1]) + layout.body_time(works.head)
 
 
 def prefill_shape(layout: Layout, load: Load, in_flight: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -181,7 +220,8 @@ def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: b
     prompts, tokens, chunks, kv = prefill_shape(layout, load, batch)
     room = np.maximum(layout.cands.max_num_batched_tokens // tokens, 1) * layout.cands.attn_dp
     # As many prompts join a step as sequences end in one, if the step has room for them.
-    prompts = np.clip(np.round(batch / load.osl).astype(np.int64), prompts, np.maximum(room, prompts))
+    ends = batch * Speculation.of(layout.deployment.workload).accepted / load.osl
+    prompts = np.clip(np.round(ends).astype(np.int64), prompts, np.maximum(room, prompts))
     if whole_batch:
         prompts = np.minimum(batch, room)
     queue_share = np.clip(
@@ -314,7 +354,7 @@ class Prefill:
 
 def _prefill(layout: Layout, steps: Steps, load: Load) -> Prefill:
     extra = steps.mixed.minus(steps.decode)
-    added = steps.chunks * extra.slowest / steps.prompts * _stalls(layout, steps, load)
+    added = steps.chunks * extra.slowest / steps.prompts * _stalls(layout, steps, load) * _uneven(layout, steps)
     shared = layout.engine.mixed and load.osl > 1  # nothing decodes where the first token is the last
     base = steps.decode.slowest if shared else 0.0
     # When prompts wait, a step takes as many as it has room for.
@@ -337,8 +377,29 @@ def _stalls(layout: Layout, steps: Steps, load: Load) -> Num:
     pp = layout.cands.pp
     if not (pp > 1).any():
         return 1.0
-    f = np.clip(steps.b_high / pp / max(load.osl, 1) * steps.chunks / steps.prompts, 1e-6, 1.0)
+    ends = steps.b_high / pp * Speculation.of(layout.deployment.workload).accepted / max(load.osl, 1)
+    f = np.clip(ends * steps.chunks / steps.prompts, 1e-6, 1.0)
     return np.where(pp > 1, (1.0 - (1.0 - f) ** pp) / f, 1.0)
+
+
+def _uneven(layout: Layout, steps: Steps) -> Num:
+    """How much longer a step with prompts takes because attention-DP ranks get them at random: the rank with the most has
+    m/a + sqrt(2 m/a ln a) of m prompts on a ranks (balls into bins), and the others wait for its attention and dense
+    layers; experts are shared by all. Waiting prompts are dealt out evenly, so that a queue has none of it."""
+    a, m = np.asarray(layout.cands.attn_dp, float), np.asarray(steps.prompts, float)
+    if not (a > 1).any():
+        return 1.0
+    busiest = np.minimum(m, m / a + np.sqrt(2.0 * m / a * np.log(a)))
+    return 1.0 + _dense_share(layout.model) * np.maximum(busiest / np.ceil(m / a) - 1.0, 0.0)
+
+
+@lru_cache(maxsize=64)
+def _dense_share(model: ModelSpec) -> float:
+    """Of a token's multiplications, those of attention and dense layers."""
+    roles = parameters_by_role(model)
+    dense = float(sum(n for role, n in roles.items() if role == "matrix"))
+    share = model.moe.top_k / model.moe.num_experts if model.moe else 0.0
+    return dense / (dense + share * roles.get("expert_matrix", 0))
 
 
 def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
@@ -348,6 +409,7 @@ def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
     p = _prefill(layout, steps, load)
     gaps = load.osl - 1
     others = (inside - 1) / inside
+    per_step = Speculation.of(layout.deployment.workload).accepted
     response: Num = p.latency
     wait: Num = 0.0
     between = steps.line()
@@ -370,7 +432,7 @@ def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
         away = response + seated * ahead(t)
         t = between(1.0 + (inside - 1) * decode / (away + decode))
         wait = 0.5 * (inside - 1) * p.added if in_step else _closed_wait(inside, service, decode)
-        response = 0.5 * (response + 0.5 * t * others + wait + p.latency)
+        response = 0.5 * (response + 0.5 * t * per_step * others + wait + p.latency)
     tpot = decode / max(gaps, 1) if gaps else between(inside)
     rate = inside / (response + seated * ahead(tpot) + decode)
     decoding = inside * np.clip(decode * rate / inside, 0.0, 1.0)
@@ -434,7 +496,7 @@ def _open(layout: Layout, load: Load) -> Performance:
         intercept = np.maximum(steps.high - slope * steps.b_high, 0.2 * steps.high)
         # D = gaps·(t0 + t1·rate·D)/(1 - used), Little's law inside.
         room = 1.0 - used - gaps * slope * rate
-        decode = np.where(room > 0.02, gaps * intercept / np.maximum(room, 0.02), cap / rate)
+        decode = np.where(room > 0.02, gaps * intercept / np.maximum(room, 0.02), np.maximum(cap / rate, gaps * full.high))
         guess = np.clip(np.ceil(rate * decode), 1, cap).astype(np.int64)
         steps = price_steps(layout, load, guess)
         p = _prefill(layout, steps, load)
@@ -442,7 +504,8 @@ def _open(layout: Layout, load: Load) -> Performance:
     stable = (rate < capacity) & (rate * service < 1.0) & (rate * decode <= cap)
     rho = np.minimum(rate * service, SATURATED)
     wait = rho * service / (2.0 * (1.0 - rho))
-    base = 0.5 * steps.high * np.minimum(rate * decode, 1.0) + p.latency + layout.engine.prefill_s
+    step = steps.high * Speculation.of(layout.deployment.workload).accepted
+    base = 0.5 * step * np.minimum(rate * decode, 1.0) + p.latency + layout.engine.prefill_s
     tpot = decode / max(gaps, 1) if gaps else steps.high
     spread = _Spread(base=base, wait=wait, ceiling=np.full(len(cap), np.inf), load=rho)
     in_flight = rate * (base + wait + decode) * 1.0
@@ -472,6 +535,22 @@ def _together(layout: Layout, load: Load) -> Performance:
     return replace(perf, tpot_percentiles=dict.fromkeys(perf.tpot_percentiles, tpot), burst_ttft=ttft)
 
 
+class _Asked(Mapping[str, np.ndarray]):
+    """Percentiles, worked out when somebody asks: a search asks for the ones that requirements name."""
+
+    def __init__(self, at: Mapping[str, float], value: Callable[[float], Any]) -> None:
+        self.at, self.value = at, value
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.asarray(self.value(self.at[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.at)
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+
 @dataclass(frozen=True, slots=True)
 class _Spread:
     """Distribution of TTFT: a constant plus a wait, exponential in its tail, bounded in a closed loop."""
@@ -499,8 +578,8 @@ def _performance(
     met = rate * tpot * gaps
     jitter = np.sqrt(np.maximum(met, 0.0)) * p.added / max(gaps, 1)
     return Performance(
-        ttft=ttft, tpot=tpot, ttft_percentiles={k: spread.quantile(q) for k, q in QUANTILE.items()},
-        tpot_percentiles={k: tpot + z * jitter for k, z in Z.items()}, e2e=ttft + gaps * tpot, request_rate=total,
+        ttft=ttft, tpot=tpot, ttft_percentiles=_Asked(QUANTILE, spread.quantile),
+        tpot_percentiles=_Asked(Z, lambda z: tpot + z * jitter), e2e=ttft + gaps * tpot, request_rate=total,
         output_tok_s=total * load.osl, input_tok_s=total * load.isl, concurrency=np.asarray(in_flight) * dp,
         decoding=decoding, burst_ttft=_burst(layout, steps, in_flight), stable=stable, capacity_rate=total, steps=steps,
         prefill_share=used, busy=np.ones(len(dp)), replicas=dp,

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tools.cost.curves import Curves
-from tools.cost.estimate import predict
-from tools.cost.serving import spare_replicas
+from tools.cost.estimate import Predicted, predict
+from tools.cost.serving import Speculation, decode_steps, microbatches, spare_replicas
 from tools.cost.steps import Candidates, Layout, Works, layouts
 from tools.cost.tables import Table
 from tools.spec.base import ToolError
@@ -40,6 +40,12 @@ class Scheduler:
     """KV for the whole output is held from the start; else it grows, and the youngest request is evicted when full."""
     max_chunk: int | None = None
     """Most new tokens of one request per step (it lives on one attention-DP rank); None: as the budget has it."""
+    cached: float = 0.0
+    """Share of every prompt whose KV is found in the prefix cache (its blocks are held all the same)."""
+    draft: tuple[float, int] | None = None
+    """Speculation: (acceptance of a drafted token, tokens drafted per step)."""
+    seed: int = 0
+    """Of the accepted drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,10 @@ class Arrivals:
     osl: np.ndarray
     at: np.ndarray
     concurrency: int | None = None
+
+    def every(self, n: int) -> Arrivals:
+        """The first of every `n` requests, as one of `n` replicas gets them in turn."""
+        return replace(self, isl=self.isl[::n], osl=self.osl[::n], at=self.at[::n])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,17 @@ class Outcome:
     def goodput(self, ttft_limit: float = np.inf, tpot_limit: float = np.inf) -> float:
         """Share of requests that meet both limits."""
         return float(((self.ttft <= ttft_limit) & (self.tpot <= tpot_limit)).mean()) if len(self.ttft) else 0.0
+
+
+def trace_of(at: Sequence[float], isl: Sequence[int], osl: Sequence[int]) -> Arrivals:
+    """Recorded requests, in order of arrival; times count from the first one. Raises ToolError for what cannot have been."""
+    if not len(at) == len(isl) == len(osl) or not len(at):
+        raise ToolError(f"a trace needs as many arrivals ({len(at)}) as prompts ({len(isl)}) and outputs ({len(osl)}), and one")
+    order = np.argsort(np.asarray(at, float), kind="stable")
+    times, prompts, outputs = (np.asarray(x)[order] for x in (np.asarray(at, float), isl, osl))
+    if not np.isfinite(times).all() or (prompts < 1).any() or (outputs < 1).any():
+        raise ToolError("a trace has an arrival that is no number, or a length below 1")
+    return Arrivals(prompts.astype(int), outputs.astype(int), times - times[0])
 
 
 def lengths(mean: int, count: int, low: float, high: float, rng: np.random.Generator) -> np.ndarray:
@@ -122,6 +143,7 @@ class _Replica:
     waiting: deque[_Request] = field(default_factory=deque)
     running: list[_Request] = field(default_factory=list)
     done: list[tuple[_Request, float]] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
 
     def need(self, r: _Request) -> float:
         return r.goal + (r.osl - r.made if self.scheduler.reserve_output else 1)
@@ -138,9 +160,13 @@ class _Replica:
             else:
                 return
             r = _Request(self.next, int(a.isl[self.next]), int(a.osl[self.next]), at)
-            r.goal = r.isl
+            r.goal, r.prefilled = r.isl, self.found(r.isl)
             self.waiting.append(r)
             self.next += 1
+
+    def found(self, isl: int) -> int:
+        """Prompt tokens in the prefix cache: never all, since the last one must be computed."""
+        return min(int(self.scheduler.cached * isl), isl - 1)
 
     def admit(self) -> None:
         s = self.scheduler
@@ -160,7 +186,7 @@ class _Replica:
             victim = self.running.pop()
             self.held -= max(victim.prefilled, victim.goal) + 1
             growing -= victim.decoding
-            victim.goal, victim.prefilled = victim.isl + victim.made, 0
+            victim.goal, victim.prefilled = victim.isl + victim.made, self.found(victim.isl)
             self.waiting.appendleft(victim)
             self.evictions += 1
 
@@ -172,19 +198,51 @@ class _Replica:
         tokens = sum(n for _, n in chunks)
         context = sum((r.prefilled + n) * n for r, n in chunks) / tokens if tokens else 0.0
         cached = sum(r.prefilled for r in decoding) / len(decoding) if decoding else 0.0
-        seconds = self.step(tokens, context, len(decoding), cached)
+        repeats = 1 if chunks else self.alike(decoding, cached)
+        # Contexts grow by a token each time: the middle one stands for all.
+        seconds = repeats * self.step(tokens, context, len(decoding), cached + 0.5 * (repeats - 1) * self.yields)
         self.now += seconds
         self.busy += seconds
-        self.steps += 1
+        self.steps += repeats
         for r, n in chunks:
             r.prefilled += n
             if r.decoding:
-                self.emit(r)
-        for r in decoding:
-            r.prefilled += 1
-            self.held += 0.0 if self.scheduler.reserve_output else 1.0
-            self.emit(r)
+                self.emit(r, 1)
+        for r, n in zip(decoding, self.gains(decoding, repeats), strict=True):
+            r.prefilled += n
+            self.held += 0.0 if self.scheduler.reserve_output else n
+            self.emit(r, n)
         self.retire()
+
+    @property
+    def yields(self) -> float:
+        """Tokens that a step yields per sequence on average."""
+        return 1.0 if self.scheduler.draft is None else sum(self.scheduler.draft[0] ** i for i in range(self.most))
+
+    @property
+    def most(self) -> int:
+        return 1 if self.scheduler.draft is None else 1 + self.scheduler.draft[1]
+
+    def alike(self, decoding: list[_Request], cached: float) -> int:
+        """Steps until something can change: a sequence ends, a request arrives or finds a place, the cache is full."""
+        n = max(1, min(r.osl - r.made for r in decoding) // self.most)
+        if n > 1 and not self.scheduler.reserve_output:
+            left = self.scheduler.kv_tokens - self.held
+            n = max(1, min(n, int(left / (len(decoding) * self.most))))
+        a = self.arrivals
+        if n > 1 and a.concurrency is None and self.next < len(a.isl):
+            until = float(a.at[self.next]) - self.now
+            n = max(1, min(n, math.ceil(until / self.step(0, 0.0, len(decoding), cached))))
+        return n
+
+    def gains(self, decoding: list[_Request], repeats: int) -> list[int]:
+        """Tokens that each sequence gets in so many steps: one each, and the drafts up to the first rejected one."""
+        if self.scheduler.draft is None:
+            return [repeats] * len(decoding)
+        acceptance, length = self.scheduler.draft
+        hits = self.rng.random((len(decoding), repeats, length)) < acceptance
+        more = np.cumprod(hits, axis=2).sum(axis=(1, 2))
+        return [min(repeats + int(n), r.osl - r.made) for r, n in zip(decoding, more, strict=True)]
 
     def chunks(self, decoding: int) -> list[tuple[_Request, int]]:
         budget, out = self.scheduler.max_num_batched_tokens - decoding, []
@@ -198,8 +256,8 @@ class _Replica:
                 budget -= n
         return out
 
-    def emit(self, r: _Request) -> None:
-        r.made += 1
+    def emit(self, r: _Request, tokens: int) -> None:
+        r.made += tokens
         if r.first < 0:
             r.first = self.now
 
@@ -226,7 +284,7 @@ def simulate(
         raise ValueError(
             f"a request of {longest:.0f} positions does not fit into {scheduler.kv_tokens:.0f} KV positions"
         )
-    replica = _Replica(arrivals, scheduler, step)
+    replica = _Replica(arrivals, scheduler, step, rng=np.random.default_rng(scheduler.seed))
     while True:
         replica.arrive()
         replica.admit()
@@ -326,12 +384,10 @@ def _price(layout: Layout, points: list[np.ndarray], kind: str) -> np.ndarray:
 
 
 def _round(layout: Layout, batch: np.ndarray, context: np.ndarray) -> tuple[np.ndarray, Works, np.ndarray]:
-    """(seconds in which each of `batch` sequences gets a token, kernels and sequences of one microbatch)."""
-    count = np.minimum(layout.cands.pp, batch)
-    size = -(-batch // count)
-    works = layout.works("decode", size, np.ones_like(size), context)
-    step = layout.step(works, size)
-    return np.maximum(step.latency, count * step.slowest), works, size
+    """(seconds of a step that decodes `batch` sequences, kernels and sequences of one microbatch)."""
+    between, _, works = decode_steps(layout, batch, context)
+    _, size = microbatches(layout, batch)
+    return between * Speculation.of(layout.deployment.workload).accepted, works, size
 
 
 def _chunks(layout: Layout, tokens: np.ndarray, context: np.ndarray) -> tuple[Works, np.ndarray, np.ndarray]:
@@ -370,45 +426,52 @@ def simulate_strategy(
     requests: int = 1000,
     concurrency: int | None = None,
     rate: float | None = None,
+    trace: Arrivals | None = None,
     spread: tuple[float, float] = (1.0, 1.0),
     ttft_limit: float = np.inf,
     tpot_limit: float = np.inf,
     seed: int = 0,
 ) -> Simulated:
-    """`requests` through one replica of `strategy`, at `concurrency` (closed loop) or `rate` (Poisson) over all replicas.
+    """`requests` through one replica of `strategy`, at `concurrency` (closed loop) or `rate` (Poisson) over all replicas,
+    or as a `trace` has them, dealt out to the replicas in turn.
 
-    Neither given: the workload's. `spread`: lengths uniform in that share of isl and osl. Raises ToolError when the
-    replica cannot hold one request.
+    None of them given: the workload's load. `spread`: lengths uniform in that share of isl and osl. Raises ToolError when
+    the replica cannot hold one request.
     """
     w = deployment.workload
-    if concurrency is None and rate is None:
-        concurrency, rate = (
-            (None, w.request_rate * w.peak_factor)
-            if w.request_rate
-            else (w.concurrency or strategy.batch * strategy.dp, None)
-        )
+    if concurrency is None and rate is None and trace is None:
+        rate = w.request_rate * w.peak_factor if w.request_rate else None
+        concurrency = None if rate else w.concurrency or strategy.batch * strategy.dp
     p = predict(deployment, strategy, curves, concurrency=concurrency)
     if p.max_batch < 1:
         raise ToolError(f"{strategy.label()} cannot hold one sequence of {w.context} tokens: nothing to simulate")
-    s, engine = p.strategy, curves.engine(p.strategy.engine)
-    replicas = max(1, s.dp - int(spare_replicas(deployment, Candidates.of(s))[0]))
-    seats = min(p.max_batch, max(s.batch, 1)) if concurrency is None else p.max_batch
-    s = s.model_copy(update={"batch": seats if concurrency is None else min(seats, -(-concurrency // replicas))})
+    s, engine, replicas = p.strategy, curves.engine(p.strategy.engine), _replicas(p)
+    seats = p.max_batch if concurrency is not None else min(p.max_batch, max(s.batch, 1))
+    s = s.model_copy(update={"batch": min(seats, -(-concurrency // replicas)) if concurrency is not None else seats})
     rng = np.random.default_rng(seed)
-    isl, osl = (lengths(n, requests, *spread, rng) for n in (w.isl, w.osl))
-    arrivals = (
-        closed_loop(isl, osl, max(1, concurrency // replicas)) if concurrency is not None
-        else poisson(isl, osl, (rate or 1.0) / replicas, rng)
-    )  # fmt: skip
-    longest = int((isl + osl).max())
+    if trace is not None:
+        arrivals = trace.every(replicas)
+    else:
+        isl, osl = (lengths(n, requests, *spread, rng) for n in (w.isl, w.osl))
+        arrivals = (
+            closed_loop(isl, osl, max(1, concurrency // replicas)) if concurrency is not None
+            else poisson(isl, osl, (rate or 1.0) / replicas, rng)
+        )  # fmt: skip
+    longest = int((arrivals.isl + arrivals.osl).max())
+    spec = Speculation.of(w)
     scheduler = Scheduler(
-        s.batch,
-        round_budget(s),
-        float(max(p.max_batch * w.context, longest)),
-        engine.mixed,
-        engine.reserve_output,
-        s.max_num_batched_tokens,
-    )
+        s.batch, round_budget(s), float(max(p.max_batch * w.context, longest)), engine.mixed, engine.reserve_output,
+        s.max_num_batched_tokens, p.load.cached, (w.draft_acceptance or 0.0, spec.length) if spec.length else None, seed,
+    )  # fmt: skip
     outcome = simulate(arrivals, scheduler, step_table(deployment, s, curves, longest))
-    outcome = replace(outcome, ttft=outcome.ttft + engine.prefill_s, e2e=outcome.e2e + engine.prefill_s)
+    # The host launches a prefill pass kernel by kernel: no first token before it is through.
+    first = np.maximum(outcome.ttft, float(p.performance.steps.launches[0]) * engine.launch_s) + engine.prefill_s
+    outcome = replace(outcome, ttft=first, e2e=outcome.e2e + first - outcome.ttft)
     return Simulated(outcome, outcome.output_tok_s * replicas, outcome.goodput(ttft_limit, tpot_limit))
+
+
+def _replicas(p: Predicted) -> int:
+    """Those in service."""
+    w = p.layout.deployment.workload
+    gone = int(spare_replicas(p.layout.deployment, p.layout.cands)[0]) if w.spare_replicas or w.spare_nodes else 0
+    return max(1, p.strategy.dp - gone)

@@ -17,7 +17,7 @@ import numpy as np
 from tools.cost.collectives import Level, across, boundaries, collective_time, levels, members, p2p_time
 from tools.cost.compute import KernelTime, Num, Roof, WalkContext, Work, both, pairs, price, walk
 from tools.cost.curves import Curves, EngineCurve
-from tools.cost.known import Known, known
+from tools.cost.known import Known, distinct, known
 from tools.engines.rules import Degrees, default_layers_per_stage, engines
 from tools.graph.build import all_sizes
 from tools.memory import (
@@ -209,33 +209,6 @@ class Works:
         return replace(self, row=self.row[i], residual_bytes=self.residual_bytes[i])
 
 
-def distinct(columns: Sequence[Any], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(index of one candidate of each kind, kind of each candidate) of `n` candidates that differ in whole numbers."""
-    key, most = np.zeros(n, np.int64), 1
-    for column in columns:
-        x = np.asarray(column, np.int64)
-        if x.ndim == 0 or n == 0:
-            continue
-        low = int(x.min())
-        span = int(x.max()) - low + 1
-        if span == 1:
-            continue
-        if most * span >= 2**62:
-            _, key = np.unique(key, return_inverse=True)
-            most = int(key.max()) + 1
-        key, most = key * span + (x - low), most * span
-    if most <= 8 * n + 4096:
-        # Few possible values: ranks by counting instead of sorting.
-        seen = np.full(most, -1, np.int64)
-        seen[key[::-1]] = np.arange(n - 1, -1, -1)
-        kinds = np.flatnonzero(seen >= 0)
-        first = seen[kinds]
-        seen[kinds] = np.arange(len(kinds))
-        return first, seen[key]
-    _, first, back = np.unique(key, return_index=True, return_inverse=True)
-    return first, back.reshape(-1)
-
-
 @dataclass(frozen=True, slots=True)
 class Stages:
     """Stages of every pp of a candidate set. `whole[body, pp]`: how often each body (embedding, layers by kind, head) runs
@@ -345,13 +318,14 @@ class Layout:
         per_rank = -(-sequences // self.cands.attn_dp)
         if self.cands.sp:
             per_rank = -(-per_rank // self.cands.tp)
-        residual = per_rank * tokens * self.model.hidden_size * self.dtypes.plain
+        held = -(-tokens // self.cands.cp) if phase == "prefill" else tokens
+        residual = per_rank * held * self.model.hidden_size * self.dtypes.plain
         if np.size(per_rank) == 1:
             # Plain numbers: arrays of one are ten times slower to multiply.
             one = self.row[0]
             mesh = Mesh(self.mesh.shape, {a: int(np.asarray(d)[one]) for a, d in self.mesh.degrees.items()})
-            sizes = (int(np.reshape(x, -1)[0]) for x in (sequences, tokens, context))
-            return replace(self._walk(phase, mesh, *sizes, residual), mesh_row=one)
+            b, s, kv = (int(np.reshape(x, -1)[0]) for x in (sequences, tokens, context))
+            return replace(self._walk(phase, mesh, b, s, kv, residual), mesh_row=one)
         shape = np.shape(per_rank)
         flat = [np.broadcast_to(x, shape).ravel() if np.ndim(x) else x for x in (sequences, tokens, context)]
         at = np.broadcast_to(self.row, shape).ravel()
@@ -537,8 +511,10 @@ class Layout:
         c, n = self.cands, len(self.cands)
         bodies = (self.prefill.embed, *(b for _, b in self.prefill.layers), self.prefill.head)
         weights, untied = self._weights()
+        # What a rank holds depends on its own sequences alone.
+        batch = -(-np.asarray(batch, np.int64) // c.attn_dp) * c.attn_dp
         first, back = distinct([self.row, c.max_num_batched_tokens, batch], n)
-        context, batch = self.deployment.workload.context, np.asarray(batch, np.int64)[first]
+        context, batch = self.deployment.workload.context, batch[first]
         few = self.take(first)
         keys = self.known.keys(self.mesh_ids[few.row], batch, few.cands.max_num_batched_tokens, context)
 
@@ -570,7 +546,8 @@ class Layout:
         }  # fmt: skip
         args = (sizes, self.mesh_at(self.row), self.dtypes)
         kv = [body_kv_bytes(b, *args, **held) for b in bodies]
-        found = [*kv, *(body_activation_bytes(b, *args) for b in bodies)]
+        seen: dict[Any, Any] = {}
+        found = [*kv, *(body_activation_bytes(b, *args, known=seen) for b in bodies)]
         return np.stack([np.broadcast_to(np.asarray(x, float), (len(batch),)) for x in found], axis=1)
 
     def _weights(self) -> tuple[list[Num], Num]:
@@ -676,7 +653,8 @@ def _known(
     cluster = deployment.cluster
     about = (
         cluster.device.id, cluster.memory_bandwidth, tuple(sorted(cluster.peak_flops.items())), cluster.mfu, cluster.mbu,
-        tuple((t.name, t.size, t.bandwidth) for t in tops), cands.engine, cands.weight_dtype, cands.kv_dtype,
+        tuple((t.name, t.size, t.bandwidth, t.mesh, t.curve.name) for t in tops), cands.engine, cands.weight_dtype,
+        cands.kv_dtype,
     )  # fmt: skip
     return known((tuple(map(id, bodies)), id(curves), about), (bodies, curves))
 

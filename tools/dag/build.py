@@ -24,14 +24,14 @@ from tools.partition.pools import Pools
 from tools.partition.transfer import circles, messages
 from tools.spec.base import ToolError
 
-ROUTING_KINDS = frozenset({"topk", "dispatch", "combine"})
+ROUTING_KINDS = frozenset({"topk", "assign_copies", "dispatch", "combine"})
 WORDS = {"einsum": "matmul", "topk": "gate: top-k selection", "gather_scores": "gather scores",
 "argmax": "greedy sampling",
          "select_last": "select last position", "repeat_heads": "repeat KV heads", "cache": "cache append and read",
          "embed": "embedding lookup", "pos_lookup": "position lookup", "sumsq": "sum of squares",
          "rms_apply": "rmsnorm apply",
          "renormalise": "renormalise", "dispatch": "dispatch: tokens to experts",
-         "combine": "combine: aggregate experts",
+         "combine": "combine: aggregate experts", "assign_copies": "gate: experts to the copies that serve them",
          "unpad": "drop padding"}  # fmt: skip
 AXES = ("tp", "attn_dp", "ep", "etp", "cp", "edp", "pool_heads", "pool_seq")
 COMM_WORDS = {"all_reduce": "all-reduce", "reduce_scatter": "reduce-scatter", "all_gather": "all-gather",
@@ -578,7 +578,7 @@ class _Walk:
     def _from_gate(self, tensor: str) -> bool:
         """Whether a tensor is the gate's selection, wherever it has been moved."""
         origin = self.body.tensors[tensor].origin
-        return any(o.output == origin and o.kind == "topk" for o in self.body.body.ops)
+        return any(o.output == origin and o.kind in ("topk", "assign_copies") for o in self.body.body.ops)
 
     def _read(self, node_id: str, tensor: str, u: _Unit, port: Port) -> None:
         source, _ = self.env[(tensor, u.devices[0])]

@@ -110,9 +110,9 @@ class _Drawing:
             return "micro-batches"
         return "slices" if len(self.times.pieces) == slices else "pieces"
 
-    def length(self, t: float) -> str:
+    def length(self, t: float, of: str = " per device") -> str:
         if self.times.unit != "s":
-            return f"{t:.4g} {self.times.unit} per device"
+            return f"{t:.4g} {self.times.unit}{of}".rstrip()
         return f"{t * 1e3:.4g} ms" if t >= 1e-4 else f"{t * 1e6:.4g} µs"
 
     # ------------------------------------------------------------------------ placing
@@ -214,7 +214,7 @@ class _Drawing:
             "model.pipeline", stage.ranks, ([enters, *[turn] * (before is not None)], [leaves, *[turn] * more]),
             [
                 f"layers {layers_text(tuple(layers))}{ends}",
-                f"start {self.length(span.start)}, end {self.length(span.end)}",
+                f"start {self.length(span.start, ' ')}, end {self.length(span.end, ' ')}",
             ],
             lane=lane, whole=self.whole(enters, leaves),
         )  # fmt: skip

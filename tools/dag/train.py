@@ -14,7 +14,6 @@ from tools.dag import runtime
 from tools.dag.build import COMM_WORDS, Carried, _Builder, _frame_title, _Place, _Unit, _Walk, depth_first
 from tools.dag.graph import Dag, DagNode, Detail, Frame, Lane, Port
 from tools.dag.text import layers_text
-from tools.graph.ir import Op
 from tools.graph.training import LABELS, TOKEN_WEIGHTS
 from tools.partition.lower import PBody, POp, Program, Stage
 from tools.partition.train import TrainBody, TrainProgram, TrainRun, TrainStage, after
@@ -68,14 +67,14 @@ class _TrainBuilder(_Builder):
 
     def step(self, title: str | None) -> Dag:
         p = self.train
-        for s in p.stages:
-            for u in self.lanes_of[s.index]:
-                text = f"{runtime.short(runtime.gpu_text(u.devices))} · stage {s.index}"
-                self.lanes.append(Lane(u.devices[0], text, u.devices, s.index))
+        for stage in p.stages:
+            for u in self.lanes_of[stage.index]:
+                text = f"{runtime.short(runtime.gpu_text(u.devices))} · stage {stage.index}"
+                self.lanes.append(Lane(u.devices[0], text, u.devices, stage.index))
         feeds = self._inputs()
         carried: Carried = {}
-        for s in p.stages:
-            carried = self._forward(s, feeds, carried)
+        for stage in p.stages:
+            carried = self._forward(stage, feeds, carried)
         loss = carried
         grads: dict[tuple[int, str], Env] = {}
         back = {lane: (node, replace(port, tensor="grad(loss)")) for lane, (node, port) in loss.items()}
@@ -117,7 +116,12 @@ class _TrainBuilder(_Builder):
         names = ("ids", LABELS, TOKEN_WEIGHTS)
         whole = [self._tokens(n, o.micro_batches) for n in names]
         source = self._io(
-            "total_input", "total input · token ids, labels, token weights", "model.input", "io", everyone, (whole, whole)
+            "total_input",
+            "total input · token ids, labels, token weights",
+            "model.input",
+            "io",
+            everyone,
+            (whole, whole),
         )
         if o.micro_batches > 1:
             source = self._micro(source, whole, [self._tokens(n) for n in names], everyone)
@@ -129,10 +133,17 @@ class _TrainBuilder(_Builder):
                 env |= self._deal(stage, body.forward, name, source)
         return env
 
-    def _micro(self, source: DagNode, whole: Sequence[Port], part: Sequence[Port], everyone: tuple[int, ...]) -> DagNode:
+    def _micro(
+        self, source: DagNode, whole: Sequence[Port], part: Sequence[Port], everyone: tuple[int, ...]
+    ) -> DagNode:
         times = self.train.options.micro_batches
         node = self._io(
-            "split_micro", f"split: {times} micro-batches", "model.input.micro_batches", "routing", everyone, (whole, part),
+            "split_micro",
+            f"split: {times} micro-batches",
+            "model.input.micro_batches",
+            "routing",
+            everyone,
+            (whole, part),
             ["one after the other; one is drawn, gradients are added up"],
         )
         for port in whole:
@@ -201,7 +212,9 @@ class _TrainBuilder(_Builder):
         lanes = tuple(u.devices[0] for u in self.lanes_of[stage.index])
         self.frames.append(Frame(key, title, run.repeat, run.layers, stage.index, lanes))
 
-    def _walk(self, stage: TrainStage, body: PBody, place: _Place, env: Env, gates: frozenset[str] = frozenset()) -> None:
+    def _walk(
+        self, stage: TrainStage, body: PBody, place: _Place, env: Env, gates: frozenset[str] = frozenset()
+    ) -> None:
         units = self.lanes_of[stage.index]
         walk = _TrainWalk(self, _as_stage(stage), body, place, units, env)
         walk.choices = gates | {op.output for op in body.body.ops if op.kind == "topk"}
@@ -216,7 +229,11 @@ class _TrainBuilder(_Builder):
         out: Carried = {}
         here, before = self.lanes_of[stage.index], self.lanes_of[stage.index - 1]
         by_device = {u.devices[0]: u for u in (*here, *before)}
-        pairs = [(by_device[a], by_device[b]) for a, b in stage.receives] if self.detail == "full" else [(before[0], here[0])]
+        pairs = (
+            [(by_device[a], by_device[b]) for a, b in stage.receives]
+            if self.detail == "full"
+            else [(before[0], here[0])]
+        )
         for a, b in ((b, a) for a, b in pairs) if back else pairs:
             node_id, port = carried[a.devices[0]]
             moved = port if back else replace(port, tensor="x")
@@ -241,7 +258,9 @@ class _TrainBuilder(_Builder):
         stage, body, units = was.stage, was.body, self.lanes_of[was.stage.index]
         if next(iter(back)) not in {u.devices[0] for u in units}:
             back = self._pass_on(self.train.stages[stage.index + 1], back, True)
-        place = replace(was.place, prefix=f"{was.place.prefix}_bwd", frame=f"{was.place.frame}_bwd" if was.place.frame else "")
+        place = replace(
+            was.place, prefix=f"{was.place.prefix}_bwd", frame=f"{was.place.frame}_bwd" if was.place.frame else ""
+        )
         if place.frame and place.frame not in {f.key for f in self.frames}:
             run = next(r for i, r in enumerate(stage.runs) if f"s{stage.index}_run{i}" == was.place.frame)
             self._frame(place.frame, run, stage, "backward")
@@ -303,7 +322,9 @@ class _TrainBuilder(_Builder):
         name, times = f"grad({w})", self.train.options.micro_batches
         units = self.lanes_of[stage.index]
         if times == 1:
-            return {(name, u.devices[0]): (n, replace(q, tensor=name)) for u in units for n, q in [mine[(w, u.devices[0])]]}
+            return {
+                (name, u.devices[0]): (n, replace(q, tensor=name)) for u in units for n, q in [mine[(w, u.devices[0])]]
+            }
         self.row += 1
         env: Env = {}
         for u in units:
@@ -329,7 +350,9 @@ class _TrainBuilder(_Builder):
         ends = (grads[(0, "s0_embed")], grads[(last, f"s{last}_loss")])
         self.row += 1
         for u, v in zip(self.lanes_of[0], self.lanes_of[last], strict=True):
-            (a, port), (b, other) = (replace_name(end[(w, x.devices[0])], f"grad({w})") for end, x in zip(ends, (u, v), strict=True))
+            (a, port), (b, other) = (
+                replace_name(end[(w, x.devices[0])], f"grad({w})") for end, x in zip(ends, (u, v), strict=True)
+            )
             devices = tuple(dict.fromkeys((*u.devices, *v.devices)))
             comm = last > 0
             step = "tied_embeddings"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tools.graph.ir import Body, Op, OpKind, Tensor
+from tools.graph.ir import Body, DTypeRole, Op, OpKind, Tensor
 from tools.spec.base import Refused
 
 KEPT_KINDS = frozenset({"reduce", "as_keys", "topk"})
@@ -125,11 +125,9 @@ class _Tape:
     ) -> str:  # fmt: skip
         """One operator whose output is a gradient of `like`, or (`dims` given) a value on the way to it."""
         t = self.body.tensors[like]
-        kind_of = "activation"
-        dtype = "act" if t.kind == "weight" and dims is None else t.dtype
-        self.tensors[name] = Tensor(
-            name, dims if dims is not None else t.dims, kind_of, dtype, t.routed and dims is None
-        )  # type: ignore[arg-type]
+        dtype: DTypeRole = "act" if t.kind == "weight" and dims is None else t.dtype
+        routed = t.routed and dims is None
+        self.tensors[name] = Tensor(name, dims if dims is not None else t.dims, "activation", dtype, routed)
         self.ops.append(Op(name, kind, inputs, name, kernel, module, fn, dict(attrs or {})))
         if dims is None:
             self.of[name] = like
@@ -190,7 +188,7 @@ class _Tape:
     def inside(self, tensor: str) -> bool:
         """Whether a forward tensor lives inside one kernel only, and so is made again rather than saved."""
         op = self.maker.get(tensor)
-        if op is None or op.kind in KEPT_KINDS or tensor == self.body.output:
+        if op is None or op.kind in KEPT_KINDS or op.fn == "maximum" or tensor == self.body.output:
             return False
         if op.kernel == "attention" and not self.reruns_attention:
             return False

@@ -51,7 +51,8 @@ def model_sizes(model: ModelSpec) -> dict[str, int]:
         sizes["ffn"] = model.mlp.intermediate_size
     if model.moe:
         sizes |= {
-            "experts": model.moe.num_experts,
+            "experts": model.moe.num_slots,
+            "gate_experts": model.moe.num_experts,
             "top_k": model.moe.top_k,
             "expert_ffn": model.moe.intermediate_size,
             "shared_ffn": model.moe.shared_intermediate_size,
@@ -467,13 +468,15 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     """Gate scores → chosen experts (`expert_ids`) and their weights, both [batch_size, seq_len, top_k]."""
     m = model.moe
     assert m is not None
-    wide, narrow = ("batch_size", "seq_len", "experts"), ("batch_size", "seq_len", "top_k")
+    # Where experts have copies, the gate scores experts and the slots that hold them are another dim.
+    scored = "gate_experts" if m.redundant else "experts"
+    wide, narrow = ("batch_size", "seq_len", scored), ("batch_size", "seq_len", "top_k")
     kw: dict[str, Any] = {"kernel": "gate_topk", "module": "mlp.gate"}
     logits = _linear(
         b,
         "router",
         h,
-        ("hidden", "experts"),
+        ("hidden", scored),
         wide,
         kernel="router",
         module="mlp.gate",
@@ -482,12 +485,12 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     )
     scores = logits
     if m.gate == "softmax_topk":
-        scores = b.op("gate_scores", "softmax", (logits,), wide, dtype="fp32", attrs={"dim": "experts"}, **kw)
+        scores = b.op("gate_scores", "softmax", (logits,), wide, dtype="fp32", attrs={"dim": scored}, **kw)
     elif m.gate == "sigmoid_topk":
         scores = b.op("gate_scores", "elementwise", (logits,), wide, fn="sigmoid", dtype="fp32", **kw)
     choice = scores
     if m.correction_bias:
-        wb = b.weight("gate_correction_bias", ("experts",), "vector")
+        wb = b.weight("gate_correction_bias", (scored,), "vector")
         choice = b.op("gate_choice", "elementwise", (scores, wb), wide, fn="add", dtype="fp32", **kw)
     best = 2 if m.gate == "sigmoid_topk" else 1
     attrs = {"top_k": m.top_k, "n_group": m.n_group, "topk_group": m.topk_group, "group_score_of": best}
@@ -507,6 +510,11 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
             dtype="fp32",
             attrs={"c": m.routed_scaling_factor},
             **kw,
+        )
+    if m.redundant:
+        attrs = {"num_experts": m.num_experts, "num_slots": m.num_slots}
+        ids = b.op(
+            "expert_slots", "assign_copies", (ids,), narrow, tensor_kind="index", dtype="index", attrs=attrs, **kw
         )
     return ids, w
 

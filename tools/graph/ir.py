@@ -4,7 +4,7 @@ A `Body` is a straight-line list of operators (one embedding, one transformer la
 bodies, identical layers being one body repeated. Structure and size are apart: a `Tensor` names its dims, a `Sizes` says
 how long each is: an int, or a numpy array with one entry per candidate, so that one walk prices a whole candidate set.
 
-Dims: batch_size seq_len kv_len hidden heads kv_heads d_k ffn experts expert_ffn shared_ffn top_k vocab padded_vocab
+Dims: batch_size seq_len kv_len hidden heads kv_heads d_k ffn experts gate_experts expert_ffn shared_ffn top_k vocab padded_vocab
       positions q_lora kv_lora qk_nope qk_rope v_dim
 """
 
@@ -26,7 +26,7 @@ DTypeRole = Literal["act", "fp32", "index", "kv", "matrix", "expert_matrix", "em
 
 OpKind = Literal[
     "embed", "pos_lookup", "einsum", "elementwise", "norm", "sumsq", "rms_apply", "reduce", "softmax", "mask", "rope", "cache",
-    "repeat_heads", "topk", "gather_scores", "renormalise", "dispatch", "combine", "select_last", "unpad", "argmax",
+    "repeat_heads", "topk", "gather_scores", "assign_copies", "renormalise", "dispatch", "combine", "select_last", "unpad", "argmax",
     # training: keys without a cache, the loss, backward operators (tools/graph/backward.py), the optimizer
     "as_keys", "mask_vocab", "pick", "nll", "as_keys_grad", "mask_grad", "pick_grad", "unary_grad", "norm_grad", "norm_weight_grad",
     "sum_to", "rms_apply_grad", "rms_ssq_grad", "rms_weight_grad", "softmax_grad", "sink_grad", "rope_grad", "repeat_heads_grad",

@@ -61,6 +61,14 @@ def einsum(args: Sequence[Array], dims: Sequence[tuple[str, ...]], out: tuple[st
 # ------------------------------------------------------------------------------------------------------------ operators
 
 
+def _assign_copies(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    """Slots for chosen experts: expert e lies in slots e, e + E, e + 2E, …; token t takes the one whose turn it is."""
+    (ids,), experts, slots = args, op.attrs["num_experts"], op.attrs["num_slots"]
+    token = place.index("batch_size")[:, None, None] + place.index("seq_len")[None, :, None]
+    copies = (slots - ids + experts - 1) // experts
+    return ids + token % copies * experts
+
+
 def _embed(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     ids, table = args
     rows = place.index(dims[1][0])
@@ -289,7 +297,7 @@ def _cache(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
 
 
 RUN: dict[str, Callable[[Op, Sequence[Array], Place, Any], Array]] = {
-    "embed": _embed, "pos_lookup": _pos_lookup, "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
+    "assign_copies": _assign_copies, "embed": _embed, "pos_lookup": _pos_lookup, "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
     "sumsq": _sumsq, "reduce": _reduce, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
     "repeat_heads": _repeat_heads, "topk": _topk, "gather_scores": _gather_scores, "renormalise": _renormalise,
     "dispatch": _dispatch, "combine": _combine, "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,

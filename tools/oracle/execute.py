@@ -82,7 +82,7 @@ def _whole_place(op: Op, body: Body, env: Mapping[str, Array], weights: Weights,
         if dim == "heads" and op.kind == "repeat_heads":
             return np.arange(sizes["kv_heads"] * op.attrs["group"])
         if dim == "experts" and dim not in sizes:
-            return np.arange(weight_of(weights, layer, "router.weight").shape[1])
+            return np.arange(weight_of(weights, layer, "expert_up.weight").shape[0])
         start = past if dim == "seq_len" else 0
         return np.arange(start, start + sizes[dim])
 

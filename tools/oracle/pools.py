@@ -36,7 +36,9 @@ def prove_pools(
     for p, q in ((pools.prefill, published.prefill), (pools.decode, published.decode)):
         if p.digest() != q.digest():
             raise Bug(f"{p.strategy.label()} {p.phase}: reduced graph {p.digest()} is not the published {q.digest()}")
-    return _run(small, pools, seed)
+    found = _run(small, pools, seed)
+    labels = {"prefill": prefill.label(), "decode": decode.label()}
+    return {phase: p.model_copy(update={"strategy": labels[phase]}) for phase, p in found.items()}
 
 
 def _run(small: Reduced, pools: Pools, seed: int) -> dict[Phase, Proof]:

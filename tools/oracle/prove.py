@@ -18,7 +18,7 @@ from tools.partition.lower import PBody, Program, lower, placement_of
 from tools.partition.mesh import build_mesh
 from tools.partition.pipeline import num_slices
 from tools.spec.base import Bug, Frozen
-from tools.spec.model import ModelSpec
+from tools.spec.model import ModelSpec, with_redundant
 from tools.spec.strategy import Phase, Strategy
 
 TOLERANCE = 1e-9
@@ -64,7 +64,8 @@ def prove(
             )
     if alter:
         programs = alter(programs)
-    return _compare_phases(small, programs, seed, alter_devices)
+    found = _compare_phases(small, programs, seed, alter_devices)
+    return {phase: p.model_copy(update={"strategy": strategy.label()}) for phase, p in found.items()}
 
 
 def _programs(small: Reduced) -> Programs:
@@ -103,6 +104,9 @@ def draw_weights(model: ModelSpec, rng: np.random.Generator) -> Weights:
                 out[key] = 0.6 + rng.normal(size=shape)
             if t.name == "router.weight":
                 out[key][:, -1] -= 0.75
+            if model.moe and model.moe.redundant and t.dims[0] == "experts":
+                held = np.arange(model.moe.num_slots) % model.moe.num_experts
+                out[key] = out[key][held]  # copies are equal
     return out
 
 
@@ -147,9 +151,24 @@ def draw(small: Reduced, seed: int) -> tuple[Weights, np.ndarray, list[np.ndarra
             traces["decode"].append(run_reference(decode, weights, tok, caches, small.seq_len + step))
         margins = [_top_k_margin(t, reference_bodies(m, phase)) for phase, ts in traces.items() for t in ts]
         best = (weights, ids, nexts, traces, max(i for _, i in margins))
+        _check_copies(m, weights, ids, traces["prefill"][0])
         if min(g for g, _ in margins) > MARGIN:
             return best
     raise Bug("no random input with a clear top-k choice in 20 draws")
+
+
+def _check_copies(model: ModelSpec, weights: Weights, ids: np.ndarray, got: Trace) -> None:
+    """Experts with copies compute what the model without them does. Raises Bug."""
+    if model.moe is None or not model.moe.redundant:
+        return
+    plain, n = with_redundant(model, 0), model.moe.num_experts
+    single = {k: w[:n] if k[1].startswith("expert_") else w for k, w in weights.items()}
+    want = run_reference(reference_bodies(plain, "prefill"), single, ids, {}, 0).values[(None, "head", "logits")]
+    mine = got.values[(None, "head", "logits")]
+    assert isinstance(want, np.ndarray) and isinstance(mine, np.ndarray)
+    error = relative_error(mine, want, magnitude(want))
+    if not error <= TOLERANCE:
+        raise Bug(f"{model.name}: with {model.moe.redundant} copies of experts the logits differ by {error:.3g}")
 
 
 def _compare_phases(

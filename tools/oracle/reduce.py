@@ -101,7 +101,12 @@ def reduce(
         "sliding_layers": tuple(k.sliding for k in kinds),
     }
     small = ModelSpec.model_validate(model.model_copy(update=updates).model_dump())
-    cut = [x.model_copy(update={"layers_per_stage": n}) for x, n in zip((strategy, decode), splits, strict=False) if x]
+    copies = small.moe.redundant if small.moe else 0
+    cut = [
+        x.model_copy(update={"layers_per_stage": n, "redundant_experts": copies})
+        for x, n in zip((strategy, decode), splits, strict=False)
+        if x
+    ]
     return Reduced(small, cut[0], batch, seq, decode_steps, cut[1] if decode else None)
 
 
@@ -159,7 +164,11 @@ def _reduce_moe(model: ModelSpec, s: Strategy, pick: _Picker):
     groups = min(m.n_group, 4)
     top_k = max(1, min(m.top_k, 3))
     least = max(top_k + 1, 4 if m.num_experts > 4 else 2) if m.num_experts > top_k else top_k
-    experts = pick.take(m.num_experts, s.ep, at_least=max(least, groups * 2 if groups > 1 else 0), multiple=groups)
+    least = max(least, groups * 2 if groups > 1 else 0)
+    if s.redundant_experts:
+        experts, redundant = _slots(pick, m.num_experts + s.redundant_experts, s.ep, least, groups)
+    else:
+        experts, redundant = pick.take(m.num_experts, s.ep, at_least=least, multiple=groups), 0
     top_k = min(top_k, experts)
     pick.used.add(top_k)
     update = {
@@ -171,8 +180,21 @@ def _reduce_moe(model: ModelSpec, s: Strategy, pick: _Picker):
         else 0,
         "n_group": groups,
         "topk_group": min(m.topk_group, max(1, groups - 1)) if groups > 1 else 1,
+        "redundant": redundant,
     }
     return m.model_copy(update=update)
+
+
+def _slots(pick: _Picker, slots: int, ep: int, least: int, groups: int) -> tuple[int, int]:
+    """(experts, further copies): slots keep their residue modulo ep, experts divide into routing groups."""
+    total = slots % ep or ep
+    while True:
+        for copies in range(1, total - least + 1):
+            experts = total - copies
+            if experts % groups == 0 and copies <= experts and not {experts, total} & pick.used:
+                pick.used |= {experts, total}
+                return experts, copies
+        total += ep
 
 
 def _vocab(model: ModelSpec, tp: int, pick: _Picker) -> int:

@@ -70,25 +70,25 @@ class Reference:
     """Largest magnitude of any gradient."""
 
 
-def train_bodies(model: ModelSpec) -> list[tuple[int | None, Body]]:
-    """The unpartitioned model's bodies in forward order."""
-    layers = [(i, train_layer_body(model, model.layer_kind(i))) for i in range(model.num_hidden_layers)]
+def train_bodies(model: ModelSpec, split_kv: bool = False) -> list[tuple[int | None, Body]]:
+    """The unpartitioned model's bodies in forward order; `split_kv`: softmax as max, exp, sum and divide."""
+    layers = [(i, train_layer_body(model, model.layer_kind(i), split_kv)) for i in range(model.num_hidden_layers)]
     return [(None, embed_body(model)), *layers, (None, loss_body(model))]
 
 
 def reference_step(
-    model: ModelSpec, weights: Weights, batches: Sequence[Batch], *, reruns_attention: bool = True
-) -> Reference:
+    model: ModelSpec, weights: Weights, batches: Sequence[Batch], *, reruns_attention: bool = True, split_kv: bool = False,
+) -> Reference:  # fmt: skip
     """Loss and gradients of one step on one device, summed over micro-batches."""
-    ref = Reference()
+    ref, bodies = Reference(), train_bodies(model, split_kv)
     for micro, batch in enumerate(batches):
         sizes = _sizes(model, batch)
-        envs = forward_values(model, weights, batch)
-        for (layer, body), env in zip(train_bodies(model), envs, strict=True):
+        envs = forward_values(model, weights, batch, split_kv)
+        for (layer, body), env in zip(bodies, envs, strict=True):
             ref.values.update({(micro, layer, f"{body.name} forward", n): v for n, v in env.items()})
         ref.loss += float(envs[-1]["loss"])
         g = np.array(1.0)
-        for (layer, body), env in reversed(list(zip(train_bodies(model), envs, strict=True))):
+        for (layer, body), env in reversed(list(zip(bodies, envs, strict=True))):
             bw = backward(body, reruns_attention=reruns_attention)
             back = {bw.body.inputs[0]: g, **{n: env[n] for n in bw.saved}}
             _run_whole(bw.body, back, weights, layer, sizes)
@@ -101,11 +101,11 @@ def reference_step(
     return ref
 
 
-def forward_values(model: ModelSpec, weights: Weights, batch: Batch) -> list[dict[str, Array]]:
+def forward_values(model: ModelSpec, weights: Weights, batch: Batch, split_kv: bool = False) -> list[dict[str, Array]]:
     """Every tensor of the forward pass, body by body."""
     out: list[dict[str, Array]] = []
     carried, sizes = batch["ids"], _sizes(model, batch)
-    for layer, body in train_bodies(model):
+    for layer, body in train_bodies(model, split_kv):
         env: dict[str, Array] = {body.inputs[0]: carried, **{n: batch[n] for n in body.inputs[1:]}}
         _run_whole(body, env, weights, layer, sizes)
         carried = env[body.output]
@@ -245,7 +245,7 @@ def _forward_pass(
     carried: list[Array] = []
     for stage in program.stages:
         if stage.index:
-            carried = _deliver(stage, program.stages[stage.index - 1], carried, dict((b, a) for a, b in stage.receives))
+            carried = _deliver(stage, program.stages[stage.index - 1], carried, {b: a for a, b in stage.receives})
         for at, (layer, tb) in enumerate(stage.sequence()):
             env: Shards = {}
             for n in tb.forward.inputs:
@@ -344,7 +344,7 @@ def prove_train(
         raise Bug(f"{strategy.label()} train: reduced graph {program.digest()} is not the published graph {published}")
     if alter:
         program = alter(program)
-    weights, batches, states, ref = _draw(small, batch, length, o, seed)
+    weights, batches, states, ref = _draw(small, batch, length, o, seed, program.placement.rings)
     devices = _devices(program)
     if alter_devices:
         alter_devices(devices)
@@ -379,23 +379,23 @@ def _reduced(
 
 @lru_cache(maxsize=8)  # nobody writes into what is returned
 def _draw(
-    model: ModelSpec, batch_size: int, seq_len: int, options: TrainOptions, seed: int
+    model: ModelSpec, batch_size: int, seq_len: int, options: TrainOptions, seed: int, split_kv: bool = False
 ) -> tuple[Weights, list[Batch], dict[Key, dict[str, Array]], Reference]:
     """Weights, micro-batches and optimizer states, redrawn until no top-k choice hangs on rounding; the reference step."""
     for attempt in range(20):
         rng = np.random.default_rng([seed, attempt, 7])
         weights = draw_weights(model, rng)
         shape = (batch_size, seq_len)
-        batches = [
+        batches: list[Batch] = [
             {
                 "ids": rng.integers(0, model.vocab_size, size=shape), LABELS: rng.integers(0, model.vocab_size, size=shape),
                 TOKEN_WEIGHTS: rng.uniform(0.5, 1.5, size=shape) / (batch_size * seq_len),
             }
             for _ in range(options.micro_batches)
         ]  # fmt: skip
-        ref = reference_step(model, weights, batches, reruns_attention=options.reruns_attention)
+        ref = reference_step(model, weights, batches, reruns_attention=options.reruns_attention, split_kv=split_kv)
         # A running step: with fresh states Adam's first step is the sign of the gradient, rounding noise included.
-        states = {
+        states: dict[Key, dict[str, Array]] = {
             k: {
                 "mean": rng.normal(size=w.shape) * ref.largest,
                 "square": rng.uniform(0.5, 1.5, size=w.shape) * ref.largest**2,
@@ -441,6 +441,8 @@ class _Tally:
                     which = "forward" if which == "rerun" else which
                     for micro in range(1 if which == "update" else program.options.micro_batches):
                         for p in pbody.ops:
+                            if pbody.tensors[p.output].partial:
+                                continue
                             key = (stage.index, micro, layer, f"{tb.name} {which}", p.output)
                             want = self._wanted(which, pbody, p.output, micro, layer, tb, ref, weights, new, seen)
                             where = f"layer {layer} {which} {p.output}" + (f" micro-batch {micro}" if micro else "")

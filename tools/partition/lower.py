@@ -24,7 +24,7 @@ from tools.partition.ring import ring_region, unroll
 from tools.partition.rules import RULES, Context
 from tools.partition.transfer import Side
 from tools.spec.base import Refused, ToolError
-from tools.spec.model import LayerKind, ModelSpec
+from tools.spec.model import LayerKind, ModelSpec, with_redundant
 from tools.spec.strategy import Phase, Strategy
 
 
@@ -199,7 +199,7 @@ class _Lowering:
         attention, tokens = self.placement.attention(), self.placement.tokens()
         for name in dict.fromkeys(n for op in region for n in op.inputs if n not in made):
             t = self.body.tensors[name]
-            if t.kind == "activation":
+            if t.kind == "activation" and "kv_heads" not in t.dims:
                 want = Layout.of({d: attention.get(d, tokens.get(d, ())) for d in t.dims})
                 if self.layouts[name] != want:
                     words = self.placement.words
@@ -375,6 +375,7 @@ def lower(
     `sizes` as from `tools.graph.build.all_sizes` with batch_size per replica. Raises Refused with op, dim and axis for
     what cannot be represented, ToolError for degrees that contradict the model.
     """
+    model = with_redundant(model, strategy.redundant_experts)
     _check_degrees(model, strategy)
     mesh = build_mesh(strategy, model.attention.num_kv_heads if not model.attention.mla else model.attention.num_heads)
     placement = placement_of(strategy, mesh, phase)
@@ -485,6 +486,8 @@ def _check_degrees(model: ModelSpec, s: Strategy) -> None:
             f"dcp({s.dcp}) deals the KV cache out over ranks that would hold copies of it, and tp({s.tp}) makes {copies}; "
             f"dcp must divide {copies}"
         )
+    if model.moe is None and s.redundant_experts:
+        raise ToolError(f"redundant_experts({s.redundant_experts}) on {model.name}, which has no experts; use 0")
     if model.moe is None and s.ep > 1:
         raise ToolError(f"ep({s.ep}) on {model.name}, which has no experts; use ep=1")
     if s.layers_per_stage and sum(s.layers_per_stage) != model.num_hidden_layers:

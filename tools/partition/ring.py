@@ -29,7 +29,7 @@ CHAIN_ENDS = frozenset({"row_max", "exps", "row_sum"})
 
 def ring_region(body: Body) -> tuple[list[Op], list[str]]:
     """(operators of attention after the caches, up to the division that ends it; the keys and values that travel)."""
-    region = [op for op in body.ops if op.kernel == "attention" and op.kind != "cache"]
+    region = [op for op in body.ops if op.kernel == "attention" and op.kind not in ("cache", "as_keys")]
     made = {op.output for op in region}
     inputs = dict.fromkeys(n for op in region for n in op.inputs if n not in made)
     return region, [n for n in inputs if "kv_len" in body.tensors[n].dims]

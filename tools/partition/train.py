@@ -13,7 +13,7 @@ all-reduce or reduce-scatter is a redistribution like any other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -25,6 +25,8 @@ from tools.partition.layout import Layout, redistribute
 from tools.partition.lower import PBody, POp, PTensor, _check_degrees, _Lowering, compress, default_layers_per_stage
 from tools.partition.mesh import Axes, Mesh, MeshShape, cuts, mesh_from_cuts
 from tools.partition.placement import Placement
+from tools.partition.ring import ring_region
+from tools.partition.train_ring import backward_region, unroll_backward
 from tools.partition.train_rules import GradContext, rule_of
 from tools.spec.base import Refused
 from tools.spec.model import LayerKind, ModelSpec
@@ -50,6 +52,8 @@ def train_mesh(strategy: Strategy, options: TrainOptions, num_kv_heads: int) -> 
     """Mesh of one stage: the replica's axes as in inference, dp outside them, cut at the sharding degree."""
     s, shard = strategy, options.shard_degree(strategy)
     named = cuts(s.tp, s.cp, s.attn_dp, s.ep, s.etp, num_kv_heads)
+    if s.cp_kind == "ring":
+        named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
     named |= {"shard": s.group * shard, "world": s.group * s.dp}
     mesh = mesh_from_cuts({k: int(v) for k, v in named.items()})
     dp = tuple(a for a in mesh.shape.atoms if mesh.stride(a) >= s.group)
@@ -247,6 +251,32 @@ class _Step(_Lowering):
             current = self.moved[(name, layout)]
         return current
 
+    def walk(self, region: Sequence[Op], ring: Callable[[], None]) -> None:
+        """Every operator; `ring` writes those of `region`, all at once where the first of them stands."""
+        names, done = {op.output for op in region}, False
+        for op in self.body.ops:
+            if op.output not in names:
+                self.step(op)
+            elif not done:
+                done = True
+                ring()
+
+    def ring(self) -> None:
+        """Attention as a ring; the final row maxima are handed out, the backward pass needs them."""
+        region, first = ring_region(self.body)[0], len(self.ops)
+        read = {n for op in region for n in op.inputs}
+        here = {w.name: self.bring(w.name, self.layouts[w.name]) for w in self.body.weights() if w.name in read}
+        first = len(self.ops)
+        super().ring()
+        moved = [replace(p, inputs=tuple(here.get(n, n) for n in p.inputs)) for p in self.ops[first:]]
+        self.ops[first:] = moved
+        top = "row_max_sink" if "row_max_sink" in self.body.tensors else "row_max"
+        last = f"ring_max#{self.placement.ring - 1}"
+        op = Op(top, "elementwise", (last,), top, "attention", "self_attn.ring", "scale", {"c": 1.0})
+        self.ops.append(POp(top, (last,), top, op=op))
+        self.tensors[top] = PTensor(top, top, self.layouts[last])
+        self.layouts[top] = self.layouts[last]
+
     def step(self, op: Op) -> None:
         if op.kind == "combine" and "dispatched" not in op.attrs:
             op = replace(op, attrs={**op.attrs, "dispatched": "dispatch"})
@@ -277,8 +307,7 @@ def settled_home(forward: PBody, name: str) -> tuple[Layout, str]:
 def _forward(body: Body, placement: TrainPlacement, inputs: Layouts, want: Layout | None) -> PBody:
     stored = {t.name: placement.stored(t) for t in body.weights() if placement.stored(t) != placement.weight(t)}
     low = _Step(body, placement, inputs, stored=stored)
-    for op in body.ops:
-        low.step(op)
+    low.walk(ring_region(body)[0] if placement.rings else (), low.ring)
     return low.program(body.inputs, low.bring(body.output, want) if want is not None else body.output)
 
 
@@ -291,7 +320,7 @@ def _backward(
     homes = {
         g: at[t] if t in at else settled_home(forward, t)[0].without_pending()
         for g, t in bw.of.items()
-        if g in body.tensors
+        if g in body.tensors and (t in at or t in forward.tensors)  # a ring's forward pass has some tensors by parts only
     }
     apart = {t.name: placement.stored(t) for t in body.weights() if placement.stored(t) != placement.weight(t)}
     low = _Step(body, placement, {seed: forward.layout(forward.output)}, homes, {} if keeps else apart)
@@ -299,8 +328,8 @@ def _backward(
         low.hold(forward, name)
     for name in apart if keeps else ():
         low.hold_gathered(forward, name)
-    for op in body.ops:
-        low.step(op)
+    region = backward_region(body) if placement.rings else ()
+    low.walk(region, lambda: unroll_backward(low, region))
     named = {t.name: t for t in bw.forward.weights()}
     grads = {w: low.bring(g, placement.accumulated(named[w], low.layouts[g])) for w, g in bw.grads.items()}
     output = low.bring(body.output, want) if want is not None else body.output
@@ -337,7 +366,9 @@ def _update(body: Body, placement: TrainPlacement, options: TrainOptions, grads:
             tensors[n] = Tensor(n, t.dims, "weight", "fp32")
             inputs[n] = own
         tensors |= {after(n): replace(tensors[n], name=after(n), kind="activation") for n in (*states, t.name)}
-        rows = _adam(t.name, base, g) if a.optimizer == "adam" else [("sgd_step", (base, g), after(base))]
+        rows: list[tuple[str, tuple[str, ...], str]] = [("sgd_step", (base, g), after(base))]
+        if a.optimizer == "adam":
+            rows = _adam(t.name, base, g)
         if a.master_weights:
             rows.append(("cast", (after(base),), after(t.name)))
         ops += [
@@ -405,7 +436,7 @@ def train_embed(model: ModelSpec, placement: TrainPlacement, options: TrainOptio
 
 @lru_cache(maxsize=4096)
 def train_layer(model: ModelSpec, kind: LayerKind, placement: TrainPlacement, options: TrainOptions) -> TrainBody:
-    body, home = train_layer_body(model, kind), placement.residual()
+    body, home = train_layer_body(model, kind, placement.rings), placement.residual()
     return _train_body(body, placement, options, {"x": home}, home, rerun=options.recompute == "full")
 
 
@@ -422,8 +453,9 @@ def train_loss(model: ModelSpec, placement: TrainPlacement, options: TrainOption
 
 
 def train_placement(strategy: Strategy, options: TrainOptions, mesh: Mesh) -> TrainPlacement:
+    ring = strategy.cp if strategy.cp_kind == "ring" and strategy.cp > 1 else 0
     return TrainPlacement(
-        mesh.shape, "prefill", strategy.sp, strategy.moe_comm, 0, options.zero, options.reshard_after_forward
+        mesh.shape, "prefill", strategy.sp, strategy.moe_comm, ring, zero=options.zero, reshard=options.reshard_after_forward
     )
 
 
@@ -459,11 +491,6 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
 
 def _refuse(model: ModelSpec, s: Strategy) -> None:
     """What a training step cannot say yet, or what has no meaning in it."""
-    if s.cp > 1 and s.cp_kind == "ring":
-        raise Refused(
-            f"attention, kv_len, cp({s.cp}): ring attention has no backward rewrite yet (gradients of keys and values would "
-            "travel with them); use cp_kind: ulysses"
-        )
     for axis, why in (
         ("dcp", "deals out a KV cache, and training keeps none"),
         ("dk", "slices d_k for attention without a backward pass"),

@@ -186,7 +186,7 @@ def renormalise_grad_rule(op: Op, ctx: GradContext) -> Need:
 
 def route_dot_rule(op: Op, ctx: GradContext) -> Need:
     """The mirror image of combine: experts' values where the tokens are; what is sliced or pending there stays pending."""
-    x, y, ids = op.inputs
+    x, y = op.inputs[:2]
     have, sent = ctx.layouts[y], ctx.layouts[op.attrs["dispatched"]]
     experts = have.axes("experts") if sent.axes("experts") else ()
     tokens = {d: sent.axes(d) for d in ("batch_size", "seq_len")}
@@ -242,5 +242,5 @@ GRAD_RULES: dict[str, Callable[[Op, GradContext], Need]] = {
     "softmax_grad": softmax_grad_rule, "sink_grad": sink_grad_rule, "rope_grad": linear_rule,
     "repeat_heads_grad": repeat_heads_grad_rule, "gather_scores_grad": gather_scores_grad_rule,
     "renormalise_grad": renormalise_grad_rule, "route_dot": route_dot_rule, "embed_grad": embed_grad_rule,
-    "pos_grad": pos_grad_rule, "pick_grad": pick_grad_rule,
+    "pos_grad": pos_grad_rule,
 }  # fmt: skip

@@ -39,11 +39,25 @@ def distance_item(r: Reference, objective: Objective) -> Item:
         share = min(1.0, math.exp(min(0.0, got - best)))
     else:
         share = _ratio(got, best)
-    said = (
-        f"{r.plan_value:.6g} against {r.objective_value:.6g} of {r.strategy or 'the reference'}, best of "
-        f"{r.num_evaluated} ({r.method})"
-    )
+    if r.broken and r.holds:
+        share = min(share, BROKEN)
+    rival = "its own" if share >= 1.0 else f"{r.objective_value:.6g} of {r.strategy or 'the reference'}"
+    tried = f"{r.num_evaluated} priced, {r.num_simulated} simulated" if r.num_simulated else f"{r.num_evaluated}"
+    regret = f", regret {1 - share:.1%}" if share < 1.0 and not r.holds else "" if r.holds else ", nothing better found"
+    said = f"{r.plan_value:.6g} against {rival}, best of {tried}{regret} ({r.method}){broken_in_simulation(r)}"
     return Item(name="distance", value=share, reason=said)
+
+
+BROKEN = 0.8
+"""Most that a plan scores which breaks a requirement in the simulation while another strategy holds all."""
+
+
+def broken_in_simulation(r: Reference) -> str:
+    """What the simulation says of a limit that the closed form holds met."""
+    if not r.broken:
+        return ""
+    other = f"; {r.strategy} holds every requirement" if r.holds else "; so do all others that were simulated"
+    return f"; in the simulation the plan breaks {r.broken}{other}"
 
 
 def _ratio(got: float, best: float) -> float:

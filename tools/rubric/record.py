@@ -99,6 +99,12 @@ class Reference(Frozen):
     higher_is_better: bool = True
     strategy: str = ""
     num_evaluated: int
+    num_simulated: int = 0
+    """Of these, run request by request, the plan included."""
+    broken: str = ""
+    """The requirement that the plan misses in the simulation by more than the error band, with both numbers."""
+    holds: bool = False
+    """With `broken`: the reference's best holds every requirement there."""
     method: str
     provisional: bool = True
 

@@ -8,6 +8,7 @@ from tools.oracle.prove import TOLERANCE
 from tools.rubric.base import Item, Score, criterion, mean, score
 from tools.rubric.record import GraphProof, RunRecord
 from tools.spec.plan import Plan
+from tools.spec.strategy import Strategy
 
 CAP = 0.5
 """An engineering error is not made good by many things that are right: one of them caps the score."""
@@ -125,16 +126,20 @@ def _ranks(plan: Plan) -> list[Item]:
     if strategy is None:
         return [_item("strategy", False, "a proven plan without a strategy")]
     ranks = sorted(r for row in plan.rank_map for r in row["ranks"])
-    n, have = strategy.num_devices, cluster.num_devices
-    equation = (
-        f"pp({strategy.pp}) × tp({strategy.tp}) × cp({strategy.cp}) × attn_dp({strategy.attn_dp}) × "
-        f"dp({strategy.dp}) = {n}"
-    )
+    pools = list(plan.pools.values()) or [strategy]
+    n, have = sum(s.num_devices for s in pools), cluster.num_devices
+    equation = f"{' + '.join(map(_equation, pools))} = {n}"
     return [
         _item("devices", plan.num_devices == n, f"{equation}, the plan says {plan.num_devices}"),
         _item("devices exist", have is None or n <= have, f"{n} needed, {'unbounded' if have is None else have} there"),
         _item("rank map", ranks == list(range(n)), f"{len(ranks)} places for {n} devices"),
     ]
+
+
+def _equation(s: Strategy) -> str:
+    group = f"tp({s.tp}) × cp({s.cp}) × attn_dp({s.attn_dp})"
+    apart = "".join(f" + {name}({n})" for name, n in (("experts", s.expert_devices), ("pool", s.attn_pool)) if n)
+    return f"pp({s.pp}) × {f'({group}{apart})' if apart else group} × dp({s.dp})"
 
 
 def _layers(plan: Plan) -> list[Item]:

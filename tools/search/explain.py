@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tools.cost.curves import Curves
-from tools.cost.estimate import batch_limit, estimate
+from tools.cost.estimate import batch_limit, beyond_positions, estimate
 from tools.cost.fit import max_batch
 from tools.cost.serving import Load
 from tools.cost.steps import ARRAYS, Candidates, layouts
@@ -55,23 +55,6 @@ def explain_infeasible(deployment: Deployment, curves: Curves, seen: list[Space]
     return Infeasible(
         cause=binding.cause, binding=binding, findings=(*(closest.findings if closest else ()), *rules),
         nearest=tuple(changes), num_searched=sum(s.num_enumerated for s in seen), closest=closest,
-    )  # fmt: skip
-
-
-def beyond_positions(d: Deployment) -> Finding | None:
-    """The longest context that is asked for against the positions of the model; None where it holds or is not known.
-
-    Engines refuse to start beyond them (`max_position_embeddings`), and the model was not trained there.
-    """
-    w, most = d.workload, d.model.max_context
-    longest = max(w.context, w.isl + w.osl)
-    if most is None or longest <= most:
-        return None
-    return Finding(
-        code="positions", severity="error", cause="shape", where=d.model.name,
-        message=f"context({longest}) > max_position_embeddings({most}) of {d.model.name}",
-        fix=f"a context of at most {most} tokens, or a checkpoint with scaled positions",
-        values={"context": longest, "max_position_embeddings": most},
     )  # fmt: skip
 
 

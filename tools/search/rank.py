@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from tools.cost.curves import Curves
-from tools.cost.estimate import batch_limit, estimate, normalise
+from tools.cost.estimate import batch_limit, beyond_positions, estimate, normalise
 from tools.cost.fit import max_batch
 from tools.cost.serving import Load
-from tools.cost.steps import Candidates, distinct, layouts
+from tools.cost.known import distinct
+from tools.cost.steps import Candidates, layouts
 from tools.engines.rules import resolve_layers
 from tools.memory import model_weight_bytes
 from tools.search.objective import choose_objective, objective_value
@@ -22,12 +23,14 @@ from tools.search.space import (
     Space,
     _ceiling,
     _price,
+    at_limits,
     batched_tokens,
     degrees,
     legal,
     only_copies,
     price_space,
     tensor_degrees,
+    token_limits,
 )
 from tools.spec.base import Refused, ToolError
 from tools.spec.deployment import Deployment, Objective
@@ -36,8 +39,8 @@ from tools.spec.plan import Candidate, Estimate, SearchResult
 from tools.spec.strategy import Strategy
 
 DEFAULT_NODE = 8
-LAYOUT = ("tp", "pp", "dp", "cp", "dcp", "ep", "etp", "attn_dp")
-"""What makes two candidates one layout at two operating points."""
+LAYOUT = ("cp", "dcp", "tp", "pp", "dp", "ep", "etp", "attn_dp")
+"""What makes two candidates one layout at two operating points; the plain axes come first where values are equal."""
 AMPLE_STEPS: tuple[tuple[int, int, int], ...] = (
     (1, 17, 1),
     (17, 65, 1),
@@ -114,11 +117,10 @@ def order(space: Space, objective: Objective) -> list[Ranked]:
     if not tables:
         return []
     values = np.concatenate([objective_value(objective, p)[i] for p, i in tables])
-    dtypes = sorted({(p.cands.weight_dtype, p.cands.kv_dtype) for p, _ in tables})
-    family = [np.full(len(i), dtypes.index((p.cands.weight_dtype, p.cands.kv_dtype))) for p, i in tables]
-    layout = np.stack([
-        *(np.concatenate([getattr(p.cands, name)[i] for p, i in tables]) for name in LAYOUT), np.concatenate(family),
-    ])  # fmt: skip
+    families = [(c.sp, c.moe_comm != "auto", c.weight_dtype, c.kv_dtype) for c in (p.cands for p, _ in tables)]
+    numbers = {f: i for i, f in enumerate(sorted(set(families)))}
+    family = np.concatenate([np.full(len(i), numbers[f]) for f, (_, i) in zip(families, tables, strict=True)])
+    layout = [*(np.concatenate([getattr(p.cands, name)[i] for p, i in tables]) for name in LAYOUT), family]
     rest = [np.concatenate([x[i] for x, (_, i) in zip(xs, tables, strict=True)]) for xs in (
         [p.cands.max_num_batched_tokens for p, _ in tables], [p.cands.batch for p, _ in tables],
         [-p.margin for p, _ in tables],
@@ -138,7 +140,7 @@ def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchRe
     Without any, `infeasible` says why, with the change of the conditions that helps least far away. Raises ToolError
     for conditions no search can answer (no devices), Refused for a model whose operators are not supported.
     """
-    from tools.search.explain import beyond_positions, explain_infeasible, what_ifs
+    from tools.search.explain import explain_infeasible, what_ifs
 
     _check(deployment)
     objective = choose_objective(deployment)
@@ -209,17 +211,18 @@ def _margin(e: Estimate) -> float:
 
 
 def evaluate_strategy(deployment: Deployment, strategy: Strategy, curves: Curves) -> Candidate:
-    """Any strategy, priced and judged as the search does its own. A batch that was not set is chosen like the search
-    chooses it: the best feasible rung of the ladder, else the most that fits."""
+    """Any strategy, priced and judged as the search does its own. A batch or a limit of tokens that was not set is chosen
+    like the search chooses it: the best that is feasible, else the most that fits."""
     objective, w = choose_objective(deployment), deployment.workload
     if w.batch_size is not None and w.concurrency is None and w.request_rate is None:
         # The conditions say how many sequences a replica holds: a strategy with fewer would answer another question.
         strategy = strategy.model_copy(update={"batch": w.batch_size})
-    if "max_num_batched_tokens" not in strategy.model_fields_set:
-        tokens = batched_tokens(deployment, curves, strategy.engine)
-        strategy = strategy.model_copy(update={"max_num_batched_tokens": tokens})
+    tokens = token_limits(deployment, curves, strategy.engine)
+    if "max_num_batched_tokens" in strategy.model_fields_set:
+        tokens = (strategy.max_num_batched_tokens,)
+    strategy = strategy.model_copy(update={"max_num_batched_tokens": tokens[0]})
     strategy = resolve_layers(strategy.engine, deployment.model, normalise(deployment, strategy))
-    priced = _price_one(deployment, strategy, curves)
+    priced = _price_one(deployment, strategy, curves, tokens)
     if priced is None:
         size = deployment.workload.batch_size or 1
         update = {} if "batch" in strategy.model_fields_set else {"batch": size}
@@ -227,22 +230,24 @@ def evaluate_strategy(deployment: Deployment, strategy: Strategy, curves: Curves
         return Candidate(rank=0, estimate=e, objective_value=float("-inf"), reason="does not fit")
     values = objective_value(objective, priced)
     i = int(np.lexsort((values, priced.feasible))[-1])
-    if "batch" not in strategy.model_fields_set:
-        strategy = strategy.model_copy(update={"batch": int(priced.cands.batch[i])})
+    strategy = strategy.model_copy(update={
+        "batch": int(priced.cands.batch[i]), "max_num_batched_tokens": int(priced.cands.max_num_batched_tokens[i]),
+    })  # fmt: skip
     e = estimate(deployment, strategy, curves)
     return Candidate(rank=0, estimate=e, objective_value=float(values[i]), reason="evaluated on request")
 
 
-def _price_one(deployment: Deployment, strategy: Strategy, curves: Curves) -> Priced | None:
-    """The ladder of one strategy (its own batch alone if that is set); None if not one sequence fits."""
-    cands = Candidates.of(strategy)
+def _price_one(deployment: Deployment, strategy: Strategy, curves: Curves, tokens: tuple[int, ...]) -> Priced | None:
+    """One strategy at every limit of tokens and every batch of the ladder (its own batch alone if that is set); None if
+    not one sequence fits."""
+    cands = at_limits(Candidates.of(strategy), tokens)
     ((_, layout),) = layouts(deployment, curves, cands)
     load = Load.of(deployment.workload)
     if "batch" in strategy.model_fields_set:
         priced = _price(layout, cands.batch, load)
         mine = np.flatnonzero(priced.cands.batch == strategy.batch)
         return _select(priced, mine) if len(mine) else None
-    limit = np.asarray([batch_limit(deployment, curves, strategy.engine, strategy.attn_dp or 1)])
+    limit = np.minimum(batch_limit(deployment, curves, strategy.engine, 1), cands.max_num_batched_tokens) * cands.attn_dp
     most = max_batch(layout, _ceiling(deployment, cands, limit))
     fits = np.flatnonzero(most > 0)
     return _price(layout.take(fits), most[fits], load) if len(fits) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -15,16 +15,19 @@ from tools.cost.estimate import batch_limit
 from tools.cost.fit import free_bytes, max_batch
 from tools.cost.judge import margins
 from tools.cost.serving import Load, serve, spare_replicas
-from tools.cost.steps import ARRAYS, Candidates, Layout, kv_heads_cut, layouts
-from tools.engines.rules import engines, legal_mask, server_defaults
+from tools.cost.steps import ARRAYS, Candidates, Layout, MoEComm, kv_heads_cut, layouts
+from tools.engines.rules import check, engines, legal_mask, server_defaults
 from tools.partition.mesh import cuts, mesh_from_cuts
-from tools.spec.base import Refused
+from tools.spec.base import MeshwrightError, Refused
 from tools.spec.deployment import Deployment
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
 
-MAX_BATCH_POINTS = 14
+BATCHES = np.unique([k * 2**i // 4 for i in range(16) for k in (4, 5, 6, 7)])
+"""Sequences per replica that are tried, up to what fits: no step is larger than a quarter."""
 METRICS = ("ttft", "tpot", "e2e", "output_tok_s", "capacity_tok_s")
+DEGREES = ("tp", "pp", "dp", "ep", "etp", "attn_dp", "cp", "dcp")
+DEFAULT_TOKENS = 8192
 STEP_TOKENS = (2048, 4096, 8192, 16384)
 """max_num_batched_tokens that are tried where the conditions leave it open."""
 TOKEN_LIMITS = ("max_num_batched_tokens", "chunked_prefill_size", "max_num_tokens")
@@ -39,44 +42,92 @@ def divisors(n: int) -> tuple[int, ...]:
 
 def tensor_degrees(model: ModelSpec, most: int) -> tuple[int, ...]:
     """tp that divides the heads and divides or is a multiple of the KV heads."""
-    a = model.attention
-    kv = kv_heads_cut(model)
-    return tuple(t for t in divisors(a.num_heads) if t <= most and (kv % t == 0 or t % kv == 0))
+    return Axes.of(model).tps(most)
 
 
 @lru_cache(maxsize=65536)
-def _nests(tp: int, attn_dp: int, ep: int, etp: int, kv_heads: int) -> bool:
+def _nests(tp: int, cp: int, attn_dp: int, ep: int, etp: int, dcp: int, kv_heads: int) -> bool:
     try:
-        mesh_from_cuts({k: int(v) for k, v in cuts(tp, 1, attn_dp, ep, etp, kv_heads).items()})
+        mesh_from_cuts({k: int(v) for k, v in cuts(tp, cp, attn_dp, ep, etp, kv_heads, dcp).items()})
     except Refused:
         return False
     return True
 
 
-def degrees(model: ModelSpec, sizes: Iterable[int], *, replicas: bool = True) -> np.ndarray:
-    """Rows (tp, pp, dp, ep, etp, attn_dp) whose product uses exactly one of the device counts in `sizes`.
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What the degrees of a model may be, in whole numbers: enumerations that agree in this are the same."""
 
-    `replicas` False: dp = 1 only, for loads where replicas are mere copies of each other."""
-    kv = kv_heads_cut(model)
-    rows = []
-    for n in sizes:
-        for tp in tensor_degrees(model, n):
-            if n % tp:
-                continue
-            for pp in divisors(n // tp):
-                if pp > model.num_hidden_layers:
-                    break
-                for attn_dp in divisors(n // tp // pp):
-                    group = tp * attn_dp
-                    dp = n // group // pp
-                    if dp > 1 and not replicas:
-                        continue
-                    for ep in divisors(group) if model.moe else (1,):
-                        if model.moe and ep > model.moe.num_experts:
-                            break
-                        if _nests(tp, attn_dp, ep, group // ep, kv):
-                            rows.append((tp, pp, dp, ep, group // ep, attn_dp))
-    return np.asarray(rows, np.int64).reshape(-1, 6)
+    num_heads: int
+    kv_heads: int
+    """Heads along which tp can split the cache."""
+    num_layers: int
+    num_experts: int
+    """0: dense."""
+    copies_all: bool
+    """Every tp rank would hold the whole cache (MLA); else only tp beyond the KV heads makes copies."""
+    cp: bool = False
+    dcp: bool = False
+
+    @classmethod
+    def of(cls, model: ModelSpec, *, cp: bool = False, dcp: bool = False) -> Axes:
+        a, moe = model.attention, model.moe
+        return cls(
+            a.num_heads, kv_heads_cut(model), model.num_hidden_layers, moe.num_experts if moe else 0, a.mla is not None,
+            cp, dcp,
+        )  # fmt: skip
+
+    def tps(self, most: int) -> tuple[int, ...]:
+        kv = self.kv_heads
+        return tuple(t for t in divisors(self.num_heads) if t <= most and (kv % t == 0 or t % kv == 0))
+
+    def cps(self, tp: int, most: int) -> tuple[int, ...]:
+        """Ways to exchange positions for heads: tp * cp divides the heads."""
+        return tuple(c for c in divisors(most) if self.num_heads % (tp * c) == 0) if self.cp else (1,)
+
+    def dcps(self, tp: int, cp: int) -> tuple[int, ...]:
+        """Ways to deal the cache out over ranks that would hold copies of it."""
+        copies = tp if self.copies_all else max(1, tp // self.kv_heads)
+        return divisors(copies) if self.dcp and cp == 1 else (1,)
+
+
+def degrees(model: ModelSpec, sizes: Iterable[int], *, replicas: bool = True, cp: bool = False, dcp: bool = False) -> np.ndarray:
+    """Rows (tp, pp, dp, ep, etp, attn_dp, cp, dcp) whose product uses exactly one of the device counts in `sizes`.
+
+    `replicas` False: dp = 1 only, for loads where replicas are mere copies of each other. `cp`, `dcp`: these axes too."""
+    axes = Axes.of(model, cp=cp, dcp=dcp)
+    rows = [r for n in sizes for r in _rows(axes, n, replicas)]
+    return np.asarray(rows, np.int64).reshape(-1, len(DEGREES))
+
+
+@lru_cache(maxsize=256)
+def _rows(axes: Axes, n: int, replicas: bool) -> tuple[tuple[int, ...], ...]:
+    """`degrees` over n devices."""
+    out = []
+    for tp, cp, attn_dp, pp in _attention(axes, n):
+        group = tp * cp * attn_dp
+        dp = n // group // pp
+        if dp > 1 and not replicas:
+            continue
+        for ep in divisors(group) if axes.num_experts else (1,):
+            if axes.num_experts and ep > axes.num_experts:
+                break
+            for dcp in axes.dcps(tp, cp):
+                if _nests(tp, cp, attn_dp, ep, group // ep, dcp, axes.kv_heads):
+                    out.append((tp, pp, dp, ep, group // ep, attn_dp, cp, dcp))
+    return tuple(out)
+
+
+def _attention(axes: Axes, n: int) -> Iterator[tuple[int, int, int, int]]:
+    """(tp, cp, attn_dp, pp) whose product divides n."""
+    for tp in axes.tps(n):
+        if n % tp:
+            continue
+        for pp in divisors(n // tp):
+            if pp > axes.num_layers:
+                break
+            for cp in axes.cps(tp, n // tp // pp):
+                yield from ((tp, cp, attn_dp, pp) for attn_dp in divisors(n // tp // pp // cp))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +169,39 @@ class Space:
 
 
 def families(deployment: Deployment, curves: Curves) -> list[Candidates]:
-    """Empty candidate sets, one per combination of dtypes that the conditions allow."""
-    d = deployment
+    """Empty candidate sets, one per combination of what is no number: dtypes that the conditions allow, ways to reach
+    experts, sequence parallelism."""
+    d, engine = deployment, deployment.engine.name
     empty: dict[str, Any] = {n: np.zeros(0, np.int64) for n in ARRAYS}
+    ways: list[tuple[MoEComm, bool]] = [("auto", False)]
+    if engine in engines():
+        ways += [("allgather", False)] if d.model.moe else []
+        ways += [("auto", True)] if _accepts(deployment, tp=2, sp=True) else []
     return [
-        Candidates(**empty, weight_dtype=w, kv_dtype=k, engine=d.engine.name)
-        for w in d.weight_dtypes for k in d.kv_dtypes
+        Candidates(**empty, weight_dtype=w, kv_dtype=k, engine=engine, moe_comm=comm, sp=sp)
+        for w in d.weight_dtypes for k in d.kv_dtypes for comm, sp in ways
     ]  # fmt: skip
+
+
+UNLIKE = frozenset({"cp-kind", "cp-prefill", "dcp-backend"})
+"""Warnings that an engine does something else than the graph that is priced and proven, or cannot be relied on to do it."""
+REFUSED = frozenset({"sp", "dcp", "dcp-cp", "cp-heads", "cp-window", "cp-ep", "cp-kind"})
+
+
+def _accepts(deployment: Deployment, **axis: Any) -> bool:
+    """Whether the engine has this axis, as the graph has it."""
+    try:
+        found = check(deployment.model, Strategy(**axis), engine=deployment.engine.name, version=deployment.engine.version)
+    except MeshwrightError:
+        return False
+    return not any(f.code in UNLIKE or (f.severity == "error" and f.code in REFUSED) for f in found)
+
+
+def searched_axes(deployment: Deployment) -> dict[str, bool]:
+    """Whether cp and dcp are tried: where the engine has them as the graph does."""
+    model, known = deployment.model, deployment.engine.name in engines()
+    kv = 1 if model.attention.mla else model.attention.num_kv_heads
+    return {"cp": known and _accepts(deployment, cp=2), "dcp": known and _accepts(deployment, tp=2 * kv, dcp=2)}
 
 
 def token_limits(deployment: Deployment, curves: Curves, engine: str) -> tuple[int, ...]:
@@ -152,7 +229,8 @@ def legal(deployment: Deployment, cands: Candidates) -> tuple[np.ndarray, Counte
         return np.ones(len(cands), bool), reasons
     c = cands
     mask, why = legal_mask(
-        c.engine, deployment.model, tp=c.tp, pp=c.pp, ep=c.ep, etp=c.etp, attn_dp=c.attn_dp, dp=c.dp, batch=1,
+        c.engine, deployment.model, tp=c.tp, pp=c.pp, ep=c.ep, etp=c.etp, attn_dp=c.attn_dp, cp=c.cp, dcp=c.dcp, dp=c.dp,
+        sp=c.sp, moe_comm=c.moe_comm, batch=1,
         max_num_batched_tokens=c.max_num_batched_tokens, weight_dtype=c.weight_dtype, kv_dtype=c.kv_dtype,
         num_nodes=deployment.cluster.num_nodes, devices_per_node=deployment.cluster.devices_per_node,
         version=deployment.engine.version, device=deployment.cluster.known_device,
@@ -163,17 +241,18 @@ def legal(deployment: Deployment, cands: Candidates) -> tuple[np.ndarray, Counte
 
 def price_space(deployment: Deployment, curves: Curves, sizes: Sequence[int]) -> Space:
     """Enumerate, filter by engine and memory, choose batches, price: everything over the device counts `sizes`."""
-    rows = degrees(deployment.model, sizes, replicas=not only_copies(deployment))
+    rows = degrees(deployment.model, sizes, replicas=not only_copies(deployment), **searched_axes(deployment))
     load = Load.of(deployment.workload)
     reasons: Counter[str] = Counter()
     priced: list[Priced] = []
     enumerated = legal_count = fitting = 0
     for family in families(deployment, curves):
-        cands = _fill(family, rows, token_limits(deployment, curves, family.engine))
-        enumerated += len(cands)
+        tokens = token_limits(deployment, curves, family.engine)
+        cands = _fill(family, _meant(family, rows))
         mask, why = legal(deployment, cands)
-        reasons.update(why)
-        cands = cands.take(mask)
+        reasons.update({k: n * len(tokens) for k, n in why.items()})
+        enumerated += len(cands) * len(tokens)
+        cands = at_limits(cands.take(mask), tokens)
         legal_count += len(cands)
         if not len(cands):
             continue
@@ -201,13 +280,28 @@ def only_copies(deployment: Deployment) -> bool:
     return deployment.cluster.num_devices is None and not coupled and not totals
 
 
-def _fill(family: Candidates, rows: np.ndarray, tokens: Sequence[int]) -> Candidates:
-    """Every row of degrees with every limit of tokens."""
-    n = len(rows) * len(tokens)
-    columns = {k: np.repeat(v, len(tokens)) for k, v in zip(("tp", "pp", "dp", "ep", "etp", "attn_dp"), rows.T, strict=True)}
-    one = np.ones(n, np.int64)
-    limits = np.tile(np.asarray(tokens, np.int64), len(rows))
-    return replace(family, **columns, cp=one, dcp=one, batch=one, max_num_batched_tokens=limits)
+def _meant(family: Candidates, rows: np.ndarray) -> np.ndarray:
+    """The rows of degrees that a family is about: without tokens to exchange, or tp to split norms over, it repeats the
+    plain one."""
+    column = dict(zip(DEGREES, rows.T, strict=True))
+    if family.sp:
+        return rows[column["tp"] > 1]
+    if family.moe_comm != "auto":
+        return rows[(column["attn_dp"] > 1) & (column["ep"] > 1)]
+    return rows
+
+
+def _fill(family: Candidates, rows: np.ndarray) -> Candidates:
+    """The family with these degrees."""
+    one = np.ones(len(rows), np.int64)
+    columns: dict[str, Any] = dict(zip(DEGREES, rows.T, strict=True))
+    return replace(family, **columns, batch=one, max_num_batched_tokens=DEFAULT_TOKENS * one)
+
+
+def at_limits(cands: Candidates, tokens: Sequence[int]) -> Candidates:
+    """Every candidate with every limit of tokens."""
+    out = cands.take(np.repeat(np.arange(len(cands)), len(tokens)))
+    return replace(out, max_num_batched_tokens=np.tile(np.asarray(tokens, np.int64), len(cands)))
 
 
 def _ceiling(deployment: Deployment, cands: Candidates, limit: np.ndarray) -> np.ndarray:
@@ -261,18 +355,14 @@ def _too_small(deployment: Deployment, cands: Candidates, load: Load) -> np.ndar
 
 
 def _ladder(most: np.ndarray, *, together: bool, deployment: Deployment) -> tuple[np.ndarray, np.ndarray]:
-    """(candidate index, batch): 1, 2, 3, 4, 6, 8, 12 … and the most that fits; only the most where the batch is
-    stated."""
+    """(candidate index, batch): four to an octave (1 to 8, 10, 12, 14, 16, 20 …) and the most that fits; only the most
+    where the batch is stated."""
     if together:
         return np.arange(len(most)), most
-    doubling = 2 ** np.arange(MAX_BATCH_POINTS, dtype=np.int64)
-    steps = np.unique(np.concatenate([doubling, 3 * doubling // 2]))
-    grid = np.minimum(steps[None, :], most[:, None])
-    grid = np.concatenate([grid, most[:, None]], axis=1)
-    first = np.ones_like(grid, bool)
-    first[:, 1:] = grid[:, 1:] > np.maximum.accumulate(grid, axis=1)[:, :-1]
-    index, column = np.nonzero(first)
-    return index, grid[index, column]
+    count = np.searchsorted(BATCHES, most)
+    index = np.repeat(np.arange(len(most)), count + 1)
+    place = np.arange(len(index)) - np.repeat(np.cumsum(count + 1) - count - 1, count + 1)
+    return index, np.where(place < count[index], BATCHES[np.minimum(place, len(BATCHES) - 1)], most[index])
 
 
 def strategy_of(priced: Priced, i: int, model: ModelSpec) -> Strategy:

@@ -103,6 +103,14 @@ class MoE(Frozen):
     """A sigmoid gate of one logit multiplies the shared expert's output (Qwen2-MoE)."""
     input_scaled: bool = False
     """Gate weight multiplies the expert's *input* (Llama-4)."""
+    redundant: int = 0
+    """Further copies of experts that a deployment holds (DeepSeek-V3, arXiv 2412.19437 §3.4): slot num_experts + i is a copy
+    of expert i mod num_experts, and the tokens of an expert take turns over its copies."""
+
+    @property
+    def num_slots(self) -> int:
+        """Experts with all their copies: what expert parallelism deals out."""
+        return self.num_experts + self.redundant
 
 
 class LayerKind(Frozen):
@@ -189,3 +197,10 @@ class Quantization(Frozen):
     weights: DType = "bf16"
     kv_cache: DType = "bf16"
     activations: DType = Field(default="bf16")
+
+
+def with_redundant(model: ModelSpec, copies: int) -> ModelSpec:
+    """The model as a deployment holds it: with `copies` further copies of its experts."""
+    if model.moe is None or model.moe.redundant == copies:
+        return model
+    return model.model_copy(update={"moe": model.moe.model_copy(update={"redundant": copies})})

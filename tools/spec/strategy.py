@@ -48,6 +48,9 @@ class Strategy(Frozen):
     values travel around the cp ranks, one step per rank, while each rank attends to what it holds."""
     moe_comm: Literal["auto", "alltoall", "allgather"] = "auto"
     """How tokens reach experts when attn_dp > 1: all-to-all dispatch/combine (auto), or all-gather + reduce-scatter."""
+    redundant_experts: int = 0
+    """Further copies of experts, so that expert parallelism deals out num_experts + redundant_experts slots; tokens of an
+    expert take turns over its copies."""
     expert_devices: int = 0
     """Attention/expert separation: devices of each stage that hold routed experts and nothing else, beside the
     tp * cp * attn_dp of attention. The expert axes etp * ep * edp then cover these devices. 0: experts lie on attention's."""
@@ -78,8 +81,9 @@ class Strategy(Frozen):
     @classmethod
     def _fill(cls, data: dict) -> dict:
         data = dict(data)
-        for key in ("tp", "pp", "dp", "ep", "cp", "dcp", "dk", "virtual", "seq_slices", "expert_devices", "attn_pool"):
-            least = 0 if key in ("expert_devices", "attn_pool") else 1
+        none = ("expert_devices", "attn_pool", "redundant_experts")
+        for key in ("tp", "pp", "dp", "ep", "cp", "dcp", "dk", "virtual", "seq_slices", *none):
+            least = 0 if key in none else 1
             value = data.get(key, least)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ToolError(f"{key} must be a whole number of at least {least}, got {value!r}")
@@ -156,6 +160,8 @@ class Strategy(Frozen):
             parts.append(f"attn_dp{self.attn_dp}")
         if moe and (self.ep > 1 or self.etp != self.expert_group):
             parts.append(f"ep{self.ep}·etp{self.etp}")
+        if self.redundant_experts:
+            parts.append(f"red{self.redundant_experts}")
         if self.expert_devices:
             parts.append(f"apart{self.expert_devices}")
         if self.attn_pool:

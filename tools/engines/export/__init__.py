@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tools.engines.export import k8s, pd, sglang, trtllm, vllm, vllm_ascend
-from tools.engines.export.base import Launcher, LaunchFile, ParsedCommand, Request, files, one_line
+from tools.engines.export.base import Expected, Launcher, LaunchFile, ParsedCommand, Request, files, one_line
 from tools.engines.export.pd import pd_findings
 from tools.engines.export.sglang import parse_sglang
 from tools.engines.export.training import export_training
@@ -38,7 +38,7 @@ KINDS = ("shell", "k8s")
 """What `export` can write; k8s for vLLM and SGLang."""
 
 __all__ = [
-    "KINDS", "LAUNCHERS", "LaunchFile", "ParsedCommand", "export", "export_pd", "export_training", "parse",
+    "KINDS", "LAUNCHERS", "Expected", "LaunchFile", "ParsedCommand", "export", "export_pd", "export_training", "parse",
     "parse_document", "parse_sglang", "parse_trtllm", "parse_vllm", "pd_findings", "serving_engines",
 ]  # fmt: skip
 
@@ -73,12 +73,16 @@ def export(
     weights_bytes: float | None = None,
     kinds: tuple[str, ...] = ("shell",),
     image: str | None = None,
+    expected: tuple[Expected, ...] = (),
+    bench_notes: tuple[str, ...] = (),
+    cached: float = 0.0,
 ) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
     """Scripts that launch and measure the plan, and what the engine has to say about it.
 
     No files when a finding is an error: the engine would refuse them. Batch, step size and context default to the
     plan's; the memory fraction is the engine's own for `memory_total_bytes` (per device), lowered by `memory_reserve`
-    (TensorRT-LLM's is of what `weights_bytes` per rank leave). `model_path` defaults to the model's name, `image` (for
+    (TensorRT-LLM's is of what `weights_bytes` per rank leave). `expected`: predictions that the benchmark script compares its
+    result with. `model_path` defaults to the model's name, `image` (for
     k8s) to the release's. Raises ToolError for an engine without exporter.
     """
     if engine not in LAUNCHERS:
@@ -96,7 +100,8 @@ def export(
     request = _request(
         engine, model, planned, findings, isl=isl, osl=osl, length=length, model_path=model_path, num_nodes=num_nodes,
         devices_per_node=devices_per_node, version=version, fraction=fraction, memory_reserve=memory_reserve,
-        concurrency=concurrency, request_rate=request_rate, port=port, device=device,
+        concurrency=concurrency, request_rate=request_rate, port=port, device=device, expected=expected,
+        bench_notes=bench_notes, cached=cached,
     )  # fmt: skip
     made = files(LAUNCHERS[engine], request) if "shell" in kinds else ()
     if "k8s" in kinds:
@@ -119,11 +124,14 @@ def export_pd(
     max_model_len: int | None = None,
     memory_total_bytes: float | None = None,
     memory_reserve: float | None = None,
+    concurrency: int | None = None,
+    request_rate: float | None = None,
+    expected: tuple[Expected, ...] = (),
     port: int = 8000,
     version: str | None = None,
     device: Device | None = None,
 ) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
-    """`prefill.sh`, `decode.sh`, `proxy.sh` of a disaggregated pair; `dp` of each strategy is its number of instances.
+    """`prefill.sh`, `decode.sh`, `proxy.sh`, `bench.sh` of a disaggregated pair; `dp` of each strategy is its number of instances.
 
     `num_nodes` is of the two pools, prefill first. `transfer` is the KV transport: nixl (vLLM, SGLang) or mooncake
     (SGLang's default). No files when a pool or the pair is illegal. Raises ToolError for an engine or transport without
@@ -150,13 +158,18 @@ def export_pd(
             engine, model, planned[n], (*said[n], *pair), isl=isl, osl=osl, length=length, model_path=model_path,
             num_nodes=nodes, devices_per_node=devices_per_node, version=version,
             fraction=_fraction(engine, planned[n], memory_total_bytes, memory_reserve, None, version),
-            memory_reserve=memory_reserve, concurrency=None, request_rate=None, port=at, device=device, pool=n,
+            memory_reserve=memory_reserve, concurrency=concurrency, request_rate=request_rate, port=at, device=device, pool=n,
+            expected=expected,
             **pd.pool_settings(engine, n, transfer),
         )
         for n, (_, nodes, at) in pools.items()
     }  # fmt: skip
     made = tuple(pd.pool_file(LAUNCHERS[engine], r) for r in requests.values())
-    return (*made, pd.proxy_script(engine, requests["prefill"], requests["decode"])), findings
+    return (
+        *made,
+        pd.proxy_script(engine, requests["prefill"], requests["decode"]),
+        pd.bench_file(LAUNCHERS[engine], requests["decode"]),
+    ), findings
 
 
 def _of_pools(said: Mapping[str, tuple[Finding, ...]]) -> tuple[Finding, ...]:
@@ -218,7 +231,8 @@ def _request(
     engine: str, model: ModelSpec, s: Strategy, findings: tuple[Finding, ...], *, isl: int, osl: int, length: int,
     model_path: str | None, num_nodes: int | None, devices_per_node: int | None, version: str | None,
     fraction: float | None, memory_reserve: float | None, concurrency: int | None, request_rate: float | None,
-    port: int, device: Device | None, pool: str = "serve", **pool_settings: Any,
+    port: int, device: Device | None, pool: str = "serve", expected: tuple[Expected, ...] = (),
+    bench_notes: tuple[str, ...] = (), cached: float = 0.0, **pool_settings: Any,
 ) -> Request:  # fmt: skip
     rules = _rules(engine, version)
     # A router of disaggregated pools wants instances of its own, not an engine's replicas behind one port.
@@ -232,7 +246,7 @@ def _request(
         memory_fraction=fraction, memory_reserve=memory_reserve, concurrency=concurrency or s.batch * s.dp,
         request_rate=request_rate, notes=tuple(one_line(f"{f.message}; {f.fix}") for f in findings),
         native_replicas=itself(Degrees.of(s, num_nodes=num_nodes, devices_per_node=devices_per_node)), device=device,
-        pool=pool, **pool_settings,
+        pool=pool, expected=expected, bench_notes=bench_notes, cached=cached, **pool_settings,
     )  # fmt: skip
 
 

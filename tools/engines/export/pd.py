@@ -6,11 +6,13 @@ vLLM moves KV by NIXL, SGLang by mooncake or NIXL. Each pool is judged by its en
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tools.engines.export.base import (
     Launcher,
     LaunchFile,
     Request,
+    bench_script,
     header,
     one_line,
     serve_script,
@@ -105,7 +107,7 @@ def _ascend(m: ModelSpec, p: Strategy, d: Strategy) -> Iterator[Finding]:
 # Scripts ---------------------------------------------------------------------------------------------------------
 
 
-def pool_settings(engine: str, pool: str, transfer: str) -> dict[str, tuple]:
+def pool_settings(engine: str, pool: str, transfer: str) -> dict[str, Any]:
     """pool_lines, pool_environment and pool_flags of a Request, for `pool` prefill or decode."""
     if engine == "vllm":
         role = "kv_producer" if pool == "prefill" else "kv_consumer"
@@ -166,6 +168,11 @@ for server in $DECODE; do args+=(--decode "http://$server"); done
 exec {start[0]} "${{args[@]}}" --host 0.0.0.0 --port "$ROUTER_PORT"
 """
     return LaunchFile(name=f"{engine}/proxy.sh", text=text)
+
+
+def bench_file(launcher: Launcher, decode: Request) -> LaunchFile:
+    """The benchmark against the router in front of both pools."""
+    return LaunchFile(name=f"{launcher.engine}/bench.sh", text=bench_script(launcher, decode, port=decode.port - 1))
 
 
 def notes(found: tuple[Finding, ...]) -> tuple[str, ...]:

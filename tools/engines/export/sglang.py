@@ -66,7 +66,7 @@ def bench(r: Request) -> list[str]:
         "python3 -m sglang.benchmark.serving", "--backend sglang", '--model "$MODEL"',
         '--base-url "http://$HOST:$PORT"', "--dataset-name random-ids", f"--random-input-len {r.isl}",
         f"--random-output-len {r.osl}", "--random-range-ratio 1.0", '--max-concurrency "$CONCURRENCY"',
-        '--num-prompts "$PROMPTS"', '--warmup-requests "$CONCURRENCY"', '--output-file "${RESULT:-bench.jsonl}"',
+        '--num-prompts "$PROMPTS"', '--warmup-requests "$CONCURRENCY"', '--output-file "$RESULT"',
     ]  # fmt: skip
     if r.request_rate:
         lines.append(f"--request-rate {r.request_rate:g}")

@@ -114,7 +114,48 @@ def export_training(
         ],
     )  # fmt: skip
     text = "\n".join([rows, *_torchrun(job), "exec " + continued([*TORCHRUN, *COMMANDS[engine](job)]) + "\n"])
-    return (LaunchFile(name=f"{engine}/train.sh", text=text),), findings
+    return (LaunchFile(name=f"{engine}/train.sh", text=text), bench_file(engine, job)), findings
+
+
+STEPS = 30
+"""Of a timing run; the first third warms up."""
+SHORT_RUN = {
+    "megatron": f"--train-iters {STEPS} --log-interval 1 --log-throughput --eval-iters 0",
+    "torchtitan": f"--training.steps {STEPS} --metrics.log_freq 1",
+}
+STEP_TIMES = {
+    "megatron": (r"elapsed time per iteration \(ms\):\s*([\d.]+)", "ms"), "torchtitan": (r"tps:\s*([\d,]+)", "tps"),
+}  # fmt: skip
+"""Where each framework logs the time of a step, or the tokens per second and device."""
+
+
+def bench_file(engine: str, job: Job) -> LaunchFile:
+    """`bench.sh`: a short run of train.sh, its step time and tokens per second and device."""
+    pattern, unit = STEP_TIMES[engine]
+    tokens, devices = job.global_batch_size * job.seq_len, job.strategy.num_devices
+    head = header_rows(
+        "Time the plan: a few steps, tokens per second and device.",
+        [
+            ("engine", job.rules.label), ("strategy", job.strategy.label(moe=job.model.moe is not None)),
+            ("batch", _batch_equation(job)), ("usage", f"as train.sh, on every node; {USAGE[engine]} bash bench.sh"),
+        ],
+    )  # fmt: skip
+    text = f"""{head}
+LOG=${{LOG:-bench.log}}
+here=$(cd "$(dirname "$0")" && pwd)
+bash "$here/train.sh" {SHORT_RUN[engine]} "$@" 2>&1 | tee "$LOG"
+python3 - "$LOG" <<'PY'
+import re, statistics, sys
+found = [float(x.replace(",", "")) for x in re.findall(r"{pattern}", open(sys.argv[1], errors="replace").read())]
+steady = found[len(found) // 3 :]
+if not steady:
+    sys.exit("no step time in the log of this node (ranks log on the last stage: look on its node)")
+middle = statistics.median(steady)
+seconds = middle / 1e3 if "{unit}" == "ms" else {tokens} / (middle * {devices})
+print(f"{{len(steady)}} steps: {{seconds:.3f}} s per step, {{{tokens} / seconds / {devices}:.1f}} tokens/s per device")
+PY
+"""
+    return LaunchFile(name=f"{engine}/bench.sh", text=text)
 
 
 def _batch_equation(job: Job) -> str:

@@ -95,7 +95,8 @@ def bench(r: Request) -> list[str]:
         "python3 -m tensorrt_llm.serve.scripts.benchmark_serving", "--backend openai", '--model "$MODEL"',
         '--host "$HOST"', '--port "$PORT"', "--dataset-name random", "--random-ids", f"--random-input-len {r.isl}",
         f"--random-output-len {r.osl}", "--ignore-eos", '--max-concurrency "$CONCURRENCY"',
-        '--num-prompts "$PROMPTS"', "--percentile-metrics ttft,tpot,itl,e2el",
+        '--num-prompts "$PROMPTS"', "--percentile-metrics ttft,tpot,itl,e2el", "--metric-percentiles 50,90,95,99",
+        "--save-result", "--result-dir .", '--result-filename "$RESULT"',
     ]  # fmt: skip
     if r.request_rate:
         lines.append(f"--request-rate {r.request_rate:g}")

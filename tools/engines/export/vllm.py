@@ -76,12 +76,14 @@ def across_nodes(r: Request) -> tuple[list[str], list[str]]:
 
 
 def bench(r: Request) -> list[str]:
+    prefix = round(r.isl * r.cached)
     lines = [
         "vllm bench serve", '--model "$MODEL"', '--base-url "http://$HOST:$PORT"', "--dataset-name random",
-        f"--random-input-len {r.isl}", f"--random-output-len {r.osl}", "--ignore-eos",
+        f"--random-input-len {r.isl - prefix}", *([f"--random-prefix-len {prefix}"] if prefix else []),
+        f"--random-output-len {r.osl}", "--ignore-eos",
         '--max-concurrency "$CONCURRENCY"', '--num-prompts "$PROMPTS"', '--num-warmups "$CONCURRENCY"',
         "--percentile-metrics ttft,tpot,itl,e2el", "--metric-percentiles 50,90,95,99",
-        "--save-result", '--result-filename "${RESULT:-bench.json}"',
+        "--save-result", '--result-dir .', '--result-filename "$RESULT"',
     ]  # fmt: skip
     if r.request_rate:
         lines.append(f"--request-rate {r.request_rate:g}")

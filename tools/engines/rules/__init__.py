@@ -37,7 +37,7 @@ from tools.partition.lower import default_layers_per_stage as balanced_layers
 from tools.spec.base import ToolError
 from tools.spec.finding import Finding
 from tools.spec.hardware import Device
-from tools.spec.model import ModelSpec
+from tools.spec.model import ModelSpec, with_redundant
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown
 
@@ -108,6 +108,7 @@ def check(
     beyond = _beyond(known, strategy)
     if beyond:
         return (*beyond, *said)  # its degrees mean something else to the engine: judging them would mislead
+    model = with_redundant(model, strategy.redundant_experts)
     d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node)
     broken = [v for v in (rule(model, d) for rule in known.rules) if np.any(v.bad)]
     way_out = ""
@@ -125,6 +126,7 @@ BEYOND: tuple[tuple[str, Any, str, frozenset[str]], ...] = (
     ("expert_devices", 0, "experts on devices of their own", frozenset()),
     ("attn_pool", 0, "a pool of devices that joins attention", frozenset()),
     ("seq_slices", 1, "a pipeline over slices of the prompt", frozenset()),
+    ("redundant_experts", 0, "further copies of experts", frozenset({"vllm", "sglang"})),
     ("placements", (), "weights that are placed one by one", frozenset()),
     ("virtual", 1, "an interleaved pipeline", frozenset({"megatron", "torchtitan"})),
 )

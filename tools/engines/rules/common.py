@@ -121,7 +121,7 @@ def routed_width_divides(ways: Callable[[Degrees], Ints], label: str, source: st
 
 def experts_cover_ranks(source: str) -> Rule:
     def rule(m: ModelSpec, d: Degrees) -> Verdict:
-        n = m.moe.num_experts if m.moe else 0
+        n = m.moe.num_slots if m.moe else 0
         return Verdict(
             "ep-experts", (d.ep > n) & (m.moe is not None), "moe.experts",
             lambda: f"ep({d.ep}) > num_experts({n}): {d.ep - n} ranks would hold no expert",

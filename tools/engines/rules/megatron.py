@@ -59,7 +59,7 @@ def layers_divide(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_experts if m.moe else 0
+    n = m.moe.num_slots if m.moe else 0
     return Verdict(
         "ep-even", n % d.ep != 0, "moe.experts", lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
         f"ep among the divisors of {n}: {divisors(n)}", "core/transformer/moe/moe_layer.py:186", cause="shape",
@@ -157,6 +157,9 @@ def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
     stages = s.layers_per_stage
     if s.pp > 1 and stages is not None and len(set(stages)) > 1:
         flags.append(Flag("--pipeline-model-parallel-layout", pipeline_layout(stages)))
+    elif s.virtual > 1:
+        per_run = m.num_hidden_layers // (s.pp * s.virtual)
+        flags.append(Flag("--num-layers-per-virtual-pipeline-stage", str(per_run)))
     return tuple(flags)
 
 

@@ -116,7 +116,7 @@ def dispatch_spans_group(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_experts if m.moe else 0
+    n = m.moe.num_slots if m.moe else 0
     return Verdict(
         "ep-even", n % d.ep != 0, "moe.experts",
         lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
@@ -126,7 +126,7 @@ def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def group_within_experts(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_experts if m.moe else 0
+    n = m.moe.num_slots if m.moe else 0
     ranks = d.etp if m.architecture in COUNTS_EXPERTS_PER_SLICE else d.group
     return Verdict(
         "tp-experts", (ranks > n) & (m.moe is not None), "moe.router",
@@ -362,6 +362,8 @@ def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
         flags += [Flag("--attn-cp-size", str(s.cp)), Flag("--enable-prefill-cp"), Flag("--cp-strategy", "zigzag")]
     if m.moe is not None:
         flags += _expert_flags(d, bool(dense_linears(m, 1)))
+    if s.redundant_experts:
+        flags += [Flag("--enable-eplb"), Flag("--ep-num-redundant-experts", str(s.redundant_experts))]
     if s.dcp > 1:
         flags.append(Flag("--dcp-size", str(s.dcp)))
     if s.sp and s.tp > 1:

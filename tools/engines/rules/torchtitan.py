@@ -46,7 +46,7 @@ def experts_span_shards(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_experts if m.moe else 0
+    n = m.moe.num_slots if m.moe else 0
     return Verdict(
         "ep-even", n % d.ep != 0, "moe.experts", lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
         f"ep among the divisors of {n}: {divisors(n)}", "distributed/expert_parallel.py", cause="shape",

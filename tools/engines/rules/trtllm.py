@@ -92,7 +92,7 @@ def expert_degrees_fill_tp(m: ModelSpec, d: Degrees) -> Verdict:
 
 def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
     """Each rank owns num_experts // ep of them, so that a remainder would belong to nobody."""
-    n = m.moe.num_experts if m.moe else 0
+    n = m.moe.num_slots if m.moe else 0
     return Verdict(
         "ep-even", n % d.ep != 0, "moe.experts",
         lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}: each rank takes {n // d.ep}, {n % d.ep} belong to nobody",

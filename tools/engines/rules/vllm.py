@@ -6,6 +6,7 @@ replicas are separate instances. Source places are files of the 0.33.0 wheel, be
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 
@@ -91,7 +92,7 @@ def experts_are_all_or_nothing(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_experts if m.moe else 0
+    n = m.moe.num_slots if m.moe else 0
     return Verdict(
         "ep-even", (n % d.ep != 0) & (m.architecture in ASSERTS_EVEN_EXPERTS), "moe.experts",
         lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, {m.architecture} asserts 0",
@@ -100,7 +101,7 @@ def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def experts_uneven(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_experts if m.moe else 0
+    n = m.moe.num_slots if m.moe else 0
     return Verdict(
         "ep-uneven", n % d.ep != 0, "moe.experts",
         lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}: the first {n % d.ep} ranks hold one expert more",
@@ -110,7 +111,7 @@ def experts_uneven(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def tp_within_experts(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_experts if m.moe else 0
+    n = m.moe.num_slots if m.moe else 0
     return Verdict(
         "tp-experts", (d.tp > n) & (m.moe is not None), "moe.router",
         lambda: f"tp({d.tp}) > num_experts({n})", f"tp of at most {n}",
@@ -350,6 +351,9 @@ def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
         flags.append(Flag("--data-parallel-size", str(s.attn_dp)))
     if m.moe is not None and s.ep > 1:
         flags.append(Flag("--enable-expert-parallel"))
+    if s.redundant_experts:
+        copies = json.dumps({"num_redundant_experts": s.redundant_experts})
+        flags += [Flag("--enable-eplb"), Flag("--eplb-config", copies)]
     return tuple(flags)
 
 
