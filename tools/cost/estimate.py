@@ -22,6 +22,7 @@ from tools.partition.lower import lower
 from tools.spec.base import ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Cause, Finding
+from tools.spec.model import with_redundant
 from tools.spec.plan import Estimate, StageMemory
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown, Term
@@ -84,6 +85,8 @@ def predict(
     if concurrency is not None and concurrency < 1:
         raise ToolError(f"concurrency({concurrency}) must be at least 1")
     check_degrees(deployment.model, strategy)
+    copies = with_redundant(deployment.model, strategy.redundant_experts)
+    deployment = deployment.model_copy(update={"model": copies})
     s = normalise(deployment, strategy)
     load = Load.of(deployment.workload, concurrency=concurrency, max_throughput=max_throughput)
     ((_, layout),) = layouts(deployment, curves, Candidates.of(s))

@@ -121,8 +121,10 @@ class _Lowering:
         layout = self.placement.weight(t, group, reader.module if reader else "")
         return PTensor(t.name, t.name, layout, group=group)
 
-    def bring(self, name: str, want: Layout, group: str) -> str:
-        """`name` in layout `want` on the ranks of `group`: itself, or a copy that was sent there, made once."""
+    def bring(self, name: str, want: Layout, group: str | None = None) -> str:
+        """`name` in layout `want` on the ranks of `group` (its own by default): itself, or a copy that was sent there, made
+        once."""
+        group = self.tensors[name].group if group is None else group
         if self.tensors[name].group != group:
             return self.send(name, want, group)
         if self.layouts[name] == want:

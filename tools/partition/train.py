@@ -235,7 +235,7 @@ class _Step(_Lowering):
             self.held.add(t.name)
         self.tensors[weight] = forward.tensors[weight]
 
-    def bring(self, name: str, want: Layout, group: str = "") -> str:
+    def bring(self, name: str, want: Layout, group: str | None = None) -> str:
         before = self.stored.get(name, self.layouts[name])
         current = self.moved.get((name, before), name)
         path = redistribute(before, self.layouts[name]) if name in self.stored else ()
@@ -464,7 +464,7 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
 
     Raises Refused with op, dim and axis for what cannot be represented, ToolError for degrees that contradict the model.
     """
-    _refuse(model, strategy)
+    _refuse(strategy, options)
     _check_degrees(model, strategy)
     kv_heads = model.attention.num_heads if model.attention.mla else model.attention.num_kv_heads
     mesh = train_mesh(strategy, options, kv_heads)
@@ -489,8 +489,15 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
     return TrainProgram(model, strategy, options, mesh, placement, tuple(stages), sizes)
 
 
-def _refuse(model: ModelSpec, s: Strategy) -> None:
+def _refuse(s: Strategy, o: TrainOptions) -> None:
     """What a training step cannot say yet, or what has no meaning in it."""
+    if s.cp > 1 and s.cp_kind == "ring" and not o.reruns_attention:
+        raise Refused(
+            f"attention, kv_len, cp({s.cp}): a ring keeps no whole row of probabilities that could be saved; use "
+            "fused_attention=true, or recompute=selective"
+        )
+    if s.placements:
+        raise Refused("training step, placements: weights placed one by one have no optimizer layout yet; use degrees")
     for axis, why in (
         ("dcp", "deals out a KV cache, and training keeps none"),
         ("dk", "slices d_k for attention without a backward pass"),
@@ -499,8 +506,9 @@ def _refuse(model: ModelSpec, s: Strategy) -> None:
     ):
         if getattr(s, axis) > 1:
             raise Refused(f"training step, {axis}({getattr(s, axis)}): {axis} {why}; use {axis}=1")
-    for axis in ("expert_devices", "attn_pool"):
+    for axis, why in (
+        ("expert_devices", "device groups of their own have no backward pass"), ("attn_pool", "a pool joins serving only"),
+        ("redundant_experts", "copies of an expert would need their gradients added"),
+    ):  # fmt: skip
         if getattr(s, axis):
-            raise Refused(
-                f"training step, {axis}({getattr(s, axis)}): device groups of their own have no backward pass; use 0"
-            )
+            raise Refused(f"training step, {axis}({getattr(s, axis)}): {why}; use 0")
