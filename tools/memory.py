@@ -469,8 +469,7 @@ def held_elements(
     layout = pbody.layout(tensor)
 
     def held(dim: str) -> int:
-        rotation = layout.rotation if dim == "kv_len" else 0
-        return len(positions(int(sizes[dim]), layout.axes(dim), mesh, rank, dim, orders, rotation))
+        return len(positions(int(sizes[dim]), layout.axes(dim), mesh, rank, dim, orders, layout.turned(dim)))
 
     return prod(held(d) for d in pbody.spec(tensor).dims)
 

@@ -76,7 +76,7 @@ def box(layout: Layout, lengths: Mapping[str, int], mesh: Mesh, rank: int, order
         degrees = tuple(int(mesh.degrees[a]) for a in axes)
         place = tuple(mesh.coordinate(rank, a) for a in axes)
         order = orders.get(dim, "run")
-        return _runs(n, degrees, place, order, layout.rotation if dim == "kv_len" else 0)
+        return _runs(n, degrees, place, order, layout.turned(dim))
 
     return tuple(held(d, n) for d, n in lengths.items())
 

@@ -80,7 +80,11 @@ def layout_fault(comm: Comm, src: Layout, dst: Layout) -> str:
         split[comm.src_dim or ""] = have[: len(have) - len(comm.axes)]
     if comm.kind in ("reduce_scatter", "all_to_all", "slice"):
         split[comm.dst_dim or ""] = split.get(comm.dst_dim or "", ()) + comm.axes
-    rotation = src.rotation + (comm.kind == "ring_shift")
+    rotation = src.rotation
+    if comm.kind == "ring_shift":  # one place further, the way it goes already, or home
+        ways = {1: (src.rotation + 1,), -1: (src.rotation - 1, 0)}
+        going = (src.rotation > 0) - (src.rotation < 0) or (1 if dst.rotation > 0 else -1)
+        rotation = dst.rotation if dst.rotation in ways[going] else src.rotation + going
     want = replace(Layout.of(split, tuple(pending), src.reduce), rotation=rotation)
     return "" if want == dst else f"{comm.kind} takes [{src}] to [{want}], the graph says [{dst}]"
 

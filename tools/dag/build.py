@@ -106,6 +106,7 @@ class _Builder:
         self.kept: dict[tuple[str, str, int], tuple[str, Port]] = {}
         """(body, cache, lane) → the node of the slice before that appended to the cache, and what it holds since."""
         self._range_cache: dict[tuple[str, tuple[str, ...], int, int], tuple[int, int]] = {}
+        self._port_cache: dict[tuple[int, str, int], tuple[PBody, Port]] = {}
         self.orders = program.orders
         self.dtypes = Dtypes.of_strategy(program.model, s)
         self.index_bytes = self.dtypes.bytes("index")
@@ -155,6 +156,7 @@ class _Builder:
             first, n = self.slices[piece]
             self.tag, self.sizes = f"t{piece}", {**self.total, "seq_len": n, "kv_len": first + n}
             self._range_cache.clear()
+            self._port_cache.clear()
 
     def _subtitle(self) -> str:
         s, n = self.program.strategy, self.total
@@ -458,15 +460,15 @@ class _Builder:
         """First and end index of the part of `dim` that `rank` holds. Where a dim is not dealt out in runs (zig-zag,
         cyclic, RoPE pairs) the indices count in the order in which the parts are dealt."""
         axes = layout.axes(dim)
-        key = (dim, axes, rank, layout.rotation)
+        key = (dim, axes, rank, layout.turned(dim))
         if key not in self._range_cache:
-            held = positions(self.sizes[dim], axes, self.mesh, rank, dim, self.orders, layout.rotation)
+            held = positions(self.sizes[dim], axes, self.mesh, rank, dim, self.orders, layout.turned(dim))
             if self.orders.get(dim, "run") == "run" or not axes:
                 first = int(held[0]) if len(held) else 0
             else:
                 group = next(g for g in self.mesh.groups(axes) if rank in g)
                 first = sum(
-                    len(positions(self.sizes[dim], axes, self.mesh, r, dim, self.orders, layout.rotation))
+                    len(positions(self.sizes[dim], axes, self.mesh, r, dim, self.orders, layout.turned(dim)))
                     for r in group[: group.index(rank)]
                 )
             self._range_cache[key] = (first, first + len(held))
@@ -478,6 +480,14 @@ class _Builder:
 
     def _port(self, body: PBody, tensor: str, rank: int) -> Port:
         """Local dims of a tensor on one rank, exact where shards are uneven; a routed one counts expected tokens."""
+        key = (
+            id(body),
+            tensor,
+            rank,
+        )  # replicas hold the same parts; the entry keeps the body, so that no id is reused
+        known = self._port_cache.get(key)
+        if known is not None:
+            return known[1]
         t, layout = body.spec(tensor), body.layout(tensor)
         dims = [(d, self._length(d, layout, rank)) for d in t.dims]
         if t.routed:
@@ -485,7 +495,9 @@ class _Builder:
             tokens = -(-n["batch_size"] * n["seq_len"] * self.sizes["top_k"] // self.sizes["experts"])
             rest = [(d, k) for d, k in dims if d not in ("experts", "batch_size", "seq_len")]
             dims = [("experts", n["experts"]), ("expert_tokens", tokens), *rest]
-        return Port(tensor, tuple(dims), self.dtypes.bytes(t.dtype))
+        port = Port(tensor, tuple(dims), self.dtypes.bytes(t.dtype))
+        self._port_cache[key] = (body, port)
+        return port
 
     def routed_note(self, body: PBody, tensor: str, rank: int) -> list[str]:
         if not body.spec(tensor).routed:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tools.dag import runtime
 from tools.dag.graph import Dag
 from tools.dag.layout import Tables, tables
-
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def to_dot(dag: Dag) -> str:
@@ -53,6 +50,6 @@ def _attrs(attrs: Mapping[str, str]) -> str:
 
 
 def _quote(text: str) -> str:
-    if text.startswith("<<") or _PLAIN.match(text):
+    if (text.isidentifier() and text.isascii()) or text.startswith("<<"):
         return text
-    return '"' + text.replace('"', '\\"') + '"'
+    return '"' + (text.replace('"', '\\"') if '"' in text else text) + '"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -139,10 +140,12 @@ class Dag:
         return next(n for n in self.nodes if n.id == node_id)
 
 
+@lru_cache(maxsize=65536)
 def dims_text(dims: Dims) -> str:
     """`[batch_size=8, heads=8]`"""
     return "[" + ", ".join(f"{d}={n}" for d, n in dims) + "]"
 
 
+@lru_cache(maxsize=65536)
 def ports_text(ports: tuple[Port, ...]) -> tuple[str, ...]:
     return tuple(str(p) for p in ports)

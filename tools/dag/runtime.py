@@ -64,8 +64,11 @@ def label_of(
 
 def text_width(text: str) -> float:
     """Widest line, in points; East Asian characters count double."""
-    wide = max(sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line) for line in text.split("\n"))
-    return wide * CHAR
+    return max(len(line) if line.isascii() else _columns(line) for line in text.split("\n")) * CHAR
+
+
+def _columns(line: str) -> int:
+    return sum(2 if c > "\u10ff" and unicodedata.east_asian_width(c) in "WF" else 1 for c in line)
 
 
 def each(*gpus: int) -> list[tuple[int, int, int]]:

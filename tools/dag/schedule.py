@@ -14,8 +14,8 @@ from tools.dag import runtime
 from tools.dag.graph import Dag, DagEdge, DagNode, Dims, Lane, Port, Role
 from tools.dag.text import layers_text
 from tools.memory import Dtypes
-from tools.partition.lower import Program, Stage
-from tools.partition.pipeline import Task, needs, order, timeline
+from tools.partition.lower import PBody, Program, Stage
+from tools.partition.pipeline import Task, needs, order, sequence, timeline
 from tools.spec.base import ToolError
 
 TURN = "turn"
@@ -66,7 +66,7 @@ class _Drawing:
 
     def dag(self, title: str | None) -> Dag:
         p, s = self.program, self.program.strategy
-        stages = p.on_ranks
+        stages = self.groups()
         lanes = tuple(
             Lane(
                 st.ranks[0], f"{runtime.short(runtime.gpu_text(st.ranks))} · stage {i} · {self.holds(st)}", st.ranks, i
@@ -78,15 +78,32 @@ class _Drawing:
         for i, tasks in enumerate(self.times.orders):
             for before, task in zip([None, *tasks], tasks, strict=False):
                 self.task(stages[i], before, task, *ends)
-        head = title or f"{p.model.name} · {p.phase} · {s.label(p.model.moe is not None)} · schedule"
+        head = title or f"{p.model.name} · {self.phase} · {s.label(p.model.moe is not None)} · schedule"
         attrs = {
-            "model": p.model.name, "strategy": s.label(p.model.moe is not None), "phase": p.phase, "detail": "schedule",
+            "model": p.model.name, "strategy": s.label(p.model.moe is not None), "phase": self.phase, "detail": "schedule",
             "num_hidden_layers": str(p.model.num_hidden_layers), "num_devices": str(s.num_devices),
             "num_replicas": str(s.dp), "drawn_replicas": "1", "bubble": f"{self.times.bubble:.4f}",
             "pieces": str(len(self.times.pieces)), "digest": p.digest(),
         }  # fmt: skip
         nodes = sorted(self.nodes, key=lambda n: n.row)
         return Dag(head, self.subtitle(), "schedule", tuple(nodes), tuple(self.edges), lanes, (), attrs)
+
+    # ------------------------------------------------------------------------ what is scheduled
+
+    @property
+    def phase(self) -> str:
+        return self.program.phase
+
+    @property
+    def batch(self) -> int:
+        """Sequences that enter in all."""
+        return int(self.program.sizes["batch_size"])
+
+    def groups(self) -> Sequence[Stage]:
+        return self.program.on_ranks
+
+    def first_body(self, chunk: int) -> PBody:
+        return next(b for b, _ in self.program.stages[chunk].bodies())
 
     # ------------------------------------------------------------------------ wording
 
@@ -121,7 +138,7 @@ class _Drawing:
         """Row of every task: after the one before it on its stage and after what it needs."""
         last, stage_of = len(self.program.stages) - 1, {t: i for i, ts in enumerate(self.times.orders) for t in ts}
         free = [0] * len(self.times.orders)
-        for t in sorted(self.times.spans, key=lambda t: (self.times.spans[t].start, self.times.spans[t].end, t.chunk)):
+        for t in sequence(self.times.orders, last):
             stage = stage_of[t]
             self.turn[t] = max([free[stage], *(self.turn[n] + 1 for n in needs(t, last))])
             free[stage] = self.turn[t] + 1
@@ -130,7 +147,7 @@ class _Drawing:
         """What a piece is on entering a chunk, on the stage's first device."""
         p = self.program
         sizes = {**p.sizes, "batch_size": piece.sequences, "seq_len": piece.tokens}
-        body = next(b for b, _ in p.stages[chunk].bodies())
+        body = self.first_body(chunk)
         spec, layout = body.spec(body.inputs[0]), body.layout(body.inputs[0])
         dims = tuple((d, -(-int(sizes[d]) // int(p.mesh.degree(layout.axes(d))))) for d in spec.dims)
         return Port(tensor, dims, Dtypes.of_strategy(p.model, p.strategy).bytes(spec.dtype))
@@ -158,28 +175,29 @@ class _Drawing:
     def total_input(self, first: Stage, lanes: Sequence[Lane]) -> DagNode:
         """Total input, and the split into pieces where there are several."""
         s, sizes = self.program.strategy, self.program.sizes
-        whole = Port("ids", (("batch_size", int(sizes["batch_size"])), ("seq_len", int(sizes["seq_len"]))), 4.0)
+        whole = Port("ids", (("batch_size", self.batch), ("seq_len", int(sizes["seq_len"]))), 4.0)
         note = [f"of one of {s.dp} replicas"] if s.dp > 1 else []
         source = self.node("total_input", -2, "io", "total input · token ids", "model.input", self.everybody(),
                            ([whole], [whole]), note, spans=tuple(lane.index for lane in lanes))  # fmt: skip
-        if len(self.times.pieces) == 1:
+        parts = [self.port("ids", p, 0) for p in dict.fromkeys(self.times.pieces)]
+        if len(self.times.pieces) == 1 and parts[0].dims == whole.dims:
             return source
-        kinds = dict.fromkeys(self.times.pieces)
-        parts = [self.port("ids", p, 0) for p in kinds]
         if len({p.dims for p in parts}) > 1:
             parts = [replace(p, tensor=f"ids({i})") for i, p in enumerate(parts)]
-        else:
-            parts = parts[:1]
-        split = self.node("split_pieces", -1, "routing", f"split: {len(self.times.pieces)} {self.pieces_word()}",
-                          "model.input.pieces", first.ranks, ([whole], parts), [], spans=(lanes[0].index,),
-                          whole=whole.dims)  # fmt: skip
+        count = len(self.times.pieces)
+        what = f"{count} {self.pieces_word()}" if count > 1 else "to the ranks of the first stage"
+        split = self.node(
+            "split_pieces", -1, "routing", f"split: {what}", "model.input.pieces", first.ranks,
+            ([whole], parts if len({p.tensor for p in parts}) > 1 else parts[:1]), [], spans=(lanes[0].index,),
+            whole=whole.dims,
+        )  # fmt: skip
         self.join(source.id, split.id, whole)
         return split
 
     def total_output(self, last: Stage, lanes: Sequence[Lane]) -> DagNode:
         """Aggregation of what the pieces sampled, and the total output."""
         row = 2 * max(self.turn.values()) + 2
-        whole = Port("tokens", (("batch_size", int(self.program.sizes["batch_size"])),), 4.0)
+        whole = Port("tokens", (("batch_size", self.batch),), 4.0)
         parts = {self.tokens(p).dims: self.tokens(p) for p in self.times.pieces}
         named = list(parts.values()) if len(parts) == 1 else [
             replace(p, tensor=f"tokens({i})") for i, p in enumerate(parts.values())
@@ -204,19 +222,13 @@ class _Drawing:
     def task(self, stage: Stage, before: Task | None, task: Task, source: DagNode, sink: DagNode) -> None:
         """A node, the edge or transfer that brings its input, and the dashed edge from the task before it."""
         last, piece, lane = len(self.program.stages) - 1, self.times.pieces[task.piece], stage.ranks[0]
-        span, layers = self.times.spans[task], [i for r in self.program.stages[task.chunk].runs for i in r.layers]
         enters = self.port("x" if task.chunk else "ids", piece, task.chunk)
         leaves = self.tokens(piece) if task.chunk == last else self.port("x", piece, task.chunk + 1)
         turn, more = Port(TURN, (("stage", self.stage_at(stage)),)), task != self.times.orders[self.stage_at(stage)][-1]
-        ends = " + embedding" * (task.chunk == 0) + " + head" * (task.chunk == last)
         node = self.node(
             self.step(task), 2 * self.turn[task], "compute", f"forward · {self.name(task.piece)} · chunk {task.chunk}",
             "model.pipeline", stage.ranks, ([enters, *[turn] * (before is not None)], [leaves, *[turn] * more]),
-            [
-                f"layers {layers_text(tuple(layers))}{ends}",
-                f"start {self.length(span.start, ' ')}, end {self.length(span.end, ' ')}",
-            ],
-            lane=lane, whole=self.whole(enters, leaves),
+            self.notes(task), lane=lane, whole=self.whole(enters, leaves),
         )  # fmt: skip
         if before is not None:
             self.join(f"{self.step(before)}__g{lane}", node.id, turn, lane, dashed=True)
@@ -225,17 +237,26 @@ class _Drawing:
         if not task.chunk:
             self.join(source.id, node.id, enters, lane)
             return
-        self.arrive(task, stage, node, enters)
+        self.hand_over(Task(task.piece, task.chunk - 1), task, node, enters)
 
-    def arrive(self, task: Task, stage: Stage, node: DagNode, x: Port) -> None:
-        sender = self.program.stages[task.chunk - 1]
-        made = Task(task.piece, task.chunk - 1)
-        source, a, b = f"{self.step(made)}__g{sender.ranks[0]}", sender.ranks[0], stage.ranks[0]
-        if sender.ranks == stage.ranks:
+    def notes(self, task: Task) -> list[str]:
+        """Which layers, from when to when."""
+        span, layers = self.times.spans[task], [i for r in self.program.stages[task.chunk].runs for i in r.layers]
+        ends = " + embedding" * (task.chunk == 0) + " + head" * (task.chunk == len(self.program.stages) - 1)
+        return [
+            f"layers {layers_text(tuple(layers))}{ends}",
+            f"start {self.length(span.start, ' ')}, end {self.length(span.end, ' ')}",
+        ]
+
+    def hand_over(self, made: Task, task: Task, node: DagNode, x: Port) -> None:
+        """What one task made comes to another: an edge, through a transfer where it changes the stage."""
+        sender, receiver = (self.program.stages[t.chunk] for t in (made, task))
+        source, a, b = f"{self.step(made)}__g{sender.ranks[0]}", sender.ranks[0], receiver.ranks[0]
+        if sender.ranks == receiver.ranks:
             self.join(source, node.id, x, b)
             return
-        step, devices = f"p2p_{self.step(made)}", (*sender.ranks, *stage.ranks)
-        ways = [f"{runtime.short(runtime.gpu_text(sender.ranks))} → {runtime.short(runtime.gpu_text(stage.ranks))}"]
+        step, devices = f"p2p_{self.step(made)}", (*sender.ranks, *receiver.ranks)
+        ways = [f"{runtime.short(runtime.gpu_text(sender.ranks))} → {runtime.short(runtime.gpu_text(receiver.ranks))}"]
         took = self.times.transfer[task.piece]
         p2p = self.node(
             step, 2 * self.turn[made] + 1, "comm", f"send / recv · {self.name(task.piece)} · to chunk {task.chunk}",
@@ -253,8 +274,8 @@ class _Drawing:
         return f"{'micro-batch' if word == 'micro-batches' else word.removesuffix('s')} {piece}"
 
     def whole(self, *ports: Port) -> Dims:
-        sizes = self.program.sizes
-        parts = {d: int(sizes[d]) for p in ports for d, n in p.dims if n != int(sizes[d])}
+        sizes = {**self.program.sizes, "batch_size": self.batch}
+        parts = {d: int(sizes[d]) for p in ports for d, n in p.dims if d in sizes and n != int(sizes[d])}
         return tuple(parts.items())
 
 

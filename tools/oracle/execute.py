@@ -119,7 +119,7 @@ class Devices:
 
     def dealt(self, dim: str, layout: Layout, rank: int) -> Array:
         n, axes = self.sizes[dim], layout.axes(dim)
-        rotation = layout.rotation if dim == "kv_len" else 0
+        rotation = layout.turned(dim)
         if dim != "kv_len" or self.orders.get("seq_len", "run") == "run" or not axes:
             return positions(n, axes, self.mesh, rank, dim, self.orders, rotation)
         # A ring's cache: the prompt as prefill dealt it out, then one position after the other.

@@ -34,13 +34,18 @@ class Layout:
     pending: Axes = ()
     reduce: Reduction = "sum"
     rotation: int = 0
-    """Ring steps that `kv_len` has travelled: the rank holds what the rank that many places before it had."""
+    """Ring steps that keys and values have travelled: the rank holds the `kv_len` that the rank that many places before it
+    had. Negative: steps that queries and their sums have travelled (`seq_len`)."""
 
     @staticmethod
     def of(split: Mapping[str, Axes], pending: Axes = (), reduce: Reduction = "sum") -> Layout:
         return Layout(
             tuple(sorted((d, a) for d, a in split.items() if a)), tuple(sorted(pending)), reduce if pending else "sum"
         )
+
+    def turned(self, dim: str) -> int:
+        """Places around the ring that this dim has travelled."""
+        return max(0, self.rotation if dim == "kv_len" else -self.rotation if dim == "seq_len" else 0)
 
     def axes(self, dim: str) -> Axes:
         return next((a for d, a in self.split if d == dim), ())

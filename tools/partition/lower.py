@@ -217,7 +217,7 @@ class _Lowering:
 
         def shift(comm: Comm, src: str, output: str, origin: str, layout: Layout) -> None:
             self.ops.append(POp(output, (src,), output, comm=comm))
-            self.tensors[output] = PTensor(output, origin, layout, group=self.placement.main)
+            self.tensors[output] = PTensor(output, origin, layout, output.startswith("ring_"), self.placement.main)
             self.layouts[output] = layout
 
         unroll(self.body, self.placement, emit, shift, self.layouts.__getitem__)
@@ -409,7 +409,8 @@ def placement_of(strategy: Strategy, mesh: Mesh, phase: Phase) -> Placement:
     """The strategy's layouts on its mesh."""
     ring = strategy.cp if strategy.cp_kind == "ring" and strategy.cp > 1 else 0
     moves = strategy.moe_comm
-    return Placement(mesh.shape, phase, strategy.sp, moves, ring, overrides=strategy.placements)
+    pass_q = ring > 0 and strategy.ring_pass == "q"
+    return Placement(mesh.shape, phase, strategy.sp, moves, ring, pass_q=pass_q, overrides=strategy.placements)
 
 
 def _check_placements(model: ModelSpec, s: Strategy, phase: Phase) -> None:

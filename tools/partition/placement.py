@@ -41,6 +41,8 @@ class Placement:
     moe_comm: str = "auto"
     ring: int = 0
     """Steps of ring attention (= cp), 0: none. The only degree that is structure: the steps are written out."""
+    pass_q: bool = field(default=False, kw_only=True)
+    """Queries travel around the ring, keys and values stay."""
     overrides: Placements = field(default=(), kw_only=True)
     """Weights that are placed one by one."""
 

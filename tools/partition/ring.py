@@ -9,6 +9,9 @@ what comes out after the last step is the ordinary attention output, which the o
         scores …, m', exps against m', their sum and weighted values
         l, o = l·exp(m − m') + …, o·exp(m − m') + …
     output = o / l
+
+Passing queries (arXiv 2411.01783 §3) turns it round: keys and values stay, queries travel with m, l and o, and after as many
+steps as ranks the sums are home. What is sent then grows with the new positions, not with the cache.
 """
 
 from __future__ import annotations
@@ -37,17 +40,27 @@ def ring_region(body: Body) -> tuple[list[Op], list[str]]:
 
 def unroll(body: Body, placement: Placement, emit: Emit, shift: EmitComm, layout_of: Callable[[str], Layout]) -> None:
     """Writes all steps. `layout_of` gives the layout of tensors made before the region."""
-    region, travellers = ring_region(body)
+    region, keys = ring_region(body)
     made = {op.output for op in region}
     steps = _Steps(body, placement, emit, layout_of, region, made)
-    held = {c: c for c in travellers}
+    queries = [n for op in region for n in op.inputs if n not in made and "seq_len" in body.tensors[n].dims]
+    held = {c: c for c in (dict.fromkeys(queries) if placement.pass_q else keys)}
+    way = -1 if placement.pass_q else 1
+
+    def send(name: str, to: str, origin: str, layout: Layout, step: int) -> None:
+        shift(Comm("ring_shift", placement.axis("cp")), name, to, origin, replace(layout, rotation=way * step))
+
     for step in range(placement.ring):
         if step:
-            for c in travellers:
+            for c in held:
                 name = f"{c}#{step}"
-                shift(Comm("ring_shift", placement.axis("cp")), held[c], name, c, replace(layout_of(c), rotation=step))
+                send(held[c], name, c, layout_of(c), step)
                 held[c] = name
+            if placement.pass_q:
+                steps.travel(step, send)
         steps.run(step, held)
+    if placement.pass_q:
+        steps.travel(0, send)  # home
     steps.finish()
 
 
@@ -72,7 +85,18 @@ class _Steps:
         attention, dims = self.placement.attention(), self.body.tensors[tensor].dims
         batch = self.placement.cache()["batch_size"]
         split = {d: attention.get(d, batch if d == "batch_size" else ()) for d in dims}
+        if self.placement.pass_q:
+            return replace(Layout.of(split), rotation=-step if "seq_len" in dims else 0)
         return replace(Layout.of(split), rotation=step if "kv_len" in dims else 0)
+
+    def travel(self, step: int, send: Callable[[str, str, str, Layout, int], None]) -> None:
+        """Maximum, sum and weighted values go on to the next rank with their queries; home (step 0) without the maximum,
+        which nobody needs there."""
+        rows = (("top", "row_max"), ("total", "row_sum"), ("values", self.values_op))
+        for name, origin in rows if step else rows[1:]:
+            to = f"ring_{name}_{'home' if step == 0 else 'arrived'}#{step}"
+            send(getattr(self, name), to, origin, self.layout(origin, 0), step)
+            setattr(self, name, to)
 
     def run(self, step: int, held: dict[str, str]) -> None:
         names = dict(held)
@@ -93,11 +117,11 @@ class _Steps:
             self.top = self.with_sink(mine)
             return self.top
         top, shrink = f"ring_max#{step}", f"ring_shrink#{step}"
-        self.binary("maximum", (self.top, mine), top, "row_max")
-        self.binary("exp_sub", (self.top, top), shrink, "row_max")
+        self.binary("maximum", (self.top, mine), top, "row_max", step)
+        self.binary("exp_sub", (self.top, top), shrink, "row_max", step)
         for name, origin in (("total", "row_sum"), ("values", self.values_op)):
             scaled = f"ring_{name}_scaled#{step}"
-            self.binary("mul", (getattr(self, name), shrink), scaled, origin)
+            self.binary("mul", (getattr(self, name), shrink), scaled, origin, step)
             setattr(self, name, scaled)
         self.top = top
         return top
@@ -116,13 +140,13 @@ class _Steps:
                 self.binary("add", (total, "ring_sink"), "ring_total#0", "row_sum")
                 self.total = "ring_total#0"
             return
-        self.binary("add", (self.total, total), f"ring_total#{step}", "row_sum")
-        self.binary("add", (self.values, values), f"ring_values#{step}", self.values_op)
+        self.binary("add", (self.total, total), f"ring_total#{step}", "row_sum", step)
+        self.binary("add", (self.values, values), f"ring_values#{step}", self.values_op, step)
         self.total, self.values = f"ring_total#{step}", f"ring_values#{step}"
 
-    def binary(self, fn: str, inputs: tuple[str, str], out: str, origin: str) -> None:
+    def binary(self, fn: str, inputs: tuple[str, str], out: str, origin: str, step: int = 0) -> None:
         op = Op(out, "elementwise", inputs, out, "attention", "self_attn.ring", fn)
-        self.emit(op, inputs, out, origin, self.layout(origin, 0))
+        self.emit(op, inputs, out, origin, self.layout(origin, step))
 
     def finish(self) -> None:
         """Hands the sums to the division under the names that the body knows."""

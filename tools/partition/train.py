@@ -320,7 +320,8 @@ def _backward(
     homes = {
         g: at[t] if t in at else settled_home(forward, t)[0].without_pending()
         for g, t in bw.of.items()
-        if g in body.tensors and (t in at or t in forward.tensors)  # a ring's forward pass has some tensors by parts only
+        if g in body.tensors
+        and (t in at or t in forward.tensors)  # a ring's forward pass has some tensors by parts only
     }
     apart = {t.name: placement.stored(t) for t in body.weights() if placement.stored(t) != placement.weight(t)}
     low = _Step(body, placement, {seed: forward.layout(forward.output)}, homes, {} if keeps else apart)
@@ -455,7 +456,13 @@ def train_loss(model: ModelSpec, placement: TrainPlacement, options: TrainOption
 def train_placement(strategy: Strategy, options: TrainOptions, mesh: Mesh) -> TrainPlacement:
     ring = strategy.cp if strategy.cp_kind == "ring" and strategy.cp > 1 else 0
     return TrainPlacement(
-        mesh.shape, "prefill", strategy.sp, strategy.moe_comm, ring, zero=options.zero, reshard=options.reshard_after_forward
+        mesh.shape,
+        "prefill",
+        strategy.sp,
+        strategy.moe_comm,
+        ring,
+        zero=options.zero,
+        reshard=options.reshard_after_forward,
     )
 
 

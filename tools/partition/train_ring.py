@@ -71,7 +71,7 @@ class _Steps:
                     if "kv_len" in body.tensors[n].dims:
                         was = self.totals[n]
                         layout = replace(self.low.tensors[was].layout, rotation=step)
-                        self.totals[n] = self.shift(was, f"ring_sum_{n}@{step}", n, layout)
+                        self.totals[n] = self.shift(was, f"ring_sent_{n}#{step}", n, layout)
             self.step(step, dict(held), results)
         for n in results:
             if "kv_len" in body.tensors[n].dims:
@@ -80,7 +80,9 @@ class _Steps:
     def at_home(self, name: str) -> str:
         t, attention, tokens = self.low.body.tensors[name], self.placement.attention(), self.placement.tokens()
         cache = self.placement.cache()
-        want = Layout.of({d: attention.get(d, tokens.get(d, cache["kv_heads"] if d == "kv_heads" else ())) for d in t.dims})
+        want = Layout.of(
+            {d: attention.get(d, tokens.get(d, cache["kv_heads"] if d == "kv_heads" else ())) for d in t.dims}
+        )
         if self.low.layouts[name] != want:
             words = self.placement.words
             raise Refused(
@@ -127,6 +129,6 @@ class _Steps:
         low = self.low
         low.ops.append(POp(output, (src,), output, comm=Comm("ring_shift", self.placement.axis("cp"))))
         # A sum on its way is no tensor of the unpartitioned model; keys and values are, wherever they are.
-        low.tensors[output] = PTensor(output, origin, layout, partial=output.startswith("ring_sum_"))
+        low.tensors[output] = PTensor(output, origin, layout, partial=output.startswith("ring_sent_"))
         low.layouts[output] = layout
         return output

@@ -39,6 +39,8 @@ class Deployment(Frozen):
     """Strategies that the user asks about by name; each is priced and reported beside the plan."""
     other_clusters: tuple[Cluster, ...] = ()
     """Clusters of other devices that the user considers ("H100 or H20?"); each is searched and set beside the plan."""
+    idle_clusters: tuple[Cluster, ...] = ()
+    """Kinds of devices that stand beside the planned ones; a plan does not mix kinds, so they are left idle."""
     prices: dict[str, float] = {}
     """Price of one device for an hour, by device id, in `currency`."""
     currency: str = "USD"

@@ -46,6 +46,8 @@ class Strategy(Frozen):
     cp_kind: Literal["ulysses", "ring"] = "ulysses"
     """How attention crosses a sequence split over cp. ulysses: all-to-all from positions to heads and back. ring: keys and
     values travel around the cp ranks, one step per rank, while each rank attends to what it holds."""
+    ring_pass: Literal["kv", "q"] = "kv"
+    """What travels around the ring in prefill: keys and values, or queries with their running sums (arXiv 2411.01783)."""
     moe_comm: Literal["auto", "alltoall", "allgather"] = "auto"
     """How tokens reach experts when attn_dp > 1: all-to-all dispatch/combine (auto), or all-gather + reduce-scatter."""
     redundant_experts: int = 0
@@ -151,7 +153,7 @@ class Strategy(Frozen):
         if self.pp > 1:
             parts.append(f"pp{self.pp}")
         if self.cp > 1:
-            parts.append(f"cp{self.cp}")
+            parts.append(f"cp{self.cp}" + ("q" if self.cp_kind == "ring" and self.ring_pass == "q" else ""))
         if self.dk > 1:
             parts.append(f"dk{self.dk}")
         if self.dcp > 1:
