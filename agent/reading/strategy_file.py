@@ -22,7 +22,7 @@ from typing import Any, get_args, get_origin
 from tools.placing import Layerwise
 from tools.spec.base import ToolError
 from tools.spec.model import ModelSpec
-from tools.spec.strategy import Strategy
+from tools.spec.strategy import PLACEABLE, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,12 @@ def _read(path: Path) -> dict[str, Any]:
 
     text = read_text(path, "--strategy")
     try:
-        data = json.loads(text) if text.lstrip()[:1] == "{" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise ToolError(f"--strategy {path}: not JSON or YAML: {' '.join(str(e).split())[:200]}") from None
+        data = json.loads(text)  # as YAML, a long JSON file takes minutes
+    except (ValueError, RecursionError):
+        try:
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as e:
+            raise ToolError(f"--strategy {path}: not JSON or YAML: {' '.join(str(e).split())[:200]}") from None
     if isinstance(data, dict) and isinstance(data.get("strategy"), dict):
         data = data["strategy"]
     if not isinstance(data, dict) or not data:
@@ -140,10 +143,17 @@ def strategy_from_data(
     if devices is not None and strategy.num_devices != devices:
         s = strategy
         raise ToolError(
-            f"pp({s.pp}) × tp({s.tp}) × cp({s.cp}) × attn_dp({s.attn_dp}) × dp({s.dp}) = {s.num_devices}, but devices is {devices}; "
-            "change a degree, or leave devices out"
+            f"{_factors(s)} = {s.num_devices}, but devices is {devices}; change a degree, or leave devices out"
         )
     return strategy
+
+
+def _factors(s: Strategy) -> str:
+    """The number of devices as its factors."""
+    group = f"tp({s.tp}) × cp({s.cp}) × attn_dp({s.attn_dp})"
+    more = [f"{n}({getattr(s, n)})" for n in ("expert_devices", "attn_pool") if getattr(s, n)]
+    group = f"({' + '.join([group, *more])})" if more else group
+    return f"pp({s.pp}) × {group} × dp({s.dp})"
 
 
 LAYERWISE = ("budget", "method", "count", "activations", "ends", "batch", "seq")
@@ -322,7 +332,8 @@ def strategy_file_markdown() -> str:
         "# Strategy files", "", "`meshwright dag --strategy FILE` and `meshwright prove --strategy FILE` take a YAML or JSON file (or a `plan.json`).",
         "Either a preset with a number of devices:", "", "```yaml", "preset: dp-attention-ep", "devices: 16", "```", "", "or degrees one by one:", "",
         "```yaml", "tp: 8", "pp: 2", "layers_per_stage: [7, 9]", "```", "",
-        "`devices = pp · tp · cp · attn_dp · dp`; the experts use the same ranks: `tp · cp · attn_dp = edp · ep · etp`.",
+        "`devices = dp · pp · (tp · cp · attn_dp + expert_devices + attn_pool)`; experts use attention's ranks,",
+        "`tp · cp · attn_dp = edp · ep · etp`, or those of `expert_devices` where there are any.",
         "What cannot be laid out is refused with operator, dim and axis.", "", "## Keys", "", "| key | values | default | meaning |", "|:--|:--|:--|:--|",
     ]  # fmt: skip
     lines += [f"| `{k}` | {_values(k)} | {_default(k)} | {_meaning(k)} |" for k in KEYS]
@@ -339,7 +350,23 @@ def strategy_file_markdown() -> str:
         f"| `{n}` | `{p.open}` | {', '.join(f'`{x}`' for x in p.needs) or 'devices'} | {p.summary} |"
         for n, p in PRESETS.items()
     ]
-    return "\n".join([*lines, *LAYERWISE_TEXT]) + "\n"
+    return "\n".join([*lines, *PLACEMENTS_TEXT, *POOLS_TEXT, *LAYERWISE_TEXT]) + "\n"
+
+
+PLACEMENTS_TEXT = (
+    "", "## Weights one by one", "",
+    "`placements` lays single weights out otherwise than the degrees say; the collectives follow from it, and the oracle executes them.", "",
+    "```yaml", "tp: 4", "cp: 2", "placements:", "  mlp.*_proj: {ffn: cp*tp}     # over both axes, cp outermost",
+    "  lm_head: {vocab: [cp, tp]}", "  self_attn.o_proj: {}         # whole on every rank", "```", "",
+    f"Keys are module paths as the DAG shows them, or patterns; the first that matches counts. Axes: {', '.join(f'`{a}`' for a in PLACEABLE)}.",
+    "Two dims of a weight over the same ranks, a dim that the weight lacks, a norm's weight that its input does not follow: refused by name.",
+)  # fmt: skip
+POOLS_TEXT = (
+    "", "## Prefill and decode pools", "",
+    "Two keys, each with a strategy of its own. The KV cache crosses between the pools message by message: the prefill DAG ends with it in",
+    "place on the decode ranks, and `prove` runs prefill, hand-over and decode steps as one.", "",
+    "```yaml", "prefill: {tp: 2, pp: 2}", "decode: {tp: 4}", "```",
+)  # fmt: skip
 
 
 LAYERWISE_TEXT = (
@@ -367,6 +394,7 @@ def _values(key: str) -> str:
         "sp": "`true`, `false`",
         "layerwise": "mapping, or the budget",
         "layers_per_stage": "list of whole numbers",
+        "placements": "mapping, see below",
     }.get(key, "text")
 
 
@@ -374,7 +402,7 @@ def _default(key: str) -> str:
     if key in OURS:
         return "-"
     value = Strategy.model_fields[key].default
-    return "-" if value in (None, "") else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return "-" if value in (None, "", ()) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _meaning(key: str) -> str:
