@@ -129,6 +129,19 @@ AXIS_SETS: dict[str, Callable[[ModelSpec], list[Degrees]]] = {
     "tp·cp ulysses": two_with(cp=2),
     "cp ring": fixed(cp=4, cp_kind="ring"),
     "tp·cp ring": two_with(cp=3, cp_kind="ring"),
+    "cp ring, queries travel": fixed(cp=4, cp_kind="ring", ring_pass="q"),
+    "experts apart": lambda m: [{"tp": t, "attn_dp": 2, "expert_devices": 4, "ep": 4} for t in tp_choices(m, 2)],
+    "experts apart·etp·pp": lambda m: [
+        {"tp": t, "pp": 2, "expert_devices": 8, "ep": 4, "etp": 2} for t in tp_choices(m, 2)
+    ],
+    "attention pool": lambda m: [{"tp": t, "attn_pool": 3 * t, **some(m, ep=1)} for t in tp_choices(m, 2)],
+    "attn_dp·ep, redundant": lambda m: [
+        {"attn_dp": 4, "ep": 4, "redundant_experts": 4 - m.moe.num_experts % 4 if m.moe else 1}
+    ],
+    "tp·cp, placed by hand": lambda m: [
+        {"tp": t, "cp": 2, "placements": {"self_attn.o_proj": {}, "lm_head": {"hidden": "tp"}}}
+        for t in tp_choices(m, 2)
+    ],
     "dcp": lambda m: [{"tp": t, "dcp": d} for t in copied_kv(m) for d in (2, 4, 3, 5, 71)],
     "dk": lambda m: [{"tp": 2 * t, "dk": 2} for t in (2, 5, 1)],
     "dk·attn_dp": lambda m: [{"tp": 4, "dk": 4, "attn_dp": 2}],
@@ -139,6 +152,16 @@ AXIS_SETS: dict[str, Callable[[ModelSpec], list[Degrees]]] = {
         {"tp": t, "pp": 2, "cp": 2, "attn_dp": 2, **some(m, ep=4)} for t in tp_choices(m, 2)
     ],
     "pp·cp ring·attn_dp (and ep)": lambda m: [{"pp": 2, "cp": 2, "cp_kind": "ring", "attn_dp": 2, **some(m, ep=2)}],
+    "pp interleaved": lambda m: [{"pp": 2, "virtual": 2}],
+    "tp·pp interleaved·attn_dp (and ep)": lambda m: [
+        {"tp": t, "pp": 3, "virtual": 2, "attn_dp": 2, **some(m, ep=2)} for t in tp_choices(m, 2)
+    ],
+    "pp·slices": lambda m: [{"pp": 2, "seq_slices": 3}],
+    "tp·pp·cp·slices (and ep)": lambda m: [
+        {"tp": t, "pp": 2, "cp": 2, "seq_slices": 3, **some(m, ep=2)} for t in tp_choices(m, 2)
+    ],
+    "tp·dcp·slices": lambda m: [{"tp": t, "dcp": d, "seq_slices": 2} for t in copied_kv(m) for d in (2, 3, 5, 71)],
+    "tp·sp·pp interleaved·slices": two_with(sp=True, pp=2, virtual=2, seq_slices=3),
     "tp·dcp·attn_dp·pp": lambda m: [
         {"tp": t, "dcp": d, "attn_dp": 2, "pp": 2} for t in copied_kv(m) for d in (2, 3, 5, 71)
     ],
