@@ -68,7 +68,8 @@ def reduce(
     s = _both(strategy, decode) if decode else strategy
     assert s.attn_dp is not None and s.etp is not None
     pick = _Picker([x for x in (strategy, decode) if x])
-    attention = _reduce_attention(model, s, pick)
+    ranks = lcm(*(_head_ranks(x) for x in (strategy, decode) if x))
+    attention = _reduce_attention(model, s, pick, ranks)
     updates: dict = {"hidden_size": pick.dim("hidden", model.hidden_size, at_least=6), "attention": attention}
     d_k = attention.head_dim
     rotary = model.position.rotary_dim
@@ -118,17 +119,22 @@ def _both(a: Strategy, b: Strategy) -> Strategy:
     return Strategy.model_construct(**{**a.model_dump(), **degrees, **kinds, "sp": a.sp or b.sp})
 
 
-def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
+def _head_ranks(s: Strategy) -> int:
+    """Ranks that the heads are dealt out over."""
+    return s.tp // s.dk * (s.cp if s.cp_kind == "ulysses" else 1)
+
+
+def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker, ranks: int):
     a = model.attention
     update: dict = {}
-    ranks = s.tp // s.dk * (s.cp if s.cp_kind == "ulysses" else 1)
     pool = s.tp + s.attn_pool if s.attn_pool else 1
+    rest = pool // gcd(pool, a.num_heads if a.mla else a.num_kv_heads)  # ranks of a pool that share heads
     if a.mla:
         heads = pick.take(a.num_heads, lcm(ranks, pool))
         m = a.mla
         mla = MLA(
             q_lora_rank=pick.dim("q_lora", m.q_lora_rank) if m.q_lora_rank else None,
-            kv_lora_rank=pick.dim("kv_lora", m.kv_lora_rank),
+            kv_lora_rank=pick.dim("kv_lora", m.kv_lora_rank, rest),
             qk_nope_head_dim=pick.take(m.qk_nope_head_dim),
             qk_rope_head_dim=pick.take(4, 2, at_least=4),
             v_head_dim=pick.take(m.v_head_dim),
@@ -152,7 +158,8 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker):
             kv += ranks  # a pool's ranks share heads as they do in the model
         heads = kv * min(group, 3)
     pick.used |= {kv, heads}
-    update = {"num_heads": heads, "num_kv_heads": kv, "head_dim": pick.take(4 * s.dk, 2 * s.dk, at_least=4)}
+    head_dim = pick.take(a.head_dim, 2 * rest, at_least=4) if rest > 1 else pick.take(4 * s.dk, 2 * s.dk, at_least=4)
+    update = {"num_heads": heads, "num_kv_heads": kv, "head_dim": head_dim}
     update["sliding_window"] = 3 if a.sliding_window else None
     update["chunk_size"] = 4 if a.chunk_size else None
     return a.model_copy(update=update)

@@ -23,7 +23,8 @@ from tools.oracle.prove import MARGIN, TOLERANCE, draw_weights, magnitude, relat
 from tools.oracle.reduce import reduce
 from tools.partition.layout import Layout
 from tools.partition.lower import PBody
-from tools.partition.train import TrainBody, TrainProgram, TrainStage, lower_train
+from tools.partition.pipeline import sequence
+from tools.partition.train import TrainBody, TrainProgram, TrainStage, lower_train, task_order
 from tools.spec.base import Bug, Frozen
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
@@ -217,76 +218,79 @@ def run_step(
     states: Mapping[Key, Mapping[str, Array]],
     devices: Devices,
 ) -> Run:
-    """One training step on all devices of all stages."""
-    out = Run()
-    gathered: dict[int, dict[Key, list[Array]]] = {s.index: {} for s in program.stages}
-    for micro, batch in enumerate(batches):
-        kept = _forward_pass(program, weights, batch, devices, out, micro)
-        _backward_pass(program, weights, kept, devices, out, micro, gathered)
-    _sum_tied(program, gathered)
+    """One training step on all devices of all stages, task by task in the order of the pipeline's schedule."""
+    machine = _Machine(program, weights, batches, devices)
+    for task in sequence(task_order(program.strategy, program.options), len(program.stages) - 1):
+        (machine.backward if task.backward else machine.forward)(task.piece, program.stages[task.chunk])
+    _sum_tied(program, machine.gathered)
     for stage in program.stages:
         for layer, tb in stage.sequence():
             env: Shards = {}
             for n in tb.update.inputs:
-                env[n] = _update_input(tb, n, layer, weights, states, gathered[stage.index], devices)
+                env[n] = _update_input(tb, n, layer, weights, states, machine.gathered[stage.index], devices)
             run_pbody(tb.update, devices, env, weights, layer)
-            _record(out, stage, 0, layer, f"{tb.name} update", tb.update, env)
-    return out
+            _record(machine.out, stage, 0, layer, f"{tb.name} update", tb.update, env)
+    return machine.out
 
 
-Kept = dict[tuple[int, int], Shards]
-"""(stage, position) → forward tensors of that body."""
+@dataclass(slots=True)
+class _Machine:
+    """All devices in the middle of a step: what each chunk has handed on, and what it keeps for the backward pass."""
 
+    program: TrainProgram
+    weights: Weights
+    batches: Sequence[Batch]
+    devices: Devices
+    out: Run = field(default_factory=Run)
+    kept: dict[tuple[int, int, int], Shards] = field(default_factory=dict)
+    """(micro-batch, chunk, position) → what is saved of that body's forward pass, and nothing else."""
+    sent: dict[tuple[int, int, bool], list[Array]] = field(default_factory=dict)
+    """(micro-batch, chunk, backward) → the residual stream, or its gradient, that leaves the chunk."""
+    gathered: dict[int, dict[Key, list[Array]]] = field(default_factory=dict)
+    """chunk → weight → gradient added up over micro-batches."""
 
-def _forward_pass(
-    program: TrainProgram, weights: Weights, batch: Batch, devices: Devices, out: Run, micro: int
-) -> Kept:
-    kept: Kept = {}
-    carried: list[Array] = []
-    for stage in program.stages:
+    def forward(self, micro: int, stage: TrainStage) -> None:
+        carried: list[Array] = []
         if stage.index:
-            carried = _deliver(stage, program.stages[stage.index - 1], carried, {b: a for a, b in stage.receives})
+            before = self.program.stages[stage.index - 1]
+            come = self.sent.pop((micro, stage.index - 1, False))
+            carried = _deliver(stage, before, come, {b: a for a, b in stage.receives})
         for at, (layer, tb) in enumerate(stage.sequence()):
-            env: Shards = {}
-            for n in tb.forward.inputs:
-                layout = tb.forward.layout(n)
-                if n == "x":
-                    env[n] = carried
-                else:
-                    env[n] = [
-                        devices.cut(batch[n], ("batch_size", "seq_len"), layout, r) for r in range(devices.num_ranks)
-                    ]
-            run_pbody(tb.forward, devices, env, weights, layer)
-            _record(out, stage, micro, layer, f"{tb.name} forward", tb.forward, env)
-            kept[(stage.index, at)] = {n: env[n] for n in dict.fromkeys((*tb.saved, *tb.forward.inputs)) if n in env}
+            env = {n: carried if n == "x" else self.dealt(micro, tb, n) for n in tb.forward.inputs}
+            run_pbody(tb.forward, self.devices, env, self.weights, layer)
+            _record(self.out, stage, micro, layer, f"{tb.name} forward", tb.forward, env)
+            self.kept[(micro, stage.index, at)] = {n: env[n] for n in tb.saved}
             carried = env[tb.forward.output]
-    return kept
+        self.sent[(micro, stage.index, False)] = carried
 
+    def dealt(self, micro: int, tb: TrainBody, name: str) -> list[Array]:
+        """Each rank's part of the tokens, labels or token weights."""
+        whole, layout = self.batches[micro][name], tb.forward.layout(name)
+        return [self.devices.cut(whole, ("batch_size", "seq_len"), layout, r) for r in range(self.devices.num_ranks)]
 
-def _backward_pass(
-    program: TrainProgram, weights: Weights, kept: Kept, devices: Devices, out: Run, micro: int,
-    gathered: dict[int, dict[Key, list[Array]]],
-) -> None:  # fmt: skip
-    g = [np.array(1.0)] * devices.num_ranks
-    for stage in reversed(program.stages):
-        if stage.index < len(program.stages) - 1:
-            after = program.stages[stage.index + 1]
-            g = _deliver(stage, after, g, dict(after.receives))
+    def backward(self, micro: int, stage: TrainStage) -> None:
+        g = [np.array(1.0)] * self.devices.num_ranks
+        if stage.index < len(self.program.stages) - 1:
+            after = self.program.stages[stage.index + 1]
+            g = _deliver(stage, after, self.sent.pop((micro, after.index, True)), dict(after.receives))
         for at, (layer, tb) in reversed(list(enumerate(stage.sequence()))):
-            held = kept[(stage.index, at)]
+            held = self.kept.pop((micro, stage.index, at))
             if tb.rerun is not None:
-                held = run_pbody(tb.rerun, devices, {n: held[n] for n in tb.rerun.inputs}, weights, layer)
-                _record(out, stage, micro, layer, f"{tb.name} forward", tb.rerun, held)
+                held = run_pbody(tb.rerun, self.devices, held, self.weights, layer)
+                _record(self.out, stage, micro, layer, f"{tb.name} forward", tb.rerun, held)
             env: Shards = {tb.backward.inputs[0]: g, **{n: held[n] for n in tb.reads}}
-            run_pbody(tb.backward, devices, env, weights, layer)
-            _record(out, stage, micro, layer, f"{tb.name} backward", tb.backward, env)
-            for w, name in tb.grads.items():
-                key = (layer, w) if (layer, w) in weights else (None, w)
-                have = gathered[stage.index].get(key)
-                gathered[stage.index][key] = (
-                    env[name] if have is None else [a + b for a, b in zip(have, env[name], strict=True)]
-                )
+            run_pbody(tb.backward, self.devices, env, self.weights, layer)
+            _record(self.out, stage, micro, layer, f"{tb.name} backward", tb.backward, env)
+            self.accumulate(stage, layer, tb, env)
             g = env[tb.backward.output]
+        self.sent[(micro, stage.index, True)] = g
+
+    def accumulate(self, stage: TrainStage, layer: int | None, tb: TrainBody, env: Shards) -> None:
+        mine = self.gathered.setdefault(stage.index, {})
+        for w, name in tb.grads.items():
+            key = (layer, w) if (layer, w) in self.weights else (None, w)
+            have = mine.get(key)
+            mine[key] = env[name] if have is None else [a + b for a, b in zip(have, env[name], strict=True)]
 
 
 def _deliver(stage: TrainStage, other: TrainStage, sent: list[Array], sender: Mapping[int, int]) -> list[Array]:
@@ -357,7 +361,7 @@ def prove_train(
         tally.compare(program, got, ref, weights, _new(o, weights, ref, states), _devices(program))
     return TrainProof(
         strategy=strategy.label(model.moe is not None), options=o.label(), micro_batches=len(batches),
-        devices_simulated=int(program.mesh.size) * len(program.stages), tensors_compared=tally.count,
+        devices_simulated=int(program.mesh.size) * len(program.on_ranks), tensors_compared=tally.count,
         gradients_compared=tally.gradients, weights_updated=tally.updates, max_relative_error=tally.worst,
         worst_tensor=tally.where, digest=program.digest(), ok=not tally.failures, failures=tuple(tally.failures[:10]),
     )  # fmt: skip

@@ -24,6 +24,7 @@ from tools.graph.training import LABELS, TOKEN_WEIGHTS, loss_body, train_layer_b
 from tools.partition.layout import Layout, redistribute
 from tools.partition.lower import PBody, POp, PTensor, _check_degrees, _Lowering, compress, default_layers_per_stage
 from tools.partition.mesh import Axes, Mesh, MeshShape, cuts, mesh_from_cuts
+from tools.partition.pipeline import Orders, check_pipeline, num_chunks, order, stage_of
 from tools.partition.placement import Placement
 from tools.partition.ring import ring_region
 from tools.partition.train_ring import backward_region, unroll_backward
@@ -140,7 +141,8 @@ class TrainRun:
 
 @dataclass(frozen=True, slots=True)
 class TrainStage:
-    """One pipeline stage, all its replicas. `ranks` are global device ids in mesh order."""
+    """One chunk of layers on all replicas of its pipeline stage (one per stage, or `virtual` of them). `ranks` are global
+    device ids in mesh order."""
 
     index: int
     ranks: tuple[int, ...]
@@ -183,6 +185,14 @@ class TrainProgram:
     stages: tuple[TrainStage, ...]
     sizes: Sizes = field(compare=False)
     """batch_size: sequences of one micro-batch, all replicas together."""
+
+    @property
+    def on_ranks(self) -> tuple[tuple[TrainStage, ...], ...]:
+        """Chunks of each pipeline stage."""
+        rows: dict[tuple[int, ...], list[TrainStage]] = {}
+        for s in self.stages:
+            rows.setdefault(s.ranks, []).append(s)
+        return tuple(map(tuple, rows.values()))
 
     @property
     def tied(self) -> str | None:
@@ -466,6 +476,11 @@ def train_placement(strategy: Strategy, options: TrainOptions, mesh: Mesh) -> Tr
     )
 
 
+def task_order(strategy: Strategy, options: TrainOptions) -> Orders:
+    """What every pipeline stage does in a step: forward and backward tasks, one per micro-batch and chunk."""
+    return order(strategy, options.micro_batches, backward=True, kind=options.schedule)
+
+
 def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, sizes: Sizes) -> TrainProgram:
     """Per-device graph of one training step. `sizes` as from `all_sizes`, batch_size per micro-batch over all replicas.
 
@@ -476,9 +491,13 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
     kv_heads = model.attention.num_heads if model.attention.mla else model.attention.num_kv_heads
     mesh = train_mesh(strategy, options, kv_heads)
     placement = train_placement(strategy, options, mesh)
-    per_stage = strategy.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, strategy.pp)
+    check_pipeline(strategy, model.num_hidden_layers)
+    task_order(strategy, options)  # refuses micro-batches that the schedule cannot take
+    chunks = num_chunks(strategy)
+    per_stage = strategy.layers_per_stage or default_layers_per_stage(model.num_hidden_layers, chunks)
     kinds, stages, first, width = model.layers(), [], 0, strategy.group * strategy.dp
     for i, count in enumerate(per_stage):
+        here, before = stage_of(strategy, i) * width, stage_of(strategy, i - 1) * width
         runs, at = [], first
         for pattern, repeat in compress(kinds[first : first + count]):
             bodies = tuple(train_layer(model, k, placement, options) for k in pattern)
@@ -486,10 +505,10 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
             at += repeat * len(pattern)
         stages.append(
             TrainStage(
-                index=i, ranks=tuple(range(i * width, (i + 1) * width)),
+                index=i, ranks=tuple(range(here, here + width)),
                 embed=train_embed(model, placement, options) if i == 0 else None, runs=tuple(runs),
-                loss=train_loss(model, placement, options, strategy.pp > 1) if i == strategy.pp - 1 else None,
-                receives=tuple(((i - 1) * width + r, i * width + r) for r in range(width)) if i else (),
+                loss=train_loss(model, placement, options, strategy.pp > 1) if i == chunks - 1 else None,
+                receives=tuple((before + r, here + r) for r in range(width)) if i else (),
             )
         )  # fmt: skip
         first += count
@@ -508,7 +527,6 @@ def _refuse(s: Strategy, o: TrainOptions) -> None:
     for axis, why in (
         ("dcp", "deals out a KV cache, and training keeps none"),
         ("dk", "slices d_k for attention without a backward pass"),
-        ("virtual", "interleaves forward passes only; use virtual=1"),
         ("seq_slices", "slices prompts; use micro_batches"),
     ):
         if getattr(s, axis) > 1:
