@@ -31,6 +31,9 @@ check: setup  ## format, lint, types, import layers, docs drift
 docs: setup  ## regenerate the generated pages of docs/
 	@$(BIN)/python -m agent.docs --write
 
+eval: setup  ## the 68 cases with the built-in policy; fails where a committed score fell
+	@$(BIN)/meshwright eval --out runs/eval
+
 bench: setup  ## timings, reported and never asserted
 	@$(BIN)/python benchmarks/run.py
 
@@ -49,4 +52,4 @@ tour: setup  ## layers, tools, checks, axes, engines, the ten longest functions
 clean:  ## remove what was built
 	@rm -rf dist build .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: help setup run test check docs bench prove-all accuracy wheel tour clean
+.PHONY: help setup run test check docs eval bench prove-all accuracy wheel tour clean

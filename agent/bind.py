@@ -11,13 +11,14 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.files import Store
 from tools.spec.base import Frozen, ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
-from tools.spec.plan import Candidate, Estimate, ModuleParts, SearchResult, StageMemory
+from tools.spec.plan import Candidate, Economics, Estimate, ModuleParts, SearchResult, Sensitivity, StageMemory
 from tools.spec.strategy import Phase, Strategy
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Workbench:
 
     deployment: Deployment
     store: Store | None = None
+    calibration: Path | None = None
+    """File of `meshwright calibrate`."""
     strategy: Strategy | None = None
     """The strategy under review, for tools that are called without one."""
     _changed: dict[str, Workbench] = field(default_factory=dict)
@@ -75,7 +78,7 @@ class Workbench:
         """The workbench of changed conditions, kept so that its results are computed once too."""
         key = deployment.model_dump_json()
         if key not in self._changed:
-            self._changed[key] = Workbench(deployment, self.store)
+            self._changed[key] = Workbench(deployment, self.store, self.calibration)
         return self._changed[key]
 
     def label(self, strategy: Strategy) -> str:
@@ -83,9 +86,9 @@ class Workbench:
 
     @cached_property
     def curves(self) -> Curves:
-        from knowledge.curves import load_curves
+        from agent.calibration import curves_with
 
-        return load_curves()
+        return curves_with(self.calibration)
 
     @cached_property
     def search(self) -> SearchResult:
@@ -97,6 +100,30 @@ class Workbench:
             SearchResult,
             lambda: search(self.deployment, self.curves, top=TOP).model_copy(update={"seconds": 0.0}),
         )
+
+    def economics(self, planned: Estimate | None) -> tuple[Economics, ...]:
+        """Cost and energy of the plan, and of the best strategy on every other device that the conditions name."""
+        from tools.search.economics import compare_devices
+
+        def work() -> list[dict[str, Any]]:
+            rows = compare_devices(self.deployment, self.curves, planned=planned)
+            return [r.model_dump(mode="json") for r in rows]
+
+        key = strategy_key(planned.strategy) if planned else "none"
+        return tuple(Economics.model_validate(r) for r in self._stored(f"economics {key}", None, work))
+
+    def sensitivity(self, chosen: Candidate | None) -> Sensitivity | None:
+        """Whether the choice turns within the error bands, and what to measure then."""
+        from tools.search.sensitivity import sensitivity
+
+        def work() -> dict[str, Any] | None:
+            found = sensitivity(self.deployment, self.curves, self.search.ranked, self.search.objective, chosen)
+            return found.model_dump(mode="json") if found else None
+
+        if chosen is None:
+            return None
+        found = self._stored(f"sensitivity {strategy_key(chosen.estimate.strategy)}", None, work)
+        return Sensitivity.model_validate(found) if found else None
 
     def candidate(self, strategy: Strategy) -> Candidate:
         """`strategy` priced and judged as the search's own candidates are.
@@ -167,6 +194,10 @@ class Workbench:
         if chosen is None:
             raise ToolError("no strategy is under review yet; pass one")
         return chosen
+
+    def stored(self, key: str, kind: Any, work: Any) -> Any:
+        """A value of `kind` that `work` makes, once per run, across crashes too."""
+        return self._stored(key, kind, work)
 
     def _stored(self, key: str, kind: Any, work: Any) -> Any:
         if key in self._memo:

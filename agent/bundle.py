@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,11 @@ from agent.bind import Workbench
 from agent.draw import Drawing, Drawn, dag_dir
 from agent.report import assemble_plan, pareto_csv, pareto_svg, phase_entry, plan_to_json, render_plan_md
 from agent.verify import Proven, ProvenInfeasible, Verified
-from tools.engines.export import LAUNCHERS, LaunchFile, export, serving_engines
+from tools.engines.export import LAUNCHERS, Expected, LaunchFile, export, serving_engines
 from tools.rubric import Constraint, Deliverable, Evaluation, Reference, RunRecord, evaluate
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions, InputFile
+from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
 from tools.spec.plan import Plan, SearchResult
 
@@ -52,10 +54,12 @@ class Bundle:
     evaluation: Evaluation
     files: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     copies: dict[str, tuple[str, Path]] = field(default_factory=dict)
+    record: RunRecord | None = None
+    """What was judged."""
 
 
 def bundle(record: Record, reference: Reference | None) -> Bundle:
-    plan = make_plan(record)
+    plan = simulated(make_plan(record), reference)
     launch, launch_findings = launch_files(record.bench, plan)
     files: dict[str, tuple[str, bytes]] = {"plan.json": ("plan", plan_to_json(plan).encode())}
     files |= {f"launch/{f.name}": ("launch", f.text.encode()) for f in launch}
@@ -64,11 +68,21 @@ def bundle(record: Record, reference: Reference | None) -> Bundle:
         files["pareto.csv"] = ("pareto", pareto_csv(plan).encode())
     copies = dag_copies(record)
     listed = deliverables(files, copies, record.drawn)
-    judged = evaluate(_run_record(record, plan, listed, launch_findings, reference))
+    run_record = _run_record(record, plan, listed, launch_findings, reference)
+    judged = evaluate(run_record)
     report = render_plan_md(plan, files=listed, evaluation=judged) + opinion_section(record)
     files["plan.md"] = ("report", report.encode())
     files["evaluation.json"] = ("evaluation", judged.to_json().encode())
-    return Bundle(plan=plan, evaluation=judged, files=files, copies=copies)
+    return Bundle(plan=plan, evaluation=judged, files=files, copies=copies, record=run_record)
+
+
+def simulated(plan: Plan, reference: Reference | None) -> Plan:
+    """The plan, with what the request-level simulation says against it first."""
+    if reference is None or not reference.broken or plan.status != "proven":
+        return plan
+    way_out = f"; {reference.strategy} holds every requirement there" if reference.holds else ""
+    line = f"the request-level simulation finds {reference.broken}: queues that the closed form does not see{way_out}"
+    return plan.model_copy(update={"at_risk": (*plan.at_risk, line)})
 
 
 def make_plan(record: Record) -> Plan:
@@ -86,6 +100,8 @@ def make_plan(record: Record) -> Plan:
         chosen=verdict.chosen if isinstance(verdict, Proven) else None,
         phases=_phases(plan), baseline_phases=_phases(baseline), parts=plan.parts if plan else (), findings=findings,
         proposal=record.proposal, passages=record.passages, degraded=record.degraded,
+        economics=record.bench.economics(verdict.chosen.estimate if isinstance(verdict, Proven) else None),
+        sensitivity=record.bench.sensitivity(verdict.chosen if isinstance(verdict, Proven) else None),
     )  # fmt: skip
 
 
@@ -126,7 +142,9 @@ def launch_files(bench: Workbench, plan: Plan) -> tuple[tuple[LaunchFile, ...], 
     return tuple(files), tuple(findings)
 
 
-def export_plan(bench: Workbench, plan: Plan, engine: str) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
+def export_plan(
+    bench: Workbench, plan: Plan, engine: str, kinds: tuple[str, ...] = ("shell",)
+) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
     """The exporter with everything the plan knows; what it refuses is a finding."""
     assert plan.strategy is not None
     d, e, s = bench.deployment, plan.estimate, plan.strategy
@@ -144,13 +162,69 @@ def export_plan(bench: Workbench, plan: Plan, engine: str) -> tuple[tuple[Launch
             max_num_batched_tokens=s.max_num_batched_tokens,
             memory_total_bytes=d.cluster.memory_bytes,
             memory_reserve=d.requirements.memory_reserve,
-            concurrency=e.concurrency if e else None,
-            request_rate=d.workload.request_rate,
+            concurrency=bench_concurrency(plan),
+            request_rate=bench_rate(d),
             device=d.cluster.known_device,
             weights_bytes=max((m.weights_bytes for m in e.memory), default=None) if e else None,
+            kinds=kinds,
+            expected=expected(plan),
+            bench_notes=bench_notes(plan, engine),
+            cached=d.workload.prefix_hit_rate,
         )
     except ToolError as error:
         return (), (Finding(code="launch", severity="warning", cause="engine", message=str(error)),)
+
+
+def bench_rate(d: Deployment) -> float | None:
+    return d.workload.request_rate * d.workload.peak_factor if d.workload.request_rate is not None else None
+
+
+def bench_concurrency(plan: Plan) -> int | None:
+    """Requests in flight of the benchmark; under a rate all places there are, so that none is held back."""
+    assert plan.strategy is not None
+    if plan.deployment.workload.request_rate is not None:
+        return plan.strategy.batch * plan.strategy.dp
+    return plan.estimate.concurrency if plan.estimate else None
+
+
+RESULT_KEYS = {"ttft_s": "ttft", "tpot_s": "tpot", "e2e_latency_s": "e2el"}
+"""A latency in the result of the engines' benchmarks: mean_ttft_ms, p99_ttft_ms, …"""
+
+
+def expected(plan: Plan) -> tuple[Expected, ...]:
+    """The plan's predictions under the names that a benchmark's result gives them, in its units."""
+    if plan.estimate is None:
+        return ()
+    out: dict[str, Expected] = {}
+    for p in plan.estimate.predictions:
+        stat = {"limit": "mean", "max": ""}.get(p.stat, p.stat)
+        if p.metric in RESULT_KEYS and stat:
+            key = f"{stat}_{RESULT_KEYS[p.metric]}_ms"
+            name = f"{stat} {RESULT_KEYS[p.metric].upper()} (ms)"
+            limit = None if p.limit is None else p.limit * 1e3
+            out.setdefault(key, Expected(key=key, name=name, value=p.value * 1e3, band=p.band, limit=limit))
+        elif p.metric == "throughput_total" and p.limit is None:
+            name = "output tokens/s"
+            out["output_throughput"] = Expected(key="output_throughput", name=name, value=p.value, band=p.band)
+    return tuple(e for e in out.values() if e.value > 0 and math.isfinite(e.value))
+
+
+def bench_notes(plan: Plan, engine: str) -> tuple[str, ...]:
+    """How the benchmark's setting has to differ from a plain run for the predictions to hold."""
+    w = plan.deployment.workload
+    spare = next((f.values for f in (plan.estimate.findings if plan.estimate else ()) if f.code == "spare"), None)
+    out = []
+    if spare:
+        out.append(f"predicted with {spare['spare_replicas']} of {spare['replicas']} replicas stopped: stop them first")
+    if w.prefix_hit_rate and not engine.startswith("vllm"):
+        out.append(
+            f"predicted with {w.prefix_hit_rate:.0%} of each prompt in the prefix cache; random prompts find none there"
+        )
+    if w.draft_acceptance is not None:
+        out.append("speculative decoding: random prompts accept other drafts than yours")
+    if w.request_rate is None and w.concurrency is None and w.batch_size is not None:
+        out.append("the plan is judged with a batch that arrives together; this measures the steady state")
+    return tuple(out)
 
 
 def dag_copies(record: Record) -> dict[str, tuple[str, Path]]:

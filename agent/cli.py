@@ -30,9 +30,42 @@ Backend = Annotated[
 BaseUrl = Annotated[str | None, typer.Option("--llm-base-url", metavar="URL", help="OpenAI-compatible server.")]
 Model = Annotated[str, typer.Option("--model", help="Name, or path of a config.json.")]
 OptModel = Annotated[str | None, typer.Option("--model", help="Name, or path of a config.json.")]
-Device = Annotated[str, typer.Option("--device", help="Name such as h100, '910B', 8xH100.")]
+Devices = Annotated[
+    list[str], typer.Option("--device", help="Name such as h100, '910B', 8xH100; several are set side by side.")
+]
+OptDevices = Annotated[
+    list[str] | None, typer.Option("--device", help="Name such as h100; several are set side by side.")
+]
+Prices = Annotated[
+    list[str] | None,
+    typer.Option("--price-per-device-hour", metavar="PRICE", help="One per --device in order, or NAME=PRICE."),
+]
+Currency = Annotated[str, typer.Option("--currency", help="Of the prices.")]
 Degree = Annotated[int | None, typer.Option(min=1)]
-Phase = Annotated[str | None, typer.Option("--phase", help="prefill or decode; both when left out.")]
+PeakFactor = Annotated[
+    float,
+    typer.Option(
+        "--peak-factor", min=1.0, help="Peak over mean of the rate; judged at the peak, paid for at the mean."
+    ),
+]
+HitRate = Annotated[
+    float, typer.Option("--prefix-hit-rate", min=0, max=1, help="Share of prompt tokens that the prefix cache holds.")
+]
+Acceptance = Annotated[
+    float | None, typer.Option("--draft-acceptance", min=0, max=1, help="Speculation: share of drafted tokens accepted.")
+]
+DraftLength = Annotated[
+    int | None, typer.Option("--draft-length", min=0, max=64, help="Tokens drafted per step, 3 if not said.")
+]
+Spare = Annotated[int, typer.Option("--spare-replicas", min=0, help="N+k: replicas that may be out of service.")]
+SpareNodes = Annotated[int, typer.Option("--spare-nodes", min=0, help="N+k: nodes that may be out of service.")]
+Calibration = Annotated[
+    Path | None, typer.Option("--calibration", help="File of `meshwright calibrate`: curves and bands of your cluster.")
+]
+Phase = Annotated[str | None, typer.Option("--phase", help="prefill or decode; both when left out. Or train.")]
+Train = Annotated[
+    str | None, typer.Option("--train", help="With --phase train: zero=3,recompute=full,… or a YAML file.")
+]
 StrategyFile = Annotated[
     Path | None, typer.Option("--strategy", help="JSON or YAML with the degrees (or a plan.json).")
 ]
@@ -94,6 +127,7 @@ def plan(
     approve: Annotated[
         bool, typer.Option("--approve", help="Wait for a person's yes (meshwright resume --approve) before publishing.")
     ] = False,
+    calibration: Calibration = None,
     json_: Json = False,
 ) -> None:
     """Read conditions, search, prove, draw, evaluate, publish.
@@ -107,7 +141,7 @@ def plan(
       meshwright plan conditions.md --task TASK.md --backend openai:gpt-5 --strict
     """
     guarded("commands.run", "plan", conditions, task, knowledge, out, backend, llm_base_url, objective, strict, json_,
-            approve)  # fmt: skip
+            approve, calibration)  # fmt: skip
 
 
 @app.command()
@@ -154,7 +188,7 @@ def read(
 @app.command()
 def search(
     model: Model,
-    device: Device,
+    device: Devices,
     isl: Annotated[int, typer.Option(min=1, help="Input tokens of a request.")],
     osl: Annotated[int, typer.Option(min=1, help="Output tokens of a request.")],
     nodes: Degree = None,
@@ -171,6 +205,18 @@ def search(
     weights: Dtype = None,
     kv: Dtype = None,
     objective: Annotated[str | None, typer.Option(help="fewest_devices, total_throughput, knee, min_latency.")] = None,
+    price_per_device_hour: Prices = None,
+    currency: Currency = "USD",
+    peak_factor: PeakFactor = 1.0,
+    prefix_hit_rate: HitRate = 0.0,
+    draft_acceptance: Acceptance = None,
+    draft_length: DraftLength = None,
+    spare_replicas: Spare = 0,
+    spare_nodes: SpareNodes = 0,
+    calibration: Calibration = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="One pipeline over all kinds of --device, each with its number.")
+    ] = False,
     top: Annotated[int, typer.Option(min=1, max=1000)] = 10,
     json_: Json = False,
 ) -> None:
@@ -182,6 +228,11 @@ def search(
       --ttft-ms 1000
 
       meshwright search --model qwen3-235b-a22b --device h200 --unbounded --isl 4096 --osl 1024 --tpot-ms 40 --json
+
+      meshwright search --model qwen3-32b --device h100 --device h20 --price-per-device-hour 2.5 --price-per-device-hour 1.2
+      --nodes 2 --devices-per-node 8 --isl 2000 --osl 500 --rate 4 --peak-factor 3 --spare-replicas 1
+
+      meshwright search --model llama3.1-70b --device 4xA100 --device 4xV100 --mixed --isl 1024 --osl 256 --concurrency 16
     """
     asked = {k: v for k, v in locals().items() if k != "json_"}
     guarded("commands.pure", "search", asked, json_)
@@ -190,7 +241,7 @@ def search(
 @app.command()
 def estimate(
     model: OptModel = None,
-    device: Annotated[str | None, typer.Option("--device", help="Name such as h100.")] = None,
+    device: OptDevices = None,
     tp: Degree = None,
     pp: Degree = None,
     ep: Degree = None,
@@ -204,9 +255,18 @@ def estimate(
     osl: Degree = None,
     concurrency: Degree = None,
     max_throughput: Annotated[bool, typer.Option("--max-throughput", help="At the largest batch that fits.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="CSV of recorded requests: at (seconds), isl, osl.")
+    ] = None,
     nodes: Degree = None,
     devices_per_node: Degree = None,
     engine: Annotated[str | None, typer.Option(help="vllm, sglang.")] = None,
+    price_per_device_hour: Prices = None,
+    currency: Currency = "USD",
+    prefix_hit_rate: HitRate = 0.0,
+    draft_acceptance: Acceptance = None,
+    draft_length: DraftLength = None,
+    calibration: Calibration = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Rows to predict instead of one strategy.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="With --csv: the predictions.")] = None,
     json_: Json = False,
@@ -216,6 +276,8 @@ def estimate(
     Examples:
 
       meshwright estimate --model llama3.1-70b --device h100 --tp 8 --isl 2048 --osl 256 --concurrency 32 --json
+
+      meshwright estimate --model qwen3-32b --device h20 --tp 4 --trace requests.csv --json
 
       meshwright estimate --csv rows.csv --out predictions.csv
     """
@@ -237,22 +299,26 @@ def dag(
     sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism over tp.")] = False,
     strategy: StrategyFile = None,
     phase: Phase = None,
+    train: Train = None,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Sequences [default: 1 per attention group].")
     ] = None,
     seq: Annotated[int, typer.Option("--seq", min=1, help="Prompt, or context in decode.")] = 1024,
-    detail: Annotated[str, typer.Option(help="full, stage, group.")] = "full",
+    detail: Annotated[str, typer.Option(help="full, stage, group, schedule.")] = "full",
+    device: Annotated[
+        str | None, typer.Option("--device", help="Whose times the schedule shows, such as h100.")
+    ] = None,
     html: Annotated[
         bool, typer.Option("--html", help="Also NAME.html: zoom, search, dims on a click, no network.")
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Draw the operator-level graph of a strategy.
+    """Draw the operator-level graph of a strategy; with --detail schedule its micro-batches or slices in time.
 
     Example: meshwright dag --model llama3.1-70b --tp 4 --pp 2 --phase decode --out dags --json
     """
     asked = {k: v for k, v in locals().items() if k != "json_"}
-    guarded("commands.graphs", "dag", asked, json_)
+    guarded("commands.training" if train or phase == "train" else "commands.graphs", "dag", asked, json_)
 
 
 @app.command()
@@ -269,6 +335,7 @@ def prove(
     sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism over tp.")] = False,
     strategy: StrategyFile = None,
     phase: Phase = None,
+    train: Train = None,
     json_: Json = False,
 ) -> None:
     """Execute the partitioned graph on simulated devices and compare every tensor with the unpartitioned model.
@@ -278,9 +345,11 @@ def prove(
       meshwright prove runs/mine/plan.json
 
       meshwright prove --model deepseek-v3 --tp 4 --attn-dp 2 --ep 8 --json
+
+      meshwright prove --model llama3.1-8b --tp 2 --dp 4 --sp --phase train --train zero=3,recompute=full
     """
     asked = {k: v for k, v in locals().items() if k != "json_"}
-    guarded("commands.graphs", "prove", asked, json_)
+    guarded("commands.training" if train or phase == "train" else "commands.graphs", "prove", asked, json_)
 
 
 @app.command(name="check-dag")
@@ -295,15 +364,31 @@ def check_dag(files: Annotated[list[Path], typer.Argument(help="DOT files.")], j
 @app.command()
 def export(
     plan_json: Annotated[Path, typer.Argument(help="plan.json of a run.")],
-    engine: Annotated[str, typer.Option("--engine", help="vllm, sglang.")],
+    engine: Annotated[
+        str, typer.Option("--engine", help="vllm, sglang, trtllm, vllm-ascend; megatron, torchtitan for training.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Directory for the launch files.")],
+    k8s: Annotated[bool, typer.Option("--k8s", help="Also a Kubernetes manifest (vllm, sglang).")] = False,
+    pools: Annotated[
+        Path | None, typer.Option("--pools", help="Strategy file with prefill and decode pools (vllm, sglang).")
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="Training: tokens of a sequence.")] = None,
+    global_batch: Annotated[int | None, typer.Option(min=1, help="Training: sequences of a step.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Training: sequences of a pass.")] = None,
     json_: Json = False,
 ) -> None:
-    """Write the launch files of a plan for a serving engine.
+    """Write the launch files of a plan for an engine, and bench.sh, which measures it against its predictions.
 
-    Example: meshwright export runs/mine/plan.json --engine sglang --out launch
+    Examples:
+
+      meshwright export runs/mine/plan.json --engine sglang --out launch
+
+      meshwright export runs/mine/plan.json --engine vllm --k8s --out launch
+
+      meshwright export runs/mine/plan.json --engine megatron --seq-len 4096 --global-batch 256 --out launch
     """
-    guarded("commands.pure", "export", plan_json, engine, out, json_)
+    more = {"k8s": k8s, "pools": pools, "seq_len": seq_len, "global_batch": global_batch, "micro_batch": micro_batch}
+    guarded("commands.pure", "export", plan_json, engine, out, json_, more)
 
 
 @app.command(name="eval")
@@ -394,6 +479,29 @@ def audit(
     """
     asked = {k: v for k, v in locals().items() if k not in ("json_", "command")}
     guarded("commands.compare", "audit", command, asked, json_)
+
+
+@app.command()
+def calibrate(
+    measured: Annotated[
+        Path,
+        typer.Option("--measured", help="CSV: columns of estimate --csv, and ttft_ms, tpot_ms, output_tok_s_total, …"),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Calibration file, for --calibration.")] = Path("calibration.yaml"),
+    model: OptModel = None,
+    device: Annotated[str | None, typer.Option("--device", help="Where the file has no column for it.")] = None,
+    engine: Annotated[str | None, typer.Option(help="The same: vllm, sglang, trtllm.")] = None,
+    json_: Json = False,
+) -> None:
+    """Rescale the curves and error bands to what was measured on your own cluster, and say by how much.
+
+    Examples:
+
+      meshwright calibrate --measured my.csv --out mine.yaml
+
+      meshwright estimate --model llama3.1-70b --device h100 --tp 8 --isl 2048 --osl 256 --concurrency 32 --calibration mine.yaml
+    """
+    guarded("commands.calibrate", "calibrate", measured, out, {"model": model, "gpu": device, "engine": engine}, json_)
 
 
 @app.command()

@@ -23,11 +23,13 @@ def pages() -> dict[Path, Callable[[], str]]:
     import agent.tools  # noqa: F401  (registers the tools)
     from agent.reading.strategy_file import strategy_file_markdown
     from agent.report.schema import SCHEMAS, schema_text
+    from agent.training_page import training_markdown
     from tools.registry import tools_markdown
 
     return {
         ROOT / "docs" / "tools.md": tools_markdown,
         ROOT / "docs" / "strategy-file.md": strategy_file_markdown,
+        ROOT / "docs" / "training.md": training_markdown,
         **{ROOT / "docs" / "schema" / name: partial(schema_text, model) for name, model in SCHEMAS.items()},
     }
 

@@ -14,7 +14,7 @@ from agent.commands.common import print_json
 from agent.errors import FINDINGS, OK
 from tools.spec.base import Frozen, ToolError
 
-OPTIONAL = {"pypdfium2": "reads PDF papers: pip install 'meshwright[pdf]'"}
+OPTIONAL = {"pypdf": "reads PDF papers: pip install 'meshwright[pdf]'"}
 
 
 class Check(Frozen):

@@ -78,11 +78,28 @@ def draw(
     for v in verification.subjects:
         own = workbench_of(bench, verdict, v.subject.change)
         for phase in PHASES:
-            for detail in dict.fromkeys((FULL, *views)):
+            in_time: tuple[Detail, ...] = ("schedule",) if v.subject.strategy.pp > 1 else ()
+            for detail in dict.fromkeys((FULL, *views, *in_time)):
                 name = f"{v.subject.role}_{phase}" + ("" if detail == "full" else f".{detail}")
-                dag = build_dag(own.program(v.subject.strategy, phase), detail=detail, title=_title(own, v, phase))
+                if detail == "schedule":
+                    dag = _schedule(own, v, phase)
+                else:
+                    dag = build_dag(own.program(v.subject.strategy, phase), detail=detail, title=_title(own, v, phase))
                 wanted[name] = (v, phase, detail, dag)
     return _with_run_rules(draw_all(dag_dir(run_dir), wanted), bench, wanted, verdict)
+
+
+def _schedule(bench: Workbench, v: Verified, phase: Phase) -> Dag:
+    """What every stage does when, with the predicted times of the deployment's devices."""
+    from tools.cost.schedule import schedule
+    from tools.dag.schedule import schedule_dag
+
+    s, program = v.subject.strategy, bench.program(v.subject.strategy, phase)
+    batch, length = (int(program.sizes[d]) for d in ("batch_size", "seq_len" if phase == "prefill" else "kv_len"))
+    # A plan may keep fewer sequences than it has micro-batches; the others are then empty.
+    flying = s.model_copy(update={"microbatches": min(s.microbatches, batch)})
+    times = schedule(bench.deployment, flying, bench.curves, phase, batch=batch, seq_len=length)
+    return schedule_dag(program, times, title=f"{_title(bench, v, phase)} · schedule")
 
 
 def _with_run_rules(drawn: Drawn, bench: Workbench, wanted: Mapping[str, Wanted], verdict: Infeasible | None) -> Drawn:

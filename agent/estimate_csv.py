@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
+from agent.calibration import curves_with
 from agent.files import write_atomic
 from knowledge.catalog import load_device, load_model
-from knowledge.curves import load_curves
 from tools.cost.curves import Curves
 from tools.cost.disagg import predict_disaggregated
 from tools.cost.estimate import predict
@@ -39,13 +41,13 @@ FP8_KV_ENGINES = frozenset({"trtllm"})
 """Engines whose quantised checkpoints bring an fp8 KV cache as the default (TensorRT Model Optimizer exports)."""
 
 
-def estimate_csv(in_path: str | Path, out_path: str | Path) -> dict[str, Any]:
+def estimate_csv(in_path: str | Path, out_path: str | Path, calibration: Path | None = None) -> dict[str, Any]:
     """Writes one row per input row to `out_path`; returns {"rows", "answered", "unanswered", "reasons"}.
 
     Raises ToolError if the file cannot be read as CSV or has no header of the expected columns.
     """
     rows = read_rows(Path(in_path))
-    out = answers(rows)
+    out = answers(rows, calibration)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -63,24 +65,26 @@ PARALLEL_ROWS = 200
 """Rows from which a second process is worth its start."""
 
 
-def answers(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+def answers(rows: list[dict[str, str]], calibration: Path | None = None) -> list[dict[str, Any]]:
     """One output row per input row, in order; many rows are shared out over the cores there are."""
-    load_curves()  # before the processes part, so that they share it
+    curves_with(calibration)  # before the processes part, so that they share it
     workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 8)
     if len(rows) < PARALLEL_ROWS or workers < 2:
-        return _answer_all(rows)
+        return _answer_all(rows, calibration)
     # Rows of one model side by side: each process partitions few models.
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["model"], rows[i]["gpu"], i))
     size = -(-len(order) // (4 * workers))
     parts = [order[i : i + size] for i in range(0, len(order), size)]
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        done = list(pool.map(_answer_all, [[rows[i] for i in part] for part in parts]))
+        done = list(
+            pool.map(partial(_answer_all, calibration=calibration), [[rows[i] for i in part] for part in parts])
+        )
     by_index = {i: out for part, outs in zip(parts, done, strict=True) for i, out in zip(part, outs, strict=True)}
     return [by_index[i] for i in range(len(rows))]
 
 
-def _answer_all(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    curves = load_curves()
+def _answer_all(rows: list[dict[str, str]], calibration: Path | None = None) -> list[dict[str, Any]]:
+    curves = curves_with(calibration)
     return [answer(row, curves) for row in rows]
 
 
@@ -108,15 +112,36 @@ def answer(row: Mapping[str, str], curves: Curves) -> dict[str, Any]:
             out |= disaggregated(row, curves)
             return {k: out.get(k, "") for k in COLUMNS}
         curves = curves.at_version(engine_name(row.get("engine") or "vllm"), row.get("engine_version") or "")
-        deployment, strategy, options = row_case(row, curves)
-        out |= prediction_json(
-            predict(deployment, strategy, curves, benchmark_run=True, equal_lengths=share_is_exact(row), **options)
-        )
+        out |= max((_priced(r, curves) for r in readings(row)), key=lambda found: found["output_tok_s"])
     except MeshwrightError as e:
         out["reason"] = " ".join(str(e).split())
     except ValueError as e:
         out["reason"] = " ".join(str(e).split())[:300]
     return {k: out.get(k, "") for k in COLUMNS}
+
+
+def _priced(row: Mapping[str, str], curves: Curves) -> dict[str, Any]:
+    deployment, strategy, options = row_case(row, curves)
+    return prediction_json(
+        predict(
+            deployment, strategy, curves, benchmark_run=True, length_deviation=length_deviation(row), **options
+        )
+    )  # fmt: skip
+
+
+def readings(row: Mapping[str, str]) -> list[Mapping[str, str]]:
+    """The layouts that a row can mean. An offline run of experts on TensorRT-LLM (1.0 and later) that states the size of
+    its group but not how experts and attention are split over it: sliced, or attention DP with whole experts, whichever
+    serves more, since that is what such a run is set up for."""
+    version = re.match(r"\D*(\d+)\.", row.get("engine_version") or "")
+    unsaid = not any((row.get(c) or "").strip() for c in ("ep", "attn_dp"))
+    offline = (row.get("metric") or "").strip() == "max_throughput" and unsaid
+    engine = engine_name(row.get("engine") or "vllm")
+    if not (offline and engine == "trtllm" and version and int(version[1]) >= 1 and number(row, "tp") > 1):
+        return [row]
+    if not load_model(row["model"]).model.moe:
+        return [row]
+    return [row, {**row, "ep": row["tp"], "attn_dp": row["tp"]}]
 
 
 def row_case(row: Mapping[str, str], curves: Curves) -> tuple[Deployment, Strategy, dict[str, Any]]:
@@ -194,9 +219,11 @@ def disaggregated(row: Mapping[str, str], curves: Curves) -> dict[str, Any]:
         workload=Workload(isl=isl, osl=osl, concurrency=concurrency), engine=EngineChoice(name=engine),
         weight_dtypes=(weights,), kv_dtypes=(kv,),
     )  # fmt: skip
-    return disaggregated_json(
-        predict_disaggregated(deployment, prefill, decode, curves, concurrency=concurrency), concurrency
-    )
+    found = predict_disaggregated(
+        deployment, prefill, decode, curves, concurrency=concurrency, requests=ROUNDS * concurrency,
+        length_deviation=length_deviation(row),
+    )  # fmt: skip
+    return disaggregated_json(found, concurrency)
 
 
 def lengths(row: Mapping[str, str]) -> tuple[int, int]:
@@ -214,7 +241,11 @@ def load_of(row: Mapping[str, str], isl: int, osl: int, dp: int) -> tuple[Worklo
     count = number(row, "concurrency_or_batch")
     if metric == "max_throughput":
         return Workload(isl=isl, osl=osl, batch_size=max(1, count // dp)), {}
-    return Workload(isl=isl, osl=osl, concurrency=count), {"concurrency": count}
+    return Workload(isl=isl, osl=osl, concurrency=count), {"concurrency": count, "requests": ROUNDS * count}
+
+
+ROUNDS = 10
+"""Requests per seat of a closed-loop serving benchmark: the run, ramp-up and drain included, is that long."""
 
 
 def request_set(isl: int, osl: int) -> int:
@@ -279,8 +310,13 @@ def length_share(text: str) -> float:
     return (float(found[1]) + float(found[2])) / 2 if found else 1.0
 
 
-def share_is_exact(row: Mapping[str, str]) -> bool:
-    return length_share(row.get("length_range") or "") == 1.0
+def length_deviation(row: Mapping[str, str]) -> float:
+    """Standard deviation of uniform lengths over their mean; 0 for exact ones."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*-\s*([\d.]+)\s*", row.get("length_range") or "")
+    if not found:
+        return 0.0
+    low, high = float(found[1]), float(found[2])
+    return (high - low) / (high + low) * 2 / math.sqrt(12.0)
 
 
 def _divides(a: str, x: int, b: str, y: int) -> None:

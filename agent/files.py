@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -137,12 +140,65 @@ def default_out(name: str, stamp: str) -> Path:
     return Path("runs") / f"{safe}-{stamp}"
 
 
-def prepare_run_dir(out: Path, inputs: tuple[Path, ...] = ()) -> None:
-    """Makes `out` an empty run directory. An earlier run of ours in it is removed; anything else of these names is
-    not touched.
+LOCK = ".lock"
 
-    Raises ToolError when it cannot be written, or holds files of these names that no run of ours made.
+
+@contextlib.contextmanager
+def exclusive(out: Path) -> Iterator[None]:
+    """Keeps other processes out of a run directory (or an evaluation's) while the block runs.
+
+    The kernel holds the lock (`flock`), so that of a process that died is free at once, whatever its file says. Raises
+    ToolError that names the process which runs there. Where the system has no such locks, nothing is kept out.
     """
+    _writable(out)
+    handle = _locked(out / LOCK)
+    if handle is None:
+        yield
+        return
+    with handle:
+        try:
+            yield
+        finally:
+            # Still held here: nobody else can have locked this very file, and whoever has opened it looks again.
+            (out / LOCK).unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> Any:
+    """The open, locked file, with our process in it; None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    while True:
+        handle = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(path, handle) from None
+        except OSError:  # a file system without locks
+            handle.close()
+            return None
+        if path.exists() and path.stat().st_ino == os.fstat(handle.fileno()).st_ino:
+            break
+        handle.close()  # its owner took the file away between our opening and our locking it
+    handle.seek(0)
+    handle.truncate()
+    handle.write(f"{os.getpid()} {platform.node() or 'localhost'} {time.strftime('%Y-%m-%dT%H:%M:%S')}\n")
+    handle.flush()
+    return handle
+
+
+def _busy(path: Path, handle: Any) -> ToolError:
+    handle.seek(0)
+    pid, host, since = [*handle.read().split(), "?", "?", "?"][:3]
+    handle.close()
+    return ToolError(
+        f"--out {path.parent}: process {pid} on {host} has been running in it since {since}; wait for it, stop it, or "
+        "choose another directory"
+    )
+
+
+def _writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -151,6 +207,15 @@ def prepare_run_dir(out: Path, inputs: tuple[Path, ...] = ()) -> None:
         raise ToolError(f"--out {out}: exists and is not a directory; choose another") from None
     except OSError as e:
         raise ToolError(f"--out {out}: cannot write there ({e.strerror}); choose another directory") from None
+
+
+def prepare_run_dir(out: Path, inputs: tuple[Path, ...] = ()) -> None:
+    """Makes `out` an empty run directory. An earlier run of ours in it is removed; anything else of these names is
+    not touched.
+
+    Raises ToolError when it cannot be written, or holds files of these names that no run of ours made.
+    """
+    _writable(out)
     present = [n for n in (*RUN_FILES, *OURS) if (out / n).exists()]
     if not present:
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.approval import Answer
 from agent.events import EventLog, Listener, read_events
-from agent.files import Store, prepare_run_dir, sha256_file
+from agent.files import Store, exclusive, prepare_run_dir, sha256_file
 from agent.llm.base import Reply
 from agent.loop import Conversation
 from agent.options import RunOptions, load_options
@@ -27,17 +27,21 @@ async def start(
     `drawer` makes the DAG files in place of `agent.draw.draw`.
     """
     named = (*options.inputs, options.task, options.knowledge)
-    prepare_run_dir(run_dir, tuple(options.path(p) for p in named if p))
-    options.save(run_dir)
-    return await _drive(options, run_dir, listener, fresh=True, drawer=drawer)
+    with exclusive(run_dir):
+        prepare_run_dir(run_dir, tuple(options.path(p) for p in named if p))
+        options.save(run_dir)
+        return await _drive(options, run_dir, listener, fresh=True, drawer=drawer)
 
 
 async def resume(run_dir: Path, listener: Listener | None = None, answer: Answer | None = None) -> RunState:
     """Goes on where the last checkpoint is; `answer` is a person's to a run that waits under --approve.
 
-    Raises ToolError when this is no run, an input changed since it began, or nothing waits for the answer.
+    Raises ToolError when this is no run, another process runs in it, an input changed since it began, or nothing waits
+    for the answer.
     """
-    return await _drive(load_options(run_dir), run_dir, listener, fresh=False, answer=answer)
+    options = load_options(run_dir)
+    with exclusive(run_dir):
+        return await _drive(options, run_dir, listener, fresh=False, answer=answer)
 
 
 async def _drive(
@@ -103,6 +107,20 @@ def _refuse_answer(waits: bool, before: Any, answer: Answer) -> None:
 
 async def waiting(run_dir: Path) -> dict[str, Any] | None:
     """What a run under --approve shows the person it waits for; None when it does not wait."""
+    found = await _snapshot(run_dir)
+    return next((i.value for t in found.tasks for i in t.interrupts), None) if found else None
+
+
+async def recorded_state(run_dir: Path) -> RunState:
+    """The state after the last finished node. Raises ToolError where no checkpoint is."""
+    found = await _snapshot(run_dir)
+    if found is None or not found.values:
+        raise ToolError(f"{run_dir} has no checkpoint; run the plan again")
+    return found.values
+
+
+async def _snapshot(run_dir: Path) -> Any:
+    """LangGraph's last snapshot; None where there is no checkpoint."""
     import aiosqlite
     from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -111,8 +129,7 @@ async def waiting(run_dir: Path) -> dict[str, Any] | None:
         return None
     async with aiosqlite.connect(run_dir / "checkpoint.sqlite") as db:
         saver = AsyncSqliteSaver(db, serde=JsonPlusSerializer(allowed_msgpack_modules=None))
-        found = await build_graph(saver).aget_state(THREAD)
-    return next((i.value for t in found.tasks for i in t.interrupts), None)
+        return await build_graph(saver).aget_state(THREAD)
 
 
 def build_graph(saver: Any) -> Any:

@@ -61,7 +61,9 @@ class RunContext:
         """The workbench of this run's deployment, one per process."""
         ref = state["deployment"]
         if ref["sha256"] not in self.benches:
-            self.benches[ref["sha256"]] = Workbench(self.store.load(ref, Deployment), self.store)
+            given = self.options.calibration
+            path = self.options.path(given) if given else None
+            self.benches[ref["sha256"]] = Workbench(self.store.load(ref, Deployment), self.store, path)
         return self.benches[ref["sha256"]]
 
     @functools.cached_property
@@ -142,9 +144,15 @@ async def read_conditions(state: RunState, runtime: Run) -> Command[Literal["ret
     ctx = runtime.context
     files = tuple(shown(f, ctx.options) for f in read_files([ctx.options.path(p) for p in ctx.options.inputs]))
     if is_paper(files):
-        return Command(update=paper_nodes.read(ctx, files), goto="retrieve_knowledge")
+        return Command(update=await paper_nodes.read(ctx, state, files), goto="retrieve_knowledge")
     conditions = read(files)
-    refuse_paper(files, conditions)
+    try:
+        refuse_paper(files, conditions)
+    except ToolError:
+        if ctx.conversation.backend.name == "builtin":
+            raise
+        # A free-form paper: the language model reads it.
+        return Command(update=await paper_nodes.read(ctx, state, files), goto="retrieve_knowledge")
     conditions, outcome = await fill_gaps(files, conditions, ctx.conversation, ctx.task[0])
     degraded = with_degraded(state, "read_conditions", outcome)
     deployment = resolve(conditions)
@@ -552,6 +560,11 @@ def make_bundle(ctx: RunContext, state: RunState, opinion: str = "") -> Bundle:
     return bundle(record, reference_of(bench, chosen if isinstance(verdict, Proven) else None))
 
 
+def opinion_of(state: RunState) -> str:
+    """What the language model said about the round that is published."""
+    return next((a["opinion"] for a in state.get("attempts", []) if a["verified"] == state.get("verified")), "")
+
+
 def hashes_now(options: RunOptions, inputs: tuple[InputFile, ...]) -> dict[str, str]:
     """sha256 of every input as it lies there now; "" where it is gone."""
     paths = {f.path: options.path(f.path) for f in inputs}
@@ -581,9 +594,7 @@ def redrawn(ctx: RunContext, state: RunState) -> Drawn:
 async def publish(state: RunState, runtime: Run) -> Command[Literal["propose_strategy", "__end__"]]:
     """All files at once, the manifest last. Under --approve a person says yes before that."""
     ctx = runtime.context
-    attempts: list[dict[str, Any]] = state.get("attempts", [])
-    opinion = next((a["opinion"] for a in attempts if a["verified"] == state.get("verified")), "")
-    made = make_bundle(ctx, state, opinion)
+    made = make_bundle(ctx, state, opinion_of(state))
     if ctx.options.approve:
         report = made.files["plan.md"][1]
         shown = approval.request(ctx.run_dir, made.plan, made.evaluation, report)

@@ -21,6 +21,7 @@ class RunOptions(Frozen):
     objective: Objective | None = None
     strict: bool = False
     approve: bool = False
+    calibration: str | None = None
 
     def path(self, given: str) -> Path:
         """A path that the user gave, from wherever the process runs now."""

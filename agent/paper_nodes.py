@@ -10,7 +10,7 @@ from agent import approval, paper_run
 from agent.bundle import Bundle
 from agent.draw import Drawn, dag_dir
 from agent.files import sha256_file
-from agent.nodes import Inputs, RunContext, hashes_now
+from agent.nodes import Inputs, RunContext, hashes_now, language_of
 from agent.paper_run import PaperVerification
 from agent.state import RunState
 from tools.spec.base import Bug
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from tools.spec.finding import Finding
 
 
-def read(ctx: RunContext, files: tuple[InputFile, ...]) -> RunState:
-    """The paper's reading. Raises ToolError (Refused) where its method cannot be told or drawn."""
-    from agent.reading.paper import read_paper
+async def read(ctx: RunContext, state: RunState, files: tuple[InputFile, ...]) -> RunState:
+    """The paper's reading, by the built-in reader and the backend. Raises ToolError (Refused) where its method cannot be
+    told or drawn."""
+    from agent.paper_llm import read_with
 
-    method = read_paper(files)
+    language = language_of(files, ctx.conversation)
+    found = await read_with(files, ctx.conversation, ctx.task[0], language)
+    method = found.method
     first = paper_run.primary(method)
     deployment = paper_run.deployment_of(method, method.model(first.model), first)
     ctx.log.write(
@@ -35,11 +38,12 @@ def read(ctx: RunContext, files: tuple[InputFile, ...]) -> RunState:
         title=method.title,
         models=[m.name for m in method.models],
         strategies=[s.strategy.label() for s in method.strategies],
+        by=found.by,
     )
     return RunState(
         inputs=[{"path": f.path, "sha256": f.sha256} for f in files], sources=ctx.store.put(Inputs(files=files)),
         conditions=ctx.store.put(method.conditions), deployment=ctx.store.put(deployment), paper=ctx.store.put(method),
-        degraded=[], round=0,
+        degraded=["read_conditions"] if found.degraded is not None else [], round=0, language=language,
     )  # fmt: skip
 
 
@@ -64,7 +68,7 @@ def propose(ctx: RunContext, state: RunState) -> Command[Literal["verify_dimensi
 def verify(ctx: RunContext, state: RunState) -> Command[Literal["propose_strategy", "generate_dag"]]:
     verification = paper_run.verify_paper(method_of(ctx, state), ctx.store)
     _none_of(f for g in verification.graphs for f in g.errors)
-    ctx.log.write("verified", errors=0, graphs=2 * len(verification.graphs))
+    ctx.log.write("verified", errors=0, graphs=sum(len(g.verified.proofs) for g in verification.graphs))
     return Command(update=RunState(verified=ctx.store.put(verification)), goto="generate_dag")
 
 

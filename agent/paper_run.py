@@ -7,6 +7,7 @@ strategies are the paper's: nothing is searched, times are predictions beside th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,14 @@ from tools.spec.finding import Finding
 from tools.spec.hardware import Cluster
 from tools.spec.paper import PaperMethod, PaperModel, PaperStrategy, Unsupported
 from tools.spec.plan import Estimate, Plan
+from tools.spec.strategy import Phase, Strategy
 from tools.spec.workload import Workload
 
 if TYPE_CHECKING:
     from agent.bundle import Bundle
+    from tools.oracle.prove import Proof
+    from tools.partition.lower import Program
+    from tools.partition.pools import Pools
 
 TIMED_OUTPUT = 128
 """Generated tokens that times are predicted for, out of the stated length, where the paper gives no output length."""
@@ -42,8 +47,8 @@ class PaperGraph(Frozen):
     estimate: Estimate | None = None
 
     def file(self, phase: str) -> str:
-        """NAME of its files: model_role_phase."""
-        return f"{self.model}_{self.name}_{phase}"
+        """NAME of its files: model_role_phase; a pool of one phase has it in its name."""
+        return f"{self.model}_{self.name}" if self.name.endswith(f"_{phase}") else f"{self.model}_{self.name}_{phase}"
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -92,10 +97,11 @@ def deployment_of(method: PaperMethod, model: PaperModel, strategy: PaperStrateg
     if cluster.num_devices is None or cluster.num_devices < n:
         cluster = cluster.model_copy(update={"num_devices": n})
     osl = model.output_len or max(1, min(TIMED_OUTPUT, model.seq_len // 4))
-    isl = max(1, model.kv_len - osl)
+    seq_len = strategy.seq_len or model.seq_len
+    isl = max(1, seq_len + (model.output_len or 0) - osl)
     return Deployment(
         model=model.spec, cluster=cluster,
-        workload=Workload(isl=isl, osl=osl, seq_len_max=model.seq_len, batch_size=max(1, model.batch_size // strategy.strategy.dp)),
+        workload=Workload(isl=isl, osl=osl, seq_len_max=seq_len, batch_size=max(1, model.batch_size // strategy.strategy.dp)),
         objective="total_throughput", weight_dtypes=(strategy.strategy.weight_dtype,), kv_dtypes=(strategy.strategy.kv_dtype,),
         assumptions=tuple(assumptions),
     )  # fmt: skip
@@ -130,6 +136,43 @@ def _cluster(conditions: Conditions, model: PaperModel, assumptions: list[Assump
     return resolved.cluster
 
 
+def programs_of(method: PaperMethod, s: PaperStrategy, bench: Workbench) -> dict[Phase, Program]:
+    """The per-device graph of every phase that a strategy runs; pools of one phase hand their cache over to each other."""
+    pools = pools_of(method, s, bench)
+    if pools is None:
+        return {phase: bench.program(s.strategy, phase) for phase in s.phases}
+    (phase,) = s.phases
+    return {phase: pools.prefill if phase == "prefill" else pools.decode}
+
+
+def pools_of(method: PaperMethod, s: PaperStrategy, bench: Workbench) -> Pools | None:
+    """Both pools with their real sizes, where `s` is one of them."""
+    from tools.graph.build import all_sizes
+    from tools.partition.pools import lower_pools
+
+    pair = pool_pair(method, s)
+    if pair is None:
+        return None
+    first, second = pair
+    groups = lcm(first.attn_dp or 1, second.attn_dp or 1)
+    d = bench.deployment
+
+    def sizes(strategy: Strategy, phase: Phase) -> Any:
+        found = phase_sizes(d, strategy, phase).model_dump()
+        return all_sizes(d.model, **{**found, "batch_size": -(-found["batch_size"] // groups) * groups})
+
+    return lower_pools(d.model, first, second, sizes(first, "prefill"), sizes(second, "decode"))
+
+
+def pool_pair(method: PaperMethod, s: PaperStrategy) -> tuple[Strategy, Strategy] | None:
+    """(prefill's, decode's strategy) of the two pools that `s` belongs to."""
+    if len(s.phases) != 1:
+        return None
+    mine = {x.phases: x.strategy for x in method.of(s.model, s.role)}
+    first, second = mine.get(("prefill",)), mine.get(("decode",))
+    return (first, second) if first is not None and second is not None else None
+
+
 def bench_of(method: PaperMethod, strategy: PaperStrategy, store: Any = None) -> Workbench:
     return Workbench(deployment_of(method, method.model(strategy.model), strategy), store)
 
@@ -153,7 +196,7 @@ def verify_paper(method: PaperMethod, store: Any = None) -> PaperVerification:
     for s in method.strategies:
         bench = bench_of(method, s, store)
         try:
-            found = _verified(bench, Subject(role=role_of(s), strategy=s.strategy))
+            found = _verified(method, s, bench)
         except ToolError as e:
             quote = s.quotes[0] if s.quotes else Evidence(file="", line=0, quote=s.title)
             refused.append(Unsupported(what=s.strategy.label(), why=str(e), evidence=quote, role=s.role, model=s.model))
@@ -164,20 +207,36 @@ def verify_paper(method: PaperMethod, store: Any = None) -> PaperVerification:
     return PaperVerification(graphs=tuple(graphs), refused=tuple(refused))
 
 
-def _verified(bench: Workbench, subject: Subject) -> Verified:
-    """`agent.verify.verify` without an engine's rules: a paper's strategy is no engine's."""
+def _proofs(method: PaperMethod, s: PaperStrategy, bench: Workbench) -> dict[Phase, Proof]:
+    """Both phases of a strategy; of pools, with the hand-over of the cache between them."""
+    from tools.oracle.pools import prove_pools
+
+    pair = pool_pair(method, s)
+    sizes = phase_sizes(bench.deployment, s.strategy, "prefill")
+    found = (
+        bench.proofs(s.strategy)
+        if pair is None
+        else prove_pools(bench.deployment.model, *pair, batch_size=sizes.batch_size, seq_len=sizes.seq_len)
+    )
+    return {phase: p for phase, p in found.items() if phase in s.phases}
+
+
+def _verified(method: PaperMethod, paper_strategy: PaperStrategy, bench: Workbench) -> Verified:
+    """`agent.verify.verify` of the phases that the strategy runs, without an engine's rules: a paper's strategy is no
+    engine's."""
     from tools.checks import CHECKS, run_checks
 
-    s = subject.strategy
-    proofs = bench.proofs(s)
-    programs = [bench.program(s, phase) for phase in PHASES]
+    s, phases = paper_strategy.strategy, paper_strategy.phases
+    proofs = _proofs(method, paper_strategy, bench)
+    programs = list(programs_of(method, paper_strategy, bench).values())
     findings = [
         *proof_findings(bench, s, proofs),
         *run_checks(programs, bench.deployment, only=[c for c in CHECKS if c != "engine"]),
     ]
     parts = bench.parts(s)
     findings += [mismatch(p) for p in parts if not p.matches]
-    sizes = {phase: phase_sizes(bench.deployment, s, phase) for phase in PHASES}
+    sizes = {phase: phase_sizes(bench.deployment, s, phase) for phase in phases}
+    subject = Subject(role=role_of(paper_strategy), strategy=s)
     return Verified(subject=subject, sizes=sizes, proofs=proofs, parts=parts, findings=tuple(findings))
 
 
@@ -190,7 +249,8 @@ def _told(found: Verified, s: PaperStrategy) -> Verified:
 def _as_paper(f: Finding) -> Finding:
     if f.cause == "engine" or f.code == "idle-devices":
         return f.model_copy(update={"severity": "info"})  # a paper names its own devices, and no engine
-    return f if f.severity != "error" or f.cause in STRUCTURAL else f.model_copy(update={"severity": "warning"})
+    told = f.cause not in STRUCTURAL or f.code == "positions"  # a context beyond the model's positions is the paper's
+    return f if f.severity != "error" or not told else f.model_copy(update={"severity": "warning"})
 
 
 def _estimate(bench: Workbench, s: PaperStrategy) -> Estimate | None:
@@ -210,9 +270,10 @@ def draw_paper(method: PaperMethod, verification: PaperVerification, run_dir: Pa
     for g in verification.graphs:
         s = next(x for x in method.strategies if (x.model, x.name) == (g.model, g.name))
         bench, name = bench_of(method, s), method.model(s.model).name
-        for phase in PHASES:
+        pools = pools_of(method, s, bench)
+        for phase, program in programs_of(method, s, bench).items():
             title = f"{name} · {s.name.replace('_', ' ')} · {phase} · {bench.label(s.strategy)}"
-            dag = build_dag(bench.program(s.strategy, phase), title=title)
+            dag = build_dag(program, title=title, pools=pools)
             wanted[g.file(phase)] = (g.verified, phase, "full", dag)
     return draw_all(dag_dir(run_dir), wanted)  # type: ignore[arg-type]
 
@@ -222,8 +283,9 @@ def check_again(method: PaperMethod, verification: PaperVerification) -> None:
     for g in verification.graphs:
         s = next(x for x in method.strategies if (x.model, x.name) == (g.model, g.name))
         bench = bench_of(method, s)
+        programs = programs_of(method, s, bench)
         for phase, proof in g.verified.proofs.items():
-            if not proof.ok or proof.digest != bench.program(s.strategy, phase).digest():
+            if not proof.ok or proof.digest != programs[phase].digest():
                 raise Bug(f"{g.model}, {g.name}, {phase}: the recorded proof is not of this graph")
         if g.errors:
             raise Bug(f"{g.model}, {g.name}: {g.errors[0].message}")
@@ -243,19 +305,53 @@ def plan_of(
     deployment = deployment_of(method, model, proposed)
     others = [g for s in method.of(model.key, "baseline") if (g := verification.of(model.key, s.name))]
     phases: dict[str, dict[str, Any]] = {
-        p: _entry(graph, p) | ({"baseline": _entry(others[0], p)} if others else {}) for p in PHASES
+        p: _entry(g, p) | ({"baseline": _entry(others[0], p)} if others and p in others[0].verified.proofs else {})
+        for p in PHASES
+        if (g := _proposed_in(method, verification, model.key, p)) is not None
     }
-    layers = [s.layers for s in graph.estimate.memory] if graph.estimate else _layers(deployment, proposed)
+    pools = _pools(method, verification, model.key)
     return Plan(
-        status="proven", headline=headline(method, model, proposed, others, len(verification.graphs)), deployment=deployment,
+        status="proven", headline=headline(method, model, verification), deployment=deployment,
         at_risk=tuple(_at_risk(verification)), objective="total_throughput", strategy=proposed.strategy, phases=phases,
-        num_devices=proposed.strategy.num_devices, rank_map=rank_map(proposed.strategy, deployment, layers),
+        pools={s.phases[0]: s.strategy for s in pools} if len(pools) > 1 else {},
+        num_devices=sum(s.strategy.num_devices for s in pools), rank_map=_rank_map(pools, deployment, verification),
         parts=graph.verified.parts, estimate=graph.estimate, baseline=others[0].estimate if others else None,
         asked=tuple(g.estimate for g in others[1:] if g.estimate), assumptions=deployment.assumptions,
         ignored=tuple(i.model_dump(mode="json") for i in method.conditions.ignored),
         findings=tuple(_findings(method, verification, proposed, deployment)),
         proposal=_proposal(method, verification, proposed, drawn),
     )  # fmt: skip
+
+
+def _proposed_in(method: PaperMethod, verification: PaperVerification, key: str, phase: Phase) -> PaperGraph | None:
+    """The graph of the proposed strategy that runs this phase; phases may have pools of their own."""
+    graphs = (verification.of(key, s.name) for s in method.of(key, "proposed") if phase in s.phases)
+    return next((g for g in graphs if g is not None), None)
+
+
+def _pools(method: PaperMethod, verification: PaperVerification, key: str) -> list[PaperStrategy]:
+    """Proposed strategies that run at the same time, each on devices of its own."""
+    drawn = [s for s in method.of(key, "proposed") if verification.of(key, s.name)]
+    return [s for s in drawn if len(s.phases) == 1] or drawn[:1]
+
+
+def _rank_map(
+    pools: Sequence[PaperStrategy], deployment: Deployment, verification: PaperVerification
+) -> tuple[dict[str, Any], ...]:
+    """Global ranks of every pool, one after the other."""
+    rows: list[dict[str, Any]] = []
+    first = 0
+    for s in pools:
+        g = verification.of(s.model, s.name)
+        memory = g.estimate.memory if g and g.estimate else ()
+        layers = list({m.stage: m.layers for m in memory}.values()) or _layers(deployment, s)
+        for row in rank_map(s.strategy, deployment, layers):
+            ranks = [r + first for r in row["ranks"]]
+            nodes = sorted({r // deployment.cluster.devices_per_node for r in ranks})
+            pool = {"pool": s.phases[0]} if len(s.phases) == 1 else {}
+            rows.append({**row, **pool, "ranks": ranks, "nodes": nodes})
+        first += s.strategy.num_devices
+    return tuple(rows)
 
 
 def _proposal(
@@ -314,7 +410,7 @@ def graphs_table(method: PaperMethod, verification: PaperVerification, drawn: Dr
     rows = []
     for g in verification.graphs:
         s = next(x for x in method.strategies if (x.model, x.name) == (g.model, g.name))
-        for phase in PHASES:
+        for phase in g.verified.proofs:
             proof, sizes, d = g.verified.proofs[phase], g.verified.sizes[phase], files.get(g.file(phase))
             rows.append(
                 {
@@ -336,14 +432,29 @@ def graphs_table(method: PaperMethod, verification: PaperVerification, drawn: Dr
     return rows
 
 
-def headline(method: PaperMethod, model: PaperModel, s: PaperStrategy, others: Sequence[PaperGraph], count: int) -> str:
+def headline(method: PaperMethod, model: PaperModel, verification: PaperVerification) -> str:
+    """What is deployed on how many devices, against what, and that it is proven."""
     moe = model.spec.moe is not None
-    against = ", ".join(g.verified.subject.strategy.label(moe=moe) for g in others)
+    drawn = [s for s in method.of(model.key) if verification.of(model.key, s.name)]
+    proposed = [s for s in drawn if s.role == "proposed"]
+    pools = _pools(method, verification, model.key)
+    labels = ", ".join(f"{s.strategy.label(moe=moe)}{_regime(s)}" for s in proposed)
+    against = ", ".join(s.strategy.label(moe=moe) for s in drawn if s.role == "baseline")
     models = f"{len(method.models)} models; " if len(method.models) > 1 else ""
+    count = sum(len(g.verified.proofs) for g in verification.graphs)
     return (
-        f"{method.title}: {models}{model.name} as {s.strategy.label(moe=moe)} on {s.strategy.num_devices} devices"
-        f"{f', against {against}' if against else ''}; {2 * count} DAGs, each proven equal to the unpartitioned model."
+        f"{method.title}: {models}{model.name} as {labels} on {sum(s.strategy.num_devices for s in pools)} devices"
+        f"{f', against {against}' if against else ''}; {count} DAGs, each proven equal to the unpartitioned model."
     )
+
+
+def _regime(s: PaperStrategy) -> str:
+    """When a strategy applies, where it does not always: " (prefill)", " (above 4096 tokens)"."""
+    if len(s.phases) == 1:
+        return f" ({s.phases[0]})"
+    if s.strategy.pool_above:
+        return f" ({'above' if s.strategy.attn_pool else 'up to'} {s.strategy.pool_above} tokens)"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------- publication
@@ -357,11 +468,12 @@ def bundle_of(
     from agent.bundle import DAG_KINDS, Bundle, deliverables
     from agent.report.paper import render_paper_md
 
-    plans = {m.key: p for m in method.models if (p := plan_of(method, verification, m, drawn))}
+    plans, launched = _with_launch(method, verification, drawn)
     first = plans[primary(method, verification).model].model_copy(
         update={"knowledge": tuple(passages), "degraded": degraded}
     )
-    files: dict[str, tuple[str, bytes]] = {"plan.json": ("plan", plan_to_json(first).encode())}
+    files: dict[str, tuple[str, bytes]] = dict(launched)
+    files |= {"plan.json": ("plan", plan_to_json(first).encode())}
     for key, plan in plans.items():
         if plan.deployment.model != first.deployment.model:
             files[f"models/{key}/plan.json"] = ("plan", plan_to_json(plan).encode())
@@ -372,7 +484,26 @@ def bundle_of(
     report = render_paper_md(method, verification, plans, listed, judged, opinion)
     files["plan.md"] = ("report", report.encode())
     files["evaluation.json"] = ("evaluation", judged.to_json().encode())
-    return Bundle(plan=first, evaluation=judged, files=files, copies=copies)
+    return Bundle(plan=first, evaluation=judged, files=files, copies=copies, record=record)
+
+
+def _with_launch(
+    method: PaperMethod, verification: PaperVerification, drawn: Drawn
+) -> tuple[dict[str, Plan], dict[str, tuple[str, bytes]]]:
+    """The plan of every model, told which engines can launch it, and the launch files."""
+    from agent.paper_launch import paper_launch
+
+    plans: dict[str, Plan] = {}
+    files: dict[str, tuple[str, bytes]] = {}
+    for m in method.models:
+        plan = plan_of(method, verification, m, drawn)
+        if plan is None:
+            continue
+        made, said = paper_launch(m, plan)
+        plans[m.key] = plan.model_copy(update={"findings": (*plan.findings, *said)})
+        folder = f"models/{m.key}/launch" if len(plans) > 1 else "launch"
+        files |= {f"{folder}/{f.name}": ("launch", f.text.encode()) for f in made}
+    return plans, files
 
 
 def _record(
@@ -387,7 +518,7 @@ def _record(
     return RunRecord(
         plan=plan, conditions=method.conditions, inputs=inputs, inputs_after=inputs_after, proofs=proofs, deliverables=listed,
         dags=tuple(_report(d, method, verification) for d in drawn.drawings), constraints=constraints,
-        reference=_reference(verification), fixed_strategy=True, fidelity=tuple(fidelity(method, verification)),
+        reference=_reference(method, verification), fixed_strategy=True, fidelity=tuple(fidelity(method, verification)),
     )  # fmt: skip
 
 
@@ -396,15 +527,23 @@ def _report(d: Drawing, method: PaperMethod, verification: PaperVerification) ->
     return d.report(method.model(owner.model).spec.name)
 
 
-def _reference(verification: PaperVerification) -> Reference | None:
+def _same_work(s: PaperStrategy, method: PaperMethod, g: PaperGraph) -> bool:
+    """Whether a strategy does the work of a graph: the same model, phases and lengths."""
+    mine = next(x for x in method.strategies if (x.model, x.name) == (g.model, g.name))
+    whole, seq = method.model(g.model), method.model(g.model).seq_len
+    return (s.model, s.phases, s.seq_len or seq) == (whole.key, mine.phases, mine.seq_len or seq)
+
+
+def _reference(method: PaperMethod, verification: PaperVerification) -> Reference | None:
     """The paper's own strategies beside each other, as the cost model prices them: reported, no bar."""
     first = next((g for g in verification.graphs if g.verified.subject.role == "plan" and g.estimate), None)
     if first is None or first.estimate is None:
         return None
+    like = {(x.model, x.name) for x in method.strategies if _same_work(x, method, first)}
     priced = [
         g
         for g in verification.graphs
-        if g.model == first.model and g.estimate and g.estimate.output_tok_s == g.estimate.output_tok_s
+        if (g.model, g.name) in like and g.estimate and g.estimate.output_tok_s == g.estimate.output_tok_s
     ]
     best = max(priced, key=lambda g: g.estimate.output_tok_s_per_device if g.estimate else 0.0)
     assert best.estimate is not None
@@ -434,9 +573,11 @@ def fidelity(method: PaperMethod, verification: PaperVerification) -> Iterable[F
             holds=same,
             reason=f"{s.strategy.label()} takes {s.strategy.num_devices}, the paper gives {s.num_devices} ({s.devices_source})",
         )
-        m, sizes = method.model(s.model), g.verified.sizes["prefill"]
-        drawn = sizes.seq_len == m.seq_len and sizes.batch_size * s.strategy.dp == m.batch_size
-        said = f"batch {m.batch_size}, sequence {m.seq_len}; drawn {sizes.batch_size} × {s.strategy.dp} replicas, {sizes.seq_len}"
+        m, phase = method.model(s.model), s.phases[0]
+        sizes, want = g.verified.sizes[phase], s.seq_len or m.seq_len
+        have = sizes.seq_len if phase == "prefill" else sizes.kv_len - (m.output_len or 0)
+        drawn = have == want and sizes.batch_size * s.strategy.dp == m.batch_size
+        said = f"batch {m.batch_size}, sequence {want}; drawn {sizes.batch_size} × {s.strategy.dp} replicas, {have}"
         yield Fidelity(name=f"{s.model}, {s.name}: batch and sequence", holds=drawn, reason=said)
 
 

@@ -241,8 +241,10 @@ def report(points: list[Point]) -> str:
               f"median rank correlation in groups of three or more: {rho:.2f}.", "",
               f"The floor: the same cell measured again in another release differs by {NOISE[0]:.0%} (median) to "
               f"{NOISE[1]:.0%} (90 %)."]  # fmt: skip
-    lines += ["", "80 % quantile of the error on families left out of the fit (the bands that predictions carry): "
-              + ", ".join(f"{m} {b.band:.0%}" for m, b in load_curves().bands.items()) + "."]  # fmt: skip
+    lines += ["", "80 % quantile of the error on families left out of the fit (the bands that predictions carry), and its median: "
+              + ", ".join(f"{m} {b.band:.0%} ({b.bias:+.1%})" for m, b in load_curves().bands.items()) + ".", "",
+              "Leaving families out covers the constants, not the structure: docs/cost-model.md, section 5, says what was chosen "
+              "with all of these rows in view."]  # fmt: skip
     head = ["| metric | {} | rows | median | p90 | bias |", "|---|---|---|---|---|---|"]
     for title, key in (
         ("family", lambda p: " ".join(p.family)),

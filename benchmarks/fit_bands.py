@@ -5,8 +5,8 @@
 Gauss-Newton on ln(predicted / measured) with Huber weights (nearer to a median than to a mean) and a weak prior at the
 values before. Every (metric, family) weighs the same, a family being (model, GPU). The error that counts is of families
 left out: with the last Jacobian the constants are refitted without each family in turn, and the family is predicted with
-those. A band is the 80 % quantile of those errors; for devices without measured operators, of the errors that appear when
-measured devices are priced by their relatives, or by the datasheet alone. --write puts all of it into knowledge/curves/.
+those. A band is the 80 % quantile of those errors; for devices without measured operators it is widened by how far
+predictions move when measured devices are priced by their relatives, or by the datasheet alone. --write puts all of it into knowledge/curves/.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ CONSTANTS = (
     "engines.trtllm.step_s", "engines.trtllm.per_sequence_s", "engines.trtllm.prefill_s", "engines.trtllm.launch_s",
     "engines.trtllm.attn_dp_wait_steps",
     "engines.trtllm<.step_s", "engines.trtllm<.per_sequence_s",
+    "engines.vllm=.eager", "engines.sglang.eager", "engines.trtllm.eager",
     "engines.*.handoff_s", "cold_start.share",
 )  # fmt: skip
-"""Where each constant is: a generation or engine by name (`*`: all, `<`: its entry for older versions)."""
+"""Where each constant is: a generation or engine by name (`*`: all, `<`: its entry for older versions, `=`: both)."""
 PRIOR = 0.7
 """Standard deviation of ln(constant) around its value before."""
 STEP = 0.15
@@ -69,7 +70,7 @@ def scaled(curves: Curves, logs: np.ndarray) -> Curves:
 
 def chosen(item: Any, name: str) -> bool:
     older = getattr(item, "before", None) is not None
-    return name == "*" or (item.name == name.rstrip("<") and older == name.endswith("<"))
+    return name == "*" or (item.name == name.rstrip("<=") and (name.endswith("=") or older == name.endswith("<")))
 
 
 def log_errors(rows: Iterable[Row], curves: Curves) -> dict[Point, float]:
@@ -112,7 +113,7 @@ def concerns(path: str, row: Row) -> bool:
         return not row["tp"]
     if group != "engines" or name == "*":
         return True
-    return engine_name(row["engine"]) == name.rstrip("<")
+    return engine_name(row["engine"]) == name.rstrip("<=")
 
 
 def jacobian_of(rows: list[Row], curves: Curves, logs: np.ndarray, base: dict[Point, float]) -> np.ndarray:
@@ -187,12 +188,18 @@ def quantile_of(points: list[Point], errors: np.ndarray, metrics: tuple[str, ...
 
 
 def bands_yaml(points: list[Point], unseen: np.ndarray, rows: list[Row], curves: Curves) -> str:
-    """bands.yaml: per metric the quantile by how kernels were priced."""
+    """bands.yaml: per metric the quantile by how kernels were priced. What a relative's kernels, or none, change about the
+    predictions of measured devices is independent of what was wrong with them before: the two add in quadrature."""
     relatives = curves
     if curves.operators is not None:
         relatives = curves.model_copy(update={"operators": replace(curves.operators, use_own=False, chosen={})})
+    own_kernels = log_errors(rows, curves)
     others = {"nearest": relatives, "datasheet": curves.model_copy(update={"operators": None})}
-    found = {name: log_errors(rows, c) for name, c in others.items()}
+    moved = {}
+    for name, c in others.items():
+        there = log_errors(rows, c)
+        both = [p for p in there if p in own_kernels]
+        moved[name] = (both, np.array([there[p] - own_kernels[p] for p in both]))
     lines = [
         "# Relative half-widths by metric, written by benchmarks/fit_bands.py: the 80 % quantile of the error on families",
         "# (model, GPU) left out of the fit. nearest, datasheet: with kernels priced by a relative, or by no measurement.",
@@ -200,7 +207,7 @@ def bands_yaml(points: list[Point], unseen: np.ndarray, rows: list[Row], curves:
     ]
     for metric, names in BANDS.items():
         own = quantile_of(points, unseen, names)
-        wide = {k: max(own, quantile_of(list(e), np.array(list(e.values())), names)) for k, e in found.items()}
+        wide = {k: float(np.hypot(own, quantile_of(p, e, names))) for k, (p, e) in moved.items()}
         families = len({p[1] for p in points if p[0] in names})
         lines += [
             f"  {metric}:",

@@ -51,6 +51,9 @@ CASES: tuple[tuple[str, dict], ...] = (
     ("mixtral-8x7b", {"tp": 2, "attn_dp": 4, "ep": 4, "etp": 2}),
     ("glm-4.5", {"attn_dp": 2, "cp": 2, "ep": 4, "pp": 2}),
     ("gemma-2-9b", {"tp": 2, "attn_dp": 2, "sp": True}),
+    ("llama-3-70b", {"tp": 2, "pp": 2, "virtual": 2}),
+    ("gpt-oss-120b", {"tp": 2, "pp": 2, "seq_slices": 3}),
+    ("deepseek-v3", {"attn_dp": 2, "ep": 2, "pp": 2, "virtual": 2, "seq_slices": 2}),
 )
 LENGTHS = {"batch_size": 8, "seq_len": 16, "decode_steps": 2}
 PHASES: tuple[Phase, ...] = ("prefill", "decode")

@@ -28,6 +28,10 @@ DEEPSEEK = [
     "search", "--model", "deepseek-v3", "--device", "h200", "--nodes", "128", "--devices-per-node", "8", "--isl", "4096",
     "--osl", "1024", "--concurrency", "4096", "--json",
 ]  # fmt: skip
+SIMULATED = [
+    "estimate", "--model", "llama3.1-70b", "--device", "h100", "--tp", "8", "--isl", "2048", "--osl", "512", "--concurrency",
+    "128", "--json",
+]  # fmt: skip
 WIDE = ["dag", "--model", "llama3-8b", "--tp", "1", "--pp", "16", "--detail", "full", "--phase", "prefill"]
 
 
@@ -66,6 +70,7 @@ def main() -> None:
     rows = [
         ("--help", measure(["--help"], runs), "0.3 s"),
         ("search DeepSeek-V3 on 1,024 H200", measure(DEEPSEEK, runs), "2 s in the search"),
+        ("estimate, 1,000 requests simulated", measure(SIMULATED, runs), "2 s"),
         ("dag, 16 stages, full detail", measure(WIDE, runs, out=True), "5 s"),
         (
             "plan, WebAssembly renderer",

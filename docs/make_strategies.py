@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -52,6 +53,8 @@ class Entry:
     layer: str = "layer_dense"
     batch: int = BATCH
     notes: tuple[str, ...] = field(default=())
+    view: Literal["layer", "schedule", "stage"] = "layer"
+    """What the picture shows: one layer, the tasks of all stages in time, or every stage whole."""
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -94,6 +97,72 @@ ENTRIES: tuple[Entry, ...] = (
         "Throughput needs at least pp micro-batches in flight; the latency of one request does not fall.",
         "uneven_pipeline",
         notes=("The boundary is a send/receive of every rank to the rank of the same index in the next stage.",),
+    ),
+    Entry(
+        "interleaved",
+        "Interleaved pipeline",
+        "llama-3-8b",
+        {"pp": 2, "virtual": 2, "microbatches": 4},
+        "prefill",
+        "batch_size * seq_len * hidden",
+        "as pp: every stage holds virtual runs of layers instead of one",
+        "Few micro-batches in flight: the idle share falls from (pp - 1) / (m + pp - 1) to (pp - 1) / (virtual · m + pp - 1), for "
+        "virtual times the hand-overs.",
+        "interleaved_pipeline",
+        notes=(
+            "The boundary is crossed pp · virtual - 1 times, the last stage sends to the first. The picture is its schedule.",
+        ),
+        view="schedule",
+    ),
+    Entry(
+        "slices",
+        "Token-dimension pipeline",
+        "llama-3-8b",
+        {"pp": 3, "seq_slices": 4},
+        "prefill",
+        "batch_size * seq_len * hidden",
+        "as pp; activations of one slice at a time",
+        "The prefill of one long prompt: its slices keep all stages busy, and TTFT falls towards 1/pp. Each slice reads the "
+        "weights once more, so slices should be long enough to fill the GEMMs.",
+        "token_pipeline",
+        notes=(
+            "Over all slices together. The picture is the schedule; a slice attends to the KV cache of those before it.",
+        ),
+        view="schedule",
+    ),
+    Entry(
+        "layerwise",
+        "Layers by a byte budget",
+        "llama-3-8b",
+        {"pp": 5, "layers_per_stage": (6, 8, 8, 8, 2)},
+        "prefill",
+        "batch_size * seq_len * hidden",
+        "what the budget says",
+        "When a device's fast memory (L2, SRAM) should hold its layers, or devices are many and small. More devices than needed "
+        "only add hand-overs.",
+        "layerwise_placement",
+        notes=(
+            "These stages follow from `layerwise: {budget: 3.7GB, method: greedy, count: [weights]}` in a strategy file; "
+            "`method: dp` gives 5, 7, 7, 8, 5.",
+        ),
+        view="stage",
+    ),
+    Entry(
+        "mixed",
+        "Pipeline over devices of different kinds",
+        "llama-3-8b",
+        {"pp": 2, "layers_per_stage": (22, 10)},
+        "prefill",
+        "batch_size * seq_len * hidden",
+        "by layers of the stage, each against its own device",
+        "One kind alone does not hold the model, or is too slow. The cut follows speed and memory of each kind, so it depends on "
+        "the shares of prefill and decode.",
+        "mixed_devices",
+        notes=(
+            "A stage is a group of one kind. `meshwright search --device 4xA100 --device 4xV100 --mixed` finds group size, order "
+            "of the kinds and cut.",
+        ),
+        view="stage",
     ),
     Entry(
         "dp",
@@ -270,6 +339,8 @@ def predicted(e: Entry, program: Program) -> float:
 def picture(e: Entry) -> Dag:
     """One layer of the example (of every stage) on its devices: what runs between collectives is one box."""
     s, full = strategy_of(e), load_model(e.model).model
+    if e.view != "layer":
+        return build_dag(program_of(e), detail=e.view, title=f"{e.title} · {s.label()} · {e.phase}")
     layers = max(s.pp, 1)
     update: dict[str, object] = {
         "num_hidden_layers": layers,
@@ -381,13 +452,39 @@ def _merged_operators(node: DagNode, members: Sequence[DagNode]) -> DagNode:
     )
 
 
+TRAINING: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
+    "train_zero3": ("FSDP: weights gathered twice, gradients scattered", {"dp": 2}, {"zero": 3}),
+    "train_sp": ("Sequence parallelism, forward and backward", {"tp": 2, "sp": True}, {}),
+}
+"""Pictures of docs/training.md: (title, degrees, options)."""
+
+
+def training_picture(name: str) -> Dag:
+    """A training step of a one-layer model: forward, loss, backward, optimizer."""
+    from tools.dag.train import train_dag
+    from tools.partition.train import lower_train
+    from tools.spec.training import TrainOptions
+
+    title, degrees, options = TRAINING[name]
+    s, model = (
+        Strategy.model_validate(degrees),
+        load_model("llama-3-8b").model.model_copy(update={"num_hidden_layers": 1}),
+    )
+    sizes = all_sizes(model, batch_size=s.dp, seq_len=SEQ, kv_len=SEQ)
+    dag = train_dag(lower_train(model, s, TrainOptions.model_validate(options), sizes), title=title)
+    # The loss stands between the passes: without it both would begin at the top.
+    nodes = tuple(replace(n, frame="loss") if "_loss_" in n.step and "_upd_" not in n.step else n for n in dag.nodes)
+    return condense(replace(dag, nodes=nodes))
+
+
 def write_pictures(entries: Sequence[Entry] = ENTRIES) -> None:
     from agent.render import run_scripts, write_scripts
     from tools.dag.script import script_text
 
     IMAGES.mkdir(parents=True, exist_ok=True)
     work = ROOT / "build" / "strategies"
-    paths = write_scripts({e.id: script_text(picture(e), e.id) for e in entries}, work)
+    drawn = {e.id: picture(e) for e in entries} | {name: training_picture(name) for name in TRAINING}
+    paths = write_scripts({name: script_text(dag, name) for name, dag in drawn.items()}, work)
     for r in run_scripts(paths, work):
         if r.svg is None or r.findings:
             raise SystemExit(f"{r.name}: {r.findings}")
@@ -403,7 +500,8 @@ def page(entries: Sequence[Entry] = ENTRIES) -> str:
         "",
         "Written by `python docs/make_strategies.py --write`. Layouts, collectives, sizes and pictures come from the "
         "partitioned graph; each communication formula is evaluated and equals what the graph moves. Longer explanations: "
-        "`knowledge/passages/`; all keys of a strategy file: [strategy-file.md](strategy-file.md); proofs: [proof.md](proof.md).",
+        "`knowledge/passages/`; all keys of a strategy file: [strategy-file.md](strategy-file.md); proofs: [proof.md](proof.md); "
+        "training steps, ZeRO, recomputation: [training.md](training.md).",
         "",
         f"Examples: a prompt of {SEQ:,} tokens in prefill, a context of {CONTEXT:,} in decode. In the "
         "pictures a column is a "

@@ -6,13 +6,14 @@ Exit 0: answered, no worse than the committed scores. 1: worse. 2: bad input.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agent.commands.common import print_json, ready_dir
 from agent.errors import FINDINGS, OK
-from agent.files import canonical, write_atomic
+from agent.files import canonical, exclusive, write_atomic
 from evals.harness import BASELINE, Result, baseline_of, load_baseline, regressions, run_suite, summarise
 from evals.report import table, write_html, write_jsonl
 from evals.suites import Suite, load_suite
@@ -27,8 +28,18 @@ def evaluate(
     chosen = load_suite(suite, depth)
     check_backends(backends, base_url, samples, workers)
     ready_dir(out)
-    results = _run(chosen, backends, out, samples, workers, base_url, strict, fresh)
-    return _report(chosen, results, out, update_baseline, baseline or BASELINE, json_)
+    with exclusive(out):
+        began = time.monotonic()
+        results = _run(chosen, backends, out, samples, workers, base_url, strict, fresh)
+        cost = cost_of(results, time.monotonic() - began, workers)
+        return _report(chosen, results, out, update_baseline, baseline or BASELINE, json_, cost)
+
+
+def cost_of(results: Sequence[Result], seconds: float, workers: int) -> dict[str, float]:
+    """What the evaluation took here: wall and CPU seconds of the runs that were not kept from before."""
+    new = [r for r in results if not r.cached]
+    cpu = sum(r.observation.get("cpu_seconds", 0.0) for r in new)
+    return {"runs": len(new), "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "workers": workers}
 
 
 def check_backends(backends: Sequence[str], base_url: str | None, samples: int, workers: int) -> None:
@@ -63,7 +74,10 @@ def _run(
     return sorted(results, key=lambda r: (r.backend, r.case, r.sample))
 
 
-def _report(suite: Suite, results: list[Result], out: Path, update: bool, baseline: Path, json_: bool) -> int:
+def _report(
+    suite: Suite, results: list[Result], out: Path, update: bool, baseline: Path, json_: bool,
+    cost: dict[str, float],
+) -> int:  # fmt: skip
     summaries = summarise(results)
     builtin = any(r.backend == "builtin" for r in results)
     if update:
@@ -73,10 +87,16 @@ def _report(suite: Suite, results: list[Result], out: Path, update: bool, baseli
     write_html(results, summaries, worse, out / "report.html", f"meshwright eval: {suite.name}, depth {suite.depth}")
     if json_:
         files = {"results": str(out / "results.jsonl"), "report": str(out / "report.html")}
-        document: dict[str, Any] = {"suite": suite.name, "depth": suite.depth, "regressions": worse, **files}
+        document: dict[str, Any] = {
+            "suite": suite.name,
+            "depth": suite.depth,
+            "regressions": worse,
+            "cost": cost,
+            **files,
+        }
         print_json({**document, "backends": [s.model_dump(mode="json") for s in summaries]})
     else:
-        _print(summaries, worse, out)
+        _print(summaries, worse, out, cost)
     return FINDINGS if worse else OK
 
 
@@ -90,12 +110,16 @@ def _update(suite: Suite, results: list[Result], path: Path, builtin: bool) -> N
     write_atomic(path, canonical(baseline_of(suite, results)).replace(b'},"', b'},\n"') + b"\n")
 
 
-def _print(summaries: Any, worse: Sequence[str], out: Path) -> None:
+def _print(summaries: Any, worse: Sequence[str], out: Path, cost: dict[str, float]) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 140).print(table(summaries))
     for w in worse:
         print(f"worse: {w}")
+    print(
+        f"took     {cost['seconds']:.0f} s with {cost['workers']:.0f} processes for {cost['runs']:.0f} new runs "
+        f"({cost['cpu_seconds']:.0f} s of CPU)"
+    )
     print(f"runs     {out / 'results.jsonl'}\nreport   {out / 'report.html'}")
 
 

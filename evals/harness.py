@@ -10,6 +10,7 @@ each time. A run that was interrupted goes on where it was.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -32,6 +33,15 @@ BASELINE = Path(__file__).parent / "baseline.json"
 BAR = 0.8
 TOLERANCE = 1e-3
 """A mean may fall by this much before it is a regression: scores are rounded when they are committed."""
+PREDICTED = frozenset({"rubric.accuracy", "rubric.performance", "rubric.attitude", "plan_regret"})
+PREDICTED_TOLERANCE = 0.02
+"""Scores that follow the predicted times move a little whenever a constant is fitted anew; what is read, proven and
+drawn does not."""
+
+
+def tolerance(criterion: str) -> float:
+    """How far a score may fall before it counts as worse."""
+    return PREDICTED_TOLERANCE if criterion in PREDICTED else TOLERANCE
 
 
 class Result(Frozen):
@@ -154,7 +164,9 @@ def _all(jobs: Sequence[tuple[Case, Job, str]], workers: int) -> Iterator[tuple[
     """Observations as they come. A run that takes its process down costs itself, and the pool is made anew."""
     left = list(jobs)
     while left:
-        with ProcessPoolExecutor(min(workers, len(left)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            min(workers, len(left)), mp_context=multiprocessing.get_context("spawn"), initializer=_settle
+        ) as pool:
             running: dict[Future[Observation], tuple[Case, Job, str]] = {pool.submit(observe, j[1]): j for j in left}
             broken = []
             for done in as_completed(running):
@@ -170,6 +182,11 @@ def _all(jobs: Sequence[tuple[Case, Job, str]], workers: int) -> Iterator[tuple[
         for item in broken[:workers]:
             left.remove(item)
             yield (*item, _alone(item[1]))
+
+
+def _settle() -> None:
+    """A worker's graphs are large and free of cycles: collecting garbage seldom saves 5 % of the time."""
+    gc.set_threshold(200_000, 50, 50)
 
 
 def _alone(job: Job) -> Observation:
@@ -303,8 +320,8 @@ def regressions(suite: Suite, results: Sequence[Result], baseline: dict[str, Any
         old = sum(baseline["scores"][c][name] for c in cases) / len(cases)
         # A criterion that no longer applies where it did (no plan any more) counts as lost.
         new = sum(now[c].get(name, 0.0) for c in cases) / len(cases)
-        fallen = [c for c in cases if now[c].get(name, 0.0) < baseline["scores"][c][name] - TOLERANCE]
-        if new < old - TOLERANCE:
+        fallen = [c for c in cases if now[c].get(name, 0.0) < baseline["scores"][c][name] - tolerance(name)]
+        if new < old - tolerance(name):
             found.append(f"{name}: {old:.4f} → {new:.4f} over {len(cases)} cases; worse: {', '.join(fallen[:6])}")
         else:
             below = [c for c in fallen if now[c].get(name, 0.0) < BAR <= baseline["scores"][c][name]]

@@ -122,7 +122,8 @@ def _published(state: Any, out: Path) -> Observation:
     drawn = Drawn.model_validate(store.json(state["drawn"]))
     return {
         "exit_code": INFEASIBLE if plan.status == "infeasible" else OK,
-        "conditions": store.json(state["conditions"]),
+        # Of a paper the typed method is the reading; what was read of it as conditions is judged as everywhere.
+        **({} if state.get("paper") else {"conditions": store.json(state["conditions"])}),
         "plan": _comparable(plan),
         "scores": {s["criterion"]: {"value": s["value"], "reason": s["reason"]} for s in evaluation["scores"]},
         "failed_checks": [f["message"] for f in evaluation["failed_checks"]],

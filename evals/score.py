@@ -3,7 +3,7 @@ nothing about it. Pure.
 
 reading    fact_recall, fact_precision, conflicts, missing, ignored, flags
 outcome    verdict (exit code, status, cause, objective, devices, degrees)
-plan       proof (no failed check), dag_rules, plan_regret, and the run's own rubric as rubric.<criterion>
+plan       proof (no failed check), dag_rules, plan_regret, methods (of a paper), and the run's own rubric as rubric.<criterion>
 conduct    untouched (nothing written outside the run directory), own_answers (share of nodes the backend answered)
 """
 
@@ -247,13 +247,27 @@ def plan_regret(case: Case, seen: Observation) -> CaseScore | None:
     """1 − the share of the search's best objective that the backend's own proposal gives away; an infeasible proposal
     where a feasible one exists gives all of it away."""
     plan, proposal = seen.get("plan"), seen.get("proposal")
-    if plan is None or proposal is None or plan["status"] == "infeasible":
-        return None
+    if plan is None or proposal is None or plan["status"] == "infeasible" or "regret" not in proposal:
+        return None  # a paper dictates its strategy: there is nothing to regret
     lost = proposal.get("regret")
     if lost is None:
         return CaseScore(criterion="plan_regret", value=0.0, reason=f"{proposal.get('strategy')} is not feasible")
     said = f"{proposal.get('strategy')} by {proposal.get('by')}: {lost:.2%} below the search's best"
     return CaseScore(criterion="plan_regret", value=min(1.0, max(0.0, 1.0 - lost)), reason=said)
+
+
+@criterion
+def methods(case: Case, seen: Observation) -> CaseScore | None:
+    """Of a paper: share of its methods that were deployed with the degrees it states."""
+    graphs = (seen.get("proposal") or {}).get("graphs")
+    if not case.expect.methods or graphs is None:
+        return None
+    right, wrong = [], []
+    for name, degrees in case.expect.methods.items():
+        found = [g["strategy"] for g in graphs if name in (g["name"], g["role"])]
+        ok = any(all(s[axis] == n for axis, n in degrees.items()) for s in found)
+        (right if ok else wrong).append(f"{name} {degrees}")
+    return _share("methods", right, wrong, "the paper's strategies")
 
 
 # ------------------------------------------------------------------------------------------------------------- conduct

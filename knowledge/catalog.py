@@ -597,6 +597,10 @@ def _split_count(text: str) -> str:
     return re.sub(r"(?<=\d)[xX](?=[A-Za-z]{1,3}\d|[A-Za-z]{3,}|\d{4})", "×", text)
 
 
+_PLURAL = re.compile(r"(?<![A-Za-z0-9])(?!L40|V100)[A-Z]{1,2}\d{2,4}s(?![A-Za-z0-9])")
+""" "H100s" are several; an L40s and a V100s are devices of that name."""
+
+
 def find_devices_in_text(text: str) -> list[tuple[int, int, str, str]]:
     """(start, end, words, device id) of every device named in prose, in order; spans index the given text.
 
@@ -604,7 +608,9 @@ def find_devices_in_text(text: str) -> list[tuple[int, int, str, str]]:
     """
     index = _index()["hardware"]["aliases"]
     found = []
-    for start, end, key in _scan(_split_count(text), "hardware", multiplied=True):
+    for start, end, key in _scan(
+        _split_count(_PLURAL.sub(lambda m: m[0][:-1] + " ", text)), "hardware", multiplied=True
+    ):
         start = _skip_generic(text, start, end)
         words = text[start:end]
         risky = words.isdigit() or len(words) <= 2

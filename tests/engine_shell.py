@@ -48,7 +48,10 @@ def run(file: LaunchFile, where: Path, **env: str) -> list[dict]:
     stand_in = tools / "stand_in.py"
     stand_in.write_text(STAND_IN, encoding="utf-8")
     for name in ("vllm", "python3", "trtllm-serve", "mpirun", "torchrun", "vllm-router"):
-        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" {name} "$@"\n')
+        # "python3 -" is the scripts' own arithmetic on a result, and there is no result here.
+        (tools / name).write_text(
+            f'#!/bin/sh\n[ "$1" = - ] && exit 0\nexec "{sys.executable}" "{stand_in}" {name} "$@"\n'
+        )
         (tools / name).chmod(0o755)
     (tools / "nginx").write_text('#!/bin/sh\ncat "$2"\n')
     (tools / "nginx").chmod(0o755)

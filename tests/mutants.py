@@ -13,6 +13,7 @@ from tools.oracle.prove import Programs
 from tools.partition.layout import Comm, Layout, positions
 from tools.partition.lower import PBody, POp, Program, Run, Stage
 from tools.partition.mesh import Axes
+from tools.partition.pipeline import slices
 from tools.spec.strategy import Phase
 
 
@@ -495,9 +496,29 @@ def mutants_by_kind(programs: Programs) -> dict[str, list[Mutant]]:
     dims = {
         d for b in bodies for n in held if n in b.tensors and b.spec(n).dims != RESIDUAL for d, _ in b.layout(n).split
     }
+    out["slice at the wrong positions"] = slice_mutants(programs["prefill"])
     out["shard shifted by one"] = [shifted_shard(d) for d in sorted(dims)]
     out["shard of the neighbour"] = [neighbours_shard(d) for d in sorted(dims)]
     return out
+
+
+def slice_mutants(program: Program) -> list[Mutant]:
+    """A slice of the prompt that forgets how many positions came before it, or miscounts them."""
+    count = program.strategy.seq_slices
+
+    def moved(i: int, by: Callable[[int], int]) -> Callable[[Devices], None]:
+        def alter(d: Devices) -> None:
+            if d.sizes["seq_len"] > 1 and d.past == slices(d.prompt, count)[i][0]:
+                d.past = by(d.past)
+
+        return alter
+
+    wrong: tuple[tuple[str, Callable[[int], int]], ...] = (
+        ("from position 0", lambda n: 0), ("one too early", lambda n: n - 1), ("two too early", lambda n: n - 2),
+        ("one too late", lambda n: n + 1), ("two too late", lambda n: n + 2), ("twice as far", lambda n: 2 * n),
+        ("half as far", lambda n: n // 2),
+    )  # fmt: skip
+    return [Mutant(f"slice {i} {how}", alter_devices=moved(i, by)) for i in range(1, count) for how, by in wrong]
 
 
 RESIDUAL = ("batch_size", "seq_len", "hidden")

@@ -33,10 +33,12 @@ TTFT p90 below 2 s, TPOT below 50 ms
 IMPOSSIBLE = CONDITIONS.replace("TPOT below 50 ms", "TPOT below 0.05 ms")
 
 
-def meshwright(*args: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def meshwright(
+    *args: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "agent.cli", *args]
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=120
+        command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout
     )
 
 
@@ -156,6 +158,36 @@ def test_an_input_that_changed_since_is_refused_on_resume(here, tmp_path):
     (tmp_path / "c.md").write_text(CONDITIONS + "\n")
     done = meshwright("resume", "r", cwd=tmp_path)
     assert done.returncode == 2 and "changed since the run began" in done.stderr
+
+
+def test_two_processes_do_not_share_a_run_directory(here, proven):
+    """The second is refused with the first one's number; the first is not disturbed."""
+    command = [sys.executable, "-m", "agent.cli", "plan", "small.md", "--out", "shared"]
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(here / "shared" / "events.jsonl", NODES[0], process)
+        for again in (("plan", "small.md", "--out", "shared"), ("resume", "shared")):
+            refused = meshwright(*again, cwd=here)
+            if process.poll() is not None:
+                pytest.skip("the first run ended before the second began")
+            assert refused.returncode == 2 and f"process {process.pid} on " in refused.stderr, refused.stderr
+            assert len(refused.stderr.strip().splitlines()) <= 2
+    assert process.returncode == 0
+    assert artifacts(here / "shared") == artifacts(proven[0]) and not (here / "shared" / ".lock").exists()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(here, tmp_path):
+    from agent.files import exclusive
+    from tools.spec.base import ToolError
+
+    holder = (
+        "import os, signal, pathlib\nfrom agent.files import exclusive\n"
+        f"with exclusive(pathlib.Path({str(tmp_path)!r})):\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", holder], cwd=Path(__file__).parent.parent, check=False)
+    assert done.returncode == -signal.SIGKILL and (tmp_path / ".lock").read_text().split()[0].isdigit()
+    with exclusive(tmp_path), pytest.raises(ToolError, match=f"process {os.getpid()} on "), exclusive(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ with an LLM

@@ -69,7 +69,7 @@ def test_a_sound_graph_has_no_error(name: str, strategy: dict) -> None:
 
 def test_every_family_is_registered() -> None:
     assert set(CHECKS) == {
-        "divisibility", "fit", "topology", "conservation", "repeats", "engine", "balance", "collectives"
+        "divisibility", "fit", "topology", "conservation", "repeats", "engine", "balance", "collectives", "deadlock"
     }  # fmt: skip
 
 

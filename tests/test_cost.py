@@ -352,7 +352,7 @@ def test_arrays_of_candidates_are_priced_exactly_like_one(cases: list[tuple[Mode
     strategies = [s for m, s in cases if m is model]
     d = deployment(model, cluster(n=None))
     parts = [Candidates.of(s) for s in strategies]
-    names = ("tp", "pp", "dp", "ep", "etp", "attn_dp", "batch", "max_num_batched_tokens")
+    names = ("tp", "pp", "dp", "ep", "etp", "attn_dp", "cp", "dcp", "batch", "max_num_batched_tokens")
     together = Candidates(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
     load = Load(mode, 1000, 200, rate=3.0 if mode == "open" else None)  # type: ignore[arg-type]
     for index, layout in layouts(d, CURVES, together):

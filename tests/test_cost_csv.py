@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
 
-from agent.estimate_csv import COLUMNS, default_kv, engine_name, estimate_csv, length_share
+from agent.estimate_csv import (
+    COLUMNS,
+    default_kv,
+    engine_name,
+    estimate_csv,
+    length_deviation,
+    length_share,
+    readings,
+)  # fmt: skip
 from knowledge.catalog import load_device
 from tools.spec.base import ToolError
 
@@ -88,6 +97,30 @@ def test_engine_names_and_lengths_are_read_as_written() -> None:
     with pytest.raises(ToolError, match="LMDeploy"):
         engine_name("LMDeploy")
     assert (length_share("0.8-1.0"), length_share("1.0-1.0"), length_share("")) == (0.9, 1.0, 1.0)
+
+
+def test_an_offline_run_of_experts_without_its_layout_is_read_both_ways() -> None:
+    row = {
+        "model": "Qwen3-30B-A3B",
+        "engine": "TensorRT-LLM",
+        "engine_version": "1.0",
+        "tp": "4",
+        "ep": "",
+        "attn_dp": "",
+    }
+    offline = {**row, "metric": "max_throughput"}
+    assert [(r["ep"], r["attn_dp"]) for r in readings(offline)] == [("", ""), ("4", "4")]
+    for other in (
+        {**offline, "ep": "4"}, {**offline, "engine_version": "0.21"}, {**offline, "model": "Llama-3.1-8B"},
+        {**offline, "engine": "vLLM"}, {**offline, "tp": "1"}, {**row, "metric": "at_concurrency"},
+    ):  # fmt: skip
+        assert readings(other) == [other]
+
+
+def test_lengths_deviate_by_their_range() -> None:
+    """Uniform in [0.8, 1.0]: a width of 0.2 over sqrt(12), relative to a mean of 0.9."""
+    assert length_deviation({"length_range": "0.8-1.0"}) == pytest.approx(0.2 / math.sqrt(12) / 0.9)
+    assert length_deviation({"length_range": "1.0-1.0"}) == length_deviation({}) == 0.0
 
 
 def test_a_blank_kv_dtype_is_the_engines_default() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from engine_models import (
@@ -22,7 +24,16 @@ from engine_shell import flags, launch, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.engines.export import export, parse, parse_sglang, parse_vllm
+from knowledge.catalog import load_device, load_model
+from tools.engines.export import (
+    Expected,
+    export,
+    export_pd,
+    export_training,
+    parse,
+    parse_sglang,
+    parse_vllm,
+)
 from tools.engines.export.base import one_line
 from tools.engines.rules import default_layers_per_stage
 from tools.spec.base import ToolError
@@ -287,3 +298,100 @@ def test_any_text_is_read_or_refused_never_a_crash(text, prefix):
     for reader in (parse_vllm, parse_sglang):
         with contextlib.suppress(ToolError):
             reader(prefix + text)
+
+
+# The benchmark that verifies the plan -----------------------------------------------------------------------------
+
+LLAMA = load_model("llama3.1-70b").model
+EXPECTED = (
+    Expected(key="mean_tpot_ms", name="mean TPOT (ms)", value=20.0, band=0.15, limit=50.0),
+    Expected(
+        key="output_throughput", name="output tokens/s", value=1000.0, band=0.2, limit=900.0, higher_is_better=True
+    ),
+)
+
+
+def measured(engine, tmp_path, result, **more):
+    """(exit code, output, rows kept) of bench.sh, its benchmark replaced by one that writes `result`."""
+    made, _ = export(
+        engine, LLAMA, Strategy(tp=4, dp=2, batch=16), isl=1000, osl=100, num_nodes=1, devices_per_node=8,
+        concurrency=32, expected=EXPECTED, device=load_device("h100").device, **more,
+    )  # fmt: skip
+    text = next(f.text for f in made if f.name.endswith("bench.sh"))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("vllm", "python3"):
+        # python3 -m …benchmark… is the engine's; python3 - is the comparison.
+        real = f'[ "$1" = - ] && exec {sys.executable} "$@"\n' if name == "python3" else ""
+        (programs / name).write_text(f"#!/bin/bash\n{real}cat > \"$RESULT\" <<'X'\n{result}\nX\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "bench.sh").write_text(text)
+    done = subprocess.run(
+        ["bash", "bench.sh"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", **more.get("environment", {})},
+    )  # fmt: skip
+    table = tmp_path / "measured.csv"
+    return done.returncode, done.stdout + done.stderr, list(csv.DictReader(table.open())) if table.exists() else []
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_a_measurement_inside_the_bands_confirms_the_plan(engine, tmp_path):
+    code, said, rows = measured(
+        engine, tmp_path, '{"mean_tpot_ms": 21.0, "mean_ttft_ms": 90.0, "output_throughput": 950}'
+    )
+    assert code == 0, said
+    assert said.count("inside the band") == 2 and "limit 50 met" in said
+    assert rows[0]["tpot_ms"] == "21.0" and rows[0]["concurrency_or_batch"] == "32" and rows[0]["tp"] == "4"
+
+
+def test_a_measurement_outside_a_band_or_limit_is_loud(tmp_path):
+    code, said, _ = measured("vllm", tmp_path, '{"mean_tpot_ms": 60.0, "output_throughput": 1000.0}')
+    assert code == 1 and "OUTSIDE" in said and "BROKEN" in said
+
+
+def test_json_lines_are_read_at_their_last_one(tmp_path):
+    code, said, rows = measured(
+        "sglang", tmp_path, '{"mean_tpot_ms": 99}\n{"mean_tpot_ms": 20, "output_throughput": 1000}'
+    )
+    assert code == 0 and len(rows) == 1, said
+
+
+def test_the_measured_row_is_one_that_calibrate_reads(tmp_path):
+    from agent.calibration import calibrate, read_measured
+
+    measured("vllm", tmp_path, '{"mean_tpot_ms": 25.0, "mean_ttft_ms": 120.0, "output_throughput": 1100}')
+    rows, skipped = read_measured(tmp_path / "measured.csv")
+    assert not skipped and rows[0].measured == {"ttft_s": 0.12, "tpot_s": 0.025, "throughput": 1100.0}
+    assert calibrate(rows).calibration.devices == ("h100_sxm_80gb",)
+
+
+def test_a_prefix_that_the_load_shares_is_shared_by_the_prompts_of_the_benchmark():
+    made, _ = export("vllm", LLAMA, Strategy(tp=8, batch=16), isl=1000, osl=100, cached=0.4)
+    text = next(f.text for f in made if f.name.endswith("bench.sh"))
+    assert "--random-prefix-len 400" in text and "--random-input-len 600" in text
+
+
+def test_pools_are_measured_at_their_router():
+    made, _ = export_pd("vllm", LLAMA, Strategy(tp=2, batch=8), Strategy(tp=4, batch=64), isl=1000, osl=100)
+    text = next(f.text for f in made if f.name == "vllm/bench.sh")
+    proxy = next(f.text for f in made if f.name == "vllm/proxy.sh")
+    port = re.search(r"ROUTER_PORT:-(\d+)", proxy)[1]
+    assert f"PORT=${{PORT:-{port}}}" in text and "vllm bench serve" in text
+
+
+@pytest.mark.parametrize(
+    ("engine", "log", "words"),
+    [
+        ("megatron", " elapsed time per iteration (ms): {0} |", "0.500 s per step, 8192.0 tokens/s per device"),
+        ("torchtitan", "step: {1} loss: 3 tps: 8,192 tflops: 1", "0.500 s per step, 8192.0 tokens/s per device"),
+    ],
+)
+def test_a_training_plan_comes_with_a_timing_run(engine, log, words, tmp_path):
+    made, _ = export_training(engine, LLAMA, Strategy(tp=4, dp=2), seq_len=4096, global_batch_size=8)
+    for f in made:
+        (tmp_path / f.name).parent.mkdir(exist_ok=True)
+        (tmp_path / f.name).write_text(f.text)
+    lines = "\n".join(log.format(5000 if i < 10 else 500, i) for i in range(30))
+    (tmp_path / engine / "train.sh").write_text(f"cat <<'X'\n{lines}\nX\n")
+    done = subprocess.run(["bash", f"{engine}/bench.sh"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and words in done.stdout, done.stdout + done.stderr

@@ -381,7 +381,7 @@ def test_vllm_pools_name_their_role_and_do_not_share_side_channels(tmp_path):
         memory_total_bytes=80e9,
     )  # fmt: skip
     by_name = {f.name: f for f in files}
-    assert set(by_name) == {"vllm/prefill.sh", "vllm/decode.sh", "vllm/proxy.sh"}, findings
+    assert set(by_name) == {"vllm/prefill.sh", "vllm/decode.sh", "vllm/proxy.sh", "vllm/bench.sh"}, findings
     calls = run(by_name["vllm/prefill.sh"], tmp_path, NODE_IP="10.0.0.1", PYTORCH_CUDA_ALLOC_CONF="x")
     assert {c["env"]["VLLM_NIXL_SIDE_CHANNEL_PORT"] for c in calls} == {"5600", "5700"}
     assert {flags(c)["--port"] for c in calls} == {"8000", "8001"}
@@ -402,7 +402,7 @@ def test_sglang_pools_name_their_mode_transport_and_bootstrap(transfer, tmp_path
         Strategy(tp=1, attn_dp=16, ep=16, weight_dtype="fp8"),
         isl=2000, osl=200, devices_per_node=8, transfer=transfer,
     )  # fmt: skip
-    prefill, decode, proxy = files
+    prefill, decode, proxy, _ = files
     calls = run(prefill, tmp_path, NODE_RANK="0", IB_DEVICE="mlx5_0")
     f = flags(calls[0])
     assert (f["--disaggregation-mode"], f["--disaggregation-transfer-backend"]) == ("prefill", transfer)
@@ -438,7 +438,7 @@ def train(engine: str, model: ModelSpec, degrees: dict, **more):
 
 def test_megatron_is_told_the_model_and_every_degree(tmp_path):
     degrees = {"tp": 4, "pp": 4, "attn_dp": 4, "ep": 16, "sp": True}
-    (file,), _ = train("megatron", DEEPSEEK_V3, degrees)
+    (file, *_), _ = train("megatron", DEEPSEEK_V3, degrees)
     env = {"NODE_RANK": "3", "MASTER_ADDR": "n0", "DATA_PATH": "/d", "TOKENIZER": "t"}
     (call,) = run(file, tmp_path, **env)
     f = flags(call)
@@ -457,7 +457,7 @@ def test_megatron_is_told_the_model_and_every_degree(tmp_path):
 
 
 def test_torchtitan_gets_its_degrees_and_a_microbatch_per_stage_at_least(tmp_path):
-    (file,), _ = train("torchtitan", LLAMA3_70B, {"tp": 8, "pp": 4, "dp": 2, "sp": True})
+    (file, *_), _ = train("torchtitan", LLAMA3_70B, {"tp": 8, "pp": 4, "dp": 2, "sp": True})
     (call,) = run(file, tmp_path, NODE_RANK="0", MASTER_ADDR="n0", MODULE="llama3", CONFIG="llama3_70b")
     f = flags(call)
     p = "--parallelism."
@@ -491,7 +491,7 @@ def test_what_training_refuses_gets_no_file(engine, degrees, more, code):
     [("ulysses", "a2a", "megatron"), ("ring", "p2p", "megatron"), ("ring", None, "torchtitan")],
 )
 def test_context_parallelism_says_its_kind(kind, flag, engine, tmp_path):
-    (file,), _ = train(engine, LLAMA3_70B, {"tp": 4, "cp": 2, "cp_kind": kind, "sp": True})
+    (file, *_), _ = train(engine, LLAMA3_70B, {"tp": 4, "cp": 2, "cp_kind": kind, "sp": True})
     (call,) = run(file, tmp_path, DATA_PATH="d", TOKENIZER="t", MODULE="m", CONFIG="c")
     assert flags(call).get("--cp-comm-type") == flag
     assert train("torchtitan", LLAMA3_70B, {"tp": 4, "cp": 2, "cp_kind": "ulysses", "sp": True})[0] == ()
@@ -500,7 +500,7 @@ def test_context_parallelism_says_its_kind(kind, flag, engine, tmp_path):
 @pytest.mark.parametrize("model", [LLAMA3_70B, DEEPSEEK_V3, QWEN3_30B_FP8, TEN_EXPERTS], ids=lambda m: m.name)
 @pytest.mark.parametrize("engine", ["megatron", "torchtitan"])
 def test_training_scripts_are_valid_bash(engine, model, tmp_path):
-    (file,), _ = train(engine, model, {"tp": 2, "sp": True})
+    (file, *_), _ = train(engine, model, {"tp": 2, "sp": True})
     path = tmp_path / "t.sh"
     path.write_text(file.text, encoding="utf-8")
     done = subprocess.run([BASH, "-n", str(path)], capture_output=True, text=True)

@@ -159,6 +159,14 @@ def test_a_drop_in_any_criterion_is_a_regression_and_a_rise_is_none():
     )
 
 
+def test_what_is_predicted_may_move_a_little_and_what_is_proven_may_not():
+    old = baseline_of(SUITE, [made("a", **{"rubric.accuracy": 0.95, "proof": 1.0})])
+    moved = [made("a", **{"rubric.accuracy": 0.94, "proof": 1.0})]
+    assert regressions(SUITE, moved, old) == []
+    assert len(regressions(SUITE, [made("a", **{"rubric.accuracy": 0.92, "proof": 1.0})], old)) == 1
+    assert len(regressions(SUITE, [made("a", **{"rubric.accuracy": 0.95, "proof": 0.99})], old)) == 1
+
+
 def test_the_interval_holds_the_mean_and_shrinks_with_agreement():
     spread = [made(f"c{i}", x=float(i % 2)) for i in range(20)]
     wide, narrow = mean_of(spread, "x"), mean_of([made(f"c{i}", x=0.5 + 0.01 * (i % 2)) for i in range(20)], "x")
@@ -245,3 +253,42 @@ def test_the_committed_scores_cover_the_committed_cases():
     committed = load_baseline(BASELINE)
     assert set(committed["scores"]) == {c.id for c in load_cases()}
     assert Path(BASELINE).name == "baseline.json"
+
+
+# ------------------------------------------------------------------------------------------------------------- backends
+
+TOML = '[backends.{name}]\nbase_url = "{url}"\nkey_required = false\nmodel = "m"\nretries = 0\ntimeout_s = 20\n'
+
+
+def test_backends_are_compared_with_samples_intervals_transcripts_and_replayed(tmp_path, monkeypatch, capsys):
+    """A good model, one that answers half of the time, and the good one's cassettes: side by side on one page."""
+    from starlette.responses import PlainTextResponse
+
+    from tests.fake_openai import serving
+
+    case, runs = "qwen25_7b_one_4090_forum", [0]
+    monkeypatch.chdir(tmp_path)
+
+    def moody(n: int, body: dict[str, Any]) -> Any:
+        first = not any(m["role"] == "assistant" for m in body["messages"])
+        runs[0] += first and "submit_conditions" in str(body["tools"])
+        return PlainTextResponse("no", status_code=500) if runs[0] % 2 else None
+
+    asked: dict[str, Any] = {"samples": 2, "workers": 1, "baseline": tmp_path / "none.json"}
+    with serving(None) as (good, _), serving(moody) as (bad, _):
+        (tmp_path / "meshwright.toml").write_text(
+            TOML.format(name="good", url=good) + TOML.format(name="moody", url=bad)
+        )
+        assert evaluate(case, ["good", "moody"], tmp_path / "o", json_=True, **asked) == 0
+    told = {b["backend"]: b for b in json.loads(capsys.readouterr().out)["backends"]}
+    assert told["good"]["runs"] == told["moody"]["runs"] == 2 and told["good"]["calls"] >= 12
+    assert told["good"]["criteria"]["own_answers"]["mean"] == 1.0
+    moods = told["moody"]["criteria"]["own_answers"]
+    assert moods["low"] < moods["mean"] < moods["high"] and moods["mean"] < 1.0
+    assert told["moody"]["criteria"]["verdict"]["mean"] == 1.0, "what it leaves out is answered all the same"
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert page.count("<details id=") == 4 and "transcript" in page and "submit_strategy" in page
+    replayed = f"replay:{tmp_path / 'o' / 'runs' / 'good'}"
+    assert evaluate(case, [replayed], tmp_path / "r", json_=True, **{**asked, "samples": 1}) == 0
+    again = json.loads(capsys.readouterr().out)["backends"][0]["criteria"]
+    assert {k: v["mean"] for k, v in again.items()} == {k: v["mean"] for k, v in told["good"]["criteria"].items()}

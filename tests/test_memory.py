@@ -224,7 +224,8 @@ def test_the_activation_peak_of_a_dense_layer_is_the_residual_and_the_widest_pai
 def test_the_profiled_step_has_its_tokens_on_every_rank(tokens: int, batch: int, attn_dp: int) -> None:
     sizes = activation_sizes(model("qwen2.5-7b"), attn_dp=attn_dp, batch=batch, max_num_batched_tokens=tokens)
     assert sizes["batch_size"] * sizes["seq_len"] >= tokens * attn_dp
-    assert sizes["batch_size"] <= max(batch, 1)
+    assert sizes["batch_size"] <= attn_dp * -(-batch // attn_dp)
+    assert sizes["batch_size"] // attn_dp * sizes["seq_len"] < tokens + sizes["batch_size"]
 
 
 # ------------------------------------------------------------------------------------------------------- arrays, engine

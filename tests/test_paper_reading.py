@@ -244,19 +244,25 @@ def test_devices_that_do_not_fit_the_degrees_are_a_finding_with_both_numbers():
     assert s.findings[0].values == {"read": 8, "stated": 12}
 
 
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("separation", "attention and experts on different device groups"), ("tokenpipe", "a pipeline over slices of the sequence"),
-        ("pool", "an attention pool"), ("pd", "separate pools for prefill and decode"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_represented_is_refused_with_its_passage(name: str, what: str):
-    path = OWN / f"{name}.md"
+def test_groups_regimes_and_pools_are_read():
+    apart = read(OWN / "separation.md").of("moe_16l", "proposed")[0].strategy
+    assert (apart.attn_dp, apart.expert_devices, apart.num_devices) == (8, 24, 32)
+    above, below = read(OWN / "pool.md").of("dense_4l", "proposed")
+    assert (above.strategy.tp, above.strategy.attn_pool, above.strategy.pool_above, above.seq_len) == (8, 8, 4096, 8192)
+    assert (below.strategy.attn_pool, below.num_devices, below.seq_len) == (0, 8, 4096)
+    prefill, decode = read(OWN / "pd.md").of("dense_16l", "proposed")
+    assert (prefill.phases, decode.phases) == (("prefill",), ("decode",)) and prefill.strategy.tp == decode.strategy.tp == 8
+    slices = read(OWN / "tokenpipe.md").of("dense_16l", "proposed")[0]
+    assert (slices.strategy.pp, slices.strategy.seq_slices) == (8, 8)
+    assert any("number of slices is not said" in n for n in slices.notes), "what is assumed is said"
+
+
+def test_what_cannot_be_represented_is_refused_with_its_passage():
+    path = OPEN / "wordings" / "fsdp.md"
     with pytest.raises(Refused) as caught:
         read(path)
     said = str(caught.value)
-    assert what in said and f"{path} line 7" in said and "\n" not in said
+    assert "sharded weights" in said and f"{path} line 4" in said and "\n" not in said
 
 
 # ---------------------------------------------------------------------------------------------- recognition and bad papers

@@ -148,5 +148,5 @@ def test_plan_of_a_paper_publishes_and_scores_it(tmp_path: Path):
 
 def test_plan_of_a_paper_that_cannot_be_represented_exits_2_and_writes_nothing(tmp_path: Path):
     out = tmp_path / "run"
-    assert run_cli("plan", str(DATA / "own" / "separation.md"), "--out", str(out)) == 2
+    assert run_cli("plan", str(DATA / "wordings" / "fsdp.md"), "--out", str(out)) == 2
     assert not out.exists()

@@ -61,6 +61,7 @@ def test_a_passage_names_its_source_and_fits_a_screen(name: str) -> None:
         ("experts on separate devices from attention", "expert_separation"), ("注意力与专家分离", "expert_separation"),
         ("attention pool above a threshold", "attention_pool"), ("注意力池", "attention_pool"),
         ("prefill decode disaggregation", "prefill_decode_pools"), ("PD 分离", "prefill_decode_pools"),
+        ("heterogeneous GPUs uneven stages", "mixed_devices"), ("异构设备", "mixed_devices"),
         ("sliding window", "attention_sinks_windows"), ("滑动窗口", "attention_sinks_windows"),
     ],
 )  # fmt: skip

@@ -11,13 +11,14 @@ Every figure is of the rank that holds the longest shard of every tensor, as in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from tools.graph.ir import Sizes
 from tools.memory import Dtypes, _lifetimes, tensor_bytes
 from tools.partition.lower import PBody, local_dims, num_elements
 from tools.partition.mesh import Mesh
-from tools.partition.train import TrainBody, TrainProgram, TrainStage
+from tools.partition.pipeline import Task
+from tools.partition.train import TrainBody, TrainProgram, TrainStage, task_order
 from tools.spec.base import Frozen
 from tools.spec.model import dtype_bytes
 from tools.spec.term import Breakdown, Term
@@ -30,7 +31,7 @@ class TrainMemory(Frozen):
     ranks: int
     layers: int
     in_flight: int
-    """Micro-batches whose activations are kept at once."""
+    """Passes (of a micro-batch through a chunk) whose activations are kept at once."""
     parameters_bytes: float
     gradients_bytes: float
     optimizer_bytes: float
@@ -45,29 +46,33 @@ class TrainMemory(Frozen):
 
 def train_memory(program: TrainProgram) -> tuple[TrainMemory, ...]:
     """What the fullest rank of every stage holds during a step; framework overhead and fragmentation not included."""
-    return tuple(_stage(program, s) for s in program.stages)
+    tasks = task_order(program.strategy, program.options)
+    return tuple(_stage(program, i, chunks, tasks[i]) for i, chunks in enumerate(program.on_ranks))
 
 
-def _stage(program: TrainProgram, stage: TrainStage) -> TrainMemory:
+def _stage(program: TrainProgram, index: int, chunks: Sequence[TrainStage], tasks: Sequence[Task]) -> TrainMemory:
     o, sizes, mesh = program.options, program.sizes, program.mesh
     dtypes = Dtypes.of_strategy(program.model, program.strategy)
-    flight = o.in_flight(len(program.stages), stage.index)
     kept = (o.optimizer == "adam") * 2 + o.master_weights
     rows: dict[str, float] = dict.fromkeys(("parameters", "gradients", "optimizer", "activations"), 0.0)
-    held = {w.name for w in stage.embed.forward.weights()} if stage.embed else set()
-    for body, times in stage.bodies():
-        again = held if body is stage.loss else set()  # a tied embedding is there once
+    embed = next((c.embed for c in chunks if c.embed), None)
+    held = {w.name for w in embed.forward.weights()} if embed else set()
+    bodies = [(c, body, times) for c in chunks for body, times in c.bodies()]
+    for chunk, body, times in bodies:
+        again = held if body is chunk.loss else set()  # a tied embedding is there once
         rows["parameters"] += times * weight_bytes(body, sizes, mesh, dtypes, again)
         rows["gradients"] += times * _elements(body, sizes, mesh, "grad", again) * dtype_bytes(o.grad_dtype)
         rows["optimizer"] += times * kept * _elements(body, sizes, mesh, "new") * dtype_bytes(o.state_dtype)
-        passes = 1 if body is stage.loss and o.schedule == "1f1b" else flight
-        rows["activations"] += times * passes * saved_bytes(body, sizes, mesh, dtypes)
-    working = max(working_bytes(body, sizes, mesh, dtypes) for body, _ in stage.bodies())
+    saved = {
+        c.index: sum(times * saved_bytes(b, sizes, mesh, dtypes) for at, b, times in bodies if at is c) for c in chunks
+    }
+    flight, rows["activations"] = in_flight(tasks, saved)
+    working = max(working_bytes(body, sizes, mesh, dtypes) for _, body, _ in bodies)
     words = {
         "parameters": f"Σ local elements · bytes, ZeRO-{o.zero}",
         "gradients": f"Σ local elements · {dtype_bytes(o.grad_dtype):g} B",
         "optimizer": f"Σ local elements · {kept} states · {dtype_bytes(o.state_dtype):g} B",
-        "activations": f"Σ layers, what backward reads (recompute: {o.recompute}) · {flight} micro-batches in flight",
+        "activations": f"Σ layers, what backward reads (recompute: {o.recompute}) · up to {flight} passes in flight",
         "working": "peak between kernels of one pass",
     }
     terms = tuple(
@@ -75,11 +80,22 @@ def _stage(program: TrainProgram, stage: TrainStage) -> TrainMemory:
         for n, v in (*rows.items(), ("working", working))
     )
     return TrainMemory(
-        stage=stage.index, ranks=len(stage.ranks), layers=stage.num_layers, in_flight=flight,
+        stage=index, ranks=len(chunks[0].ranks), layers=sum(c.num_layers for c in chunks), in_flight=flight,
         parameters_bytes=terms[0].value, gradients_bytes=terms[1].value, optimizer_bytes=terms[2].value,
         activations_bytes=terms[3].value, working_bytes=terms[4].value,
         breakdown=Breakdown(name="training memory", unit="bytes", terms=terms),
     )  # fmt: skip
+
+
+def in_flight(tasks: Sequence[Task], saved: Mapping[int, float]) -> tuple[int, float]:
+    """(passes, bytes) that a stage keeps at most at once: from a chunk's forward task to its backward task on the same
+    micro-batch, what that chunk saves."""
+    now, most, passes, peak = 0.0, 0.0, 0, 0
+    for t in tasks:
+        now += -saved[t.chunk] if t.backward else saved[t.chunk]
+        passes += -1 if t.backward else 1
+        most, peak = max(most, now), max(peak, passes)
+    return peak, most
 
 
 def weight_bytes(body: TrainBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, skip: Iterable[str] = ()) -> float:

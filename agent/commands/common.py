@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -83,7 +83,7 @@ def strategy_from(asked: Mapping[str, Any], **defaults: Any) -> Strategy:
         )
     from agent.reading.strategy_file import load_strategy
 
-    return load_strategy(asked["strategy"], defaults)
+    return load_strategy(asked["strategy"], defaults, load_model(asked["model"]).model if asked.get("model") else None)
 
 
 def checkpoint_dtypes(asked: str) -> dict[str, str]:
@@ -107,20 +107,6 @@ def load_plan(path: Path) -> Plan:
         ) from None
 
 
-def cluster_of(device: Device, num_devices: int | None, devices_per_node: int) -> Cluster:
-    return Cluster(
-        device=device,
-        num_devices=num_devices,
-        devices_per_node=devices_per_node,
-        memory_bytes=device.memory_usable_bytes,
-        memory_bandwidth=device.memory_bandwidth,
-        peak_flops=device.peak_flops,
-        intra_node_bandwidth=device.link_bandwidth,
-        inter_node_bandwidth=device.network_bandwidth,
-        link_domain=device.link_domain,
-    )
-
-
 def dtypes(
     model: ModelSpec, hint: str | None, device: Device, weights: str | None, kv: str | None
 ) -> tuple[DType, DType]:
@@ -137,7 +123,8 @@ def deployment_from(asked: Mapping[str, Any], num_devices: int | None = None) ->
 
     `num_devices`: what a given strategy needs, if none is stated.
     """
-    found, dev = load_model(asked["model"]), load_device(asked["device"])
+    names = device_names(asked)
+    found, dev = load_model(asked["model"]), load_device(names[0])
     buildable(found.model)
     per_node = asked.get("devices_per_node") or dev.count or 8
     nodes = asked.get("nodes") or (1 if num_devices is None else -(-num_devices // per_node))
@@ -159,11 +146,54 @@ def deployment_from(asked: Mapping[str, Any], num_devices: int | None = None) ->
     if rate is not None:
         _positive(rate, "rate")
     return Deployment(
-        model=found.model, cluster=cluster_of(dev.device, total, per_node),
-        workload=Workload(isl=asked["isl"], osl=asked["osl"], concurrency=asked.get("concurrency"), request_rate=rate),
+        model=found.model, cluster=Cluster.of(dev.device, total, per_node),
+        workload=Workload(
+            isl=asked["isl"], osl=asked["osl"], concurrency=asked.get("concurrency"), request_rate=rate,
+            peak_factor=asked.get("peak_factor") or 1.0, spare_replicas=asked.get("spare_replicas") or 0,
+            spare_nodes=asked.get("spare_nodes") or 0, prefix_hit_rate=asked.get("prefix_hit_rate") or 0.0,
+            draft_acceptance=asked.get("draft_acceptance"), draft_length=asked.get("draft_length"),
+        ),
         requirements=Requirements(gates=tuple(gates)), engine=engine_of(asked.get("engine")),
         objective=one_of(asked.get("objective"), Objective, "--objective"), weight_dtypes=(weights,), kv_dtypes=(kv,),
+        other_clusters=tuple(Cluster.of(load_device(n).device, total, per_node) for n in names[1:]),
+        prices=prices_of(asked, names), currency=asked.get("currency") or "USD",
     )  # fmt: skip
+
+
+def device_names(asked: Mapping[str, Any]) -> list[str]:
+    """The devices of --device, in order; the first is the one that is planned for. Raises ToolError for one named twice."""
+    given = asked["device"]
+    names = [given] if isinstance(given, str) else list(given)
+    ids = [load_device(n).device.id for n in names]
+    twice = next((n for i, n in enumerate(names) if ids[i] in ids[:i]), None)
+    if twice is not None:
+        raise ToolError(f"--device {twice}: {load_device(twice).device.name} is named twice")
+    return names
+
+
+def prices_of(asked: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """Price of a device for an hour by device id, of --price-per-device-hour: one per --device in order, or NAME=PRICE."""
+    given = asked.get("price_per_device_hour") or []
+    given = [given] if isinstance(given, str) else list(given)
+    option = "--price-per-device-hour"
+    plain = [g for g in given if "=" not in g]
+    if plain and len(plain) not in (1, len(names)):
+        raise ToolError(
+            f"{option}: {len(plain)} prices for {len(names)} devices; give one for each --device, or NAME=PRICE"
+        )
+    if plain and len(plain) < len(names) and len(given) < len(names):
+        raise ToolError(f"{option} {plain[0]}: of which of {', '.join(names)}? give one for each, or NAME=PRICE")
+    pairs = list(zip(names, plain, strict=False)) + [tuple(g.split("=", 1)) for g in given if "=" in g]
+    out = {}
+    for name, text in pairs:
+        try:
+            price = float(text)
+        except ValueError:
+            raise ToolError(f"{option} {text!r}: a number is needed, such as 2.5 or h100=2.5") from None
+        if not 0 < price < 1e6:
+            raise ToolError(f"{option} {text}: must be positive")
+        out[load_device(name).device.id] = price
+    return out
 
 
 def engine_of(name: str | None) -> EngineChoice:

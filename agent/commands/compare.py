@@ -133,7 +133,7 @@ def facts(plan: Plan) -> dict[str, Any]:
             "output tokens/s": e.output_tok_s,
             "largest batch that fits": e.max_batch,
         }
-        out |= {f"bytes per device, stage {m.stage}": m.total_bytes for m in e.memory}
+        out |= {f"bytes per device, {m.where}": m.total_bytes for m in e.memory}
         out |= {f"{p.metric} {p.stat} verdict": p.status for p in e.predictions if p.limit is not None}
     out |= {f"assumed {x.path}": x.value for x in plan.assumptions}
     return out

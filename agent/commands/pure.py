@@ -6,13 +6,21 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.commands.common import deployment_from, load_plan, print_json, ready_dir, strategy_from
 from agent.errors import OK
 from agent.files import write_atomic
 from tools.spec.base import ToolError
-from tools.spec.conditions import Conditions
+from tools.spec.conditions import Conditions, InputFile
+
+if TYPE_CHECKING:
+    from tools.cost.curves import Curves
+    from tools.engines.export import LaunchFile
+    from tools.spec.deployment import Deployment
+    from tools.spec.finding import Finding
+    from tools.spec.plan import Economics, Estimate, Plan
+    from tools.spec.strategy import Strategy
 
 
 def read(conditions: list[Path], backend: str, base_url: str | None, json_: bool) -> int:
@@ -32,8 +40,11 @@ async def read_with(inputs: Sequence[Path], choice: str, base_url: str | None, e
     from agent.nodes import fill_gaps
     from agent.progress import Progress
     from agent.reading import read_conditions, read_files
+    from agent.reading.paper import is_paper
 
     files = read_files(inputs)
+    if is_paper(files):
+        return await paper_read_with(tuple(files), choice, base_url, events)
     conditions = read_conditions(files)
     if choice == "builtin":
         return conditions
@@ -41,6 +52,25 @@ async def read_with(inputs: Sequence[Path], choice: str, base_url: str | None, e
     try:
         log = EventLog(events, Progress("").__call__)
         return (await fill_gaps(tuple(files), conditions, Conversation(backend, log)))[0]
+    finally:
+        await backend.close()
+
+
+async def paper_read_with(files: tuple[InputFile, ...], choice: str, base_url: str | None, events: Path) -> Conditions:
+    """The same for a paper: models, hardware, inputs and strategies with the words they rest on."""
+    from agent.events import EventLog
+    from agent.llm.profiles import make_backend
+    from agent.loop import Conversation
+    from agent.paper_llm import read_with as read_paper_with
+    from agent.progress import Progress
+    from agent.reading.paper import as_conditions, read_paper
+
+    if choice == "builtin":
+        return as_conditions(read_paper(files))
+    backend = make_backend(choice, base_url)
+    try:
+        log = EventLog(events, Progress("").__call__)
+        return as_conditions((await read_paper_with(files, Conversation(backend, log))).method)
     finally:
         await backend.close()
 
@@ -60,15 +90,25 @@ def _print_conditions(c: Conditions) -> None:
 
 
 def search(asked: Mapping[str, Any], json_: bool) -> int:
-    from agent.tools import summary
-    from knowledge.curves import load_curves
-    from tools.search import search as run
+    if asked.get("mixed"):
+        from agent.commands.mixed import mixed
 
-    deployment = deployment_from(asked)
+        return mixed(asked, json_)
+    from agent.calibration import curves_with
+    from agent.tools import summary
+    from tools.search import search as run
+    from tools.search.economics import compare_devices, verdict
+    from tools.search.sensitivity import sensitivity, sentence
+
+    deployment, curves = deployment_from(asked), curves_with(asked.get("calibration"))
     moe = deployment.model.moe is not None
-    result = run(deployment, load_curves(), top=asked["top"])
+    result = run(deployment, curves, top=asked["top"])
+    rows = compare_devices(deployment, curves, planned=result.best.estimate if result.best else None)
+    sure = sensitivity(deployment, curves, result.ranked, result.objective)
     if json_:
-        print_json(result.model_dump(mode="json"))
+        more: dict[str, Any] = {"economics": dumped(rows), "device_choice": verdict(rows), "sensitivity": None}
+        more |= {"sensitivity": {**sure.model_dump(mode="json"), "sentence": sentence(sure)}} if sure else {}
+        print_json({**result.model_dump(mode="json"), **more})
         return OK
     print(
         f"{result.objective}: {result.num_enumerated} strategies, {result.num_legal} legal, {result.num_fitting} fit, "
@@ -80,23 +120,77 @@ def search(asked: Mapping[str, Any], json_: bool) -> int:
         print(f"infeasible: {result.infeasible.binding.message}")
         for change in result.infeasible.nearest:
             print(f"  would do: {change.description}")
+    for w in result.what_ifs:
+        print(f"what if  {w.description}: {w.strategy}, {w.relative_gain:+.1%}")
+    if sure:
+        print(sentence(sure))
+        if sure.experiment:
+            e = sure.experiment
+            names = f"{e.first.label(moe)} against {e.second.label(moe)}"
+            print(f"measure  {names}, {e.load}: {e.metric}; {e.decides}")
+    print_economics(rows)
     return OK
+
+
+def dumped(rows: Sequence[Economics]) -> list[dict[str, Any]]:
+    return [r.model_dump(mode="json") for r in rows]
+
+
+def print_economics(rows: Sequence[Economics]) -> None:
+    """Devices side by side; nothing where there is neither a price nor another device."""
+    from agent.report.economics import economics_table
+    from tools.search.economics import verdict
+
+    if len(rows) < 2 and all(r.price_per_device_hour is None for r in rows):
+        return
+    print("\n".join(["", *economics_table(rows)]))
+    if verdict(rows):
+        print(f"\n{verdict(rows)}")
 
 
 def estimate(asked: Mapping[str, Any], json_: bool) -> int:
     if asked.get("csv") is not None:
         return _estimate_csv(asked, json_)
-    for option in ("model", "device", "isl", "osl"):
-        if asked.get(option) is None:
-            raise ToolError(f"estimate needs --{option} (or --csv FILE --out FILE)")
-    if (asked.get("concurrency") is None) == (not asked["max_throughput"]):
-        raise ToolError("estimate needs either --concurrency C or --max-throughput")
-    from knowledge.curves import load_curves
-    from tools.cost.estimate import estimate as run
+    from agent.calibration import curves_with
+    from agent.simulated import read_trace, simulated_json, trace_load
     from tools.cost.report import estimate_json
+    from tools.search.economics import economics, on_cluster
 
+    trace = read_trace(asked["trace"]) if asked.get("trace") else None
+    if trace is not None:
+        asked = {**asked, **trace_load(trace)}
+    for option in ("model", "device", "isl", "osl"):
+        if asked.get(option) in (None, []):
+            raise ToolError(f"estimate needs --{option} (or --csv FILE --out FILE)")
+    loads = sum(bool(asked.get(x)) for x in ("concurrency", "max_throughput", "trace"))
+    if loads != 1:
+        raise ToolError("estimate needs one of --concurrency C, --max-throughput and --trace FILE")
     draft = strategy_from(asked)
-    deployment = deployment_from(asked, num_devices=draft.num_devices)
+    planned = deployment_from(asked, num_devices=draft.num_devices)
+    curves = curves_with(asked.get("calibration"))
+    cases = [planned, *(on_cluster(planned, c) for c in planned.other_clusters)]
+    found = [_estimated(d, draft, curves, asked) for d in cases]
+    rows = [economics(d, e) for d, e in zip(cases, found, strict=True)]
+    if json_:
+        seen = simulated_json(planned, found[0], curves, concurrency=asked.get("concurrency"), trace=trace)
+        print_json({**estimate_json(found[0]), **seen, "economics": dumped(rows)})
+        return OK
+    for d, e in zip(cases, found, strict=True):
+        print(
+            f"{e.strategy.label(d.model.moe is not None)} on {e.num_devices} × {d.cluster.device.name}, "
+            f"{e.concurrency} requests in flight: TTFT {e.ttft_s * 1e3:.4g} ms, TPOT {e.tpot_s * 1e3:.4g} ms, "
+            f"{e.output_tok_s:.5g} output tokens/s (predicted)"
+        )
+        for f in e.findings:
+            print(f"{f.severity}: {f.message}")
+    print_economics(rows)
+    return OK
+
+
+def _estimated(deployment: Deployment, draft: Strategy, curves: Curves, asked: Mapping[str, Any]) -> Estimate:
+    from tools.cost.estimate import estimate as run
+    from tools.cost.estimate import predict
+
     concurrency = asked.get("concurrency")
     strategy = draft.model_copy(
         update={
@@ -106,18 +200,11 @@ def estimate(asked: Mapping[str, Any], json_: bool) -> int:
             "batch": max(1, -(-concurrency // draft.dp)) if concurrency else draft.batch,
         }
     )
-    found = run(deployment, strategy, load_curves(), concurrency=concurrency, max_throughput=asked["max_throughput"])
-    if json_:
-        print_json(estimate_json(found))
-        return OK
-    print(
-        f"{strategy.label(deployment.model.moe is not None)} on {found.num_devices} devices, "
-        f"{found.concurrency} requests in flight: TTFT {found.ttft_s * 1e3:.4g} ms, TPOT {found.tpot_s * 1e3:.4g} ms, "
-        f"{found.output_tok_s:.5g} output tokens/s (predicted)"
-    )
-    for f in found.findings:
-        print(f"{f.severity}: {f.message}")
-    return OK
+    if asked.get("trace"):
+        # Arrivals fill as many seats as there are.
+        most = predict(deployment, strategy, curves, max_throughput=True).max_batch
+        strategy = strategy.model_copy(update={"batch": max(1, most)})
+    return run(deployment, strategy, curves, concurrency=concurrency, max_throughput=asked["max_throughput"])
 
 
 def _estimate_csv(asked: Mapping[str, Any], json_: bool) -> int:
@@ -129,7 +216,7 @@ def _estimate_csv(asked: Mapping[str, Any], json_: bool) -> int:
     if asked["out"].is_dir():
         raise ToolError(f"--out {asked['out']}: is a directory; name a file")
     try:
-        result = estimate_csv(asked["csv"], asked["out"])
+        result = estimate_csv(asked["csv"], asked["out"], asked.get("calibration"))
     except OSError as e:
         raise ToolError(f"{e.filename}: {e.strerror}") from None
     if json_:
@@ -139,23 +226,37 @@ def _estimate_csv(asked: Mapping[str, Any], json_: bool) -> int:
     return OK
 
 
-def export(plan_json: Path, engine: str, out: Path, json_: bool) -> int:
-    """Launch files of a proven plan. Raises ToolError with the engine's reason when it cannot run the plan."""
-    from agent.bind import Workbench
-    from agent.bundle import export_plan
-    from tools.engines.export import LAUNCHERS
+def export(plan_json: Path, engine: str, out: Path, json_: bool, more: Mapping[str, Any] | None = None) -> int:
+    """Launch files of a proven plan. Raises ToolError with the engine's reason when it cannot run the plan.
 
-    if engine not in LAUNCHERS:
-        raise ToolError(f"--engine {engine!r}: choose one of {', '.join(LAUNCHERS)}")
+    `more`: k8s, pools (a file with a prefill and a decode strategy), and for training seq_len, global_batch, micro_batch.
+    """
+    from tools.engines.export import LAUNCHERS
+    from tools.engines.export.training import COMMANDS as TRAINERS
+
+    more = more or {}
+    if engine not in (*LAUNCHERS, *TRAINERS):
+        raise ToolError(f"--engine {engine!r}: choose one of {', '.join((*LAUNCHERS, *TRAINERS))}")
     plan = load_plan(plan_json)
     if plan.strategy is None:
         raise ToolError(f"{plan_json}: the plan is infeasible, there is nothing to launch")
     strategy = plan.strategy.model_copy(update={"engine": engine})
-    files, findings = export_plan(Workbench(plan.deployment), plan.model_copy(update={"strategy": strategy}), engine)
+    plan = plan.model_copy(update={"strategy": strategy})
+    if engine in TRAINERS:
+        files, findings = _export_training(plan, engine, more)
+    elif more.get("pools"):
+        files, findings = _export_pools(plan, engine, more["pools"])
+    else:
+        from agent.bind import Workbench
+        from agent.bundle import export_plan
+
+        kinds = ("shell", "k8s") if more.get("k8s") else ("shell",)
+        files, findings = export_plan(Workbench(plan.deployment), plan, engine, kinds)
     if not files:
-        raise ToolError(f"{engine} cannot run {plan.strategy.label()}: {'; '.join(f.message for f in findings)}")
+        raise ToolError(f"{engine} cannot run {strategy.label()}: {'; '.join(f.message for f in findings)}")
     ready_dir(out)
     for f in files:
+        (out / f.name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out / f.name, f.text.encode())
         (out / f.name).chmod(0o755 if f.executable else 0o644)
     if json_:
@@ -164,4 +265,48 @@ def export(plan_json: Path, engine: str, out: Path, json_: bool) -> int:
         )
     else:
         print("\n".join(str(out / f.name) for f in files))
+        for said in findings:
+            print(f"{said.severity}: {said.message}")
     return OK
+
+
+Exported = tuple[tuple["LaunchFile", ...], tuple["Finding", ...]]
+
+
+def _export_training(plan: Plan, engine: str, more: Mapping[str, Any]) -> Exported:
+    """The plan's layout as a training job; sequence length and batch are the user's, else the plan's context and batch."""
+    from tools.engines.export import export_training
+
+    assert plan.strategy is not None
+    s, d = plan.strategy, plan.deployment
+    micro = more.get("micro_batch") or 1
+    groups = s.dp * (s.attn_dp or 1)
+    most = d.model.max_context or d.workload.context
+    return export_training(
+        engine, d.model, s, seq_len=more.get("seq_len") or min(most, max(d.workload.context, 1)),
+        global_batch_size=more.get("global_batch") or micro * groups * max(s.pp, s.microbatches, 1),
+        micro_batch_size=micro, num_nodes=d.cluster.num_nodes, devices_per_node=d.cluster.devices_per_node,
+        device=d.cluster.known_device,
+    )  # fmt: skip
+
+
+def _export_pools(plan: Plan, engine: str, file: Path) -> Exported:
+    """Prefill and decode pools of a strategy file, for the plan's model, lengths and load."""
+    from agent.bundle import bench_concurrency, bench_rate
+    from agent.reading.strategy_file import load_pools
+    from tools.engines.export import export_pd
+
+    assert plan.strategy is not None
+    s, d = plan.strategy, plan.deployment
+    defaults = {"engine": engine, "weight_dtype": s.weight_dtype, "kv_dtype": s.kv_dtype, "batch": s.batch}
+    pools = load_pools(file, defaults, d.model)
+    if pools is None:
+        raise ToolError(f"--pools {file}: one strategy; two keys are needed, prefill and decode")
+    per_node = d.cluster.devices_per_node
+    nodes = (-(-pools[0].num_devices // per_node), -(-pools[1].num_devices // per_node))
+    return export_pd(
+        engine, d.model, *pools, isl=d.workload.isl, osl=d.workload.osl, num_nodes=nodes, devices_per_node=per_node,
+        max_model_len=max(d.workload.context, d.workload.isl + d.workload.osl), request_rate=bench_rate(d),
+        memory_total_bytes=d.cluster.memory_bytes, memory_reserve=d.requirements.memory_reserve,
+        concurrency=bench_concurrency(plan), device=d.cluster.known_device,
+    )  # fmt: skip

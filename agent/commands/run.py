@@ -33,6 +33,7 @@ def plan(
     strict: bool,
     json_: bool,
     approve: bool = False,
+    calibration: Path | None = None,
 ) -> int:
     """A new run. Exit 0 proven (or waiting for a person under --approve), 3 infeasible."""
     from agent.graph import start
@@ -43,7 +44,7 @@ def plan(
     options = RunOptions(
         cwd=str(Path.cwd()), inputs=tuple(str(p) for p in conditions), task=str(task) if task else None,
         knowledge=str(knowledge) if knowledge else None, backend=backend, llm_base_url=base_url, objective=objective,  # type: ignore[arg-type]
-        strict=strict, approve=approve,
+        strict=strict, approve=approve, calibration=str(calibration) if calibration else None,
     )  # fmt: skip
     _check_named(options)
     with Progress(f"run directory: {out}") as progress:
@@ -53,6 +54,7 @@ def plan(
 
 def _check_named(options: RunOptions) -> None:
     """Refuses what can be refused before anything is written."""
+    from agent.calibration import load_calibration
     from agent.llm.profiles import make_backend
     from agent.reading import read_conditions, read_files, resolve
     from agent.reading.paper import is_paper, read_paper
@@ -60,17 +62,20 @@ def _check_named(options: RunOptions) -> None:
 
     asyncio.run(make_backend(options.backend, options.llm_base_url).close())
     load_task(options)
+    if options.calibration:
+        load_calibration(options.path(options.calibration))
     if options.knowledge and not options.path(options.knowledge).is_dir():
         raise ToolError(f"--knowledge {options.knowledge}: no such directory")
     files = read_files([Path(p) for p in options.inputs])
+    # With an LLM, gaps may still be filled from the text; without one the answer is known now.
+    if options.backend != "builtin":
+        return
     if is_paper(files):
         read_paper(files)
         return
     conditions = read_conditions(files)
     refuse_paper(files, conditions)
-    # With an LLM, gaps may still be filled from the text; without one the answer is known now.
-    if options.backend == "builtin":
-        resolve(conditions)
+    resolve(conditions)
 
 
 def resume(run_dir: Path, json_: bool, approve: str | None = None, reason: str = "") -> int:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.reading.lexicon import STATS, TERMS, Term, compiled, stats_in
 from agent.reading.names import Name
@@ -34,7 +34,7 @@ class Pair:
 _PER_BEFORE = re.compile(r"(?:\bper[\s-]*|/\s*|\beach\s+|\bevery\s+|每个?\s*|单\s*)$", re.I)
 # "users: 40", "用户数为 40", but not "for 6 people, input 1500"
 _NAMES_ITS_COUNT = re.compile(
-    r"\s*(?:数量?|count|number)?\s*(?:[:：=≤<]|\bis\b|\bare\b|为|是|有)\s*(?:[~约]|at most|up to|about|最多|不超过|大约)?\s*",
+    r"\s*(?:数量?|count|number)?\s*(?:[:：=≤<≈~]|\bis\b|\bare\b|为|是|有)\s*(?:[~约]|at most|up to|about|最多|不超过|大约)?\s*",
     re.I,
 )
 DEVICE_NAME = Term("hardware.device_count", "count", "")
@@ -86,12 +86,32 @@ def mask_stats(text: str) -> str:
     return text
 
 
+_QUOTIENT = re.compile(r"\d[^\d\n/÷=]{0,24}?[/÷]\s*(?P<sum>[\d.]+\s*=\s*[\d.]+)(?![\d.]*\s*[A-Za-z\u4e00-\u9fff/%])")
+
+
 def amounts(text: str) -> list[Quantity]:
-    return find_quantities(mask_stats(text))
+    """Every amount that is stated; of a division worked out ("40 heads / 5 = 8") only what is divided."""
+    worked_out = [m.span("sum") for m in _QUOTIENT.finditer(text)]
+    found = find_quantities(mask_stats(text))
+    found = [q for q in found if not any(start <= q.start < end for start, end in worked_out)]
+    return _said_twice(text, found)
+
+
+def _said_twice(text: str, found: list[Quantity]) -> list[Quantity]:
+    """ "sixteen (16) accelerators" is one amount."""
+    out: list[Quantity] = []
+    for q in found:
+        closing = re.match(r"\s*[)）]", text[q.end :])
+        same = out and out[-1].value == q.value and q.dimension == out[-1].dimension == "count"
+        if same and closing and re.fullmatch(r"\s*[(（]\s*", text[out[-1].end : q.start]):
+            out[-1] = replace(q, start=out[-1].start, end=q.end + closing.end())
+        else:
+            out.append(q)
+    return out
 
 
 _NOUNS = (
-    ("tokens", re.compile(r"\s*(?:个|多个?)?\s*(?:(?:new|input|output|prompt|generated|total|long|的|输入|输出|左右|上下)\s*)*(?:tokens?|toks?\b|words?\b|字|词元?)(?!\s*(?:/|per\b|每))", re.I)),
+    ("tokens", re.compile(r"[\s-]*(?:个|多个?)?\s*(?:(?:new|input|output|prompt|generated|total|long|的|输入|输出|左右|上下)\s*)*(?:tokens?|toks?\b|words?\b|字|词元?)(?!\s*(?:/|per\b|每))", re.I)),
     ("load", re.compile(r"\s*(?:个|位|名|条|路)?\s*(?:(?:concurrent|simultaneous|parallel|active|online|并发|在线|单独的)\s*)*(?:requests?|users?|people|persons?|clients?|sessions?|chats?|conversations?|analysts?|customers?|colleagues?|engineers?|agents?|streams?|请求|用户|会话|人(?!工)|并发|同事|客户|员工)", re.I)),
 )  # fmt: skip
 _TOKEN_PATHS = frozenset(
@@ -170,11 +190,7 @@ def _score(text: str, spot: Spot, q: Quantity, label_end: int, index: int, quant
     if not fits(spot.term, q, in_label, noun_of(text, q)) or (spot.start < q.end and q.start < spot.end):
         return None
     rate_word = spot.term.path == "workload.request_rate" and q.dimension == "count" and not in_label
-    if rate_word and not (
-        re.fullmatch(r"qps|rps", text[spot.start : spot.end], re.I)
-        and spot.end <= q.start
-        and _LINK.fullmatch(text[spot.end : q.start])
-    ):
+    if rate_word and not _rate_word_before(text, spot, q):
         return None
     bonus = min(6.0, 0.3 * (spot.end - spot.start))
     if q.dimension != spot.term.dimension and q.dimension != "count":
@@ -200,6 +216,22 @@ def _score(text: str, spot: Spot, q: Quantity, label_end: int, index: int, quant
     return _score_pre(text, spot, q, bonus, in_label, index, quantities)
 
 
+def _rate_word_before(text: str, spot: Spot, q: Quantity) -> bool:
+    """ "QPS 3", "Requests/sec: 3": the word is the unit of the bare number behind it."""
+    word, gap = text[spot.start : spot.end], text[spot.end : q.start]
+    if spot.end > q.start or not _LINK.fullmatch(gap):
+        return False
+    return bool(
+        re.fullmatch(r"qps|rps", word, re.I) or (re.search(r"[:：=]", gap) and re.search(r"/|\bper\b|每秒", word))
+    )
+
+
+_USUAL = re.compile(
+    r"(?:typical(?:ly)?|usual(?:ly)?|mostly|normally|(?:on )?average|averaging|mean|典型|通常|一般|平均)(?:值?[为是约]|\W|about|around)*$",
+    re.I,
+)
+
+
 def _score_post(text: str, spot: Spot, q: Quantity, bonus: float) -> float | None:
     gap = text[q.end : spot.start]
     if _FILLER.fullmatch(gap) and "\n" not in gap:
@@ -223,4 +255,6 @@ def _score_pre(
         earlier = sum(1 for o in quantities[:index] if fits(spot.term, o, True) and o.start >= spot.end)
         return max(80.0 - 14.0 * earlier, 30.0) + bonus
     breaks = len(_BREAK.findall(gap))
+    if spot.term.path in _TOKEN_PATHS and between and _USUAL.search(gap):
+        return 60.0 + bonus - 0.3 * len(gap)  # "between 200 and 16000 tokens, typically 3000"
     return 78.0 + bonus - 0.7 * len(gap) - 14.0 * breaks - 10.0 * between

@@ -22,6 +22,7 @@ UNITS = {
     "peak_flops": "flop/s",
     "declared_weight_bytes": "bytes",
     "declared_kv_bytes_per_token": "bytes/token",
+    "price_per_device_hour": "money/h",
 }
 
 
@@ -74,6 +75,10 @@ class Reading:
     flags: list[Flag] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Paths whose value the writer gives as "TBD"."""
+    order_at: tuple[str, int] = ("", 0)
+    """File and line of the last order to the reader: a command right behind it goes on with it."""
+    order_lines: dict[str, frozenset[int]] = field(default_factory=dict)
+    """File → lines that hold an order: what else they say is believed least."""
 
     def flag(self, code: str, message: str) -> None:
         if not any(f.code == code and f.message == message for f in self.flags):

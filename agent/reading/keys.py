@@ -69,21 +69,27 @@ def read_structured(leaves: list[Leaf], file: str, reading: Reading, context: tu
 _COUNT_KEY = re.compile(r"(?:num|number|total|n)?_?(?:count|number|quantity|qty|num|size|amount|n|数量|个数)", re.I)
 
 
+_PER_NODE_KEY = re.compile(
+    r"(?:num_?|count_?)?(?:per|in_each|each)_?(?:node|server|host|machine)|每(?:台|节点|机)", re.I
+)
+
+
 def _count_of_device(leaf: Leaf, file: str, reading: Reading) -> bool:
     """`count: 8` beside `device: L40S` counts devices."""
     if (
         not leaf.path
         or not isinstance(leaf.value, int)
         or isinstance(leaf.value, bool)
-        or not _COUNT_KEY.fullmatch(str(leaf.path[-1]))
+        or not (_COUNT_KEY.fullmatch(str(leaf.path[-1])) or _PER_NODE_KEY.fullmatch(str(leaf.path[-1])))
     ):
         return False
+    path = "devices_per_node" if _PER_NODE_KEY.fullmatch(str(leaf.path[-1])) else "device_count"
     group = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in leaf.path[:-1])
     if not any(c.path == "hardware.device" and c.file == file and c.group == group for c in reading.candidates):
         return False
     reading.candidates.append(
         Candidate(
-            "hardware.device_count",
+            f"hardware.{path}",
             leaf.value,
             str(leaf.value),
             file,
@@ -255,7 +261,8 @@ def _config_dtype(leaf: Leaf, rest: tuple[Key, ...], file: str, reading: Reading
 
 
 def _words(key: Key) -> str:
-    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", str(key))
+    own = re.sub(r"^[\w-]+(?:\.[\w-]+)+/", "", str(key))  # nvidia.com/gpu
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", own)
     return re.sub(r"[_\-.\s]+", " ", text).strip()
 
 

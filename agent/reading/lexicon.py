@@ -37,14 +37,15 @@ _LEN = r"(?:len(?:gth)?s?|tokens?(?: len(?:gth)?| count)?|size|长度|token ?数
 
 TERMS: tuple[Term, ...] = (
     # ---- hardware
-    Term("hardware.num_nodes", "count", rf"(?:number of|num|n|total)? ?{_NODE}(?: ?(?:count|num|number|数量?|个数|台数))?|nnodes|台(?:{_NODE})?|机器数|台数"),
+    Term("hardware.num_nodes", "count", rf"(?:number of|num|n|total)? ?{_NODE}(?: ?(?:count|num|number|数量?|个数|台数))?|nnodes|台(?:{_NODE})?|机器数|台数|(?<=[0-9一二两三四五六七八九十])机(?![间内房器型制会构架箱柜])"),
     Term("hardware.devices_per_node", "count",
          rf"{_DEV} ?(?:per|/|each) ?{_NODE}|(?:num|n)? ?{_DEV} per {_NODE}|每(?:台|机|个?节点|台服务器|台机器|个?服务器)(?:的)?(?:{_DEV}|gpu)(?:数量?)?"
-         rf"|单机(?:{_DEV}|gpu)数量?|单(?:机|节点)卡数|nproc per node|(?:num|number|count|数量) ?per {_NODE}|local world size|单节点 ?(?:{_DEV}|gpu)数?|{_DEV} in (?:each|a) {_NODE}"),
+         rf"|单机(?:{_DEV}|gpu)数量?|单(?:机|节点)卡数|nproc per node|per {_NODE} count|(?:num|number|count|数量) ?per {_NODE}|local world size|单节点 ?(?:{_DEV}|gpu)数?|{_DEV} in (?:each|a) {_NODE}"),
     Term("hardware.device_count", "count",
-         rf"(?:total|number of|num|n|available|max)* ?{_DEV}(?: ?(?:count|num|number|total|数量?|总数|个数))?|world size|total {_DEV}|总卡数|卡数|[张块片颗]{_DEV}?|(?:{_DEV}|gpu)(?:数量?|总数)"),
-    Term("hardware.device_count", "count", r"of (?:them|these|those)", side="post"),
+         rf"(?:hardware|cluster) (?:count|size)|(?:total|number of|num|n|available|max)* ?{_DEV}(?: ?(?:count|num|number|total|数量?|总数|个数))?|world size|total {_DEV}|总卡数|卡数|[张块片颗]{_DEV}?|(?:{_DEV}|gpu)(?:数量?|总数)"),
+    Term("hardware.device_count", "count", r"of (?:them|these|those|either|each|both)", side="post"),
     Term("hardware.devices_per_node", "count", r"each|apiece", side="post"),
+    Term("hardware.devices_per_node", "count", rf"per {_NODE}", side="post"),
     Term("hardware.memory_bytes", "bytes",
          rf"(?:gpu|video|device|card|npu|hbm|graphics|single card|per gpu|per card|accelerator|单卡|每卡|每张卡|gpu 单卡)* ?(?:video )?(?:memory|mem)(?: (?:capacity|size|total|per {_DEV}))*"
          rf"|v ?ram(?: (?:capacity|size|per {_DEV}))?|hbm(?:\d\w?)?(?: (?:capacity|size))?|(?:单卡|每卡|每张卡)?(?:的)?显存(?:容量|大小)?|(?:单卡|卡)内存(?:容量)?"),
@@ -122,7 +123,7 @@ TERMS: tuple[Term, ...] = (
     Term("workload.peak_factor", "count", r"peak (?:factor|multiplier|to (?:average|mean)(?: ratio)?)|burst(?:iness)?(?: factor)?|峰值(?:系数|倍数|因子)|峰谷比"),
     # ---- requirements
     Term("requirements.ttft_s", "s",
-         rf"ttft|(?:the )?time to (?:the )?first token|(?:first|1st)[- ]?(?:token|word|byte)s?{_TIME_WORD}|prefill{_TIME_WORD}|prompt processing{_TIME_WORD}|首(?:个)? ?(?:token|字|词|包|tok|词元)(?:的)? ?(?:返回)?{_TIME_WORD}|(?:预填充|首次响应|首响){_TIME_WORD}"),
+         rf"ttft|(?:the )?time to (?:the )?first token|(?:first|1st)[- ]?(?:token|word|byte)s?{_TIME_WORD}|prefill{_TIME_WORD}|prompt processing{_TIME_WORD}|首(?:个)? ?(?:token|字|词|包|tok|词元)(?:的)? ?(?:返回)?{_TIME_WORD}|(?:预填充|首次响应|首响){_TIME_WORD}|(?:repl(?:y|ies)|answers?|responses?|output|streaming|generation) (?:starts?|begins?|has to start|must start)|(?:开始|起)(?:回复|回答|输出|出字|吐字|生成)"),
     Term("requirements.tpot_s", "s",
          rf"tpot|itl|tbt|(?:the )?(?:mean |average )?time per (?:output |generated )?token|inter[- ]?token{_TIME_WORD}|token[- ]to[- ]token{_TIME_WORD}|(?:decode|decoding|generation){_TIME_WORD}(?: per token)?|(?:per|each|every)[- ](?:output )?token{_TIME_WORD}|(?:latency|time|delay) per (?:output |generated )?token|"
          rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|(?:subsequent|further|following|later|remaining) tokens?|(?:every|each|any) (?:further|following|subsequent|additional|next|later|other|more) (?:one|token|word)|(?:further|following|subsequent|later) ones|(?:非首|增量) ?(?:token|字|词)(?:的)?(?:延迟|时延|时间)?|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
@@ -310,7 +311,7 @@ NAME_LABELS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 UNBOUNDED = (
-    r"ample|unlimited|unbounded|without (?:any )?limits?|no (?:upper )?limits?|not limited|as many .{0,30}(?:as needed|as you (?:need|like|want)|as required)|sufficient|abundant|plenty|any number|unconstrained|limitless|infinite|enough"
+    r"ample|unlimited|unbounded|without (?:any )?limits?|no (?:upper )?limits?|not limited|as many .{0,30}(?:as (?:is |are )?(?:needed|necessary|required)|as (?:you|we|it) (?:needs?|likes?|wants?|takes?))|sufficient|abundant|plenty|any number|unconstrained|limitless|infinite|enough"
     r"|充足|充裕|充分|不限|无限(?:制)?|不受限|没有(?:数量)?(?:限制|上限)|不设上限|足够|管够|随意|任意(?:数量|多)?|无上限"
 )
 OBJECTIVES: tuple[tuple[str, str], ...] = (
@@ -333,7 +334,7 @@ IRRELEVANT = (
 INJECTION = (
     r"(?:ignore|disregard|forget|override|bypass)\b.{0,30}\b(?:instructions?|prompts?|rules?|guidelines?|above|previous|constraints?)"
     r"|(?:忽略|无视|忘记|忘掉|绕过|不要理会|覆盖).{0,12}(?:指令|指示|提示词?|规则|要求|约束|设定)"
-    r"|you are now\b|act as (?:an?|the) |pretend (?:to be|you)|(?:new|updated) (?:system )?(?:instructions?|prompt)\b|system prompt|<\|?(?:system|im_start)|\[/?inst\]|\bassistant\s*:|你现在是|从现在起你|现在你是|扮演"
+    r"|you are now\b|act as (?:an?|the) |pretend (?:to be|you)|(?:new|updated) (?:system )?(?:instructions?|prompt)\b|(?:your|reveal|override|print|repeat|leak) (?:\w+ )?system prompt|system prompt\s*[:：](?!\s*(?:about |~)?\d)|<\|?(?:system|im_start)|\[/?inst\]|\bassistant\s*:|你现在是|从现在起你|现在你是|扮演"
     r"|(?:write|save|append|copy|upload|send|post|exfiltrate|delete|remove|modify|overwrite)\b.{0,50}(?:/etc\b|/root\b|~/|/home/|/usr/|/var/|/bin\b|\.ssh|\.bashrc|passwd|https?://|c:\\|credentials?|api[ _-]?keys?|environment variables|secrets?)"
     r"|(?:写入|保存到|上传|发送到?|删除|修改|覆盖|追加).{0,30}(?:/etc|/root|~/|/home/|\.ssh|https?://|密钥|密码|凭证|环境变量)"
     r"|(?:run|execute|eval|exec)\b.{0,25}\b(?:command|shell|script|code|bash|rm|curl|wget|python)\b|(?:运行|执行).{0,12}(?:命令|脚本|代码|shell)|rm -rf|curl .{0,60}\|\s*(?:ba)?sh"
@@ -360,8 +361,8 @@ BIDIRECTIONAL = r"bi[- ]?dir(?:ectional)?|both directions|双向|两个方向|to
 UNIDIRECTIONAL = r"uni[- ]?dir(?:ectional)?|one[- ]?(?:way|direction)|each direction|per direction|单向"
 SPARSE = r"spars(?:e|ity)|稀疏"
 STATS = (
-    ("p99", r"p ?99(?:\.\d)?|99th(?: percentile)?|99 ?(?:百分位|分位)|99 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|99分位"), ("p95", r"p ?95|95th(?: percentile)?|95 ?(?:百分位|分位)|95 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|95分位"),
-    ("p90", r"p ?90|90th(?: percentile)?|90 ?(?:百分位|分位)|90 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|90分位"), ("p50", r"p ?50|50th(?: percentile)?|50 ?百分位|median|中位数|50分位"),
+    ("p99", r"t?p ?99(?:\.\d)? ?线?|99 ?(?:分位)?线|99th(?: percentile)?|99 ?(?:百分位|分位)|99 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|99分位"), ("p95", r"t?p ?95 ?线?|95 ?(?:分位)?线|95th(?: percentile)?|95 ?(?:百分位|分位)|95 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|95分位"),
+    ("p90", r"t?p ?90 ?线?|90 ?(?:分位)?线|90th(?: percentile)?|90 ?(?:百分位|分位)|90 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|90分位"), ("p50", r"t?p ?50 ?线?|50 ?(?:分位)?线|50th(?: percentile)?|50 ?百分位|median|中位数|50分位"),
     ("mean", r"mean|average|avg|平均|均值"), ("max", r"worst(?:[- ]case)?|最坏|最差"),
 )  # fmt: skip
 MINIMUM = r"\bmin(?:imum)?\b|最(?:小|短|少|低)|下限|floor|at least|至少"

@@ -34,6 +34,18 @@ _NOISE = re.compile(
 SIZED_NAME = re.compile(
     r"(?<![\w./-])(?:[A-Za-z][\w.-]*/)?(?!(?:moe|dense|model|llm|only|the|a)-)[A-Za-z][\w.]*(?:[-_][\w.]+)*?[-_ ]?(?:\d+x)?\d+(?:\.\d+)?[Bb](?:[-_][\w.]*\w)*(?![\w/])"
 )
+# families whose members no catalogue can list: "Hunyuan-Large", "Step-3", "MiniCPM3-4B"
+FAMILY_NAME = re.compile(
+    r"(?<![\w./-])(?:Hunyuan|HunYuan|Step|MiniCPM|Granite|ERNIE|Ernie|Jamba|Aquila|XVERSE|Skywork|TeleChat|PanGu|Pangu|Ling|LongCat|Arctic|Solar|EXAONE|"
+    r"Aya|StableLM|Vicuna|Orion|TigerBot|Moonlight|Kimi|Spark|MiniMax|InternLM|Qwen|QwQ|GLM|ChatGLM|Baichuan|Yi|Gemma|Phi|OLMo|Nemotron|Falcon|Llama|Mistral|DeepSeek|Grok|Seed)"
+    r"\d?(?:[-_ ](?:Large|Turbo|Pro|Lite|Plus|Max|Mini|Base|Flash|Air|Instruct|Chat)\b|[-_]?v?\d+(?:\.\d+)*[A-Za-z]*(?![\d%])|-[A-Z]\d+)(?:[-_][A-Za-z0-9.]*[A-Za-z0-9])*"
+)
+# devices that no catalogue lists, beside words that only devices carry
+_OTHER_DEVICE = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:(?:Huawei|华为)\s*)?(?:Ascend|昇腾)[ -]?\d{3}[A-Z]?\d?|Tesla [A-Z]\d{1,3}|(?<=[\dx×*] )[PKM]\d0(?![\w%])|Inferentia ?\d?|Trainium ?\d?|MLU ?\d{3}\w*|Kunlun ?\w*\d\w*|昆仑芯? ?\w*\d\w*|"
+    r"(?:GeForce |Quadro )?(?:RTX|GTX) (?:PRO )?[A-Z]?\d{4}(?: ?(?:Ti|Super|Ada))?|Instinct MI\d+\w*|MI\d{2,3}X?|Radeon (?:Pro )?\w*\d{3,4}\w*|Hygon [KZ]\d+|海光 ?\w*\d+|天数 ?\w*\d+|BI-?V\d+|沐曦 ?\w*\d+|C[56]00(?= ?卡)|Gaudi ?\d)(?![A-Za-z0-9])",
+    re.I,
+)
 ENGINE_VERSION = re.compile(
     r"\s*(?:[=>~]=|\bversion|版本(?:号)?|[(（:@])?\s*v?(?P<v>\d+\.\d+(?:\.\w+)*)(?!\s*[%A-Za-z])", re.I
 )
@@ -75,7 +87,8 @@ _BARE_CARD = re.compile(
     r"(?:(?<=[双两])\s*|(?<=dual )|(?<=dual-)|(?<=twin )|\b(?:used|old|new|second[- ]hand|consumer|spare|my|our|\d+|one|two|three|four|six|eight)\s+|二手的?\s*)"
     r"(?P<card>[2-6]0[5-9]0(?:\s?(?:ti|super|d))?)(?=s?(?![A-Za-z0-9.%]|\s*(?:tok|ms|req|字|GB)))", re.I
 )  # fmt: skip
-_MEMORY_TAIL = re.compile(r"[\s_-]*\d+\s*G(?:i?B)?$", re.I)
+_MEMORY_TAIL = re.compile(r"(?:[\s_-]+|(?<![A-Za-z\d]))\d+\s*G(?:i?B)?$", re.I)
+"""A memory size behind a name; the 10G of an A10G is none."""
 
 
 def find_names(text: str) -> list[Name]:
@@ -95,6 +108,8 @@ def find_names(text: str) -> list[Name]:
         add("device", ident, start, start + tail.start() if tail and tail.start() > 1 else end)
         if form := _FORM_FACTOR.match(text, end):
             add("noise", form["form"], form.start("form"), form.end("form"))
+    for match in _OTHER_DEVICE.finditer(text):
+        add("device", match.group().strip(), match.start(), match.end())
     for kind, table in (("engine", ENGINES), ("dtype", DTYPES)):
         for value, words in table:
             for match in compiled(words).finditer(text):

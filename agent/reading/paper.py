@@ -11,14 +11,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
+from agent.reading.paper_clauses import BASELINE, PROPOSED, Setting
+from agent.reading.paper_degrees import axis_spans, parse_degrees
 from agent.reading.paper_models import read_models, set_up
-from agent.reading.paper_strategies import Setting, read_strategies
+from agent.reading.paper_schedule import budget_bytes
+from agent.reading.paper_strategies import read_strategies
 from agent.reading.paper_text import NUMBER, Paper, Passage, heading_kinds, read_paper_text, section_kind, whole
 from agent.reading.sources import input_from_text
 from tools.spec.base import Refused, ToolError
 from tools.spec.conditions import Conditions, Evidence, Fact, Flag, Ignored, InputFile
 from tools.spec.paper import PaperMethod, PaperModel, PaperStrategy
+from tools.spec.strategy import Strategy
+
+DEGREES = (
+    "tp", "pp", "dp", "ep", "etp", "attn_dp", "cp", "cp_kind", "sp", "dcp", "dk", "expert_devices", "attn_pool", "pool_above",
+    "virtual", "seq_slices", "redundant_experts", "layers_per_stage", "microbatches",
+)  # fmt: skip
+"""Fields of a strategy that a paper states."""
 
 _SAYS = re.compile(
     r"\bwe (?:propose|present|introduce|partition|give|describe|study|place|split|exchange|deploy)|\bour method|\bproposed\b|this paper|arxiv|本文|我们提出|所提",
@@ -48,9 +59,26 @@ def is_paper(files: Sequence[InputFile]) -> bool:
     says, compares = bool(_SAYS.search(text)), bool(_COMPARES.search(text))
     if _ASKS.search(text) and core < 2:
         return False
-    return (
-        (core >= 2 and (says or compares)) or (marks >= 3 and says) or (core >= 1 and says and compares and marks >= 2)
+    return bool(
+        _sets_a_method_against_others(text)
+        or (core >= 2 and (says or compares))
+        or (marks >= 3 and says)
+        or (core >= 1 and says and compares and marks >= 2)
     )
+
+
+_WANTS = re.compile(
+    r"\bSLOs?\b|\brequirements?\b|TTFT\s*(?:<|≤|below|under|of)|\bdeploy(?:ment)? (?:plan|conditions?)|性能(?:要求|需求|指标)|需求",
+    re.I,
+)
+
+
+def _sets_a_method_against_others(text: str) -> bool:
+    """A free-form paper: strategies of its own and of others, in degrees, and nothing that is asked for."""
+    named = {a for a, _, _ in axis_spans(text)}
+    degrees = [v for v in parse_degrees(text).axes.values() if v]
+    both = bool(BASELINE.search(text)) and bool(PROPOSED.search(text))
+    return both and bool(named) and bool(degrees) and not _ASKS.search(text) and not _WANTS.search(text)
 
 
 def read_paper(files: Sequence[InputFile]) -> PaperMethod:
@@ -61,25 +89,40 @@ def read_paper(files: Sequence[InputFile]) -> PaperMethod:
     paper = read_paper_text(file.text, file.path)
     models = read_models(paper)
     hardware = _hardware(paper)
-    setting = Setting(_value(hardware, "hardware.num_devices"), _value(hardware, "hardware.devices_per_node"))
+    counts = (_value(hardware, "hardware.num_devices"), _value(hardware, "hardware.devices_per_node"))
+    setting = Setting(*counts, fast_memory=_fast_memory(paper))
     strategies, unsupported = read_strategies(paper, models, setting)
     if not any(s.role == "proposed" for s in strategies):
         why = "; ".join(u.message() for u in unsupported) or "no proposed strategy was found"
         raise Refused(f"the proposed method cannot be drawn: {why}")
     strategies = [*strategies, *_default_baselines(models, strategies, setting)]
     facts = (*hardware, *_model_facts(models), *_strategy_facts(strategies))
-    used, ignored = _sections(paper, facts, unsupported)
-    flags = tuple(Flag(code="paper-assumed", message=f"{m.name}: {n}") for m in models for n in m.notes)
-    flags += tuple(Flag(code="paper-read", message=f"{s.model}, {s.name}: {n}") for s in strategies for n in s.notes)
-    if not any(f.path == "hardware.device" for f in hardware):
-        flags = (
-            *flags,
-            Flag(code="paper-assumed", message="no device is named: H100 80GB assumed for memory and times"),
-        )
+    used, ignored = section_passages(paper, facts, unsupported)
+    flags = paper_flags(models, strategies, hardware)
     return PaperMethod(
         title=paper.title, models=tuple(models), strategies=tuple(strategies), unsupported=tuple(unsupported), used=used,
-        conditions=Conditions(facts=facts, ignored=ignored, flags=tuple(dict.fromkeys(flags))),
+        conditions=Conditions(facts=facts, ignored=ignored, flags=flags),
     )  # fmt: skip
+
+
+def _fast_memory(paper: Paper) -> tuple[float, Passage] | None:
+    """The on-chip memory of a device where the paper states it."""
+    for p in paper.passages:
+        if section_kind(p.section) not in ("related", "references") and (found := budget_bytes(p.text)):
+            return found, p
+    return None
+
+
+def paper_flags(
+    models: Sequence[PaperModel], strategies: Sequence[PaperStrategy], hardware: Sequence[Fact]
+) -> tuple[Flag, ...]:
+    """What was assumed, by name."""
+    flags = [Flag(code="paper-assumed", message=f"{m.name}: {n}") for m in models for n in m.notes]
+    flags += [Flag(code="paper-read", message=f"{s.model}, {s.name}: {n}") for s in strategies for n in s.notes]
+    if not any(f.path == "hardware.device" for f in hardware):
+        text = "no device is named: H100 80GB assumed for memory and times"
+        flags.append(Flag(code="paper-assumed", message=text))
+    return tuple(dict.fromkeys(flags))
 
 
 def _value(facts: Sequence[Fact], path: str) -> int | None:
@@ -91,7 +134,7 @@ def _value(facts: Sequence[Fact], path: str) -> int | None:
 
 _DEV = r"(?:GPUs?|NPUs?|devices?|cards?|accelerators?|卡|设备)"
 _PER_NODE = re.compile(
-    rf"(?<![A-Za-z\d.])(?P<n>{NUMBER})\s*(?:[×x]\s*)?(?:[A-Z][\w-]*\s+){{0,3}}(?:{_DEV}\s*)?(?:per|each|in each|in every|in one|/)\s*(?:node|server|machine|host)|(?:nodes?|servers?|machines?|hosts?)\s*(?:of|with|having|each with|containing)\s*(?P<n1>{NUMBER})"
+    rf"(?<![A-Za-z\d.])(?P<n>{NUMBER})\s*(?:[×x]\s*)?(?:[A-Z][\w-]*\s+){{0,3}}(?:{_DEV}\s*)?(?:per|each|in each|in every|in one|/)\s*(?:node|server|machine|host)|(?:nodes?|servers?|machines?|hosts?)\s*(?:of|with|having|each with|containing|each having|carrying|,? each (?:equipped |fitted |built |configured |provided )?(?:with|of|having|containing|holding))\s*(?P<n1>{NUMBER})(?!\s*(?:pipeline|stages?|layers?|experts?|replicas?))"
     rf"|(?:each|every) (?:node|server|machine|host)\s*(?:has|with|holds|contains|of)?\s*(?P<n2>{NUMBER})|每(?:个|台)?(?:节点|服务器|机器|机)[^\d一-十]{{0,6}}(?P<n3>{NUMBER})\s*[张块卡个]?",
     re.I,
 )  # fmt: skip
@@ -106,11 +149,7 @@ def _hardware(paper: Paper) -> tuple[Fact, ...]:
     from agent.reading.reader import read_conditions
     from knowledge import catalog
 
-    labelled = [
-        p
-        for p in paper.passages
-        if re.search(r"hardware|cluster|testbed|platform|devices?|硬件|集群|平台|环境", p.label, re.I)
-    ]
+    labelled = [p for p in paper.passages if _about_hardware(p)]
     candidates = (
         labelled
         or [p for p in set_up(paper) if catalog.find_devices_in_text(p.text)]
@@ -121,6 +160,7 @@ def _hardware(paper: Paper) -> tuple[Fact, ...]:
         ]
     )
     out: dict[str, Fact] = {}
+    counted: dict[str, Fact] = {}
     for p in candidates:
         text = "\n" * (p.lines[0][1] - 1) + p.raw
         try:
@@ -136,8 +176,23 @@ def _hardware(paper: Paper) -> tuple[Fact, ...]:
                     f.path, f.model_copy(update={"evidence": f.evidence.model_copy(update={"file": p.file})})
                 )
         for f in _counts(p, labelled=p in labelled):
-            out[f.path] = f if f.path not in out or out[f.path].origin != "stated" else out[f.path]
+            if f.path not in counted:
+                out[f.path] = counted[f.path] = f  # a count read with its unit wins over a number in passing
     return tuple(_settled(out))
+
+
+_HARDWARE = re.compile(r"hardware|cluster|testbed|test bed|platform|硬件|集群|平台|实验环境", re.I)
+_EQUIPMENT = re.compile(
+    r"(?:the |our )?(?:devices?|accelerators?|machines?|GPUs?|NPUs?|servers?|equipment|nodes?|设备|加速卡|服务器|环境|显卡)(?: used)?",
+    re.I,
+)
+
+
+def _about_hardware(p: Passage) -> bool:
+    """By its label, or by the heading that it stands under."""
+    titles = [t.strip() for t in p.label.split(" / ")]
+    under = re.sub(r"^[\dIVX.]+\s*", "", p.section[-1]) if len(p.section) > 1 else ""
+    return any(_HARDWARE.search(t) or _EQUIPMENT.fullmatch(t) for t in (*titles, under) if t)
 
 
 def _counts(p: Passage, *, labelled: bool) -> list[Fact]:
@@ -147,17 +202,43 @@ def _counts(p: Passage, *, labelled: bool) -> list[Fact]:
         if m:
             word = next(v for v in m.groupdict().values() if v)
             out.append(Fact(path=path, value=whole(word), stated_as=m[0].strip(), evidence=p.quote(m.start(), m.end())))
-    total = re.search(rf"(?:number of {_DEV}|{_DEV} count|{_DEV}数量?)\s*[:：=]?\s*(?P<n>{NUMBER})", p.text, re.I)
-    if total and labelled:
+    out += _before_device(p, [m.span() for m in (per, nodes) if m])
+    total = re.search(
+        rf"(?:number of {_DEV}|{_DEV} count|{_DEV}数量?)\s*[:：=]?\s*(?P<n>{NUMBER})|(?:up to|at most|maximum of|in total|totall?ing|最多|至多|共计?|总共)\s*(?:of )?(?P<n1>{NUMBER})(?!\s*(?:GB|TB|nodes?|servers?|machines?|per|experts?|layers?|tokens?|sequences?|requests?|heads?|[kK]\b))|(?P<n2>{NUMBER})\s*(?:{_DEV} )?(?:in total|altogether|overall)",
+        p.text, re.I,
+    )  # fmt: skip
+    if total and (labelled or not total["n"]):
         out.append(
             Fact(
                 path="hardware.num_devices",
-                value=whole(total["n"]),
+                value=whole(total["n"] or total["n1"] or total["n2"]),
                 stated_as=total[0],
                 evidence=p.quote(total.start(), total.end()),
             )
         )
     return out
+
+
+_OF_A_NODE = re.compile(
+    r"(?:nodes?|servers?|machines?|hosts?|box(?:es)?|节点|服务器|机器|台)\s*(?:each\s*)?(?:[×x*,，]|of|with|each|every|having|\()?\s*(?:each )?(?:with |of |has |有|配备|配有|搭载|装有)?\s*$",
+    re.I,
+)
+
+
+def _before_device(p: Passage, taken: list[tuple[int, int]]) -> list[Fact]:
+    """ "32 A100-80GB": the number in front of a device of the catalogue, unless it counts those of a node."""
+    from knowledge import catalog
+
+    for start, _, _, _ in catalog.find_devices_in_text(p.text):
+        m = re.search(
+            rf"(?<![A-Za-z\d.=–-])(?P<n>{NUMBER})\s*(?:[×x]\s*)?(?:NVIDIA |AMD |Huawei |Ascend |昇腾|张|块|个|\s)*$",
+            p.text[:start],
+        )
+        if m and not any(a <= m.start("n") < b for a, b in taken):
+            each = _OF_A_NODE.search(p.text[: m.start("n")])
+            path = "hardware.devices_per_node" if each else "hardware.num_devices"
+            return [Fact(path=path, value=whole(m["n"]), stated_as=m[0].strip(), evidence=p.quote(m.start(), start))]
+    return []
 
 
 def _settled(facts: dict[str, Fact]) -> list[Fact]:
@@ -245,33 +326,53 @@ def _default_baselines(
 
 
 def _model_facts(models: Sequence[PaperModel]) -> tuple[Fact, ...]:
-    out = []
-    for m in models:
-        values = {"batch_size": m.batch_size, "seq_len": m.seq_len, "shape": None}
-        for q in m.quotes:
-            name = next(
-                (
-                    k
-                    for k, v in values.items()
-                    if v is not None
-                    and re.search(rf"(?<!\d){v}(?!\d)", q.quote.replace(",", ""))
-                    and k.split("_")[0] in q.quote.lower()
-                ),
-                "shape",
-            )
-            out.append(_fact(f"paper.{m.key}.{name}", values[name] if values[name] is not None else q.quote, q))
-    return tuple(out)
+    return tuple(f.model_copy(update={"path": f"paper.{m.key}.{f.path}"}) for m in models for f in m.facts)
 
 
 def _strategy_facts(strategies: Sequence[PaperStrategy]) -> tuple[Fact, ...]:
-    return tuple(_fact(f"paper.{s.model}.{s.name}", s.strategy.label(), q) for s in strategies for q in s.quotes)
+    return tuple(_fact(f"paper.{s.model}.strategy.{s.name}", degrees_of(s), q) for s in strategies for q in s.quotes)
+
+
+def degrees_of(s: PaperStrategy, *, moe: bool = True) -> dict[str, Any]:
+    """What a strategy says beyond the defaults, and its devices."""
+    told = {n: getattr(s.strategy, n) for n in DEGREES if moe or n not in ("ep", "etp")}
+    plain = Strategy()
+    said = {k: v for k, v in told.items() if v != getattr(plain, k) and (k != "cp_kind" or s.strategy.cp > 1)}
+    return {**said, "devices": s.num_devices, **({"phases": list(s.phases)} if len(s.phases) == 1 else {})}
+
+
+def as_conditions(method: PaperMethod) -> Conditions:
+    """A paper as `read` shows it: models, hardware, inputs and strategies by the names of conditions.
+
+    With several models each has its key in the path (`model.model_a.hidden_size`). Models of the catalogue are told by
+    name; what was assumed and what cannot be represented is among the flags.
+    """
+    alone = len(method.models) == 1
+    facts = [f for f in method.conditions.facts if f.path.startswith("hardware.")]
+    for m in method.models:
+        for f in m.facts:
+            head, name = f.path.split(".", 1)
+            facts.append(f if alone else f.model_copy(update={"path": f"{head}.{m.key}.{name}"}))
+        for s in method.of(m.key):
+            said = degrees_of(s, moe=m.spec.moe is not None)
+            path = f"strategy.{s.name}" if alone else f"strategy.{m.key}.{s.name}"
+            facts += [_fact(path, said, q) for q in s.quotes] or [
+                Fact(path=path, value=said, origin="assumed", stated_as=s.title)
+            ]
+    flags = [
+        *method.conditions.flags,
+        *(Flag(code="paper-unsupported", message=u.message()) for u in method.unsupported),
+    ]
+    flags += [Flag(code=f.code, message=f.message) for s in method.strategies for f in s.findings]
+    unique = {(f.path, str(f.value), f.evidence): f for f in facts}
+    return method.conditions.model_copy(update={"facts": tuple(unique.values()), "flags": tuple(dict.fromkeys(flags))})
 
 
 def _fact(path: str, value: object, quote: Evidence) -> Fact:
     return Fact(path=path, value=value, stated_as=" ".join(quote.quote.split())[:120], evidence=quote)
 
 
-def _sections(
+def section_passages(
     paper: Paper, facts: Sequence[Fact], unsupported: Sequence[object]
 ) -> tuple[tuple[str, ...], tuple[Ignored, ...]]:
     """(titles that something was read from, what was not needed and why)."""

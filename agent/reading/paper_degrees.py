@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
+from agent.reading.paper_schedule import microbatches, symbols_of
 from agent.reading.paper_text import NUMBER, whole
 from tools.spec.base import ToolError
 
@@ -20,7 +21,7 @@ AXES: tuple[tuple[str, str], ...] = (
     ("attn_dp", rf"DP[- ]attention|attention[- ](?:DP|data{_PAR})|data[- ]parallel attention|attn[_ -]dp|注意力数据并行"),
     ("dcp", rf"DCP|decode[- ]context{_PAR}|KV[- ]?parallel(?:ism)?|KVP|解码上下文并行"),
     ("ulysses", rf"(?:deepspeed[- ])?ulysses(?:[- ](?:sequence{_PAR}|SP|attention))?|(?:sequence[- ]head|head[- ]sequence|heads?[- ]for[- ]sequence)[- ]exchange|the exchange"),
-    ("ring", r"ring[- ](?:self[- ])?attention|ring[- ]SP|环形注意力|环注意力"),
+    ("ring", r"ring[- ](?:self[- ])?attention|ring[- ]SP|rings?(?= (?:of|over|across|among|between) |\s*[=:]?\s*\d)|环形注意力|环注意力"),
     ("cp", rf"CP|context{_PAR}|上下文并行"),
     ("sp", rf"SP|(?:megatron )?sequence{_PAR}|序列并行"),
     ("tp", rf"TP|tensor(?:[- ]model)?{_PAR}|张量(?:模型)?并行"),
@@ -68,7 +69,7 @@ _STAGE_LIST = re.compile(
     re.I,
 )
 _PER_STAGE = re.compile(
-    rf"(?P<n>{NUMBER})[ -]?(?:consecutive |contiguous |transformer )*layers?\s*(?:per|on each|in each|to each|for each|on every|a)\s*(?:pipeline )?(?P<w>stage|{_DEV})|每(?:个|张|块)?(?:流水线?)?(?P<w1>阶段|级|{_DEV})\s*(?:放置|承载|持有|负责|处理|有)?\s*(?P<n1>{NUMBER})\s*个?(?:连续)?(?:的)?层|(?:each|every) (?P<w2>stage|{_DEV}) (?:holds|hosts|owns|has|stores|runs|processes)\s+(?P<n2>{NUMBER}) (?:consecutive |contiguous )?layers?",
+    rf"(?P<n>{NUMBER})[ -]?(?:consecutive |contiguous |transformer )*layers?\s*(?:per|on each|in each|to each|for each|on every|a)\s*(?:pipeline )?(?P<w>stage|{_DEV})|每\s*(?:个|张|块)?\s*(?:流水线?)?(?P<w1>阶段|级|{_DEV})\s*(?:上|各|只|仅)?(?:放置|承载|持有|负责|处理|部署|存放|存储|分配|放|存|有)?\s*(?P<n1>{NUMBER})\s*个?(?:连续)?(?:的)?层|(?:each|every) (?P<w2>stage|{_DEV}) (?:holds|hosts|owns|has|stores|runs|processes|keeps|gets|takes)\s+(?:exactly |only |just |precisely |a total of )?(?P<n2>{NUMBER}|an?|a single) (?:whole |full |complete |consecutive |contiguous )?layers?",
     re.I,
 )
 _SLICES = re.compile(
@@ -76,7 +77,6 @@ _SLICES = re.compile(
     rf"|(?P<n1>\d+)\s*(?:head[- ]?)groups?\s*(?:[×x*]|and|with|by)\s*(?P<m1>\d+)\s*(?:d_?k |dimension |intra-head )?(?:slices?|parts?|segments?|shards?|片)",
     re.I,
 )
-_BINDING = re.compile(r"(?<![A-Za-z_.])(?P<k>[A-Za-z])\s*=\s*(?P<v>\d+)(?![\d.]*\d*[A-Za-z])")
 _SP_ON = re.compile(
     rf"(?:with|\+|and|plus|,|&|以及|加|和)\s*(?:megatron\s+)?(?:sequence{_PAR}|SP|序列并行)(?!\s*(?:=|of|over|\d))",
     re.I,
@@ -101,6 +101,7 @@ class Degrees:
     """Head groups, slices of d_k."""
     sp: bool = False
     experts_sliced: bool = False
+    microbatches: int | None = None
     bindings: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -131,22 +132,52 @@ def parse_degrees(text: str, *, per_node: int | None = None, num_nodes: int | No
     """Everything a clause says about how a model is dealt out; what it says to do without does not count."""
     text = stated(text)
     d = Degrees()
-    d.bindings = {m["k"]: int(m["v"]) for m in _BINDING.finditer(text)}
+    d.bindings = symbols_of(text)
     taken: list[tuple[int, int]] = []
     spans = list(axis_spans(text))
+    in_nodes: dict[str, int] = {}
     for axis, start, end in spans:
         value, used = _degree_at(text, start, end, spans, per_node, num_nodes)
         if used:
             taken.append(used)
+            if per_node and re.search(r"nodes?|servers?|machines?|节点", text[used[0] : used[1]], re.I):
+                in_nodes[axis] = (value or 0) // per_node
         if value is not None or axis not in d.axes:
             d.axes[axis] = value if value is not None else d.axes.get(axis)
+    if per_node and d.axes.get("tp") == per_node:  # "a ring of 4 nodes, TP 8 within each": the ring counts nodes
+        d.axes |= {a: n for a, n in in_nodes.items() if a != "tp" and n > 1}
     _stages(text, d)
     _experts(text, d)
     _sliced(text, d)
     d.devices = _devices(text, taken)
     d.sp = ("sp" in d.axes and d.axes["sp"] is None) or bool(_SP_ON.search(text))
     d.experts_sliced = bool(_EXPERT_TP.search(text))
+    d.microbatches = microbatches(text)
+    if not d.axes.get("dp") and (copies := _copies(text, num_nodes)):
+        d.axes["dp"] = copies
     return d
+
+
+_COPIES = re.compile(
+    rf"(?<![\d.A-Za-z])(?P<n>{NUMBER})\s*(?:independent |identical |model |data[- ]parallel |prefill(?:ing)? |decod(?:e|ing) |full |whole )*(?:replicas|copies of the (?:model|network)|instances|个(?:独立)?(?:副本|实例))(?![A-Za-z])"
+    rf"|(?:replicas|instances|副本数?|实例数?)\s*(?:=|:|：|为)\s*(?P<n1>{NUMBER})",
+    re.I,
+)
+_NODE_IS_COPY = re.compile(
+    r"(?:each|every|one) (?:node|server|machine|host|box)\s+(?:is|holds|runs|hosts|forms|serves as)\s+(?:an? |one )?(?:\w+ )?(?:replica|(?:full |whole |complete )?copy of the (?:model|network)|instance)|(?:one|a) (?:replica|instance|copy) (?:per|on each|in each|on every) (?:node|server|machine)|每(?:个|台)?(?:节点|服务器|机器)(?:为|是|放置|部署|运行)?一个(?:完整|独立)?(?:的)?(?:模型)?(?:副本|实例)",
+    re.I,
+)
+
+
+def _copies(text: str, num_nodes: int | None) -> int | None:
+    """Whole copies of the model: "2 replicas", "every machine is a replica of its own"."""
+    if _NODE_IS_COPY.search(text):
+        return num_nodes
+    m = _COPIES.search(text)
+    try:
+        return whole(m["n"] or m["n1"]) if m else None
+    except ToolError:
+        return None
 
 
 def stated(text: str) -> str:
@@ -187,7 +218,8 @@ def _stages(text: str, d: Degrees) -> None:
         n = m["n"] or m["n1"]
         d.axes["pp"] = whole(n)
     if m := _PER_STAGE.search(text):
-        d.layers_each = whole(m["n"] or m["n1"] or m["n2"])
+        word = m["n"] or m["n1"] or m["n2"]
+        d.layers_each = 1 if word.lower() == "a single" else whole(word)
     for m in _STAGE_LIST.finditer(text):
         counts = tuple(int(x) for x in re.findall(r"\d+", m["l"] or m["l1"] or m["l2"]))
         if len(counts) > 1 and (d.axes.get("pp") in (None, len(counts))):

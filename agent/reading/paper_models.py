@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from agent.reading.paper_shapes import SHAPE_NAMES, Found, find_facts, find_work
 from agent.reading.paper_text import Paper, Passage, part, section_kind
 from knowledge import catalog
 from tools.spec.base import ToolError
-from tools.spec.conditions import Evidence
+from tools.spec.conditions import Fact
 from tools.spec.model import MLP, Attention, DType, ModelSpec, MoE, Position
 from tools.spec.paper import PaperModel
 
@@ -28,16 +28,20 @@ _KINDS = re.compile(
     re.I,
 )
 _EVERYONE = re.compile(
-    r"(?<![A-Za-z])(?:All|Both|Each|Every)(?: of (?:them|the models))?(?: (?:two|three|the))?(?: models?| networks?| runs?)?(?: (?:use|run|share|have|are|in|with))|(?:两个|所有|全部)模型",
+    r"(?<![A-Za-z])(?:All|Both|Each|Every)(?: of (?:them|the models))?(?: (?:two|three|the))?(?: models?| networks?| runs?)?(?: (?:use|run|share|have|are|in|with))|(?<![A-Za-z])(?:Both|All)\s*[:：]|(?<=[.;。；] )(?:Both|All)\b(?! (?:experts?|layers?|devices|ranks|heads|of (?:its|the) (?:layers|experts)))|(?:两个|所有|全部|两者)(?:模型)?(?:均|都)?(?:采用|使用|为)|(?:两个|所有|全部)模型",
     re.M,
 )
 """Where a passage turns from one model to all of them."""
+_KIND_PAREN = re.compile(
+    r"(?P<kind>dense|MoE|mixture[- ]of[- ]experts?|稠密|混合专家)\s*(?:transformer|model|network|模型)?\s*[(（]\s*(?P<layers>\d+)[- ]?(?:layers?|层)",
+    re.I,
+)
 _MODEL_KIND = re.compile(
     r"(?:\b(?:the|an?|one|our)\s+)?\b(?P<kind>dense|MoE|mixture[- ]of[- ]experts?)\s+(?:transformer|model|LLM|network|one)\b|(?P<kind1>稠密|MoE|混合专家)模型",
     re.I,
 )
 _LISTED = re.compile(
-    r"(?:^|[;；.。,，:：]|[(（][\da-z][)）])\s*(?P<name>[A-Z][\w.-]{0,15}(?:[ -](?:dense|MoE|small|large|base))?)\s*[:：]\s*(?=\S)",
+    r"(?:^|(?<=[;；.。,，:：])|(?<=[;；.。,，:：] )|[(（][\da-z]{1,4}[)）])\s*(?P<name>[A-Z][\w.-]{0,15}(?:[ -](?:dense|MoE|small|large|base))?)\s*(?:[:：]|\s[—–-])\s*(?=\S)",
     re.I,
 )
 _SAME = re.compile(
@@ -153,20 +157,33 @@ def _pieces(p: Passage) -> Iterator[tuple[str, Passage]]:
     marks = list(_NAMED.finditer(p.text)) or _listed_names(p)
     if not marks and len({_kind_of(m) for m in _KINDS.finditer(p.text) if m["layers"]}) > 1:
         marks = [m for m in _KINDS.finditer(p.text) if m["layers"]]
+    if not marks and len({_kind_of(m) for m in _KIND_PAREN.finditer(p.text)}) > 1:
+        marks = list(_KIND_PAREN.finditer(p.text))
     if not marks:
         marks = _kinds_of_models(p)
     if not marks or not set(facts) & SHAPE_NAMES:
         yield "", p
         return
-    cuts = [m.start() for m in marks] + [len(p.text)]
+    over = _one_sentence(p, marks)
+    cuts = [m.start() for m in marks] + [over]
     if cuts[0] > 0:
         yield "", part(p, 0, cuts[0])
+    if over < len(p.text):
+        yield "", part(p, over, len(p.text))
     for m, end in zip(marks, cuts[1:], strict=True):
         if m.re is _LISTED:
             name = m["name"]
         else:
-            name = _kind_of(m) if m.re in (_KINDS, _MODEL_KIND) else f"Model {m[1] or m[2]}"
+            name = _kind_of(m) if m.re in (_KINDS, _MODEL_KIND, _KIND_PAREN) else f"Model {m[1] or m[2]}"
         yield from _for_all(name, part(p, m.start(), end))
+
+
+def _one_sentence(p: Passage, marks: Sequence[re.Match[str]]) -> int:
+    """Where the models' part of a passage is over: models that share one sentence share what the next ones say."""
+    for a, b in p.sentences():
+        if len(marks) > 1 and a <= marks[0].start() and marks[-1].start() < b:
+            return b
+    return len(p.text)
 
 
 def _listed_names(p: Passage) -> list[re.Match[str]]:
@@ -224,7 +241,7 @@ def _table_models(row: Passage) -> Iterator[tuple[str, Passage]]:
     if sum(bool(_SHAPE_WORD.search(t)) for t in titles[1:]) >= 2:
         yield _bare(row.cells[0][1]), replace(row, cells=row.cells[1:])
     elif _SHAPE_WORD.search(row.cells[0][1]) or re.search(
-        r"batch|seq|precision|dtype|context|批|序列|精度", row.cells[0][1], re.I
+        r"batch|seq|precision|dtype|context|prompt|output|input|tokens|批|序列|精度|长度", row.cells[0][1], re.I
     ):
         key = row.cells[0][1]
         for title, cell in row.cells[1:]:
@@ -257,6 +274,9 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
     wide = find_facts([p for p in common if not (draft.spec and _declares(find_facts([p])))])
     for name, found in wide.items():
         facts.setdefault(name, found)
+    for d in drafts:  # one precision is stated behind the last model, for all of them
+        if d is not draft and "weight_dtype" not in facts and (dtype := find_facts(d.passages).get("weight_dtype")):
+            facts["weight_dtype"] = dtype
     if draft.spec is None:
         rest = {
             k: v
@@ -268,15 +288,59 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
         facts = {
             k: v for k, v in facts.items() if k not in ("experts", "top_k", "expert_width", "shared", "shared_width")
         }
-    spec = _published_spec(draft, facts) if draft.spec else _spec(draft.name, facts, notes)
+    if draft.spec is None:
+        facts = _borrowed(facts, draft, drafts, notes)
+    spec = _published_spec(draft, facts) if draft.spec else spec_of(draft.name, facts, notes)
     others = [p for d in drafts if d is not draft for p in d.passages]
-    batch, seq, out, quotes = _workload((draft.passages, common, fallback, others), notes)
+    batch, lengths, out, workload = _workload((draft.passages, common, fallback, others), notes)
+    seq = max(lengths)
     name = draft.name or spec.name
-    used = tuple(f.evidence for f in facts.values()) + quotes
+    used = tuple(f.evidence for f in facts.values()) + tuple(f.evidence for f in workload if f.evidence)
+    stated = (*_named(draft), *(_fact(k, f) for k, f in facts.items() if k in HF_NAMES), *workload)
     return PaperModel(
-        key=slug(name), name=name, spec=spec, batch_size=batch, seq_len=seq, kv_len=seq + (out or 0), output_len=out,
-        quotes=tuple(dict.fromkeys(used)), notes=tuple(notes),
+        key=slug(name), name=name, spec=spec, batch_size=batch, seq_len=seq, kv_len=seq + (out or 0), seq_lens=lengths, output_len=out,
+        facts=stated, quotes=tuple(dict.fromkeys(used)), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _borrowed(facts: dict[str, Found], draft: Draft, drafts: Sequence[Draft], notes: list[str]) -> dict[str, Found]:
+    """Width and heads of another model, where a paper states them once for several models and not for this one."""
+    if "hidden_size" in facts or {"heads", "head_dim"} <= facts.keys():
+        return facts
+    for d in drafts:
+        other = find_facts(d.passages) if d is not draft else {}
+        lent = {
+            k: v
+            for k, v in other.items()
+            if k in ("hidden_size", "heads", "head_dim", "kv_heads", "intermediate_size", "vocab_size")
+            and k not in facts
+        }
+        if "hidden_size" in lent or {"heads", "head_dim"} <= {**facts, **lent}.keys():
+            notes.append(f"{', '.join(lent)} as {d.name}: not stated for {draft.name or 'this model'}")
+            return {**lent, **facts}
+    return facts
+
+
+HF_NAMES: dict[str, str] = {
+    "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim", "intermediate_size": "intermediate_size", "vocab_size": "vocab_size", "experts": "num_experts",
+    "top_k": "num_experts_per_tok", "expert_width": "moe_intermediate_size", "shared": "n_shared_experts",
+    "shared_width": "shared_expert_intermediate_size", "first_dense": "first_k_dense_replace", "weight_dtype": "weight_dtype",
+    "activation": "hidden_act", "tied": "tie_word_embeddings",
+}  # fmt: skip
+"""Names of a paper's facts in conditions."""
+
+
+def _fact(name: str, f: Found) -> Fact:
+    return Fact(path=f"model.{HF_NAMES[name]}", value=f.value, stated_as=f.stated_as, evidence=f.evidence)
+
+
+def _named(draft: Draft) -> tuple[Fact, ...]:
+    """The name of a published model."""
+    if draft.spec is None or not draft.passages:
+        return ()
+    where = draft.passages[0].quote()
+    return (Fact(path="model.name", value=draft.spec.name, stated_as=draft.name, evidence=where),)
 
 
 def _facts(draft: Draft, drafts: Sequence[Draft], notes: list[str], depth: int) -> dict[str, Found]:
@@ -304,7 +368,7 @@ def _published_spec(draft: Draft, facts: dict[str, Found]) -> ModelSpec:
 class _Facts:
     """Looks values up and notes what is assumed."""
 
-    def __init__(self, facts: dict[str, Found], notes: list[str]) -> None:
+    def __init__(self, facts: Mapping[str, Found], notes: list[str]) -> None:
         self.facts, self.notes = facts, notes
 
     def get(self, name: str) -> Any:
@@ -318,7 +382,7 @@ class _Facts:
         return value
 
 
-def _spec(name: str, facts: dict[str, Found], notes: list[str]) -> ModelSpec:
+def spec_of(name: str, facts: Mapping[str, Found], notes: list[str]) -> ModelSpec:
     """Raises ToolError when depth or width cannot be told."""
     f = _Facts(facts, notes)
     layers, hidden = f.get("layers"), f.get("hidden_size")
@@ -413,15 +477,18 @@ def _moe_layers(f: _Facts, layers: int) -> tuple[bool, ...] | None:
 
 def _workload(
     sources: Sequence[Sequence[Passage]], notes: list[str]
-) -> tuple[int, int, int | None, tuple[Evidence, ...]]:
-    """(batch_size, seq_len, output length, quotes): the model's own, else everybody's, the method's, another model's."""
-    quotes: list[Evidence] = []
+) -> tuple[int, tuple[int, ...], int | None, tuple[Fact, ...]]:
+    """(batch_size, sequence lengths, output length, the facts): the model's own, else everybody's, the method's, another model's."""
+    facts: list[Fact] = []
     values: dict[str, int | None] = {}
+    lengths: tuple[int, ...] = ()
     for name in ("batch_size", "seq_len", "output_len"):
         stated = next((s for source in sources if (s := find_workload(source).get(name))), [])
         distinct = list(dict.fromkeys(int(cast(int, s.value)) for s in stated))
         values[name] = max(distinct) if distinct else None
-        quotes += [s.evidence for s in stated]
+        lengths = tuple(sorted(distinct)) if name == "seq_len" else lengths
+        path = f"workload.{ {'seq_len': 'isl', 'output_len': 'osl'}.get(name, name) }"
+        facts += [Fact(path=path, value=s.value, stated_as=s.stated_as, evidence=s.evidence) for s in stated]
         if len(distinct) > 1:
             notes.append(f"{name}: {', '.join(map(str, distinct))} are stated; the graphs are drawn at the largest")
     if values["batch_size"] is None:
@@ -430,7 +497,7 @@ def _workload(
         notes.append(f"seq_len = {SEQ_LEN} assumed: none stated")
     if values["output_len"] is None:
         notes.append("decode is drawn with seq_len tokens of context: no output length stated")
-    return values["batch_size"] or BATCH, values["seq_len"] or SEQ_LEN, values["output_len"], tuple(quotes)
+    return values["batch_size"] or BATCH, lengths or (SEQ_LEN,), values["output_len"], tuple(facts)
 
 
 def _unique(models: list[PaperModel]) -> list[PaperModel]:

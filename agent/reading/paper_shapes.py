@@ -20,6 +20,7 @@ _N = rf"(?P<n>{NUMBER})"
 _M = rf"(?P<m>{NUMBER})"
 _DEV = r"(?:GPUs?|NPUs?|devices?|cards?|ranks?|accelerators?|stages?|nodes?|卡|设备|阶段|节点)"
 _SIZE = r"(?:[ _]?(?:layer[ _])?(?:sizes?|dim(?:ension)?s?|width|units))"
+_INNER = r"(?:(?:inner|hidden|intermediate|FFN|MLP|feed[- ]?forward|SwiGLU|GELU|gated|network)[- ]?)*(?:width|size|dim(?:ension)?|MLP|FFN|hidden|inner|中间(?:维度|层)?|隐藏(?:维度|层)?|宽度)"
 _ZH_SIZE = r"(?:层)?(?:的)?(?:维度|大小|宽度|维数|维)"
 
 
@@ -42,7 +43,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("", rf"(?:holds?|hosts?|owns?|stores?|keeps?)\s+(?:exactly |only )?(?P<n>{NUMBER})\s+(?:whole |complete |routed )?experts?\b"),
     Pattern("", rf"每(?:个|张|块)?(?:{_DEV})[^,，。;；\d]{{0,8}}(?P<n>{NUMBER})\s*个专家"),
     Pattern("first_dense", rf"(?:the )?first\s+(?P<n>{NUMBER})\s+layers?(?: is| are| being| use| remain)*\s*(?:a )?dense|前\s*(?P<n1>{NUMBER})\s*层(?:为|是|采用|使用)?\s*(?:稠密|dense)"),
-    Pattern("first_dense", r"(?:the )?first layer(?: is| being| uses| remains)*\s*(?:a )?dense|(?:第一层|首层)(?:为|是|采用|使用)?\s*(?:稠密|dense)", value=1),
+    Pattern("first_dense", r"(?:the )?(?:first layer|layer (?:1|0|one))(?: is| being| uses| remains)*\s*(?:a )?dense|(?:第一层|首层)(?:为|是|采用|使用)?\s*(?:稠密|dense)", value=1),
     Pattern("first_dense", rf"{_N}\s+(?:leading )?dense (?:first )?layers? (?:first|at the (?:start|beginning)|followed)"),
     Pattern("moe_step", r"(?:every|each) (?:other|second) (?:FFN |MLP )?layer|alternat\w+ (?:dense|MoE)[^.]{0,20}layers?|每隔一层", value=2),
     Pattern("shared", r"(?:no|without(?: an?| any)?|zero) shared experts?|(?:无|没有|不含)共享专家", value=0),
@@ -50,33 +51,38 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("shared", rf"{_N}\s*个共享专家[^。;；\d]{{0,14}}(?:隐藏|中间)?{_ZH_SIZE}{_IS}(?P<m>{NUMBER})", second="shared_width"),
     Pattern("shared_width", rf"shared[ _]expert(?:s|'s)?[ _](?:FFN |MLP )?(?:hidden|intermediate|inner|FFN|MLP)?{_SIZE}?{_IS}{_N}|共享专家(?:的)?(?:隐藏|中间){_ZH_SIZE}{_IS}(?P<n1>{NUMBER})"),
     Pattern("shared", rf"{_N}\s+shared experts?|shared[ _]experts?{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s*个共享专家|共享专家(?:数)?{_IS}(?P<n3>{NUMBER})"),
+    Pattern("experts", rf"{_N}\s*(?:个)?(?:\w+ )?(?:routed |local |MoE |FFN )?(?:experts?|专家)\s*(?:[(（][^)）]{{0,30}}[)）]\s*)?[,，]?\s*(?:each |per layer |in total )*(?:of|with|having|at|whose|,?\s*each with|每个)\s*(?:an? )?{_INNER}{_IS}(?P<m>{NUMBER})(?!\s*[(（]?\s*(?:layers|heads))", second="expert_width"),
+    Pattern("experts", rf"{_N}\s*(?:个)?(?:routed |local )?(?:experts?|专家)\s*[(（][^)）\d]{{0,40}}?{_INNER}{_IS}(?P<m>{NUMBER})", second="expert_width"),
+    Pattern("expert_width", rf"(?:an? |each |every |the |one )experts?\b[^.;,。；，\d]{{0,40}}?(?:whose|with|has|have|of)\s[^.;,。；，\d]{{0,20}}?{_INNER}{_IS}{_N}|experts?[ _](?:width|size|dim(?:ension)?){_IS}(?P<n1>{NUMBER})|(?:each|every|each one|all)\s+(?:with|of|having)\s+(?:an? )?{_INNER}{_IS}(?P<n2>{NUMBER})|专家(?:的)?(?:宽度|大小|维度){_IS}(?P<n3>{NUMBER})"),
     Pattern("expert_width", rf"experts?(?:'s?)?[ _](?:MLP |FFN )?(?:hidden|intermediate|inner|FFN|MLP)(?:[ _]hidden|[ _]intermediate)?{_SIZE}?{_IS}{_N}|(?:hidden|intermediate|inner|FFN){_SIZE} (?:of|per|in) (?:each |the |an |every )?(?:routed )?experts?(?: MLPs?| FFNs?)?{_IS}(?P<n1>{NUMBER})"
             rf"|experts?(?: MLPs?| FFNs?)? (?:of|with|having)(?: an?)? (?:hidden|intermediate|inner){_SIZE}{_IS}(?P<n2>{NUMBER})|(?:moe_intermediate_size|d_expert|d[_ ]?ff \(?(?:per |of )?experts?\)?|moe intermediate(?: size)?){_IS}(?P<n3>{NUMBER})"
             rf"|(?:每个)?专家(?:网络|的)*(?:隐藏|中间)(?:{_ZH_SIZE})?{_IS}(?P<n4>{NUMBER})"),
     Pattern("top_k", rf"(?:activat\w+|select\w*|choos\w+|rout\w+ (?:each token )?to|uses?|激活|选择|路由到?|选)\s*(?:the )?(?:top[- ]?)?(?P<n>{NUMBER})\s*(?:of|out of|/)\s*(?P<m>{NUMBER})\s*(?:routed )?experts?", second="experts"),
+    Pattern("top_k", rf"{_N}\s+(?:of (?:which|them|these) )?(?:are |is |being )?(?:active|activated|used|selected|chosen|fire|consulted)(?: experts?)?(?: (?:per|for (?:a|an|each|every|any|one)|at (?:a|each)) tok\w*|\b)|(?:其中|每次|每个词元)\s*(?:激活|选择|选)\s*(?P<n1>{NUMBER})"),
     Pattern("top_k", rf"(?P<n>{NUMBER})\s*(?:of|out of)\s*(?P<m>{NUMBER})\s*(?:routed )?experts?", second="experts"),
     Pattern("top_k", rf"top[- ]?(?P<n>\d+)\b|top[- ]?k{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s+(?:active|activated|selected|chosen) (?:routed )?experts?|experts? per tok(?:en)?{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})\s+experts? per tok(?:en)?"
             rf"|(?:激活|选择|路由到?|选)\s*(?P<n5>{NUMBER})\s*个(?:路由)?专家|每(?:个)?\s*token\s*(?:激活|选择|路由到?)\s*(?P<n6>{NUMBER})|(?:active|activated) experts?{_IS}(?P<n7>{NUMBER})"),
     Pattern("experts", rf"{_N}\s+(?:\w+ )?(?:routed |local |MoE |FFN )?experts?\b|(?:number of |num_)?(?:routed |local )?experts?(?: per (?:MoE )?layer)?{_IS}(?P<n1>{NUMBER})(?!\s*(?:layers?|{_DEV}))|(?P<n2>{NUMBER})\s*个?(?:路由)?专家|专家(?:数|个数|数量)?{_IS}(?P<n3>{NUMBER})|(?<![A-Za-z])E\s*=\s*(?P<n4>\d+)"),
     Pattern("intermediate_size", rf"(?:hidden|inner|intermediate){_SIZE} of (?:the |each )?(?:dense )?(?:MLPs?|FFNs?|feed[- ]?forward(?: networks?| layers?)?){_IS}{_N}|(?:MLPs?|FFNs?|feed[- ]?forward)(?: networks?| layers?)?(?:'s)?[ _]?(?:hidden|intermediate|inner)?{_SIZE}?(?: \(?d_?ff\)?)?{_IS}(?P<n1>{NUMBER})(?!\s*(?:layers?|matri))"
-            rf"|intermediate{_SIZE}?{_IS}(?P<n2>{NUMBER})|(?<!\w)d[_ ]?ff{_IS}(?P<n3>{NUMBER})|(?:MLP|FFN|前馈)(?:网络|层|的)*\s*(?:隐藏|中间)?(?:{_ZH_SIZE})?{_IS}(?P<n4>{NUMBER})|中间{_ZH_SIZE}{_IS}(?P<n5>{NUMBER})|ffn_hidden_size{_IS}(?P<n6>{NUMBER})"),
-    Pattern("kv_heads", rf"{_N}\s*(?:KV|key[-/ ]?value)[ -](?:heads?|groups?)|(?:number of |num_)?(?:KV|key[-/_ ]?value)[ _-](?:heads?|groups?){_IS}(?P<n1>{NUMBER})|(?:GQA|grouped[- ]query attention)[^.;,\d]{{0,20}}(?P<n2>{NUMBER})\s*(?:groups?|KV)?|(?P<n3>{NUMBER})\s*个?\s*KV\s*头|KV\s*头(?:数)?{_IS}(?P<n4>{NUMBER})|(?P<n5>{NUMBER})\s*query groups"),
+            rf"|intermediate{_SIZE}?{_IS}(?P<n2>{NUMBER})|(?<!\w)d[_ ]?ff{_IS}(?P<n3>{NUMBER})|(?:MLP|FFN|前馈)(?:网络|层|的)*\s*(?:隐藏|中间)?(?:{_ZH_SIZE})?{_IS}(?P<n4>{NUMBER})|中间{_ZH_SIZE}{_IS}(?P<n5>{NUMBER})|ffn_hidden_size{_IS}(?P<n6>{NUMBER})|(?P<n7>{NUMBER})[- ](?:wide |dim(?:ensional)? )?(?:FFN|MLP|feed[- ]?forward|intermediate|inner)(?! (?:layers?|blocks?))"),
+    Pattern("kv_heads", rf"{_N}\s*(?:KV|key[-/ ]?value)[ -](?:heads?|groups?)|(?:number of |num_)?(?:KV|key[-/_ ]?value)[ _-](?:heads?|groups?){_IS}(?P<n1>{NUMBER})|(?:GQA|grouped[- ]query attention)[^.;,\d]{{0,20}}(?P<n2>{NUMBER})\s*(?:groups?|KV)?|(?P<n3>{NUMBER})\s*个?\s*KV\s*头|KV\s*头(?:数)?{_IS}(?P<n4>{NUMBER})|(?P<n5>{NUMBER})\s*query groups|(?:heads?|头)\s*[(（]\s*(?:of which |including |GQA,? )?(?P<n6>{NUMBER})\s*(?:for )?(?:KV|key)"),
     Pattern("kv_heads", r"\bMQA\b|multi[- ]query attention|多查询注意力", value=1),
-    Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\s*(?:[×x*]|of)\s*(?P<m>\d[\d,]*)|(?P<n1>{NUMBER})\s*个?\s*(?:注意力|查询)?头\s*[×x*]\s*(?P<m1>\d[\d,]*)", second="head_dim"),
+    Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\s*(?:[×x*]|of|at)\s*(?:width |size |dim(?:ension)? |d_?k )?(?:=\s*)?(?P<m>\d[\d,]*)|(?P<n1>{NUMBER})\s*个?\s*(?:注意力|查询)?头\s*[×x*]\s*(?P<m1>\d[\d,]*)", second="head_dim"),
     Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\b[^.;\d]{{0,30}}?(?:dim(?:ension)?s?|size|width|d_?k|d_?h)(?: of (?:each|every) heads?)?{_IS}(?P<m>{NUMBER})|(?P<n1>{NUMBER})\s*个?\s*(?:注意力|查询)?头[^。；;\d]{{0,12}}?(?:维度|维数|维|d_?k){_IS}(?P<m1>{NUMBER})", second="head_dim"),
     Pattern("heads", rf"(?:number of )?(?:attention |query |MHA )?heads?{_IS}(?P<n>{NUMBER})[^.;\d]{{0,40}}?(?:dim(?:ension)?|size|d_?k)(?: (?:of|per) (?:each |every )?heads?)?{_IS}(?P<m>{NUMBER})", second="head_dim"),
     Pattern("head_dim", rf"(?:head[ _-](?:dim(?:ension)?|size)|dim(?:ension)? (?:of|per) (?:each |every )?(?:attention )?heads?|per[- ]head dim(?:ension)?|(?<!\w)d[_ ]?k|(?<!\w)d[_ ]?(?:head|h)){_IS}{_N}|每(?:个)?(?:注意力)?头(?:的)?(?:维度|维数|维){_IS}(?P<n1>{NUMBER})|头维度{_IS}(?P<n2>{NUMBER})"),
     Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\b|(?:number of |num_)?(?:attention[ _]|query[ _])?heads?{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s*个?\s*(?:注意力|查询)?头(?![部条])|(?:注意力|查询)?头(?:数|的数量)?{_IS}(?P<n3>{NUMBER})"),
-    Pattern("vocab_size", rf"vocab(?:ulary)?(?:[ _]size)?{_IS}{_N}|(?P<n1>{NUMBER})[- ]?(?:token |word |entry )?vocab(?:ulary)?|词(?:汇)?表(?:的)?(?:大小|规模)?{_IS}(?P<n2>{NUMBER})", binary=False),
-    Pattern("layers", rf"{_N}[ -]?(?:transformer |decoder |hidden |identical |dense |MoE |self-attention |attention )*(?:layers?|blocks)\b(?! (?:per|in (?:each|the first)|on each))|(?:number of |num_)?(?:hidden[ _]|transformer |decoder )?layers?{_IS}(?P<n1>{NUMBER})|(?<![\w.])(?P<n2>\d+)L\b|(?<![A-Za-z])L\s*=\s*(?P<n3>\d+)|(?<![前第])(?P<n4>{NUMBER})\s*层(?!的维)|层数{_IS}(?P<n5>{NUMBER})|depth{_IS}(?P<n6>{NUMBER})"),
-    Pattern("hidden_size", rf"(?:dim(?:ension)? of (?:each|every) token|hidden|d[_ ]model|(?:model|embedding|embed|token|residual)(?=[ _](?:size|dim|width))){_SIZE}?(?: \(?d_?model\)?)?{_IS}{_N}|(?<![A-Za-z])[hH]\s*=\s*(?P<n1>\d{{3,}})|隐藏(?:状态)?(?:{_ZH_SIZE})?{_IS}(?P<n2>{NUMBER})|(?:模型|token|嵌入|词元)\s*(?:的)?(?:维度|宽度|维){_IS}(?P<n3>{NUMBER})"),
+    Pattern("vocab_size", rf"vocab(?:ulary)?(?:[ _]size)?\s*(?:has|have|holds|counts)?{_IS}{_N}|(?P<n1>{NUMBER})[- ]?(?:token |word |entry )?vocab(?:ulary)?|词(?:汇)?表(?:的)?(?:大小|规模)?{_IS}(?P<n2>{NUMBER})", binary=False),
+    Pattern("layers", rf"{_N}[ -]?(?:transformer |decoder |hidden |identical |dense |MoE |self-attention |attention )*(?:layers?|blocks)\b(?! (?:per|in (?:each|the first)|on each))|(?:number of |num_)?(?:hidden[ _]|transformer |decoder )?layers?{_IS}(?P<n1>{NUMBER})|(?<![\w.])(?P<n2>\d+) ?L\b|(?<![A-Za-z])L\s*=\s*(?P<n3>\d+)|(?<![前第])(?P<n4>{NUMBER})\s*层(?!的维)|层数{_IS}(?P<n5>{NUMBER})|depth{_IS}(?P<n6>{NUMBER})"),
+    Pattern("hidden_size", rf"(?:dim(?:ension)? of (?:each|every) token|hidden|d[_ ]model|(?:model|embedding|embed|token|residual)(?=[ _](?:size|dim|width))){_SIZE}?(?: \(?d_?model\)?)?{_IS}{_N}|(?<![A-Za-z])[hHdD]\s*=\s*(?P<n1>\d{{3,}})|(?P<n4>{NUMBER})[- ](?:dim(?:ensional)? )?hidden(?! layers?)|(?:residual |model |network )?width{_IS}(?P<n5>{NUMBER})|(?P<n6>{NUMBER})[- ](?:wide|dimensional)\b|隐藏(?:状态)?(?:{_ZH_SIZE})?{_IS}(?P<n2>{NUMBER})|(?:模型|token|嵌入|词元)\s*(?:的)?(?:维度|宽度|维){_IS}(?P<n3>{NUMBER})"),
 )  # fmt: skip
 
 WORKLOAD: tuple[Pattern, ...] = (
+    Pattern("", rf"vocab(?:ulary)?[^.;,\d]{{0,20}}{NUMBER}(?:\s*(?:tokens|entries|words))?|{NUMBER}[- ]?(?:token |word |entry )?vocab(?:ulary)?|词(?:汇)?表[^。；，\d]{{0,8}}{NUMBER}"),
     Pattern("", r"batch[_ ]size\s*/\s*\w+|seq[_ ]len\s*/\s*\w+|micro[- ]?batch(?:es)?(?:[ _]size)?\s*(?:of|=|:)?\s*\d*"),
-    Pattern("batch_size", rf"(?:global |inference |total |decode )?batch(?:[ _-]?size)?s?{_IS}{_N}|batch(?:es)? (?:of|consists? of|contains?|holds?|has) (?P<n1>{NUMBER})|批(?:量|次|处理)?(?:的)?(?:大小)?{_IS}(?P<n2>{NUMBER})|(?P<n3>{NUMBER}) (?:concurrent )?(?:sequences|requests|prompts) (?:at a time|per batch|in (?:a|each|one) batch|in parallel)|(?<![A-Za-z])B\s*=\s*(?P<n4>\d+)"),
+    Pattern("batch_size", rf"(?:global |inference |total |decode )?batch(?:[ _-]?size)?s?{_IS}{_N}|batch(?:es)? (?:of|consists? of|contains?|holds?|has) (?P<n1>{NUMBER})|批(?:量|次|处理)?(?:的)?(?:大小)?{_IS}(?P<n2>{NUMBER})|(?P<n3>{NUMBER}) (?:concurrent )?(?:sequences|requests|prompts) (?:at a time|per batch|in (?:a|each|one) batch|in parallel)|(?<![A-Za-z])B\s*=\s*(?P<n4>\d+)|(?P<n5>{NUMBER}) (?:concurrent |simultaneous |independent )?(?:requests?|prompts?|sequences?|samples?)(?= (?:are batched|at once|are (?:processed|served|run) together|of (?:length )?\d|in flight|with \d|form a batch))|(?P<n6>{NUMBER})\s*(?:个|条)(?:并发)?(?:请求|序列|提示|样本)|(?P<n7>{NUMBER}|one|a single) (?:sequence|prompt|request)s?(?= at a time|$|\s*[.;])|(?:requests|sequences|prompts) per batch{_IS}(?P<n8>{NUMBER})"),
     Pattern("output_len", rf"(?:output|generation|generated|response|decode)[ _](?:seq(?:uence)? )?(?:len(?:gth)?s?|tokens){_IS}{_N}|(?:generat\w+|decod\w+|produc\w+|outputs?)\s+(?P<n1>{NUMBER})(?: (?:new|output))? tokens|(?P<n2>{NUMBER}) (?:output|generated|new) tokens|(?P<n5>{NUMBER}) tokens (?:are|is|being) (?:generated|decoded|produced)|(?:输出|生成)(?:序列)?长度{_IS}(?P<n3>{NUMBER})|(?:生成|输出)\s*(?P<n4>{NUMBER})\s*个?\s*(?:token|词元)"),
-    Pattern("seq_len", rf"(?:(?:input |prompt )?(?:seq(?:uence)?s?|context|prompts?|inputs?|prefill)[ _-]?(?:len(?:gth)?s?)|seq(?:uence)?|(?:maximum |max )(?:context|sequence)){_IS}(?:up to )?{_N}|(?P<n1>{NUMBER})[- ](?:tokens? )(?:prompts?|sequences?|contexts?|inputs?)|(?:prompts?|sequences|contexts?|inputs) of (?:length )?(?P<n2>{NUMBER})|(?:(?:输入|最大)?序列|上下文|输入|提示(?:词)?|prompt)\s*(?:的)?长度{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})[- ](?:context|token)\b|(?P<n8>{NUMBER}) tokens (?:per|each|in each|for each|in every) (?:sequence|prompt|request|sample)|(?:sequences|prompts|requests|samples) (?:have|has|contain|hold|with) (?P<n9>{NUMBER}) tokens|(?<![A-Za-z])S\s*=\s*(?P<n5>\d{{2,}})|每(?:个|条)序列\s*(?P<n6>{NUMBER})\s*个?\s*token|(?:input|prompt) tokens{_IS}(?P<n7>{NUMBER})"),
+    Pattern("seq_len", rf"(?:(?:input |prompt )?(?:seq(?:uence)?s?|context|prompts?|inputs?|prefill)[ _-]?(?:len(?:gth)?s?)|seq(?:uence)?|(?:maximum |max )(?:context|sequence)){_IS}(?:up to )?{_N}|(?P<n1>{NUMBER})[- ](?:tokens? )(?:prompts?|sequences?|contexts?|inputs?)|(?:prompts?|sequences|contexts?|inputs) of (?:length )?(?P<n2>{NUMBER})|(?:(?:输入|最大)?序列|上下文|输入|提示(?:词)?|prompt)\s*(?:的)?长度{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})[- ](?:context|token)\b|(?P<n8>{NUMBER}) tokens (?:per|each|in each|for each|in every) (?:sequence|prompt|request|sample)|(?:sequences|prompts|requests|samples) (?:have|has|contain|hold|with) (?P<n9>{NUMBER}) tokens|(?<![A-Za-z])S\s*=\s*(?P<n5>\d{{2,}})|每(?:个|条)序列\s*(?P<n6>{NUMBER})\s*个?\s*token|(?:input|prompt) tokens{_IS}(?P<n7>{NUMBER})|(?P<na>{NUMBER}) (?:input|prompt|context) tokens|(?:prompts?|sequences?|inputs?|requests?|contexts?|samples?) (?:have|has|contain|of|with|are|is|from|in|between)\s*(?:length )?[{{(\[]?\s*(?P<nb>{NUMBER})(?! (?:layers|heads|devices|GPUs))|context{_IS}(?P<nc>{NUMBER})|(?P<nd>\d[\d,]*\s?[kK]|\d{{3}}[\d,]*)[- ]tokens?\b(?! (?:slices?|chunks?|segments?|budget))|(?<!输出)(?<!生成)(?<!片)(?<!块)长度{_IS}(?P<nf>{NUMBER})|(?:输入|提示|上下文)(?:为|是|约)?\s*(?P<ne>{NUMBER})\s*(?:个)?\s*(?:token|词元)"),
 )  # fmt: skip
 
 FEATURES: tuple[tuple[str, object, str], ...] = (
@@ -85,7 +91,7 @@ FEATURES: tuple[tuple[str, object, str], ...] = (
     ("activation", "gelu", r"(?<![A-Za-z])ge(?:lu|glu)"), ("activation", "relu", r"(?<![A-Za-z])re(?:lu|glu)\b"), ("activation", "silu", r"silu|swi(?:sh|glu)"),
     ("norm", "rmsnorm", r"rms ?norm"), ("norm", "layernorm", r"layer ?norm(?:ali[sz]ation)?|层归一化"),
     ("position", "rope", r"\bro ?pe\b|rotary|旋转位置"), ("position", "learned", r"learned (?:absolute )?position|可学习位置"), ("position", "alibi", r"alibi"),
-    ("weight_dtype", "fp16", r"fp ?16|float16|half[- ]precision|半精度"), ("weight_dtype", "bf16", r"bf ?16|bfloat16"), ("weight_dtype", "fp8", r"fp ?8\b|float8"),
+    ("weight_dtype", "fp16", r"(?<![bB])fp ?16|(?<![bB])float16|half[- ]precision|半精度"), ("weight_dtype", "bf16", r"bf ?16|bfloat16"), ("weight_dtype", "fp8", r"fp ?8\b|float8"),
     ("weight_dtype", "fp32", r"fp ?32|float32|单精度"), ("weight_dtype", "int8", r"\bint ?8\b|w8a8"), ("weight_dtype", "int4", r"\bint ?4\b|w4a16"),
     ("tied", True, r"tied (?:input|embeddings?|word)|(?:shares?|sharing|shared) (?:input and output )?embeddings?|共享(?:词)?嵌入"),
     ("qkv_bias", True, r"(?:qkv|q, ?k,? (?:and )?v)[ -]bias"), ("qk_norm", "head", r"qk[- ]?norm|query[- ]key norm"),
@@ -133,7 +139,7 @@ def _listed(p: Passage, first: Found) -> Iterator[Found]:
     """ "sequence lengths 4K, 16K and 64K": the further values of a list."""
     at = p.text.find(first.stated_as) + len(first.stated_as)
     while m := re.match(
-        rf"\s*(?:,|，|、|and|和|/|,\s*and)\s*(?P<n>\d[\d,]*\s?[kK]?)(?!\s*(?:layers|heads|{_DEV}|[A-Z]\d))\b",
+        rf"\s*(?:,\s*and|,|，|、|and|or|和|与|或|/|以及)\s*(?P<n>\d+(?:,\d{{3}})*\s?[kK]?)(?![,.]?\d)(?!\s*(?:layers|heads|{_DEV}|[A-Z]\d))\b",
         p.text[at:],
     ):
         try:
@@ -143,8 +149,26 @@ def _listed(p: Passage, first: Found) -> Iterator[Found]:
         at += m.end()
 
 
+def _each(title: str, cell: str) -> list[tuple[str, str]]:
+    """ "Experts / active: 32 / 4" is two cells, "Heads × dim: 16 × 128" too."""
+    for sign in ("/", "×", "x", "*", ",", "、"):
+        parts = rf"\s+{re.escape(sign)}\s+" if sign in "x*" else rf"\s*{sign}\s*"
+        titles, cells = re.split(parts, title.strip()), re.split(parts, cell.strip())
+        if len(titles) == len(cells) > 1 and all(re.match(r"\d", c) for c in cells):
+            return [(_completed(t, titles[0]), c) for t, c in zip(titles, cells, strict=True)]
+    return [(title, cell)]
+
+
+_ALONE = {"dim": "head dim", "active": "active experts", "activated": "active experts", "size": "head dim", "length": "sequence length", "len": "sequence length", "seq": "sequence length", "kv": "KV heads", "prompt": "prompt length", "input": "input length", "output": "output length", "激活": "激活专家", "维度": "头维度", "长度": "序列长度"}  # fmt: skip
+
+
+def _completed(title: str, first: str) -> str:
+    """What a bare word of a combined column title means."""
+    return _ALONE.get(title.lower(), title) if title != first else title
+
+
 def _numbers(p: Passage, patterns: Iterable[Pattern]) -> Iterator[Found]:
-    texts = [p.text] if not p.cells else [f"{title}: {cell}" for title, cell in p.cells]
+    texts = [p.text] if not p.cells else [f"{t}: {c}" for title, cell in p.cells for t, c in _each(title, cell)]
     for original in texts:
         text = original
         for pattern in patterns:

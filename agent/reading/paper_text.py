@@ -43,6 +43,11 @@ _NUMBERED = re.compile(
 )
 _BARE = re.compile(rf"^\s*(?:\*\*|__)?(?P<t>{'|'.join(HEADINGS.values())})(?:\*\*|__)?\s*[:：.]?\s*$", re.I)
 _RUN_IN = re.compile(r"^\s*(?:\*\*|__)?(abstract|摘要)(?:\*\*|__)?\s*[—:：.\-–]+\s*(?=\S)", re.I)
+_RUN_IN_BOLD = re.compile(
+    rf"^\s*(?:\*\*|__)(?:[\dIVX]+(?:\.\d+)*[.、]?\s*)?(?P<t>{'|'.join(HEADINGS.values())})[.:：。]?(?:\*\*|__)\s*[.:：—–-]?\s*(?=\S)",
+    re.I,
+)
+"""A heading in bold at the start of its paragraph: "**2. Method.** We …"."""
 _BULLET = re.compile(
     r"^(\s*)(?:(?:[-*+]|\d{1,2}[.)])\s+|(?:[•·]|\d{1,2}、|[（(]\d{1,2}[)）]|[（(][a-z][)）])\s*)(?=\S)"
 )
@@ -53,6 +58,7 @@ _RUN_IN_LABEL = re.compile(
     r"^\s*(?:(?:\*\*|__)([^*_]{2,60}?)[.:：。]?(?:\*\*|__)[.:：。]?|[*_]([^*_\s][^*_]{1,58}?)[.:：。][*_])\s+(?=\S)"
 )
 _CONTINUES = re.compile(r"\s*(?:it|its|the|this|they|there|each|both|all|every|here|其|该|它)\b", re.I)
+_STATEMENT = re.compile(r"(?=.*\d)(?=.*[A-Za-z\u4e00-\u9fff]{2}).*[ ,，;；×].{3,}")
 _TABLE_RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)+\|?\s*$")
 
 
@@ -119,6 +125,12 @@ class Paper:
     passages: list[Passage] = field(default_factory=list)
     headings: list[tuple[int, str]] = field(default_factory=list)
 
+    def heading(self, title: str) -> Passage | None:
+        """A heading as a passage that quotes itself."""
+        line = next((n for n, t in self.headings if t == title), None)
+        file = self.passages[0].file if self.passages else ""
+        return None if line is None else Passage(file, title, title, ((0, line),), kind="heading")
+
     def of(self, *kinds: str) -> list[Passage]:
         """Passages below a heading of one of these kinds (keys of `HEADINGS`)."""
         return [p for p in self.passages if section_kind(p.section) in kinds]
@@ -143,6 +155,8 @@ def heading_kinds(text: str) -> set[str]:
             found.add(kind)
         elif _RUN_IN.match(line):
             found.add("abstract")
+        elif (bold := _RUN_IN_BOLD.match(line)) and (kind := section_kind((bold["t"],))):
+            found.add(kind)
     return found
 
 
@@ -178,7 +192,10 @@ def read_paper_text(text: str, file: str) -> Paper:
         elif "|" in line and i + 1 < len(lines) and _TABLE_RULE.match(lines[i + 1]):
             i = _table(paper, lines, i, file, tuple(t for _, t in stack), labels)
         else:
-            if m := _RUN_IN.match(line):
+            if (bold := _RUN_IN_BOLD.match(line)) and section_kind((bold["t"],)):
+                stack = [(n, t) for n, t in stack if n < 2] + [(2, bold["t"])]
+                labels = []
+            elif m := _RUN_IN.match(line):
                 stack = [(n, t) for n, t in stack if n < 2] + [(2, m[1])]
             i = _block(paper, lines, i, file, tuple(t for _, t in stack), labels)
     if not paper.title:
@@ -213,6 +230,9 @@ def _block(
     label = _RUN_IN_LABEL.match(first) or _LABEL.match(first)
     name = next((g for g in label.groups() if g), "").strip(" *_`") if label else ""
     body, own = (start + label.end(), name) if label and _names(name) else (start, "")
+    if bold := _RUN_IN_BOLD.match(raw[start:]):  # a heading is no label
+        body, own = start + bold.end(), ""
+        text = text[:start] + " " * bold.end() + text[start + bold.end() :]
     outer = [t for _, t in labels]
     passage = Passage(
         file, raw, " " * start + text[start:], tuple(offsets), section, "bullet" if bullet else "paragraph",
@@ -250,12 +270,22 @@ def _names(label: str) -> bool:
 def _table(
     paper: Paper, lines: list[str], i: int, file: str, section: tuple[str, ...], labels: list[tuple[int, str]]
 ) -> int:
-    """One passage per row; its cells carry their column's title."""
+    """One passage per row; its cells carry their column's title. A row of two cells, the second of which is a statement, is
+    one with a label."""
     header = _cells(lines[i])
     j = i + 2
     while j < len(lines) and "|" in lines[j] and lines[j].strip():
         cells = tuple(zip(header, _cells(lines[j]), strict=False))
         text = _blank(lines[j])
+        if len(cells) == 2 and _STATEMENT.search(cells[1][1]):
+            at = lines[j].find("|", lines[j].find(cells[0][1][:1] or "|")) + 1
+            outer = [t for _, t in labels]
+            plain = text.replace("|", " ")
+            paper.passages.append(
+                Passage(file, lines[j], plain, ((0, j + 1),), section, "bullet", " / ".join([*outer, cells[0][1]]), at)
+            )
+            j += 1
+            continue
         paper.passages.append(
             Passage(file, lines[j], text, ((0, j + 1),), section, "row", " / ".join(t for _, t in labels), 0, cells)
         )

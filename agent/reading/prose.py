@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from agent.reading import sentence
+from agent.reading import economics, loose, sentence
 from agent.reading.binding import Pair, Spot, amounts, find_spots, noun_of, pair
 from agent.reading.coerce import amount, hinted_unit
 from agent.reading.facts import Candidate, Reading
 from agent.reading.lexicon import (
     BIDIRECTIONAL,
     CORRECTED,
-    INJECTION,
     IRRELEVANT,
     MAXIMUM,
     MEAN,
@@ -27,6 +26,7 @@ from agent.reading.lexicon import (
     PLANNED,
     SHARED_LINK,
     SPARSE,
+    STATS,
     TERMS,
     UNIDIRECTIONAL,
     WISHED,
@@ -35,9 +35,12 @@ from agent.reading.lexicon import (
     stats_in,
 )
 from agent.reading.names import Name, find_names, mask
+from agent.reading.orders import commands, order_in
 from agent.reading.segments import Statement
 from tools.units import Quantity, fold_width
 
+BESIDE_AN_ORDER = 8
+"""What a fact on the line of an order to the reader loses of its weight."""
 _CLAUSE = re.compile(r"[,，、;；。()（）\n]")
 _GENERIC_BANDWIDTH = re.compile(r"(?:带宽|bandwidth|bw)", re.I)
 
@@ -72,23 +75,44 @@ class Scene:
 def read_statement(statement: Statement, reading: Reading) -> bool:
     """Adds what `statement` says to `reading`; True when it said something (a fact, a flag, or a declared irrelevance)."""
     text = fold_width(statement.text)
-    if search(INJECTION).search(text):
-        reading.flag(
-            "prompt-injection",
-            f"{statement.file} line {statement.line} addresses the reader, not the deployment: {_short(text)!r}; kept as data, not obeyed",
-        )
-        reading.ignore(_short(statement.text), "an instruction to the reader inside the conditions; treated as data")
-        return True
+    tainted = statement.kind != "leaf" and statement.line in reading.order_lines.get(statement.file, ())
+    if order_in(text) or (commands(text) and (tainted or _goes_on(statement, reading))):
+        return _flag_order(statement, text, reading)
     why = next((why for words, why in IRRELEVANT if search(words).search(text)), None)
     if why and statement.kind != "leaf":
         reading.ignore(_short(statement.text), why)
         reading.candidates += sentence.subject_of_an_aside(_scene(statement, text))
         return True
     before = len(reading.candidates) + len(reading.flags) + len(reading.unknown)
+    first = len(reading.candidates)
     scene = _scene(statement, text)
     reading.candidates += [c for p in scene.pairs for c in _candidates(scene, p)]
     sentence.read(scene, reading)
-    return len(reading.candidates) + len(reading.flags) + len(reading.unknown) > before
+    economics.read(scene, reading)
+    if tainted:  # beside an order: believed where nothing else says it
+        beside = [replace(c, weight=c.weight - BESIDE_AN_ORDER) for c in reading.candidates[first:]]
+        reading.candidates[first:] = beside
+    said = len(reading.candidates) + len(reading.flags) + len(reading.unknown) > before
+    if not said and statement.kind != "leaf" and re.search(r"[?？]\s*$", statement.quote):
+        reading.ignore(_short(statement.text), "a question to the planner: the plan is its answer")
+        return True
+    return said
+
+
+def _goes_on(statement: Statement, reading: Reading) -> bool:
+    """Whether the statement stands right below an order, in prose."""
+    file, line = reading.order_at
+    return statement.kind == "prose" and statement.file == file and 0 <= statement.line - line <= 1
+
+
+def _flag_order(statement: Statement, text: str, reading: Reading) -> bool:
+    reading.flag(
+        "prompt-injection",
+        f"{statement.file} line {statement.line} addresses the reader, not the deployment: {_short(text)!r}; kept as data, not obeyed",
+    )
+    reading.ignore(_short(statement.text), "an instruction to the reader inside the conditions; treated as data")
+    reading.order_at = (statement.file, statement.lines[-1][1] if statement.lines else statement.line)
+    return True
 
 
 def _short(text: str) -> str:
@@ -110,7 +134,7 @@ def _scene(statement: Statement, text: str) -> Scene:
     spots = [s for s in spots if s.start >= len(lead) or statement.kind == "leaf" or s.end <= label_end]
     if statement.kind == "leaf":
         spots = _leaf_spots(spots, label_end, len(lead), statement)
-    quantities = [q for q in quantities if not _GIVEN_IN_TOKENS.match(masked, q.end)]
+    quantities = [q for q in quantities if not _GIVEN_IN_TOKENS.match(masked, q.end) and not _rate_in_words(masked, q)]
     named = any(s.end <= label_end and s.term.dimension == "count" for s in spots)
     lengths = _slashed_lengths(masked, quantities, label_end, named)
     taken = {id(p.quantity) for p in lengths}
@@ -137,6 +161,28 @@ _GIVEN_IN_TOKENS = re.compile(
 )
 
 
+# "30 字/秒（约 20 token/秒）", "25 words/s (about 33 tokens/s)"
+_THEN_TOKENS = re.compile(
+    r"[\s,，(]*(?:算|即|约|大约|约合|折合|相当于|也就是|合|≈|=|~|about|around|roughly|i\.e\.,?|so|or|that is)*\s*[\d.,]+\s?[kK]?\s*(?:个)?\s*(?:tokens?|toks?|词元)\s*(?:/|per|每)",
+    re.I,
+)
+
+
+def _rate_in_words(masked: str, q: Quantity) -> bool:
+    """A speed in words or characters whose tokens are given behind it."""
+    return (
+        q.dimension == "tokens/s"
+        and re.search(r"字|words?|char", q.text, re.I) is not None
+        and _THEN_TOKENS.match(masked, q.end) is not None
+    )
+
+
+_IN_SLASH_OUT = re.compile(rf"{_IN}\s*/\s*{_OUT}\W*$", re.I)
+# a part of an enumeration that is nothing but "4096/512"
+_OWN_PART = re.compile(r"[;；|,，]|\s[—–-]\s")
+_ALONE_AFTER = re.compile(r"\s*(?:[;；|,，]|$)")
+
+
 def _slashed_lengths(masked: str, quantities: list[Quantity], label_end: int, named_label: bool) -> list[Pair]:
     """ "2000/500 tokens", "输入/输出 | 2048 / 512": an input and an output length, whatever else stands near."""
     pairs: list[Pair] = []
@@ -146,8 +192,15 @@ def _slashed_lengths(masked: str, quantities: list[Quantity], label_end: int, na
             continue
         label = masked[:label_end] if label_end <= a.start else ""
         tail = masked[b.end : b.end + 24]
-        named = _IN_OUT.search(label) or re.match(
-            r"\s*(?:tokens?\s*)?\(?(?:in\s*/\s*out|input\s*/\s*output|输入\s*/\s*输出)", tail, re.I
+        own = _OWN_PART.split(masked[: a.start])[-1] if label_end <= a.start else ""
+        alone = a.value >= 32 and b.value >= 32 and not own.strip() and _ALONE_AFTER.match(masked, b.end)
+        if alone and not label:
+            pairs += [Pair(Spot(t, q.start, q.start), q, 100.0) for t, q in zip((_ISL, _OSL), (a, b), strict=True)]
+            continue
+        named = (
+            _IN_OUT.search(label)
+            or _IN_SLASH_OUT.search(own)
+            or re.match(r"\s*(?:tokens?\s*)?\(?(?:in\s*/\s*out|input\s*/\s*output|输入\s*/\s*输出)", tail, re.I)
         )
         reverse = _OUT_IN.search(label) is not None and not _IN_OUT.search(label)
         if not (
@@ -326,7 +379,7 @@ def _stat(scene: Scene, p: Pair) -> str:
         ]
         if not others or len(between) < 12:
             return before[-1][1]
-    after = re.match(r"\s*[,，]?\s*[(（@]?\s*(?:at |for |\()?", scene.text[q.end :])
+    after = re.match(r"\s*[,，]?\s*[(（@]?\s*(?:at |for |on |in |\()?(?:the |an? )?", scene.text[q.end :])
     tail = scene.text[q.end + (after.end() if after else 0) : q.end + 30]
     follow = stats_in(tail)
     if (
@@ -339,10 +392,20 @@ def _stat(scene: Scene, p: Pair) -> str:
         shared = stats_in(scene.text[: p.spot.start])
         if shared and not any(o.quantity.end <= p.spot.start for o in scene.pairs):
             return shared[-1][1]
+    if shared_stat := _SHARED_STAT.search(scene.text[q.end :]):
+        return stats_in(shared_stat.group())[0][1]
     if not scene.label_end or scene.statement.kind == "leaf":
         return "limit"
     context = stats_in(" ".join(scene.statement.context[-2:]))
     return context[-1][1] if context else "limit"
+
+
+_ANY_STAT = "|".join(words for _, words in STATS)
+# "TTFT <= 600 ms, TPOT <= 25 ms, both p99": said once behind the last of several bounds
+_SHARED_STAT = re.compile(
+    rf"(?:\b(?:both|all)(?: of them| limits)?|均|都|皆)(?: (?:at|as|are|in|the|measured)|为|按|取|是|以|指)*\s*\(?(?:{_ANY_STAT})(?![A-Za-z0-9])",
+    re.I,
+)
 
 
 def _next_term_first(scene: Scene, q: Quantity, stat_at: int) -> bool:
@@ -385,7 +448,7 @@ def _throughput(scene: Scene, p: Pair, base: Candidate, around: str) -> list[Can
     )
     metric = "throughput_per_device" if per_device else "throughput_total"
     out = [replace(base, path=f"requirements.{metric}.{_stat(scene, p)}")]
-    counts = sentence.counted_tokens(words)
+    counts = loose.counted_tokens(words)
     if counts:
         out.append(replace(base, path=f"requirements.{metric}.counts", value=counts, doubt=""))
     return out
@@ -403,6 +466,8 @@ def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[
         + _CLAUSE.split(_after(scene, q, 22))[0]
     )
     label = scene.text[: scene.label_end]
+    if bound := _listed_bound(scene, p, label):
+        return [replace(base, path=path if bound == "mean" else f"{path}_{bound}")]
     lowest, highest = (bool(search(w).search(near + " " + label)) for w in (MINIMUM, MAXIMUM))
     kind = path.removeprefix("workload.")
     if path == "workload.max_context":
@@ -427,6 +492,24 @@ def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[
     return [replace(base, path=f"{path}_max")] if highest else [base]
 
 
+_BOUNDS = re.compile(
+    r"(?P<mean>avg|average|mean|typical|平均|均值|典型)|(?P<max>max(?:imum)?|longest|最大|最长)|(?P<min>min(?:imum)?|shortest|最小|最短)",
+    re.I,
+)
+
+
+def _listed_bound(scene: Scene, p: Pair, label: str) -> str:
+    """ "Input tokens (avg / max): 1500 / 12000": the i-th amount is what the i-th word of the label says; else empty."""
+    kinds = [m.lastgroup or "" for m in _BOUNDS.finditer(label)]
+    own = [o for o in scene.pairs if o.spot.term.path == p.spot.term.path or o.spot.start == o.spot.end]
+    amounts_here = sorted(
+        {o.quantity.start for o in own} | {q.start for q in scene.quantities if q.dimension == "count"}
+    )
+    if len(kinds) < 2 or len(amounts_here) != len(kinds):
+        return ""
+    return kinds[amounts_here.index(p.quantity.start)]
+
+
 def _window(q: Quantity, value: float) -> int:
     thousands = value / 1000
     if (
@@ -441,11 +524,18 @@ def _window(q: Quantity, value: float) -> int:
     return int(value)
 
 
+_ASIDE_OF_THE_LAST = re.compile(r"^\s*[(（][^()（）]*[)）]")
+"""Brackets right behind an amount say something about that amount, not about the next."""
+
+
 def _hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
     path, q = p.spot.term.path, p.quantity
     if path in ("hardware.device_count", "hardware.num_nodes", "hardware.devices_per_node"):
         return _count(scene, p, base, high)
-    words = scene.masked[: scene.label_end] + _region(scene, q)[-40:] + _after(scene, q)
+    before = _region(scene, q)
+    if any(o.end <= q.start for o in scene.quantities):
+        before = _ASIDE_OF_THE_LAST.sub("", before)
+    words = scene.masked[: scene.label_end] + before[-40:] + _after(scene, q)
     tags = tuple(
         t for t, w in (("both", BIDIRECTIONAL), ("one", UNIDIRECTIONAL), ("sparse", SPARSE)) if search(w).search(words)
     )
@@ -475,7 +565,7 @@ def _hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> lis
         return [
             replace(
                 base,
-                path=f"hardware.peak_flops.{sentence.flops_dtype(scene, min(q.start, p.spot.start), max(q.end, p.spot.end))}",
+                path=f"hardware.peak_flops.{loose.flops_dtype(scene, min(q.start, p.spot.start), max(q.end, p.spot.end))}",
             )
         ]
     return [base]

@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.reading.budget import READ_CHARS, within_budget
 from agent.reading.facts import Candidate, Reading
 from agent.reading.keys import read_structured
+from agent.reading.orders import lines_with_order, order_in, orders_in_comments
 from agent.reading.prose import read_statement
 from agent.reading.reconcile import reconcile
 from agent.reading.segments import Fence, Statement, segment
@@ -16,6 +17,7 @@ from agent.reading.structured import Leaf, read_leaves
 from knowledge import catalog
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions, InputFile
+from tools.units import fold_width
 
 
 def read_conditions(files: Sequence[InputFile]) -> Conditions:
@@ -30,15 +32,35 @@ def read_conditions(files: Sequence[InputFile]) -> Conditions:
     for file in files:
         before = len(reading.candidates)
         if file.kind in ("json", "yaml", "toml"):
-            read_structured(read_leaves(file.text, file.kind, file.path), file.path, reading)
+            reading.order_lines[file.path] = lines_with_order(file.text)
+            leaves = _without_orders(read_leaves(file.text, file.kind, file.path), file.path, reading)
+            read_structured(leaves, file.path, reading)
+            for line, words in orders_in_comments(file.text) if file.kind != "json" else ():
+                reading.flag(
+                    "prompt-injection", f"{file.path} line {line}: a comment addresses the reader: {words[:100]!r}"
+                )
         else:
             _read_text(file.model_copy(update={"text": within_budget(file.text, file.path, budget, reading)}), reading)
         _name_of_config(file, reading.candidates[before:], reading)
     return reconcile(reading)
 
 
+def _without_orders(leaves: list[Leaf], name: str, reading: Reading) -> list[Leaf]:
+    """The leaves whose keys are keys; a key that is an order to the reader takes its value with it."""
+    kept = []
+    for leaf in leaves:
+        order = next((str(k) for k in leaf.path if order_in(fold_width(str(k)))), None)
+        if order is None:
+            kept.append(leaf)
+            continue
+        reading.flag("prompt-injection", f"{name} line {leaf.line}: a key addresses the reader: {order[:100]!r}")
+        reading.ignore(order, "an instruction to the reader inside the conditions; treated as data")
+    return kept
+
+
 def _read_text(file: InputFile, reading: Reading) -> None:
     statements, fences = segment(file.text, file.path)
+    reading.order_lines[file.path] = lines_with_order(file.text)
     sections: dict[tuple[str, ...], list[tuple[Statement, bool]]] = defaultdict(list)
     for statement in statements:
         said = read_statement(statement, reading)
@@ -46,7 +68,18 @@ def _read_text(file: InputFile, reading: Reading) -> None:
         sections[section].append((statement, said))
     for fence in fences:
         _read_fence(fence, file, reading)
+    _flag_torn_orders(file, reading)
     _ignore_unused(sections, [f.context for f in fences], reading)
+
+
+def _flag_torn_orders(file: InputFile, reading: Reading) -> None:
+    """Orders that were cut into cells or fields, so that no statement of their line looked like one."""
+    lines = file.text.split("\n")
+    told = " ".join(f.message for f in reading.flags if f.code == "prompt-injection")
+    for number in sorted(reading.order_lines[file.path]):
+        if f"{file.path} line {number} " not in told:
+            words = " ".join(lines[number - 1].split())[:100]
+            reading.flag("prompt-injection", f"{file.path} line {number} addresses the reader: {words!r}")
 
 
 def _read_fence(fence: Fence, file: InputFile, reading: Reading) -> None:

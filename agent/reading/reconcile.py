@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from agent.reading.economics import CANDIDATES, PRICE
 from agent.reading.facts import Candidate, Reading
 from agent.reading.hardware_check import check_hardware, settle_links
+from agent.reading.loose import UNSCOPED
 from agent.reading.missing import find_missing
 from agent.reading.model_check import check_model, named_model
-from agent.reading.sentence import UNSCOPED
 from knowledge import catalog
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions, Conflict, Evidence, Fact
@@ -64,6 +65,7 @@ def reconcile(reading: Reading) -> Conditions:
     device = _device(draft)
     _packages(draft, device)
     _counts(draft)
+    _prices(draft, device)
     settle_links(draft, device)
     _dtypes(draft)
     _engines(draft)
@@ -164,12 +166,15 @@ def _ignored_paths(draft: Draft) -> None:
     whys = {
         "ignore.host_memory": "host memory does not bound the plan",
         "ignore.disk": "storage does not enter the plan",
-        "ignore.price": "cost is not planned for",
+        "ignore.price": "not the price of a device for an hour; costs are reported, not planned for",
         "ignore.power": "power is not planned for",
         "ignore.activation_memory": "activation memory is counted from the operator graph",
     }
+    priced = {(c.file, c.line, c.quote) for c in draft.reading.candidates if "price" in c.tags}
     for path, why in whys.items():
         for c in take(draft, path):
+            if path == "ignore.price" and (c.file, c.line, c.quote) in priced:
+                continue
             draft.reading.ignore(c.leaf or c.key or c.stated_as, f"{why} ({c.stated_as})")
 
 
@@ -232,7 +237,8 @@ def _device(draft: Draft) -> Device | None:
             found.append((c, None))
             draft.reading.flag("unknown-device", str(error))
     ids = {d.id: (c, d) for c, d in reversed(found) if d is not None}
-    if len(ids) > 1 and _pools(draft, {d.id: (c, d) for c, d in found if d is not None}):
+    choice = _candidates(draft, ids)
+    if len(ids) > 1 and not choice and _pools(draft, {d.id: (c, d) for c, d in found if d is not None}):
         return next(d for _, d in found if d is not None)
     known = [(c, d) for c, d in found if d is not None]
     chosen, device = (known or found)[0]
@@ -242,10 +248,45 @@ def _device(draft: Draft) -> Device | None:
             "hardware.device",
             names,
             names[0],
-            f"{', '.join(sorted({c.stated_as for c, _ in known}))} are named; the first is planned for",
+            f"{', '.join(sorted({c.stated_as for c, _ in known}))} are named; the first is planned for"
+            + (", the others are searched too and set beside the plan" if choice else ""),
         )
     draft.put(chosen.fact(value=device.id if device else chosen.value, path="hardware.device"))
     return device
+
+
+def _candidates(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
+    """ "H100 or H20?": whether several devices are named to choose from; each keeps the count stated for it."""
+    named = take(draft, CANDIDATES)
+    rows = {row["device"]: row for c in reversed(named) for row in reversed(c.value) if row["device"] in ids}
+    choice = list(reversed(rows))
+    if len(choice) < 2:
+        return False
+    own = {i: rows[i]["count"] for i in choice if "count" in rows[i]}
+    if len(own) > 1:
+        # Counts of the others are not of this cluster.
+        counts = draft.by_path.get("hardware.device_count", [])
+        others = {n for i, n in own.items() if i != choice[0]} - {own.get(choice[0])}
+        draft.by_path["hardware.device_count"] = [k for k in counts if k.value not in others] or [
+            replace(named[0], path="hardware.device_count", value=own[choice[0]], tags=())
+        ]
+    else:
+        own = {}
+    value = [{"device": i} | ({"count": own[i]} if i in own else {}) for i in choice]
+    draft.put(named[0].fact(value=value, path=CANDIDATES))
+    return True
+
+
+def _prices(draft: Draft, device: Device | None) -> None:
+    """Prices of nodes as prices of their devices."""
+    per_node = draft.value("hardware.devices_per_node") or (device.devices_per_node if device else 8)
+    for path in [p for p in draft.by_path if p.startswith(PRICE)]:
+        draft.by_path[path] = [
+            replace(c, value=float(f"{c.value / (c.factor if c.factor > 1 else per_node):.6g}"), scope="device")
+            if c.scope == "node"
+            else c
+            for c in draft.by_path[path]
+        ]
 
 
 def _memory_beside(draft: Draft, c: Candidate, stated: list[Any]) -> float | None:
@@ -345,7 +386,7 @@ def _is_near(value: Any, reference: float) -> bool:
 def _counts_dies(draft: Draft, c: Candidate, device: Device) -> bool:
     """ "8 GCDs", "16 dies"; or the memory beside the count is that of one die."""
     if re.match(
-        r"\W*(?:\w+\W+){0,3}?(?:gcd|die|rank)s?\b|\W*(?:\w+\W+){0,2}?(?:逻辑卡|裸片|die)",
+        r"\W*(?:(?!\d)\w+\W+){0,3}?(?:gcd|die|rank)s?\b|\W*(?:\w+\W+){0,2}?(?:逻辑卡|裸片|die)",
         c.quote.partition(c.stated_as)[2],
         re.I,
     ):

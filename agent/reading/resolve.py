@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from agent.reading.shape import SHAPE_KEYS
 from knowledge import catalog
 from knowledge.hf_config import model_from_config
-from tools.engines.rules.devices import PLUGINS, RUNS_ON
+from tools.engines.rules.devices import engine_on
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions
 from tools.spec.deployment import Assumption, Deployment, Objective
@@ -68,7 +69,41 @@ def resolve(conditions: Conditions) -> Deployment:
         assumptions=tuple(filled.assumptions),
         baseline=conditions.get("baseline"),
         alternatives=tuple(conditions.get("workload.asked_strategies") or ()),
+        other_clusters=_other_clusters(conditions, cluster),
+        idle_clusters=_idle_clusters(conditions, cluster),
+        prices=_prices(conditions, cluster),
+        currency=conditions.get("hardware.price_currency") or "USD",
     )
+
+
+def _other_clusters(conditions: Conditions, planned: Cluster) -> tuple[Cluster, ...]:
+    """The devices to choose from, besides the planned one, each from its datasheet and in its stated number."""
+    out = []
+    for row in conditions.get("hardware.candidates") or ():
+        device = catalog.device_by_id(row["device"])
+        if device.id != planned.device.id:
+            out.append(Cluster.of(device, row.get("count", planned.num_devices), planned.devices_per_node))
+    return tuple(out)
+
+
+def _idle_clusters(conditions: Conditions, planned: Cluster) -> tuple[Cluster, ...]:
+    """The kinds of devices that are counted beside the planned one."""
+    pools = [p for p in conditions.get("hardware.pools") or () if p["device"] != planned.device.id]
+    return tuple(
+        Cluster.of(catalog.device_by_id(p["device"]), p["count"], min(p["count"], NODE_SIZE)) for p in pools
+    )
+
+
+def _prices(conditions: Conditions, cluster: Cluster) -> dict[str, float]:
+    """Price of a device for an hour by device id; a price that names no device is that of the planned one."""
+    path = "hardware.price_per_device_hour"
+    out = {f.path.removeprefix(f"{path}."): float(f.value) for f in conditions.under(f"{path}.") if f.value}
+    plain = conditions.get(path)
+    if plain:
+        out.setdefault(cluster.device.id, float(plain))
+    if len(out) == 1 and not conditions.get("hardware.candidates"):
+        out = {cluster.device.id: next(iter(out.values()))}
+    return out
 
 
 _ZERO_OK = (
@@ -329,7 +364,8 @@ def _largest_pool(filled: _Filled) -> dict[str, Any] | None:
         best["device"],
         f"several kinds of device: the pool with the most memory, {best['count']}× {best['device']} "
         f"({total(best) / 1e9:.0f} GB), is planned for",
-        f"{idle} stay idle: a slower kind inside one group would hold up the faster one",
+        f"{idle} stay idle: a slower kind inside one group would hold up the faster one; one pipeline with stages on each "
+        "kind is among the what-ifs, and priced in full by `meshwright search --mixed`",
     )
     return best
 
@@ -455,6 +491,14 @@ def _workload(filled: _Filled, model: ModelSpec) -> Workload:
             "no concurrency, batch or rate stated",
             "the search finds the largest load that meets the limits",
         )
+    concurrency, peak = get("workload.concurrency"), get("workload.peak_factor") or 1.0
+    if concurrency and peak > 1.0 and not get("workload.request_rate"):
+        users = math.ceil(concurrency * peak)
+        filled.assume(
+            "workload.concurrency", users, f"the stated {concurrency} taken as the mean, times peak factor {peak:g}",
+            "capacity is planned for the peak",
+        )  # fmt: skip
+        concurrency = users
     return Workload(
         isl=int(isl),
         osl=int(osl),
@@ -462,11 +506,13 @@ def _workload(filled: _Filled, model: ModelSpec) -> Workload:
         seq_len_max=high,
         max_context=context,
         batch_size=get("workload.batch_size"),
-        concurrency=get("workload.concurrency"),
+        concurrency=concurrency,
         request_rate=get("workload.request_rate"),
         prefix_hit_rate=get("workload.prefix_hit_rate") or 0.0,
         draft_acceptance=get("workload.draft_acceptance"),
-        peak_factor=get("workload.peak_factor") or 1.0,
+        peak_factor=peak,
+        spare_replicas=get("workload.spare_replicas") or 0,
+        spare_nodes=get("workload.spare_nodes") or 0,
         mode=get("workload.mode") or "inference",
     )
 
@@ -490,12 +536,6 @@ def _requirements(conditions: Conditions) -> Requirements:
         balance_stated=epsilon is not None,
         utilisation_target=conditions.get("requirements.utilisation_target"),
     )
-
-
-def engine_on(device: Device, name: str) -> str:
-    """The project that brings `name` to the device's vendor, where the engine itself has no back end for it."""
-    vendor = device.vendor.lower()
-    return name if vendor in RUNS_ON.get(name, (vendor,)) else PLUGINS.get((name, vendor), name)
 
 
 def _engine(conditions: Conditions, device: Device) -> EngineChoice:

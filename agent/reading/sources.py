@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from agent.reading.pdf import text_of_pdf
 from tools.spec.base import ToolError
 from tools.spec.conditions import InputFile
 
@@ -24,6 +25,7 @@ _KINDS: dict[str, Kind] = {
     ".yml": "yaml",
     ".toml": "toml",
     "": "text",
+    ".pdf": "text",
     ".rst": "text",
     ".cfg": "text",
     ".conf": "text",
@@ -83,7 +85,7 @@ def read_file(path: Path) -> InputFile:
         data = path.read_bytes()
     except OSError as error:
         raise ToolError(f"cannot read {path}: {error.strerror or error}") from None
-    text = decode(data, str(path))
+    text = text_of_pdf(data, str(path)) if data[:1024].lstrip().startswith(b"%PDF-") else decode(data, str(path))
     if not text.strip():
         raise ToolError(f"{path} is empty; it should state hardware, model, workload and requirements")
     return InputFile(path=str(path), sha256=hashlib.sha256(data).hexdigest(), text=text, kind=_kind(path, text))

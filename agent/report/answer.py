@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.report.economics import choice_line
 from agent.report.format import (
     METRIC_NAMES,
     banded,
@@ -15,6 +16,7 @@ from agent.report.format import (
 )
 from agent.report.page import COMPARISON, Lines, Page, against, comparison_row, verdict
 from agent.report.plan_json import degrees, device_name
+from agent.report.sensitivity import close_call
 from tools.rubric import Evaluation
 from tools.spec.plan import Estimate, Plan
 
@@ -24,6 +26,8 @@ def first_lines(page: Page) -> Lines:
     kind = "Deployment plan" if plan.status == "proven" else "No plan possible"
     out = [f"# {kind}: {plan.deployment.model.name} on {device_name(plan.deployment)}", "", f"**{plan.headline}**"]
     out += ["", *(f"- **At risk.** {line}." for line in plan.at_risk)] if plan.at_risk else []
+    notes = [*choice_line(page), *close_call(page)]
+    out += ["", *notes] if notes else []
     out += ["", *score_warning(page.evaluation)] if score_warning(page.evaluation) else []
     out += ["", proof_sentence(plan)] if plan.status == "proven" else []
     if plan.status == "infeasible" and plan.degraded:
@@ -179,6 +183,7 @@ def margins(page: Page) -> Lines:
         note = "the plan parallelises as the baseline does" if same else against(plan.estimate, plan.baseline)
         out.append(f"- Baseline {page.label(plan.baseline)}: {note}.")
     out += [f"- Asked: {asked_line(e, page)}" for e in plan.asked]
+    out += [f"- Asked: {f.message}." for f in plan.findings if f.code == "asked-illegal"]
     return out
 
 

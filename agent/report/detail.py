@@ -117,7 +117,7 @@ def memory(page: Page) -> Lines:
         return []
     rows = [
         (
-            s.stage,
+            f"{s.stage} {s.group}".strip(),
             s.layers,
             s.ranks,
             gigabytes(s.weights_bytes),

@@ -32,6 +32,17 @@ def setting(page: Page) -> Lines:
         if value is not None
     ]
     load += [f"{digits(w.request_rate)} requests/s"] if w.request_rate is not None else []
+    if w.peak_factor > 1:
+        load.append(f"peak {digits(w.peak_factor)} times the mean (capacity is judged at the peak)")
+    if w.spare_replicas or w.spare_nodes:
+        spare = [
+            plural(n, f"spare {what}") for n, what in ((w.spare_replicas, "replica"), (w.spare_nodes, "node")) if n
+        ]
+        load.append(f"{', '.join(spare)} (judged without)")
+    if w.prefix_hit_rate:
+        load.append(f"{w.prefix_hit_rate:.0%} of the prompt found in the prefix cache")
+    if w.draft_acceptance is not None:
+        load.append(f"draft acceptance {w.draft_acceptance:.0%}")
     lengths = f"input {w.isl:,}, output {w.osl:,}, longest context {w.context:,}"
     rows = [
         ("model", f"{d.model.name}: {shape(d.model)}"),

@@ -15,7 +15,7 @@ from tools.spec.base import Bug
 from tools.spec.conditions import Conditions
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
-from tools.spec.plan import Candidate, Estimate, Infeasible, ModuleParts, Plan, SearchResult
+from tools.spec.plan import Candidate, Economics, Estimate, Infeasible, ModuleParts, Plan, SearchResult, Sensitivity
 from tools.spec.strategy import Strategy
 from tools.spec.term import Prediction
 
@@ -36,7 +36,8 @@ def assemble_plan(
     phases: Mapping[str, Mapping[str, Any]] | None = None,
     baseline_phases: Mapping[str, Mapping[str, Any]] | None = None,
     parts: Sequence[ModuleParts] = (), findings: Iterable[Finding] = (), proposal: Mapping[str, Any] | None = None,
-    passages: Iterable[Mapping[str, Any]] = (), degraded: Iterable[str] = (),
+    passages: Iterable[Mapping[str, Any]] = (), degraded: Iterable[str] = (), economics: Sequence[Economics] = (),
+    sensitivity: Sensitivity | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of `chosen` (default: the search's best), or the infeasible verdict when the search found none.
 
@@ -49,10 +50,12 @@ def assemble_plan(
         "baseline": result.baseline.estimate,
         "asked": tuple(c.estimate for c in result.asked),
         "what_ifs": result.what_ifs,
+        "economics": tuple(economics),
+        "sensitivity": sensitivity,
         "assumptions": deployment.assumptions,
         "conflicts": tuple(c.model_dump(mode="json") for c in conditions.conflicts),
         "ignored": tuple(i.model_dump(mode="json") for i in conditions.ignored),
-        "findings": _all_findings(conditions, findings),
+        "findings": _all_findings(conditions, (*result.refused, *findings)),
         "search": search_record(result, chosen, deployment.model.moe is not None),
         "proposal": dict(proposal or {}),
         "knowledge": tuple(dict(p) for p in passages),
@@ -102,7 +105,7 @@ def _proven_plan(
         strategy=strategy,
         phases=merged,
         num_devices=strategy.num_devices,
-        rank_map=rank_map(strategy, deployment, [s.layers for s in chosen.estimate.memory]),
+        rank_map=rank_map(strategy, deployment, list({s.stage: s.layers for s in chosen.estimate.memory}.values())),
         parts=parts,
         estimate=chosen.estimate,
         runner_up=_runner_up(result, chosen),
@@ -118,7 +121,7 @@ def _runner_up(result: SearchResult, chosen: Candidate) -> Estimate | None:
 
 
 def degrees(s: Strategy) -> tuple[Any, ...]:
-    return (s.tp, s.pp, s.dp, s.ep, s.etp, s.attn_dp, s.cp, s.sp, s.weight_dtype, s.kv_dtype, s.layers_per_stage)
+    return (s.tp, s.pp, s.dp, s.ep, s.etp, s.attn_dp, s.cp, s.dcp, s.sp, s.weight_dtype, s.kv_dtype, s.layers_per_stage)
 
 
 # -------------------------------------------------------------------------------------------------------- sentences
@@ -187,8 +190,7 @@ def at_risk(estimate: Estimate, degraded: Sequence[str] = ()) -> tuple[str, ...]
     for stage in estimate.memory:
         if 0 <= stage.free_bytes < 0.02 * stage.capacity_bytes:
             lines.append(
-                f"memory of stage {stage.stage}: {gigabytes(stage.free_bytes)} free of "
-                f"{gigabytes(stage.capacity_bytes)}"
+                f"memory of {stage.where}: {gigabytes(stage.free_bytes)} free of {gigabytes(stage.capacity_bytes)}"
             )
     if degraded:
         lines.append(f"the built-in policy answered in place of the LLM at: {', '.join(degraded)}")
@@ -221,11 +223,17 @@ def rank_map(strategy: Strategy, deployment: Deployment, layers: Sequence[int]) 
         for stage in range(strategy.pp):
             start = replica * strategy.replica + stage * group
             ranks = list(range(start, start + group))
-            at = first[stage]
+            at, a = first[stage], strategy.attention_group
+            apart = {
+                "attention": ranks[:a],
+                "pool": ranks[a : a + strategy.attn_pool],
+                "experts": ranks[a + strategy.attn_pool :],
+            }
+            groups = {"groups": {k: v for k, v in apart.items() if v}} if group > a else {}
             rows.append(
                 {
                     "replica": replica, "stage": stage, "ranks": ranks, "nodes": sorted({r // per_node for r in ranks}),
-                    "layers": None if at is None else [at, at + layers[stage] - 1], "axes": axes,
+                    "layers": None if at is None else [at, at + layers[stage] - 1], "axes": axes, **groups,
                 }
             )  # fmt: skip
     return tuple(rows)

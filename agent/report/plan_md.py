@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from agent.report.answer import devices_table, first_lines, pareto, requirements, what_ifs, why
 from agent.report.detail import files as file_list
 from agent.report.detail import latency, memory, modules, placement, proofs
+from agent.report.economics import economics
 from agent.report.inputs import assumptions, conflicts, findings, ignored, setting
 from agent.report.judged import knowledge, proposal, rubric, task
 from agent.report.page import Lines, Page
+from agent.report.sensitivity import sensitivity
 from agent.report.verdict import binding, closest, nearest
 from tools.rubric import Deliverable, Evaluation
 from tools.spec.plan import Plan
@@ -35,6 +37,8 @@ PROVEN: tuple[tuple[str, Section], ...] = (
     ("Planned for", setting),
     ("Why this strategy", why),
     *COMMON,
+    ("Cost and energy", economics),
+    ("How sure the choice is (predicted)", sensitivity),
     ("What if", what_ifs),
     ("Modules and their parts (proven)", modules),
     ("Which device does what", placement),
@@ -49,6 +53,7 @@ INFEASIBLE: tuple[tuple[str, Section], ...] = (
     ("What binds", binding),
     ("Nearest changes", nearest),
     ("Closest strategies (predicted)", closest),
+    ("Cost and energy", economics),
     ("Planned for", setting),
     ("Requirements, at the closest strategy (predicted)", requirements),
     *COMMON,

@@ -39,7 +39,7 @@ def _facts(plan: Plan) -> Panel:
     table.add_row("output", f"{rate(e.output_tok_s)}, {rate(e.output_tok_s_per_device)} per device (predicted)")
     table.add_row("mean", f"TTFT {duration(e.ttft_s)}, TPOT {duration(e.tpot_s)} (predicted)")
     for s in e.memory[:8]:
-        used, name = s.total_bytes / s.capacity_bytes, f"memory stage {s.stage}" if len(e.memory) > 1 else "memory"
+        used, name = s.total_bytes / s.capacity_bytes, f"memory {s.where}" if len(e.memory) > 1 else "memory"
         table.add_row(name, f"{gigabytes(s.total_bytes)} of {gigabytes(s.capacity_bytes)} per device ({percent(used)})")
     if len(e.memory) > 8:
         table.add_row("", f"… {len(e.memory) - 8} more stages in plan.json")

@@ -56,16 +56,30 @@ def predict_disaggregated(
 
     Raises ToolError when the decode pool cannot hold one sequence, Refused for a layout that cannot be partitioned.
     """
+    cycle = cycle_of(deployment, prefill, decode, curves)
+    return at_concurrency(cycle, concurrency, requests=requests, length_deviation=length_deviation)
+
+
+def cycle_of(deployment: Deployment, prefill: Strategy, decode: Strategy, curves: Curves) -> Cycle:
+    """Both pools, ready to be asked at any number of requests in flight. Raises as `predict_disaggregated` does."""
     w = deployment.workload
-    load = Load("closed", max(1, w.isl), max(1, w.osl), concurrency=concurrency)
+    load = Load("closed", max(1, w.isl), max(1, w.osl))
     front, back = _layout(deployment, prefill, curves), _layout(deployment, decode, curves)
     most = int(max_batch(back, np.asarray([batch_limit(deployment, curves, decode.engine, decode.attn_dp or 1)]))[0])
     if most < 1:
         raise ToolError(f"the decode pool ({decode.label()}) cannot hold one sequence of {w.context} tokens")
     handoff = _transfer(deployment, back) + curves.engine(decode.engine).handoff_s
-    gaps = max(load.osl - 1, 0)
-    cycle = _Cycle(front, back, load, prefill.dp, decode.dp, most, handoff, gaps)
-    low, high = 0.0, min(prefill.dp / cycle.service(prefill.attn_dp or 1)[0], concurrency / cycle.fastest())
+    devices = prefill.num_devices + decode.num_devices
+    return Cycle(front, back, load, prefill.dp, decode.dp, most, handoff, max(load.osl - 1, 0), devices)
+
+
+def at_concurrency(
+    cycle: Cycle, concurrency: int, *, requests: int | None = None, length_deviation: float = 0.0
+) -> Disaggregated:
+    """`predict_disaggregated` of pools at hand."""
+    load, gaps = cycle.load, cycle.gaps
+    ranks = int(cycle.front.cands.attn_dp[0])
+    low, high = 0.0, min(cycle.prefill_workers / cycle.service(ranks)[0], concurrency / cycle.fastest())
     for _ in range(ROUNDS):
         rate = 0.5 * (low + high)
         low, high = (rate, high) if cycle.in_flight(rate) < concurrency else (low, rate)
@@ -79,8 +93,8 @@ def predict_disaggregated(
         rate /= 1.0 + even * 0.5 * gaps * cycle.step(1) * rate / requests
     return Disaggregated(
         ttft_s=ttft, tpot_s=tpot, request_rate=rate, output_tok_s=rate * load.osl, input_tok_s=rate * load.isl,
-        batch=max(1, round(batch)), max_batch=most, num_devices=prefill.num_devices + decode.num_devices,
-        prefill_busy=rate * cycle.service(prefill.attn_dp or 1)[0] / prefill.dp,
+        batch=max(1, round(batch)), max_batch=cycle.most, num_devices=cycle.num_devices,
+        prefill_busy=rate * cycle.service(ranks)[0] / cycle.prefill_workers,
     )  # fmt: skip
 
 
@@ -98,7 +112,7 @@ def _transfer(deployment: Deployment, back: Layout) -> float:
 
 
 @dataclass(slots=True)
-class _Cycle:
+class Cycle:
     """Times of one request's way through both pools."""
 
     front: Layout
@@ -109,6 +123,7 @@ class _Cycle:
     most: int
     handoff: float
     gaps: int
+    num_devices: int
     _steps: Any = None
     _points: Any = None
 
@@ -171,4 +186,4 @@ class _Cycle:
         return rate * (first + self.gaps * tpot)
 
 
-__all__ = ["Disaggregated", "predict_disaggregated"]
+__all__ = ["Cycle", "Disaggregated", "at_concurrency", "cycle_of", "predict_disaggregated"]

@@ -301,7 +301,9 @@ def _speculation(c: _Case) -> list[Finding]:
         return []
     size = -(-c.perf.steps.b_high // np.minimum(c.strategy.pp, c.perf.steps.b_high))
     context = c.load.isl + max(1, c.load.osl // 2)
-    plain = replace(c.layout, deployment=c.deployment.model_copy(update={"workload": w.model_copy(update={"draft_length": 0})}))
+    plain = replace(
+        c.layout, deployment=c.deployment.model_copy(update={"workload": w.model_copy(update={"draft_length": 0})})
+    )
     without = _f(decode_steps(plain, c.perf.steps.b_high, context)[0])
     draft = _f(draft_pass(c.layout, size, context))
     assumed = "" if w.draft_length is not None else " (length assumed)"
@@ -339,7 +341,9 @@ def _peak(c: _Case) -> list[Finding]:
     if c.load.mode == "open":
         message = f"judged at the peak: {w.request_rate:g} requests/s x peak factor {w.peak_factor:g}"
     else:
-        message = f"peak factor {w.peak_factor:g} multiplies a request rate, and this load has none: it is taken as the peak"
+        message = (
+            f"peak factor {w.peak_factor:g} multiplies a request rate, and this load has none: it is taken as the peak"
+        )
     return [Finding(code="peak-load", severity="info", message=message)]
 
 
@@ -522,7 +526,8 @@ def _utilisation(c: _Case) -> dict[str, float]:
     per_step = Speculation.of(c.deployment.workload).accepted
     passes_decode /= per_step
     passes_decode = min(
-        passes_decode, per_replica / per_step * max(load.osl - 1, 0) * count / max(1.0, min(_f(perf.decoding), _f(batch)))
+        passes_decode,
+        per_replica / per_step * max(load.osl - 1, 0) * count / max(1.0, min(_f(perf.decoding), _f(batch))),
     )
     peak = c.layout.roof.peak(c.strategy.weight_dtype)[0]
     sums = {"compute": 0.0, "memory": 0.0, "network": 0.0}

@@ -6,16 +6,18 @@ host adds per step is not in them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
 
+from tools.cost.compute import kernels_of
 from tools.cost.curves import Curves
 from tools.cost.steps import Candidates, Layout, layouts, splits
 from tools.partition.pipeline import Orders, Span, Task, bubble, cut, num_slices, order, slices, timeline
 from tools.spec.deployment import Deployment
+from tools.spec.model import LayerKind
 from tools.spec.strategy import Phase, Strategy
 
 
@@ -87,4 +89,50 @@ def _piece_seconds(layout: Layout, s: Strategy, phase: Phase, p: Piece) -> tuple
     return chunks, hop
 
 
-__all__ = ["Piece", "Schedule", "pieces_of", "schedule"]
+# ------------------------------------------------------------------------------------------- attention and experts apart
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """Seconds of one piece in one layer: on attention's ranks, on the experts' ranks, of both transfers between them."""
+
+    attention: float
+    experts: float
+    transfer: float
+
+
+def layer_halves(
+    deployment: Deployment, strategy: Strategy, curves: Curves, phase: Phase, piece: Piece
+) -> tuple[Halves, ...]:
+    """Every layer of a strategy with `expert_devices`, kernel by kernel on the device group that runs it. A layer without
+    routed experts has nothing on the experts' side."""
+    ((_, layout),) = layouts(deployment, curves, Candidates.of(strategy))
+    works = layout.works(phase, *(np.asarray([n]) for n in (piece.sequences, piece.tokens, piece.context)))
+    bodies = dict((layout.prefill if phase == "prefill" else layout.decode).layers)
+    found: dict[LayerKind, Halves] = {}
+    for kind, ws in works.layers:
+        kernels = [k for k in kernels_of(bodies[kind]) if k.comm is None or k.comm.kind != "slice"]
+        parts = dict.fromkeys(("attention", "experts", "transfer"), 0.0)
+        for k, w in zip(kernels, ws, strict=True):
+            moved = k.comm is not None and k.comm.kind == "transfer"
+            where = "transfer" if moved else bodies[kind].group(k.steps[0].output)
+            parts[where] += float(np.max(layout.body_time((w,), works)))
+        found[kind] = Halves(**parts)
+    return tuple(found[k] for k in layout.model.layers())
+
+
+def ping_pong(layers: Sequence[Halves], pieces: int) -> Schedule:
+    """Micro-batches between attention and experts: chunk 2l is attention of layer l, chunk 2l + 1 its experts; each side takes
+    the micro-batches in turn, layer after layer (MegaScale-Infer, arXiv 2504.02263 §4). `transfer` is of one way."""
+    visits = [c for i, x in enumerate(layers) for c in ((2 * i, 2 * i + 1) if x.experts else (2 * i,))]
+    place = {c: n for n, c in enumerate(visits)}
+    took = [layers[c // 2].experts if c % 2 else layers[c // 2].attention for c in visits]
+    sides = tuple(tuple(Task(p, place[c]) for c in visits if c % 2 == side for p in range(pieces)) for side in (0, 1))
+    ways = max((x.transfer / 2 for x in layers), default=0.0)
+    spans = timeline(sides, len(visits) - 1, lambda t: took[t.chunk], lambda t: ways)
+    renamed = {Task(t.piece, visits[t.chunk]): span for t, span in spans.items()}
+    orders = tuple(tuple(Task(t.piece, visits[t.chunk]) for t in side) for side in sides)
+    return Schedule((Piece(1, 1, 1),) * pieces, orders, renamed, (ways,) * pieces)
+
+
+__all__ = ["Halves", "Piece", "Schedule", "layer_halves", "pieces_of", "ping_pong", "schedule"]

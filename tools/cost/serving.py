@@ -408,56 +408,84 @@ def _closed(layout: Layout, load: Load, n: np.ndarray) -> Performance:
     steps = price_steps(layout, load, inside)
     p = _prefill(layout, steps, load)
     gaps = load.osl - 1
-    others = (inside - 1) / inside
-    per_step = Speculation.of(layout.deployment.workload).accepted
-    response: Num = p.latency
-    wait: Num = 0.0
-    between = steps.line()
-    t, decode = between(inside), gaps * between(inside)
-    in_step = load.cold_start and not load.length_deviation and not layout.engine.mixed
-    ahead = _ahead(layout, load, steps, p, inside, in_step)
+    ahead = _ahead(layout, load, steps, p, inside)
     # Who waits for a place has been admitted by the time there is one.
     seated = np.where(n <= cap, 1.0, 0.0) if load.concurrency is not None else 0.0
-    for _ in range(ROUNDS):
-        service = p.service(t, steps.high)
-        # The more the prefills take turns, the more of them share steps.
-        turns = np.minimum((inside - 1) * service / (response + decode), 1.0)
-        each = p.added + turns * np.minimum(p.queued - p.added, 0.0)
-        decode = _decode_time(gaps * t, response + seated * ahead(t), (inside - 1) * each)
-        # No more prefills fall into a request's decoding than the queue lets through.
-        decode = np.minimum(decode, gaps * t / np.maximum(1.0 - each / np.maximum(service, each) * others, 1e-9))
-        if in_step:
-            # All prefills come in one wave, before all decodes; half of the others' fall behind a request's own.
-            decode = gaps * t + 0.5 * (inside - 1) * p.added
-        away = response + seated * ahead(t)
-        t = between(1.0 + (inside - 1) * decode / (away + decode))
-        wait = 0.5 * (inside - 1) * p.added if in_step else _closed_wait(inside, service, decode)
-        response = 0.5 * (response + 0.5 * t * per_step * others + wait + p.latency)
-    tpot = decode / max(gaps, 1) if gaps else between(inside)
-    rate = inside / (response + seated * ahead(tpot) + decode)
-    decoding = inside * np.clip(decode * rate / inside, 0.0, 1.0)
+    c = _settled(layout, load, steps, p, inside, lambda t: seated * ahead(t))
+    tpot = c.decode / max(gaps, 1) if gaps else steps.between_tokens(inside)
+    rate = inside / (c.response + seated * ahead(tpot) + c.decode)
+    decoding = inside * np.clip(c.decode * rate / inside, 0.0, 1.0)
     # Requests beyond the batch wait outside for a place.
     outside = np.maximum(n - inside, 0) / rate
-    service = p.service(t, steps.high)
-    if not in_step:
-        wait = _closed_wait(inside, service, decode)
-    ttft = response + outside + ahead(tpot)
+    ttft = c.response + outside + ahead(tpot)
     used = np.minimum(rate * p.added, 1.0)
     spread = _Spread(
-        base=ttft - wait, wait=wait, ceiling=(inside - 1) * service, load=np.minimum(rate * service, SATURATED)
+        base=ttft - c.wait, wait=c.wait, ceiling=(inside - 1) * c.service, load=np.minimum(rate * c.service, SATURATED)
     )
     return _performance(layout, load, steps, p, rate, ttft, tpot, decoding, spread, n, np.ones(len(inside), bool), used)
 
 
+@dataclass(frozen=True, slots=True)
+class _Cycle:
+    """One request's way around a closed loop: D, R and the queue's part of it, and the prefill's service time."""
+
+    decode: Num
+    response: Num
+    wait: Num
+    service: Num
+
+
+def _settled(
+    layout: Layout, load: Load, steps: Steps, p: Prefill, inside: np.ndarray, before: Callable[[Num], Num]
+) -> _Cycle:  # fmt: skip
+    """Where the closed loop settles. `before`: time that a seat is taken before its request's turn."""
+    gaps, between = load.osl - 1, steps.line()
+    per_step = Speculation.of(layout.deployment.workload).accepted
+    in_step = falls_in_step(layout, load)
+
+    def queue(service: Num, decode: Num) -> Num:
+        if in_step:
+            return 0.5 * (inside - 1) * p.added
+        if layout.engine.mixed:
+            return _closed_wait(inside, service, decode)
+        # Prefills go first, and the next request comes when one ends: it waits for those that end in the same step.
+        return 0.5 * np.minimum(inside - 1, inside * per_step / load.osl) * service
+
+    others, response = (inside - 1) / inside, p.latency
+    t, decode = between(inside), gaps * between(inside)
+    for _ in range(ROUNDS):
+        service, ahead = p.service(t, steps.high), before(t)
+        # The more the prefills take turns, the more of them share steps.
+        turns = np.minimum((inside - 1) * service / (response + decode), 1.0)
+        each = p.added + turns * np.minimum(p.queued - p.added, 0.0)
+        if in_step:
+            # All prefills come in one wave, before all decodes; half of the others' fall behind a request's own.
+            decode = gaps * t + 0.5 * (inside - 1) * p.added
+        else:
+            decode = _decode_time(gaps * t, response + ahead, (inside - 1) * each)
+        if layout.engine.mixed:
+            # No more prefills fall into a request's decoding than the queue lets through.
+            decode = np.minimum(decode, gaps * t / np.maximum(1.0 - each / np.maximum(service, each), 1e-9))
+        t = between(1.0 + (inside - 1) * decode / (response + ahead + decode))
+        response = 0.5 * (response + 0.5 * t * per_step * others + queue(service, decode) + p.latency)
+    service = p.service(t, steps.high)
+    return _Cycle(decode, response, queue(service, decode), service)
+
+
+def falls_in_step(layout: Layout, load: Load) -> bool:
+    """Whether requests of one length that start together stay together: where prefills go first."""
+    return load.cold_start and not load.length_deviation and not layout.engine.mixed
+
+
 def _ahead(
-    layout: Layout, load: Load, steps: Steps, p: Prefill, inside: np.ndarray, in_step: bool
+    layout: Layout, load: Load, steps: Steps, p: Prefill, inside: np.ndarray
 ) -> Callable[[Num], Num]:  # fmt: skip
     """What comes before a request's turn, by the time between tokens: the engine's front end, and in a benchmark the start
     of all at once and the wait of attention-DP ranks for each other."""
     fixed: Num = layout.engine.prefill_s
     if not load.cold_start:
         return lambda t: fixed
-    if not in_step:
+    if not falls_in_step(layout, load):
         fixed = fixed + layout.curves.cold_start.share * (_burst(layout, steps, inside) - p.latency).clip(0.0)
     # Attention-DP schedulers hold prompts back for some steps so that all ranks prefill at once.
     held = np.where(layout.cands.attn_dp > 1, layout.engine.attn_dp_wait_steps, 0.0)
@@ -496,7 +524,9 @@ def _open(layout: Layout, load: Load) -> Performance:
         intercept = np.maximum(steps.high - slope * steps.b_high, 0.2 * steps.high)
         # D = gaps·(t0 + t1·rate·D)/(1 - used), Little's law inside.
         room = 1.0 - used - gaps * slope * rate
-        decode = np.where(room > 0.02, gaps * intercept / np.maximum(room, 0.02), np.maximum(cap / rate, gaps * full.high))
+        decode = np.where(
+            room > 0.02, gaps * intercept / np.maximum(room, 0.02), np.maximum(cap / rate, gaps * full.high)
+        )
         guess = np.clip(np.ceil(rate * decode), 1, cap).astype(np.int64)
         steps = price_steps(layout, load, guess)
         p = _prefill(layout, steps, load)

@@ -88,7 +88,9 @@ class Outcome:
 def trace_of(at: Sequence[float], isl: Sequence[int], osl: Sequence[int]) -> Arrivals:
     """Recorded requests, in order of arrival; times count from the first one. Raises ToolError for what cannot have been."""
     if not len(at) == len(isl) == len(osl) or not len(at):
-        raise ToolError(f"a trace needs as many arrivals ({len(at)}) as prompts ({len(isl)}) and outputs ({len(osl)}), and one")
+        raise ToolError(
+            f"a trace needs as many arrivals ({len(at)}) as prompts ({len(isl)}) and outputs ({len(osl)}), and one"
+        )
     order = np.argsort(np.asarray(at, float), kind="stable")
     times, prompts, outputs = (np.asarray(x)[order] for x in (np.asarray(at, float), isl, osl))
     if not np.isfinite(times).all() or (prompts < 1).any() or (outputs < 1).any():

@@ -218,7 +218,9 @@ class Stages:
     kinds: np.ndarray
 
     @classmethod
-    def of(cls, model: ModelSpec, kinds: Sequence[LayerKind], splits: Mapping[int, tuple[int, ...]], virtual: int) -> Stages:
+    def of(
+        cls, model: ModelSpec, kinds: Sequence[LayerKind], splits: Mapping[int, tuple[int, ...]], virtual: int
+    ) -> Stages:
         rows: dict[int, list[np.ndarray]] = {}
         whole = np.zeros((len(kinds) + 2, max(splits) + 1))
         for pp, split in splits.items():
@@ -631,11 +633,11 @@ def layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> list[t
     )  # fmt: skip
     tops = levels(cluster, curves, cands.engine)
     dtypes = Dtypes.of(model, cands.weight_dtype, cands.kv_dtype)
+    stages = Stages.of(model, list(dict.fromkeys(model.layers())), splits(cands, model), virtual_runs(cands))
     out = []
     for index, mesh, row in group_by_shape(cands, model):
         mine = cands.take(index)
         phases = {p: bodies(model, _placement(cands, mesh, p)) for p in PHASES}
-        stages = Stages.of(model, [k for k, _ in phases["prefill"].layers], splits(mine, model), virtual_runs(mine))
         seen = _known(deployment, curves, mine, phases["prefill"], phases["decode"], tops)
         layout = Layout(
             deployment, curves, mine, mesh, row, seen.mesh_ids(mesh), seen, stages, phases["prefill"], phases["decode"],

@@ -107,11 +107,37 @@ def interpolate(grids: Sequence[np.ndarray], values: np.ndarray, points: Sequenc
     return np.broadcast_to(at[0], shape)
 
 
+GROWS = {
+    "context": {"isl": 2.0, "heads": 1.0}, "generation": {"context": 1.0, "kv_heads": 1.0}, "gemm": {"m": 1.0},
+    "mla_context": {"isl": 2.0, "heads": 1.0}, "mla_generation": {"context": 1.0, "batch": 1.0, "heads": 1.0},
+    "moe": {"rows": 1.0},
+}  # fmt: skip
+"""Coordinates along which no kernel gets faster, with the power of them that its work grows by at most: more sequences, rows or
+positions could always be run as what they are a part of. (Wider weights can be faster: libraries choose another kernel.)"""
+
+
+def ordered(names: Sequence[str], axes: Sequence[np.ndarray], values: np.ndarray, grows: Mapping[str, float]) -> np.ndarray:
+    """Logarithms of efficiencies whose times do not fall along `grows`: midway between what slows the larger of two points
+    that are the wrong way around and what speeds the smaller up. The fit that filled the grid has such points where nothing
+    was measured."""
+    out = values
+    for i, name in enumerate(names):
+        if name not in grows or len(axes[i]) < 2:
+            continue
+        work = (grows[name] * np.log(axes[i])).reshape([-1 if j == i else 1 for j in range(values.ndim)])
+        y = out - work  # minus the logarithm of the time
+        slowed = np.minimum.accumulate(y, axis=i)
+        sped = np.flip(np.maximum.accumulate(np.flip(y, i), axis=i), i)
+        out = 0.5 * (slowed + sped) + work
+    return out
+
+
 def unpack(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> dict[str, Table]:
     """Tables by key ("gemm/h100_sxm_80gb/vllm/bf16") from the arrays of one archive and its description."""
     out = {}
     for key, about in meta["tables"].items():
         axes = tuple(np.array(meta["grids"][about["kind"]][n], float) for n in meta["coordinates"][about["kind"]])
+        names = tuple(meta["coordinates"][about["kind"]])
         values = arrays[key.replace("/", "__")].astype(float) / meta["scale"]
-        out[key] = Table(tuple(meta["coordinates"][about["kind"]]), axes, values, about["residual"])
+        out[key] = Table(names, axes, ordered(names, axes, values, GROWS.get(about["kind"], {})), about["residual"])
     return out

@@ -53,9 +53,11 @@ def build_dag(
             f"a DAG needs the length of {missing}; lower the model with all_sizes(batch_size=…, seq_len=…, kv_len=…)"
         )
     if detail == "schedule":
+        from tools.dag.pingpong import ping_pong_dag
         from tools.dag.schedule import schedule_dag
 
-        return schedule_dag(program, title=title)
+        apart = program.strategy.expert_devices and program.strategy.pp == 1
+        return ping_pong_dag(program, title=title) if apart else schedule_dag(program, title=title)
     builder = _Builder(program, detail, expand_replicas, pools)
     dag = builder.build(title)
     if detail == "stage":
@@ -138,6 +140,8 @@ class _Builder:
             there = replace(self.pools.decode, sizes={**self.pools.decode.sizes, **self.total})
             handed = draw_handover(self, _Builder(there, self.detail, False), self.pools)
         self._total_output(units[p.stages[-1].index], carried, handed)
+        if s.attn_pool:
+            self._drop_unused()
         head = title or f"{p.model.name} · {p.phase} · {s.label(p.model.moe is not None)}"
         return Dag(
             head,
@@ -149,6 +153,17 @@ class _Builder:
             tuple(self.frames),
             self._attrs(),
         )
+
+    def _drop_unused(self) -> None:
+        """A merge reaches all ranks of an attention pool, and only the stage's own go on with it: what the others would
+        compute from it is not drawn."""
+        while True:
+            used = {e.src for e in self.edges}
+            dead = {n.id for n in self.nodes if n.shape == "box" and n.id not in used}
+            if not dead:
+                return
+            self.nodes = [n for n in self.nodes if n.id not in dead]
+            self.edges = [e for e in self.edges if e.dst not in dead]
 
     def _enter(self, piece: int) -> None:
         """From here on: the sizes of one slice of the prompt. Steps of a slice carry its number where there are several."""

@@ -112,11 +112,15 @@ def _shape(attrs: dict[str, str]) -> str:
 # ------------------------------------------------------------------------ devices
 
 
+_PORT_LINES = re.compile(
+    r"^\s*(?:input|output)\b.*?(?=^\s*(?:GPU|device|Global|Weights|Cache)\b|\Z)",
+    re.MULTILINE | re.DOTALL | re.IGNORECASE,
+)
+
+
 def _devices(n: DotNode, text: str, graph: DotGraph) -> tuple[frozenset[int] | None, bool, bool]:
     # Tensor names such as "x(GPU 3)" name members of a group, not the node's place.
-    where = re.sub(
-        r"(?ms)^\s*(?:input|output)\b.*?(?=^\s*(?:GPU|device|Global|Weights|Cache)\b|\Z)", "", text, flags=re.IGNORECASE
-    )
+    where = _PORT_LINES.sub("", text)
     if ALL_DEVICES.search(text) or any(n.attrs.get(k, "") in ("all", "all GPUs") for k in _DEVICE_KEYS):
         return None, True, True
     found = devices_in(where) or devices_in(text)

@@ -178,6 +178,7 @@ _BRACKET = re.compile(
     r"(?:(?<![\w.@·#\-])(?P<tensor>[\w.@·#\-]+(?:\([^()]*\))?)\s*[=:]?\s*)?(?:\[(?P<dims>[^\[\]]*)\]|\((?P<round>[^\[\]()]*[=,][^\[\]()]*)\))"
 )
 _PAIR = re.compile(r"([A-Za-z_]\w*)\s*[=:]\s*([^,;\s\])]+)")
+_LIST = re.compile(r"[,;，；、]")
 _WITH = re.compile(r"([\w.]+)\s+(?:with|of)\s+(?=\w+\s*=)")
 
 
@@ -225,7 +226,7 @@ def _prose_ports(text: str) -> Iterator[PortFacts]:
 
 def _dims(text: str) -> Dims:
     out = []
-    for part in re.split(r"[,;，；、]", text):
+    for part in _LIST.split(text):
         if not part.strip():
             continue
         name, eq, value = part.partition("=") if "=" in part else part.partition(":")
@@ -276,8 +277,9 @@ def repeats_of(text: str) -> int | None:
     if not _MAY_REPEAT.search(text):
         return None
     for s in segments(text):
-        k = None if _PORT_LINE.match(s) else repeats_in(_BRACKET.sub(" ", s))
-        if k is not None:
+        if not _MAY_REPEAT.search(s) or _PORT_LINE.match(s):
+            continue
+        if (k := repeats_in(_BRACKET.sub(" ", s))) is not None:
             return k
     return None
 

@@ -112,11 +112,27 @@ def side(box: Any, right: bool, dy: float) -> float:
 
 
 def straight(src: Any, dst: Any, x: float | None) -> str:
-    """Down from `src` to `dst`, vertically at `x` where both are that wide."""
+    """Down from `src` to `dst`, vertically at `x` where both are that wide; over a bus where one fans out to far lanes."""
+    hub, leaf = (src, dst) if src[0] == "parallelogram" else (dst, src)
+    if hub[0] == "parallelogram" and abs(src[1] - dst[1]) > 60:
+        at = leaf[1] if x is None else _reach(leaf, x)
+        ends = (hub[1], at) if hub is src else (at, hub[1])
+        return bus(src, dst, *ends, near_source=hub is src)
     x0, x1 = _reach(src, dst[1] if x is None else x), _reach(dst, src[1] if x is None else x)
     y0, y1 = border(src, x0, True), border(dst, x1, False) + 6
     bend = (y0 - y1) / 2 if abs(x0 - x1) > 1 else (y0 - y1) / 3
     return f"e,{x1:.1f},{y1 - 6:.1f} " + points((x0, y0), (x0, y0 - bend), (x1, y1 + bend), (x1, y1))
+
+
+def bus(src: Any, dst: Any, x0: float, x1: float, *, near_source: bool) -> str:
+    """Down, along a line that all edges of the hub share, and down: clear of lane titles and of the nodes between."""
+    y0, y1, out = border(src, x0, True), border(dst, x1, False), 8.0 if x1 > x0 else -8.0
+    y = y0 - 16 if near_source else y1 + 26
+    return f"e,{x1:.1f},{y1:.1f} " + points(
+        (x0, y0), (x0, y0), (x0, y + 8), (x0, y + 8), (x0, y), (x0, y), (x0 + out, y),
+        (x0 + out, y), (x1 - out, y), (x1 - out, y), (x1, y), (x1, y), (x1, y - 8),
+        (x1, y - 8), (x1, y1 + 6), (x1, y1 + 6),
+    )  # fmt: skip
 
 
 def _reach(box: Any, x: float) -> float:

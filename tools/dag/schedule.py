@@ -211,7 +211,8 @@ class _Drawing:
         return gather
 
     def stage_at(self, stage: Stage) -> int:
-        return stage.ranks[0] // self.program.strategy.group
+        first = self.program.stages[0].ranks[0]  # not 0 in a decode pool
+        return (stage.ranks[0] - first) // self.program.strategy.group
 
     @staticmethod
     def tokens(p: Piece) -> Port:

@@ -31,7 +31,7 @@ def train_dag(program: TrainProgram, *, detail: Detail = "full", title: str | No
     if missing:
         raise ToolError(f"a DAG needs the length of {missing}; lower with all_sizes(batch_size=…, seq_len=…, kv_len=…)")
     if detail not in ("full", "group"):
-        raise ToolError(f"a training step has no {detail} view; use full or group")
+        raise ToolError(f"a training step has no {detail} view; use full, group, or schedule")
     return _TrainBuilder(program, detail).step(title)
 
 
@@ -67,10 +67,11 @@ class _TrainBuilder(_Builder):
 
     def step(self, title: str | None) -> Dag:
         p = self.train
-        for stage in p.stages:
-            for u in self.lanes_of[stage.index]:
-                text = f"{runtime.short(runtime.gpu_text(u.devices))} · stage {stage.index}"
-                self.lanes.append(Lane(u.devices[0], text, u.devices, stage.index))
+        for i, chunks in enumerate(p.on_ranks):
+            held = f" · chunks {', '.join(str(c.index) for c in chunks)}" if len(chunks) > 1 else ""
+            for u in self.lanes_of[chunks[0].index]:
+                text = f"{runtime.short(runtime.gpu_text(u.devices))} · stage {i}{held}"
+                self.lanes.append(Lane(u.devices[0], text, u.devices, i))
         feeds = self._inputs()
         carried: Carried = {}
         for stage in p.stages:
@@ -210,7 +211,7 @@ class _TrainBuilder(_Builder):
     def _frame(self, key: str, run: TrainRun, stage: TrainStage, word: str) -> None:
         title = _frame_title(run.layers, run.repeat, len(run.bodies)) + (f" · {word}" if word else "")
         lanes = tuple(u.devices[0] for u in self.lanes_of[stage.index])
-        self.frames.append(Frame(key, title, run.repeat, run.layers, stage.index, lanes))
+        self.frames.append(Frame(key, title, run.repeat, run.layers, stage.index % len(self.train.on_ranks), lanes))
 
     def _walk(
         self, stage: TrainStage, body: PBody, place: _Place, env: Env, gates: frozenset[str] = frozenset()
@@ -413,7 +414,8 @@ class _TrainWalk(_Walk):
             return
         self.b.handed |= {(id(self.body), n) for n in weights}
         self.b.row += 1
-        start = next(iter(n for n, _ in self.env))
+        first = self.units[0].devices[0]
+        start = next(n for n in self.body.inputs if (n, first) in self.env)  # backward: the output's gradient
         for u in self.units:
             lane = u.devices[0]
             source, port = self.env[(start, lane)]

@@ -16,6 +16,7 @@ from tools.partition.lower import PBody, local_dims
 from tools.partition.pipeline import Task, needs, order, timeline
 from tools.partition.train import TrainProgram, TrainStage
 from tools.spec.base import ToolError
+from tools.training_memory import in_flight
 
 
 def train_schedule_dag(program: TrainProgram, *, title: str | None = None) -> Dag:
@@ -78,20 +79,21 @@ class _TrainDrawing(_Drawing):
         return int(self.program.sizes["batch_size"]) * self.program.options.micro_batches
 
     def groups(self) -> Sequence[TrainStage]:  # type: ignore[override]
-        return self.program.stages
+        return tuple(chunks[0] for chunks in self.program.on_ranks)
 
     def first_body(self, chunk: int) -> PBody:
         return next(b.forward for b, _ in self.program.stages[chunk].bodies())
 
     def holds(self, stage: TrainStage) -> str:  # type: ignore[override]
-        return f"layers {layers_text(tuple(i for r in stage.runs for i in r.layers))}"
+        mine = [c for c in self.program.stages if c.ranks == stage.ranks]
+        return "layers " + ", ".join(layers_text(tuple(i for r in c.runs for i in r.layers)) for c in mine)
 
     def subtitle(self) -> str:
         o, t, s = self.program.options, self.times, self.program.strategy
-        open_ = [o.in_flight(s.pp, i) for i in range(s.pp)]
+        open_ = [in_flight(tasks, dict.fromkeys(range(len(self.program.stages)), 0.0))[0] for tasks in t.orders]
         return (
             f"{o.micro_batches} micro-batches, {o.schedule} on {s.pp} stages · {self.length(t.makespan)} · bubble "
-            f"{t.bubble:.1%} · at most {', '.join(map(str, open_))} micro-batches kept per stage · dashed: a stage's next turn"
+            f"{t.bubble:.1%} · at most {', '.join(map(str, open_))} passes kept per stage · dashed: a stage's next turn"
         )
 
     def pieces_word(self) -> str:
@@ -106,7 +108,7 @@ class _TrainDrawing(_Drawing):
             2 * max(self.turn.values()) + 2,
             Port("updated", (("layers", self.program.model.num_hidden_layers),)),
         )
-        stages = self.program.stages
+        stages = self.groups()
         ports = [self.turn_port(s) for s in stages]
         named = [Port(f"{TURN}({i})", p.dims) for i, p in enumerate(ports)] if len(ports) > 1 else ports
         everybody = tuple(r for s in stages for r in s.ranks)

@@ -153,7 +153,7 @@ def _layers(plan: Plan) -> list[Item]:
             _item("layers per stage", n == total, f"{'+'.join(map(str, strategy.layers_per_stage))} = {n} of {total}")
         )
     if plan.estimate and plan.estimate.memory:
-        n = sum(s.layers for s in plan.estimate.memory)
+        n = sum({s.stage: s.layers for s in plan.estimate.memory}.values())  # a stage may have several device groups
         items.append(_item("layers on stages", n == total, f"{n} of {total}"))
     return items
 
@@ -164,7 +164,7 @@ def _memory(plan: Plan) -> list[Item]:
     items = [_item("batch", e.batch <= e.max_batch, f"{e.batch} sequences per replica, {e.max_batch} fit")] if e else []
     items += [
         _item(
-            f"memory of stage {s.stage}",
+            f"memory of {s.where}",
             s.free_bytes >= 0,
             f"{s.total_bytes / 1e9:.1f} of {s.capacity_bytes / 1e9:.1f} GB",
         )

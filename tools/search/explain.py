@@ -14,11 +14,12 @@ import numpy as np
 from tools.cost.curves import Curves
 from tools.cost.estimate import batch_limit, beyond_positions, estimate
 from tools.cost.fit import max_batch
-from tools.cost.serving import Load
+from tools.cost.judge import margins
+from tools.cost.serving import Load, serve
 from tools.cost.steps import ARRAYS, Candidates, layouts
 from tools.search.objective import objective_value, relative_gain
 from tools.search.rank import Ranked, baseline_strategy, explore, order
-from tools.search.space import Priced, Space, _ceiling, _price, price_space, worst
+from tools.search.space import TOKEN_LIMITS, Priced, Space, _ceiling, _price, batched_tokens, price_space, worst
 from tools.spec.deployment import Deployment, Objective
 from tools.spec.finding import Finding
 from tools.spec.plan import Candidate, Change, Estimate, Infeasible, WhatIf
@@ -63,9 +64,7 @@ def _too_long(deployment: Deployment, curves: Curves, seen: list[Space], beyond:
     closest, most = _closest(deployment, curves, seen), int(beyond.values["max_position_embeddings"])
     changed, text = _within_positions(deployment, most)
     if best_of(changed, curves) is not None:
-        nearest: tuple[Change, ...] = (
-            Change(description=text, kind="context", value=float(most), deployment=changed),
-        )
+        nearest: tuple[Change, ...] = (Change(description=text, kind="context", value=float(most), deployment=changed),)
     else:
         more = explain_infeasible(changed, curves, explore(changed, curves)[1]).nearest
         nearest = tuple(c.model_copy(update={"description": f"{text}, and {c.description}"}) for c in more)
@@ -150,6 +149,17 @@ def best_of(deployment: Deployment, curves: Curves, objective: Objective | None 
     return ranked[0] if ranked else None
 
 
+def workable(d: Deployment, curves: Curves) -> bool:
+    """Whether anything is feasible: on all devices at the engine's own step size first, which is priced fastest."""
+    n = d.cluster.num_devices
+    if n is not None and not any(d.engine.limits.get(name) for name in TOKEN_LIMITS):
+        limits = {**d.engine.limits, TOKEN_LIMITS[0]: float(batched_tokens(d, curves, d.engine.name))}
+        fixed = d.model_copy(update={"engine": d.engine.model_copy(update={"limits": limits})})
+        if price_space(fixed, curves, (n,)).num_feasible:
+            return True
+    return bool(explore(d, curves)[0].num_feasible)
+
+
 # -------------------------------------------------------------------------------------------------------------- changes
 
 
@@ -178,14 +188,17 @@ def more_devices(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[C
             *(-(-n // 8) * 8 + 8 * k for k in range(1, 5)),
         }
     )
-    for m in steps:
-        changed = with_cluster(d, num_devices=m)
-        if m > n and price_space(changed, curves, (m,)).num_feasible:
+    # Clusters nearby and far ones, each priced together: what they have in common is worked out once.
+    for group in ([m for m in steps if n < m <= 2 * n], [m for m in steps if m > 2 * n]):
+        space = price_space(d, curves, group)
+        works = [int(p.num_devices[p.feasible].min()) for p in space.priced if p.feasible.any()]
+        if works:
+            m = min(works)
             yield Change(
                 description=f"{m - n} more devices ({m} instead of {n})",
                 kind="devices",
                 value=float(m),
-                deployment=changed,
+                deployment=with_cluster(d, num_devices=m),
             )
             return
 
@@ -235,7 +248,7 @@ def narrower_dtypes(d: Deployment, curves: Curves, seen: list[Space]) -> Iterabl
         if dtype in d.weight_dtypes or d.weight_dtypes[0] in ("int4", "fp4", "mxfp4", "nvfp4"):
             continue
         changed = d.model_copy(update={"weight_dtypes": (dtype,)})
-        if best_of(changed, curves) is not None:
+        if workable(changed, curves):
             yield Change(
                 description=f"{dtype} weights instead of {d.weight_dtypes[0]}",
                 kind="weight_dtype",
@@ -245,7 +258,7 @@ def narrower_dtypes(d: Deployment, curves: Curves, seen: list[Space]) -> Iterabl
             break
     if "fp8" not in d.kv_dtypes and d.cluster.peak_flops.get("fp8"):
         changed = d.model_copy(update={"kv_dtypes": ("fp8",)})
-        if best_of(changed, curves) is not None:
+        if workable(changed, curves):
             yield Change(
                 description=f"fp8 KV cache instead of {d.kv_dtypes[0]}",
                 kind="kv_dtype",
@@ -267,8 +280,8 @@ def shorter_context(d: Deployment, curves: Curves, seen: list[Space]) -> Iterabl
     # Only whole steps are offered, so only they are tried.
     step = 1024
     first = typical // step + 1
-    steps = _largest(first, (longest - 1) // step, lambda k: best_of(at(k * step), curves) is not None)
-    if steps is not None or best_of(at(typical), curves) is not None:
+    steps = _largest(first, (longest - 1) // step, lambda k: workable(at(k * step), curves))
+    if steps is not None or workable(at(typical), curves):
         rounded = typical if steps is None else steps * step
         yield Change(
             description=f"context of {rounded} tokens instead of {longest}",
@@ -283,7 +296,7 @@ def lighter_load(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[C
     w = d.workload
     rate = w.request_rate
     if rate:
-        percent = _largest(1, 99, _Survivors(curves, seen, lambda k: with_workload(d, request_rate=rate * k / 100)))
+        percent = _largest(1, 99, _Rows(curves, seen, lambda k: with_workload(d, request_rate=rate * k / 100)))
         if percent:
             less = rate * percent / 100
             changed = with_workload(d, request_rate=less)
@@ -302,6 +315,49 @@ def lighter_load(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[C
 
 def _with_field(d: Deployment, field: str) -> Callable[[int], Deployment]:
     return lambda k: with_workload(d, **{field: k})
+
+
+class _Rows:
+    """Whether something serves k % of the rate, asked for one k after the other.
+
+    A rate changes neither legality nor memory nor the batches that are tried, only the serving of what was priced. What a
+    strategy can serve at most is known from there, latencies only grow with the rate, and one that works is enough: few
+    rows are served again, the most promising first.
+    """
+
+    FEW = 256
+
+    def __init__(self, curves: Curves, seen: list[Space], at: Callable[[int], Deployment]) -> None:
+        self.curves, self.at = curves, at
+        self.left = [p.cands for space in seen for p in space.priced if len(p)]
+        self.most = [
+            100.0 * (1.0 + np.minimum(p.metrics["load"], 0.0)) for space in seen for p in space.priced if len(p)
+        ]
+        """Highest k that each row can serve."""
+        self.worth = [p.margin for space in seen for p in space.priced if len(p)]
+
+    def __call__(self, k: int) -> bool:
+        able = [np.flatnonzero(m >= k) for m in self.most]
+        best = np.sort(np.concatenate([w[i] for w, i in zip(self.worth, able, strict=True)] or [np.zeros(0)]))
+        bar = best[-self.FEW] if len(best) > self.FEW else -np.inf
+        first = [i[w[i] >= bar] for w, i in zip(self.worth, able, strict=True)]
+        if any(self._serves(k, which, index) for which, index in enumerate(first)):
+            return True
+        rest = [np.setdiff1d(i, f) for i, f in zip(able, first, strict=True)]
+        return any(self._serves(k, which, index) for which, index in enumerate(rest))
+
+    def _serves(self, k: int, which: int, index: np.ndarray) -> bool:
+        """Whether one of these rows works; those that do not are not tried at a heavier load again."""
+        if not len(index):
+            return False
+        d, works = self.at(k), np.zeros(len(index), bool)
+        load = Load.of(d.workload)
+        for part, layout in layouts(d, self.curves, self.left[which].take(index)):
+            c = layout.cands
+            perf = serve(layout, load)
+            works[part] = worst(margins(d, perf, load, c.dp, c.num_devices)) >= 0
+        self.most[which][index[~works]] = np.minimum(self.most[which][index[~works]], k - 1)
+        return bool(works.any())
 
 
 class _Survivors:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import accumulate, pairwise, permutations
 from math import gcd
 
 import numpy as np
@@ -21,13 +21,16 @@ from tools.cost.steps import Candidates, Layout, layouts
 from tools.graph.build import all_sizes
 from tools.memory import layer_loads, memory
 from tools.partition.layerwise import Loads
-from tools.partition.lower import lower
+from tools.partition.lower import default_layers_per_stage, lower
 from tools.partition.uneven import StageDevice, fastest_split
 from tools.spec.base import Frozen, Refused, ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.hardware import Cluster
-from tools.spec.plan import StageMemory
+from tools.spec.plan import StageMemory, WhatIf
 from tools.spec.strategy import Phase, Strategy
+
+MOST_STAGES = 32
+"""Longer pipelines are not tried: a request would cross them for every token."""
 
 
 class MixedStage(Frozen):
@@ -97,7 +100,7 @@ def _shapes(counts: Sequence[int], d: Deployment) -> Iterator[tuple[int, int]]:
         if common % tp or d.model.attention.num_heads % tp:
             continue
         for dp in range(1, common // tp + 1):
-            if (common // tp) % dp == 0 and sum(counts) // (tp * dp) <= d.model.num_hidden_layers:
+            if (common // tp) % dp == 0 and sum(counts) // (tp * dp) <= min(MOST_STAGES, d.model.num_hidden_layers):
                 yield tp, dp
 
 
@@ -200,7 +203,9 @@ def _cut(
         ]  # fmt: skip
         counts, slowest = fastest_split(devices, loads)
         cut = s.model_copy(update={"layers_per_stage": counts})
-        held = [_memory(d, cut, p.cluster)[i] for i, p in enumerate(where)]
+        kinds = {p.cluster.device.id: p.cluster for p in where}
+        by_kind = {k: _memory(d, cut, c) for k, c in kinds.items()}
+        held = [by_kind[p.cluster.device.id][i] for i, p in enumerate(where)]
         short = [min(0.0, m.free_bytes) for m in held]
         if not any(short):
             return _assemble(d, cut, where, held, slowest, devices, loads)
@@ -237,4 +242,36 @@ def _assemble(
     )  # fmt: skip
 
 
-__all__ = ["MixedPipeline", "MixedStage", "mixed_pipelines"]
+def mixed_what_if(d: Deployment, curves: Curves, planned: Strategy) -> tuple[WhatIf, ...]:
+    """What one pipeline over the planned and the idle kinds of devices would serve, against the plan: kernel times on both
+    sides. Nothing where no kind is idle, or none of the pipelines fits."""
+    idle = tuple(c for c in d.idle_clusters if c.num_devices)
+    if not idle or d.cluster.num_devices is None or len(idle) > 2:
+        return ()
+    try:
+        best = mixed_pipelines(d, (d.cluster, *idle), curves, concurrency=planned.batch * planned.dp)[0]
+    except ToolError:
+        return ()
+    alone = pipeline_rate(d, curves, planned)
+    what = f"one pipeline over {_kinds((d.cluster, *idle))} ({best.words}; kernel times, both sides)"
+    return (
+        WhatIf(
+            description=what, strategy=best.strategy.label(d.model.moe is not None), objective_value=best.output_tok_s,
+            relative_gain=best.output_tok_s / alone - 1,
+        ),
+    )  # fmt: skip
+
+
+def pipeline_rate(d: Deployment, curves: Curves, s: Strategy) -> float:
+    """Output tokens/s that a strategy on the deployment's own devices could reach by its kernel times, as a mixed pipeline's
+    are counted."""
+    micro = -(-s.batch // min(s.pp, s.batch))
+    p = _price(d, d.cluster, curves, s, micro)
+    counts = s.layers_per_stage or default_layers_per_stage(len(p.decode), s.pp)
+    ends = [0, *accumulate(counts)]
+    share = d.workload.osl / micro
+    slowest = max(p.stage(a, b, "prefill") + share * p.stage(a, b, "decode") for a, b in pairwise(ends))
+    return s.dp * d.workload.osl / slowest
+
+
+__all__ = ["MixedPipeline", "MixedStage", "mixed_pipelines", "mixed_what_if", "pipeline_rate"]

@@ -11,8 +11,8 @@ import numpy as np
 from tools.cost.curves import Curves
 from tools.cost.estimate import batch_limit, beyond_positions, estimate, normalise
 from tools.cost.fit import max_batch
-from tools.cost.serving import Load
 from tools.cost.known import distinct
+from tools.cost.serving import Load
 from tools.cost.steps import Candidates, layouts
 from tools.engines.rules import resolve_layers
 from tools.memory import model_weight_bytes
@@ -141,6 +141,8 @@ def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchRe
     for conditions no search can answer (no devices), Refused for a model whose operators are not supported.
     """
     from tools.search.explain import explain_infeasible, what_ifs
+    from tools.search.mixed import mixed_what_if
+    from tools.search.pools import pooled
 
     _check(deployment)
     objective = choose_objective(deployment)
@@ -158,7 +160,11 @@ def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchRe
         refused=tuple(a for a in answers if isinstance(a, Finding)), infeasible=infeasible,
         num_enumerated=sum(s.num_enumerated for s in seen), num_legal=sum(s.num_legal for s in seen),
         num_fitting=sum(s.num_fitting for s in seen), num_feasible=sum(s.num_feasible for s in seen),
-        what_ifs=what_ifs(deployment, curves, candidates[0], objective, space) if candidates else (),
+        what_ifs=(
+            *what_ifs(deployment, curves, candidates[0], objective, space),
+            *mixed_what_if(deployment, curves, candidates[0].estimate.strategy),
+        ) if candidates else (),
+        pooled=pooled(deployment, curves, candidates[0].estimate.output_tok_s if candidates else None),
         devices_table=_devices_table(deployment, curves, candidates[0]) if candidates else (),
     )  # fmt: skip
 
@@ -247,7 +253,9 @@ def _price_one(deployment: Deployment, strategy: Strategy, curves: Curves, token
         priced = _price(layout, cands.batch, load)
         mine = np.flatnonzero(priced.cands.batch == strategy.batch)
         return _select(priced, mine) if len(mine) else None
-    limit = np.minimum(batch_limit(deployment, curves, strategy.engine, 1), cands.max_num_batched_tokens) * cands.attn_dp
+    limit = (
+        np.minimum(batch_limit(deployment, curves, strategy.engine, 1), cands.max_num_batched_tokens) * cands.attn_dp
+    )
     most = max_batch(layout, _ceiling(deployment, cands, limit))
     fits = np.flatnonzero(most > 0)
     return _price(layout.take(fits), most[fits], load) if len(fits) else None

@@ -91,7 +91,9 @@ class Axes:
         return divisors(copies) if self.dcp and cp == 1 else (1,)
 
 
-def degrees(model: ModelSpec, sizes: Iterable[int], *, replicas: bool = True, cp: bool = False, dcp: bool = False) -> np.ndarray:
+def degrees(
+    model: ModelSpec, sizes: Iterable[int], *, replicas: bool = True, cp: bool = False, dcp: bool = False
+) -> np.ndarray:
     """Rows (tp, pp, dp, ep, etp, attn_dp, cp, dcp) whose product uses exactly one of the device counts in `sizes`.
 
     `replicas` False: dp = 1 only, for loads where replicas are mere copies of each other. `cp`, `dcp`: these axes too."""
@@ -191,7 +193,9 @@ REFUSED = frozenset({"sp", "dcp", "dcp-cp", "cp-heads", "cp-window", "cp-ep", "c
 def _accepts(deployment: Deployment, **axis: Any) -> bool:
     """Whether the engine has this axis, as the graph has it."""
     try:
-        found = check(deployment.model, Strategy(**axis), engine=deployment.engine.name, version=deployment.engine.version)
+        found = check(
+            deployment.model, Strategy(**axis), engine=deployment.engine.name, version=deployment.engine.version
+        )
     except MeshwrightError:
         return False
     return not any(f.code in UNLIKE or (f.severity == "error" and f.code in REFUSED) for f in found)
@@ -232,11 +236,18 @@ def legal(deployment: Deployment, cands: Candidates) -> tuple[np.ndarray, Counte
         c.engine, deployment.model, tp=c.tp, pp=c.pp, ep=c.ep, etp=c.etp, attn_dp=c.attn_dp, cp=c.cp, dcp=c.dcp, dp=c.dp,
         sp=c.sp, moe_comm=c.moe_comm, batch=1,
         max_num_batched_tokens=c.max_num_batched_tokens, weight_dtype=c.weight_dtype, kv_dtype=c.kv_dtype,
-        num_nodes=deployment.cluster.num_nodes, devices_per_node=deployment.cluster.devices_per_node,
+        num_nodes=_nodes(deployment, c), devices_per_node=deployment.cluster.devices_per_node,
         version=deployment.engine.version, device=deployment.cluster.known_device,
     )  # fmt: skip
     reasons.update(dict(zip(*(x.tolist() for x in np.unique(why[~mask], return_counts=True)), strict=True)))
     return mask, reasons
+
+
+def _nodes(deployment: Deployment, c: Candidates) -> Any:
+    """Nodes there are: the cluster's, or as many as the devices of a candidate fill where that is asked about a larger
+    one."""
+    n = deployment.cluster.num_nodes
+    return None if n is None else np.maximum(n, -(-c.num_devices // deployment.cluster.devices_per_node))
 
 
 def price_space(deployment: Deployment, curves: Curves, sizes: Sequence[int]) -> Space:

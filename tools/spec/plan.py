@@ -28,6 +28,11 @@ class StageMemory(Frozen):
     terms: Breakdown
 
     @property
+    def where(self) -> str:
+        """ "stage 0", or "stage 0, experts" where a stage has several device groups."""
+        return f"stage {self.stage}" + (f", {self.group.replace('+', ' and ')}" if self.group else "")
+
+    @property
     def total_bytes(self) -> float:
         return self.weights_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes + self.reserve_bytes
 
@@ -228,6 +233,27 @@ class Candidate(Frozen):
     """Why it is where it is relative to the best one: the number that decided."""
 
 
+class Pooled(Frozen):
+    """Prefill and decode on pools of their own: predicted means over both. `dp` of a strategy is its number of workers."""
+
+    prefill: Strategy
+    decode: Strategy
+    num_devices: int
+    concurrency: int
+    """Requests in flight over both pools."""
+    ttft_s: float
+    tpot_s: float
+    request_rate: float
+    output_tok_s: float
+    prefill_busy: float
+    """Share of the prefill pool's time that is used."""
+    meets: bool
+    """Every requirement, percentiles judged by their means, and the connector joins the pools."""
+    gain: float | None = None
+    """Output tokens/s over those of the best single pool, minus 1."""
+    findings: tuple[Finding, ...] = ()
+
+
 class SearchResult(Frozen):
     objective: Objective
     best: Candidate | None
@@ -247,6 +273,8 @@ class SearchResult(Frozen):
     num_feasible: int
     seconds: float = 0.0
     what_ifs: tuple[WhatIf, ...] = ()
+    pooled: Pooled | None = None
+    """The best two pools over the same devices, beside the best single one; None: not asked, or not possible."""
     devices_table: tuple[dict[str, Any], ...] = ()
     """For ample devices: devices x throughput of the best strategy at that size."""
 

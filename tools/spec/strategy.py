@@ -15,7 +15,6 @@ from pydantic import model_validator
 from tools.spec.base import Frozen, ToolError
 from tools.spec.model import DType
 
-
 Placements = tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...]
 PLACEABLE = ("tp", "cp", "attn_dp", "ep", "etp", "edp")
 """Axes that a placement can name."""
@@ -176,6 +175,8 @@ class Strategy(Frozen):
             parts.append(f"dp{self.dp}")
         if self.sp:
             parts.append("sp")
+        if self.moe_comm == "allgather" and self.attn_dp != 1 and self.ep > 1:
+            parts.append("allgather")
         if self.placements:
             parts.append("placed")
         return "·".join(parts)

@@ -66,10 +66,6 @@ class TrainOptions(Frozen):
             )
         return degree
 
-    def in_flight(self, pp: int, stage: int) -> int:
-        """Micro-batches whose activations a stage keeps at once."""
-        return min(self.micro_batches, pp - stage) if self.schedule == "1f1b" else self.micro_batches
-
     def label(self) -> str:
         """ "zero3·full·m4": what differs from plain data parallelism, for tables and file names."""
         parts = [f"zero{self.zero}"]

@@ -14,7 +14,6 @@ from typing import Any
 
 from tools.engines.export import k8s, pd, sglang, trtllm, vllm, vllm_ascend
 from tools.engines.export.base import Expected, Launcher, LaunchFile, ParsedCommand, Request, files, one_line
-from tools.engines.export.pd import pd_findings
 from tools.engines.export.sglang import parse_sglang
 from tools.engines.export.training import export_training
 from tools.engines.export.trtllm import parse_trtllm
@@ -22,6 +21,7 @@ from tools.engines.export.vllm import parse_vllm
 from tools.engines.rules import EngineRules, check, engine_rules, engines, placement, resolve_layers
 from tools.engines.rules.base import Degrees
 from tools.engines.rules.devices import RUNS_ON
+from tools.engines.rules.handover import CONNECTORS, pd_findings
 from tools.engines.rules.sglang import native_replicas
 from tools.spec.base import ToolError
 from tools.spec.finding import Finding
@@ -137,11 +137,11 @@ def export_pd(
     (SGLang's default). No files when a pool or the pair is illegal. Raises ToolError for an engine or transport without
     scripts.
     """
-    if engine not in pd.CONNECTORS:
-        raise ToolError(f"no disaggregated launch files for {engine!r}; known: {', '.join(pd.CONNECTORS)}")
-    transfer = transfer or pd.CONNECTORS[engine][0]
-    if transfer not in pd.CONNECTORS[engine]:
-        raise ToolError(f"{engine} has no KV transport {transfer!r}; known: {', '.join(pd.CONNECTORS[engine])}")
+    if engine not in CONNECTORS:
+        raise ToolError(f"no disaggregated launch files for {engine!r}; known: {', '.join(CONNECTORS)}")
+    transfer = transfer or CONNECTORS[engine][0]
+    if transfer not in CONNECTORS[engine]:
+        raise ToolError(f"{engine} has no KV transport {transfer!r}; known: {', '.join(CONNECTORS[engine])}")
     length = max_model_len or isl + osl
     pools = {"prefill": (prefill, num_nodes[0], port), "decode": (decode, num_nodes[1], port + 100)}
     planned = {n: _planned(engine, model, s, None, None, version) for n, (s, _, _) in pools.items()}

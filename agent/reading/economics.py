@@ -1,0 +1,276 @@
+"""What flips plans without being a dimension of model or hardware: prices, devices to choose between, spare capacity."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from agent.reading.facts import Candidate, Reading
+from knowledge import catalog
+from tools.spec.base import ToolError
+
+if TYPE_CHECKING:
+    from agent.reading.names import Name
+    from agent.reading.prose import Scene
+
+PRICE = "hardware.price_per_device_hour"
+CURRENCY = "hardware.price_currency"
+CANDIDATES = "hardware.candidates"
+
+_SIGNS = r"US\$|[$¥￥€£]"
+_WORDS = r"USD|EUR|RMB|CNY|GBP|(?:US )?dollars?|bucks|euros?|yuan|元|块钱?|人民币|美元|美金|欧元"
+_AMOUNT = re.compile(
+    rf"(?P<sign>{_SIGNS}|\b(?:USD|EUR|RMB|CNY)\b)\s*(?P<a>\d[\d,]*(?:\.\d+)?)\s*(?P<ak>[kK万])?(?![\d.])|(?<![A-Za-z\d.,])(?P<b>\d[\d,]*(?:\.\d+)?)\s*(?P<bk>[kK万])?\s*(?P<word>(?:{_SIGNS})(?!\s*\d)|{_WORDS})",
+    re.I,
+)
+_BARE = re.compile(r"\s*(?P<b>\d[\d,]*(?:\.\d+)?)\s*$|\s*(?P<c>\d[\d,]*(?:\.\d+)?)\s*(?:/|per)", re.I)
+CURRENCIES = (
+    ("USD", r"US\$|\$|USD|dollar|bucks|美元|美金"), ("CNY", r"[¥￥]|RMB|CNY|yuan|元|块|人民币"), ("EUR", r"€|EUR|euro|欧元"),
+    ("GBP", r"£|GBP"),
+)  # fmt: skip
+_HOURS = (
+    (1.0, r"hours?\b|hourly|\bhrs?\b|(?:/|per[\s_-]?)h\b|小时|卡时|机时|每时"), (24.0, r"\bdays?\b|\bdaily\b|天|每日|/日"),
+    (730.0, r"\bmonths?\b|\bmonthly\b|\bmo\b|月"), (8760.0, r"\byears?\b|\bannual|\byr\b|年"),
+)  # fmt: skip
+_NODE = re.compile(r"\b(?:node|server|instance|machine|host|box|vm)s?\b|节点|服务器|每台|整机|单机|机器|机时", re.I)
+_DEVICE = re.compile(r"\b(?:gpu|npu|card|device|accelerator|chip)s?\b|每?[张块]?卡|显卡", re.I)
+_LABEL = re.compile(
+    r"price|cost|\brent|\bfee\b|\brate\b|usd|rmb|cny|eur\b|dollar|单价|价格|租金|费用|成本|报价|元", re.I
+)
+_BUDGET = re.compile(r"budget|预算|at most|不超过|cap of", re.I)
+_CLAUSE = re.compile(r"[,，;；。()（）\n]|\.\s|\b(?:and|while|whereas|vs\.?)\b|而")
+
+
+def read(scene: Scene, reading: Reading) -> None:
+    """Adds prices, candidate devices and spare capacity; takes back what other rules made of their words."""
+    for c in (*_prices(scene, reading), *_choice(scene)):
+        reading.candidates.append(c)
+    for found, words in (_spare(scene), _peak(scene)):
+        if found is None:
+            continue
+        # "One spare replica" is no share of memory, "a node may fail" no number of nodes, "3x at peak" no users.
+        mine = (found.file, found.line, found.quote)
+        reading.candidates[:] = [
+            c
+            for c in reading.candidates
+            if not (
+                (c.file, c.line, c.quote) == mine
+                and c.path in _MISREAD
+                and c.value == found.value
+                and (c.stated_as in words or c.path == "requirements.memory_reserve")
+            )
+        ]
+        if not any(c.path == found.path and (c.file, c.line) == mine[:2] for c in reading.candidates):
+            reading.candidates.append(found)
+
+    _mean_and_peak(scene, reading)
+
+
+_MEAN = re.compile(r"(?:\b(?:mean|average|avg|typical)\w*|平均|均值|日常)[^,.;，。；\d]{0,20}$", re.I)
+_TOP = re.compile(r"(?:\bpeak\w*|\bmax\w*|\bburst\w*|峰值|高峰|最高)[^,.;，。；\d]{0,20}$", re.I)
+
+
+def _mean_and_peak(scene: Scene, reading: Reading) -> None:
+    """ "Average 5 requests/s, peak 15": the mean is the rate, their ratio the peak factor."""
+    line, quote = scene.statement.at(0)
+    mine = [c for c in reading.candidates if c.path == "workload.request_rate" and (c.line, c.quote) == (line, quote)]
+    if len(mine) != 2:
+        return
+    low, high = sorted(mine, key=lambda c: c.value)
+    places = [re.search(rf"(?<![\d.]){re.escape(c.stated_as)}", scene.text) for c in (low, high)]
+    if None in places or not 0 < low.value < high.value:
+        return
+    words = [scene.text[: m.start()] for m in places if m is not None]
+    if _MEAN.search(words[0]) and _TOP.search(words[1]):
+        reading.candidates.remove(high)
+        reading.candidates.append(
+            replace(high, path="workload.peak_factor", value=float(f"{high.value / low.value:.6g}"))
+        )
+
+
+_MISREAD = (
+    "requirements.memory_reserve", "hardware.num_nodes", "hardware.device_count", "workload.concurrency",
+    "workload.batch_size", "workload.request_rate",
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- prices
+
+
+def _prices(scene: Scene, reading: Reading) -> list[Candidate]:
+    text, out = scene.text, []
+    for m in _AMOUNT.finditer(text, scene.label_end):
+        out += _price(scene, m, m["sign"] or m["word"] or "", reading)
+    label = text[: scene.label_end]
+    subject = f"{' '.join(scene.statement.context[-2:])} {label}"
+    if not out and scene.label_end and _LABEL.search(subject):
+        bare = _BARE.match(text, scene.label_end)
+        out += _price(scene, bare, subject, reading) if bare else []
+    return out
+
+
+def _price(scene: Scene, m: re.Match[str], currency: str, reading: Reading) -> list[Candidate]:
+    groups = m.groupdict()
+    raw = groups.get("a") or groups.get("b") or groups.get("c") or ""
+    scale = {"k": 1e3, "万": 1e4}.get((groups.get("ak") or groups.get("bk") or "").lower(), 1.0)
+    label = f"{' '.join(scene.statement.context[-2:])} {scene.text[: scene.label_end]}" if scene.label_end else ""
+    before = _CLAUSE.split(scene.text[max(scene.label_end, m.start() - 40) : m.start()])[-1]
+    after = _CLAUSE.split(scene.text[m.end() : m.end() + 40])[0]
+    # A unit of time must belong to this amount: behind it, else in the words that lead to it.
+    hours = next((h for where in (after, f"{label} {before}".replace("_", " ")) for h, words in _HOURS if re.search(words, where, re.I)), None)  # fmt: skip
+    if hours is None or re.search(r"\btokens?\b|词元|requests?\b", after[:24], re.I):
+        return []
+    where = f"{label} {before} {after}".replace("_", " ")
+    if _BUDGET.search(where):
+        reading.flag(
+            "budget",
+            f"a budget ({_short(scene)!r}): what the plan costs is reported beside it, no plan is refused for it",
+        )
+        return []
+    value = float(raw.replace(",", "")) * scale / hours
+    if not _NODE.search(where) and not _DEVICE.search(where):
+        where = f"{scene.text[: m.start()]} {after}"  # "one 8-GPU instance (8x H100) is $98 per hour"
+    node = _NODE.search(where) and not _DEVICE.search(
+        re.sub(r"\d+[\s-]?(?:x\s?)?gpus?[\s-](?:node|server|instance|machine)|\d+ ?卡", "", where, flags=re.I)
+    )
+    size = re.search(r"(\d+)[\s-]?(?:x\s?)?(?:gpus?|卡)[\s-]?(?:node|server|instance|machine|机|服务器)", where, re.I)
+    device = _device_of(scene, m)
+    path = PRICE if device is None else f"{PRICE}.{device}"
+    found = scene.candidate(
+        path, float(f"{value:.10g}"), m.start(), m.end(), scope="node" if node else "device",
+        factor=int(size[1]) if size else 1, tags=("price",),
+    )  # fmt: skip
+    name = next((n for n, words in CURRENCIES if re.search(words, currency, re.I)), None)
+    return [found] + ([replace(found, path=CURRENCY, value=name, scope="")] if name else [])
+
+
+def _device_of(scene: Scene, m: re.Match[str]) -> str | None:
+    """The device that an amount is the price of: the last one named before it, else one in the same clause behind it."""
+    devices = [n for n in scene.names if n.kind == "device"]
+    ahead = [n for n in devices if n.end <= m.start()]
+    clause = _CLAUSE.split(scene.text[m.end() :])[0]
+    behind = [n for n in devices if m.end() <= n.start < m.end() + len(clause)]
+    own = _CLAUSE.split(scene.text[: m.start()])[-1]
+    if behind and not any(n.start >= m.start() - len(own) for n in ahead):
+        ahead = behind[:1]
+    return device_id(ahead[-1]) if ahead else None
+
+
+def device_id(name: Name) -> str | None:
+    try:
+        return catalog.load_device(name.text).device.id
+    except ToolError:
+        return None
+
+
+def _short(scene: Scene) -> str:
+    text = " ".join(scene.text[scene.shift :].split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# ------------------------------------------------------------------------------------------------- devices to choose from
+
+_BETWEEN = re.compile(
+    r"\s*(?:(?:gpus?|cards?|nodes?|卡)\s*)?(?:,|，|、|/|\||or|and|vs\.?|versus|还是|或者?|和|与|对比|,\s*or)\s*(?:(?:an?|the|use|buy|rent|with|用|买|租|\d+\s*[x×*张块]?)\s*)*",
+    re.I,
+)
+_MARK = re.compile(
+    r"\bor\b|\bvs\b|versus|\bcompare|\bchoos|\bchoice|\bpick\b|\beither\b|\bwhich\b|candidates?|alternatives?|options?|还是|或|对比|备选|可选|候选|选型|哪|二选一",
+    re.I,
+)
+
+
+def _choice(scene: Scene) -> list[Candidate]:
+    """ "H100 or H20?": devices of which one is to be used."""
+    devices = [n for n in scene.names if n.kind == "device" and n.start >= scene.shift]
+    label = f"{' '.join(scene.statement.context[-1:])} {scene.text[: scene.label_end]}"
+    runs: list[list[Name]] = []
+    for n in devices:
+        last = runs[-1][-1] if runs else None
+        between = scene.text[last.end : n.start] if last else ""
+        if last is not None and _BETWEEN.fullmatch(between):
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    for run in runs:
+        words = scene.text[run[0].end : run[-1].start] + " " + label
+        near = scene.text[max(0, run[0].start - 24) : run[0].start] + scene.text[run[-1].end : run[-1].end + 12]
+        ids = {i: _count_before(scene, n) for n in reversed(run) if (i := device_id(n))}
+        marked = _MARK.search(words) or _MARK.search(near) or re.match(r"\s*[?？]", scene.text[run[-1].end :])
+        if len(ids) > 1 and marked:
+            value = [{"device": i} | ({"count": n} if n else {}) for i, n in reversed(ids.items())]
+            return [scene.candidate(CANDIDATES, value, run[0].start, run[-1].end, tags=("choice",))]
+    return []
+
+
+def _count_before(scene: Scene, name: Name) -> int | None:
+    m = re.search(
+        r"(?<![\d.])(\d{1,5})\s*(?:[x×*]|[张块片颗])?\s*(?:NVIDIA|Nvidia|AMD|Ascend|昇腾)?\s*$",
+        scene.text[: name.start],
+    )
+    return int(m[1]) if m else None
+
+
+# -------------------------------------------------------------------------------------------------------------- spare
+
+_NUMBERS = {"one": 1, "a": 1, "an": 1, "any": 1, "two": 2, "three": 3, "一": 1, "二": 2, "两": 2, "三": 3}
+_N = r"(?P<n>\d|one|two|three|an?|any|一|二|两|三)"
+_WHAT = r"(?P<what>replicas?|instances?|nodes?|servers?|machines?|hosts?|gpus?|cards?|devices?|副本|实例|节点|服务器|机器?|卡)"
+_SPARES = tuple(
+    re.compile(p, re.I)
+    for p in (
+        r"\bN\s*\+\s*(?P<n>[1-3])(?!\d)",
+        rf"{_N}\s+(?:hot[- ]?|cold[- ]?|warm[- ]?)?(?:spare|standby|stand-by|backup|redundant)\s+{_WHAT}",
+        rf"(?:spare|standby|backup|redundant)[\s_]+{_WHAT}\s*[:=：]\s*(?P<n>[1-3])\s*$",
+        rf"(?:surviv|tolerat|withstand)\w*\s+(?:the\s+)?(?:loss|failure|outage|crash)\s+of\s+(?:any\s+)?{_N}\s+(?:single\s+|whole\s+)?{_WHAT}",
+        rf"(?:any\s+)?{_N}\s+{_WHAT}\s+(?:may|can|could|might)\s+(?:fail|go down|be lost|be down|die)",
+        rf"(?:预留|备用|冗余|保留|留有?)\s*{_N}\s*[个台]?\s*(?:备用|冗余|热备|空闲)?(?:的)?{_WHAT}(?!\s*显存)",
+        rf"{_N}\s*[个台]?\s*(?:备用|冗余|热备){_WHAT}",
+        rf"(?:容忍|允许|承受|容许)(?:任意|任何|单)?\s*{_N}?\s*[个台]?\s*{_WHAT}.{{0,4}}(?:故障|宕机|失效|挂掉|下线)",
+    )
+)
+_OTHER_SPARES = re.compile(
+    r"power suppl|psu|ups\b|cooling|\bfans?\b|raid|disk|switch|uplink|网卡|电源|散热|交换机|磁盘", re.I
+)
+
+
+def _spare(scene: Scene) -> tuple[Candidate | None, str]:
+    """ "N+1", "one spare replica", "must survive the loss of a node": (how many of what, the words)."""
+    for pattern in _SPARES:
+        m = pattern.search(scene.text, scene.shift if scene.statement.kind != "leaf" else 0)
+        if m is None or _OTHER_SPARES.search(scene.text):
+            continue
+        groups = m.groupdict()
+        count = groups["n"] or "1"
+        number = int(count) if count.isdigit() else _NUMBERS[count.lower()]
+        what = groups.get("what") or scene.text
+        node = re.search(r"node|server|machine|host|节点|服务器|机", what, re.I)
+        path = (
+            "workload.spare_nodes"
+            if node and not re.search(r"replica|instance|副本|实例", what, re.I)
+            else "workload.spare_replicas"
+        )
+        return scene.candidate(path, number, m.start(), m.end(), tags=("spare",)), m.group()
+    return None, ""
+
+
+_PEAKS = (
+    re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?:x|×|times|-?fold|倍)\s*(?:the (?:mean|average)\s*)?(?:higher\s*)?(?:at|during|in|on)\s+(?:the\s+)?(?:daily\s+)?peaks?\b", re.I),
+    re.compile(r"\b(?:peaks?|bursts?|spikes?)\b[^,.;\d]{0,24}?(?P<n>\d+(?:\.\d+)?)\s*(?:x|×|times|-?fold)(?![\w.])", re.I),
+    re.compile(r"(?:高峰|峰值|尖峰)[^，。；,\d]{0,12}(?P<n>\d+(?:\.\d+)?)\s*倍", re.I),
+)  # fmt: skip
+
+
+def _peak(scene: Scene) -> tuple[Candidate | None, str]:
+    """ "3x at peak", "bursts up to 4x": peak over mean load."""
+    for pattern in _PEAKS:
+        m = pattern.search(scene.text, scene.shift)
+        if m is not None and float(m["n"]) >= 1:
+            return scene.candidate("workload.peak_factor", float(m["n"]), m.start(), m.end()), m.group()
+    return None, ""
+
+
+__all__: list[str] = ["CANDIDATES", "CURRENCY", "PRICE", "read"]

@@ -1,0 +1,221 @@
+"""Amounts that no word of their sentence claims: what the unit and the neighbours leave as the one meaning."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from agent.reading.facts import Candidate, Reading
+from agent.reading.lexicon import PER_NODE, PER_USER, SHARED_LINK, SPARSE, TERMS, compiled, search, stats_in
+
+if TYPE_CHECKING:
+    from agent.reading.prose import Scene
+
+_DEVICES = next(t for t in TERMS if t.path == "hardware.device_count")
+
+
+def read(scene: Scene, reading: Reading) -> list[Candidate]:
+    """Amounts that no word claimed, where the unit and the neighbours leave one meaning."""
+    used = {p.quantity.start for p in scene.pairs}
+    out = []
+    for q in scene.quantities:
+        if q.start in used or (q.start < scene.label_end and scene.label_end):
+            continue
+        out += _LOOSE[q.dimension](scene, q) if q.dimension in _LOOSE else []
+    return out
+
+
+_EVERY = re.compile(
+    r"\b(?:one|a|an|a single|1) (?:request|query|call|prompt|job)s? (?:every|per|each|in)\s*(?:\x01*)\s*(?P<en>$)|每(?:隔)?(?P<zh>$)",
+    re.I,
+)
+
+
+def _one_every(scene: Scene, q: Any) -> list[Candidate]:
+    """ "One request every 2 seconds" is a rate of 0.5 per second."""
+    behind = re.match(r"\s*(?:钟)?(?:来|有|到达)?(?:一|1)\s*(?:个|条|次)(?:请求|查询|调用)", scene.text[q.end :])
+    before = _EVERY.search(scene.text[: q.start])
+    if not q.value or not (before and (before["en"] is not None or behind)):
+        return []
+    return [scene.candidate("workload.request_rate", float(f"{1 / q.value:.10g}"), q.start, q.end)]
+
+
+def _near(scene: Scene, q: Any, before: int, after: int) -> str:
+    return scene.masked[max(0, q.start - before) : q.start] + " " + scene.masked[q.end : q.end + after]
+
+
+_OF_EACH = re.compile(
+    r"\s*(?:of )?(?:v?ram\b|memory|hbm\w*|显存)?\s*(?:each\b|apiece|(?:per|/) ?(?:card|gpu|npu|device|gcd|die|chip|accelerator))",
+    re.I,
+)
+_EACH_HAS = re.compile(
+    r"(?:(?:每|单|各)[个]?[张块片颗卡]?卡?|per (?:card|gpu|device)|each)\s*(?:card|gpu|有|带|是|has|with|配)?\s*$", re.I
+)
+_HOST = re.compile(r"(?<!v)\bram\b|\bddr|(?<!显存)内存|\bdisk|\bssd|nvme|storage|\bhost\b|硬盘|\bcpu", re.I)
+
+
+def _loose_bytes(scene: Scene, q: Any) -> list[Candidate]:
+    """Memory of a device: beside its name, or "each", or beside its form factor; never that of a host."""
+    if _HOST.search(_near(scene, q, 16, 18)) or not 1e9 <= q.value <= 2e12:
+        return []
+    devices = [n for n in scene.names if n.kind == "device"]
+    beside = any(-3 <= q.start - n.end <= 4 or 0 <= n.start - q.end <= 3 for n in devices)
+    about = devices or compiled(_DEVICES.words).search(scene.masked)
+    each = about and (_OF_EACH.match(scene.masked, q.end) or _EACH_HAS.search(scene.masked[: q.start]))
+    form = re.search(r"(?:sxm\d?|pci-?e|oam|nvl\d*|hbm\w*)[\s,，/]*$", scene.text[: q.start], re.I)
+    if not (beside or each or form):
+        return []
+    return [scene.candidate("hardware.memory_bytes", float(f"{q.value:.12g}"), q.start, q.end)]
+
+
+def _loose_bandwidth(scene: Scene, q: Any) -> list[Candidate]:
+    """Of the memory if one is named before it; of the network if it is an Ethernet speed or a cable between machines."""
+    value = float(f"{q.value:.12g}")
+    if re.search(r"hbm|vram|显存|memory", scene.text[: q.start], re.I):
+        return [scene.candidate("hardware.memory_bandwidth", value, q.start, q.end)]
+    if q.unit.endswith("bE") or re.search(
+        r"ethernet|infiniband|roce|\bnic|between (?:them|the two)|cable|\bports?\b|网口|网线|光模块|交换机",
+        scene.text,
+        re.I,
+    ):
+        scope = (
+            "node" if search(SHARED_LINK).search(scene.text) or search(PER_NODE).search(_near(scene, q, 20, 40)) else ""
+        )
+        scope = "device" if q.per == "device" else scope
+        return [
+            replace(
+                scene.candidate("hardware.inter_node_bandwidth", value, q.start, q.end), scope=scope, factor=q.factor
+            )
+        ]
+    return []
+
+
+_REACHED = re.compile(
+    r"reach\w*|achiev\w*|attain\w*|sustain\w*|usable|effective\w*|realistic\w*|in practice|实际|实测|可达|能?(?:达|跑)到|有效|能用",
+    re.I,
+)
+
+
+def _loose_fraction(scene: Scene, q: Any) -> list[Candidate]:
+    if not 0 < q.value < 1:
+        return []
+    value = float(f"{q.value:.10g}")
+    above = re.search(
+        r"(?:above|over|more (?:\w+ )?than|beyond|off|from|of) (?:the |its )?(?:average|mean)|(?:超过|高于|高出|偏离).{0,6}(?:平均|均值)|平均(?:值|水平)?.{0,4}(?:高|多|以内)",
+        scene.text,
+        re.I,
+    )
+    above = above or re.search(
+        r"differ|deviat|spread|相差|偏差|差异|差距|波动", scene.text[max(0, q.start - 40) : q.end], re.I
+    )
+    if above and re.search(r"gpu|card|device|memory|load|卡|显存|负载|设备", scene.text, re.I):
+        return [scene.candidate("requirements.balance_epsilon", value, q.start, q.end)]
+    if _REACHED.search(_near(scene, q, 24, 30)):
+        earlier = [o for o in scene.quantities if o.end <= q.start and o.dimension in ("bytes/s", "flop/s")]
+        path = {"bytes/s": "hardware.mbu", "flop/s": "hardware.mfu"}[earlier[-1].dimension] if earlier else ""
+        if path:
+            return [scene.candidate(path, value, q.start, q.end)]
+    return _loose_share(scene, q)
+
+
+def _loose_count(scene: Scene, q: Any) -> list[Candidate]:
+    peak = re.search(r"\bpeak|\bburst|rush hour|busiest|高峰|峰值|忙时|大促", scene.text, re.I)
+    if (
+        peak
+        and q.high is None
+        and 1 < q.value <= 1000
+        and re.match(r"\s*(?:倍|times\b|x\b|×|-?\s?fold\b)", scene.masked[q.end :], re.I)
+    ):
+        return [scene.candidate("workload.peak_factor", q.value, q.start, q.end)]
+    if re.search(r"[bB]$", q.text) and q.value >= 1e8 and scene.statement.kind != "leaf":
+        return [scene.candidate("model.declared_parameters", q.value, q.start, q.end)]
+    return []
+
+
+def _loose_flops(scene: Scene, q: Any) -> list[Candidate]:
+    path = f"hardware.peak_flops.{flops_dtype(scene, q.start, q.end)}"
+    return [scene.candidate(path, q.value, q.start, q.end, tags=_sparse(scene, q))]
+
+
+def _loose_requests(scene: Scene, q: Any) -> list[Candidate]:
+    return [scene.candidate("workload.request_rate", float(f"{q.value:.12g}"), q.start, q.end)] if q.value > 0 else []
+
+
+def _sparse(scene: Scene, q: Any) -> tuple[str, ...]:
+    return ("sparse",) if search(SPARSE).search(scene.text[max(0, q.start - 24) : q.end + 24]) else ()
+
+
+def flops_dtype(scene: Scene, start: int, end: int) -> str:
+    """The dtype that a peak in [start, end) is given for: in the label, or the nearest one beside it; else empty."""
+    near = [
+        n
+        for n in scene.names
+        if n.kind == "dtype" and (min(abs(n.end - start), abs(n.start - end)) < 22 or n.end <= scene.label_end)
+    ]
+    return min(near, key=lambda n: min(abs(n.end - start), abs(n.start - end))).value if near else ""
+
+
+def _loose_share(scene: Scene, q: Any) -> list[Candidate]:
+    """ "No more than 90% of GPU memory may be used", "leave 10% of memory free"."""
+    if not re.search(r"memory|vram|显存", scene.text, re.I):
+        return []
+    free = re.search(r"free|reserve|headroom|spare|余量|空闲|预留|保留|留出?", scene.text, re.I)
+    used = re.search(r"\bus(?:e|ed|age)\b|occup|consum|占用|使用|利用", scene.text, re.I)
+    value = q.value if free else 1 - q.value
+    rounded = float(f"{value:.10g}")
+    return [scene.candidate("requirements.memory_reserve", rounded, q.start, q.end)] if free or used else []
+
+
+def counted_tokens(words: str) -> str:
+    """Which tokens a throughput counts by its words: output, input, total; empty where they do not say."""
+    low = words.lower()
+    if re.search(
+        r"input\s*(?:\+|and|&|/)\s*output|输入\s*(?:\+|和|加|与)\s*输出|total (?:tokens?|tok)\b|in\s*\+\s*out|prompt\s*(?:\+|and)\s*(?:completion|output|generation)|总 ?token",
+        low,
+    ):
+        return "total"
+    if re.search(r"\boutput|generat|decod|输出|生成|解码", low):
+        return "output"
+    return "input" if re.search(r"\binput|prefill|prompt|输入|预填充", low) else ""
+
+
+def _loose_rate(scene: Scene, q: Any) -> list[Candidate]:
+    around = scene.text[max(0, q.start - 24) : q.end + 24]
+    base = scene.candidate("requirements.throughput_total.limit", q.value, q.start, q.end)
+    if q.per == "user" or search(PER_USER).search(around):
+        stat = _stat_behind(scene, q)
+        return (
+            [replace(base, path=f"requirements.tpot_s.{stat}", value=float(f"{1 / q.value:.10g}"))] if q.value else []
+        )
+    metric = "throughput_per_device" if q.per == "device" else "throughput_total"
+    counts = counted_tokens(q.text + scene.text[q.end : q.end + 20])
+    out = [replace(base, path=f"requirements.{metric}.counts", value=counts)] if counts else []
+    if q.per == "device" or re.search(
+        r"\b(?:total|overall|aggregate|altogether|in all|cluster|system)\b|总|合计|整体|集群|系统", scene.text, re.I
+    ):
+        return [replace(base, path=f"requirements.{metric}.limit"), *out]
+    return [replace(base, doubt=f"{base.stated_as} {UNSCOPED}"), *out]
+
+
+def _stat_behind(scene: Scene, q: Any) -> str:
+    """ "30 tok/s/user at p50" is a bound of the median."""
+    joint = re.match(r"\s*[(（,，]?\s*(?:at |for |in )?(?:the )?", scene.text[q.end :])
+    start = q.end + (joint.end() if joint else 0)
+    found = stats_in(scene.text[start : start + 16])
+    return found[0][1] if found and found[0][0] == 0 else "limit"
+
+
+UNSCOPED = "does not say per what; read as the total"
+_LOOSE = {
+    "bytes": _loose_bytes,
+    "bytes/s": _loose_bandwidth,
+    "fraction": _loose_fraction,
+    "count": _loose_count,
+    "s": _one_every,
+    "flop/s": _loose_flops,
+    "requests/s": _loose_requests,
+    "tokens/s": _loose_rate,
+}

@@ -1,0 +1,291 @@
+"""Clauses: which words of a paper state whose strategy, baseline or proposed, for which model."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from agent.reading.paper_degrees import Degrees, parse_degrees, stated
+from agent.reading.paper_groups import mentions
+from agent.reading.paper_rows import column_clauses, row_words, tables
+from agent.reading.paper_text import Paper, Passage, part, section_kind
+from tools.spec.paper import PaperModel, PaperRole
+
+_DEV = r"(?:GPUs?|NPUs?|devices?|cards?|ranks?|accelerators?|nodes?|卡|设备)"
+BASELINE = re.compile(
+    r"\bbase ?lines?\b|compar\w+ (?:with|to|against)|versus|\bcomparators?\b|\breference (?:point|deployment|configuration|config|system|set-?up|scheme|strategy|layout|plan)|\bcontrol (?:group|set-?up|deployment)|conventional (?:deployment|layout|set-?up|scheme|plan)|\bstatus quo\b|基线|对照|参照|基准(?:方案|方法|部署|策略)|对比(?:方案|方法|对象)|传统(?:方案|部署)",
+    re.I,
+)
+PROPOSED = re.compile(
+    r"\bproposed\b|\bours\b|\bour (?:method|approach|scheme|strategy|system|deployment|proposal)|\bthis (?:paper(?:'s)? (?:method|approach)|work)\b|\b(?:new|suggested) (?:scheme|layout|deployment|plan|strategy|placement)|所提|提出的|本文(?:方法|方案|策略)?|本(?:方法|方案|工作|策略)|新方案|我们的(?:方法|方案|部署|策略)",
+    re.I,
+)
+_WE = re.compile(
+    r"\bwe (?:use|run|deploy|place|set|choose|apply|split|partition|evaluate|distribute)|\bour\b|我们(?:采用|使用|部署|将)",
+    re.I,
+)
+
+
+@dataclass(slots=True)
+class Clause:
+    """One strategy in words. `texts` are the passages it is made of, `model` the key it is for (None: every model)."""
+
+    role: PaperRole
+    texts: list[Passage]
+    model: str | None = None
+    explicit: bool = True
+    """Under a label or heading that says its role."""
+    degrees: Degrees = field(default_factory=Degrees)
+    unsure: bool = False
+    """Its role is a guess: it states a strategy, and nothing says whose."""
+    said_as: str = ""
+    """The words, where only some of the passages' are about it."""
+
+    @property
+    def words(self) -> str:
+        if self.said_as:
+            return self.said_as
+        return " ".join(" ".join(p.said if p.body else p.text for p in self.texts).split())
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What strategies are read against."""
+
+    num_devices: int | None
+    per_node: int | None
+    fast_memory: tuple[float, Passage] | None = None
+    """Bytes of cache or SRAM of a device, and the passage that states them."""
+
+    @property
+    def num_nodes(self) -> int | None:
+        return -(-self.num_devices // self.per_node) if self.num_devices and self.per_node else None
+
+
+def clauses_of(paper: Paper, models: Sequence[PaperModel], setting: Setting) -> list[Clause]:
+    out = _headed(paper, models)
+    under = {t for c in out for p in c.texts[:1] for t in [p.raw]}
+    for p in paper.passages:
+        if p.section and p.section[-1] in under:
+            continue
+        if section_kind(p.section) in ("related", "references", "conclusion"):
+            continue
+        if p.kind != "row":
+            role = role_of(p)
+            if role is None and section_kind(p.section) not in ("experiments", "results", ""):
+                continue
+            out += _labelled(p, role, models) if role else _sentences(p, models)
+    for rows in tables(paper.passages):
+        if section_kind(rows[0].section) not in ("related", "references", "conclusion"):
+            out += _table(rows, models)
+    for c in out:
+        c.degrees = parse_degrees(c.words, per_node=setting.per_node, num_nodes=setting.num_nodes)
+    kept = [c for c in out if not c.degrees.empty or (c.role == "proposed" and c.explicit)]
+    return _settled(kept)
+
+
+def _settled(clauses: list[Clause]) -> list[Clause]:
+    """Clauses of unsure role: the last one of a paper that names no proposed strategy is it, the others are baselines."""
+    sure = [c for c in clauses if not c.unsure]
+    unsure = [c for c in clauses if c.unsure]
+    if not unsure:
+        return clauses
+    said = {c.role for c in sure if not c.degrees.empty or mentions(c.words)}
+    if "proposed" not in said:
+        last = {unsure[-1].model} if unsure[-1].model is None else {c.model for c in unsure}
+        for model in last:
+            [c for c in unsure if c.model == model][-1].role = "proposed"
+    elif "baseline" in said:
+        unsure = [c for c in unsure if c.texts[0].kind == "row"]
+    return [*sure, *unsure]
+
+
+def _headed(paper: Paper, models: Sequence[PaperModel]) -> list[Clause]:
+    """Headings that carry degrees ("Baseline (TP=8, PP=2)"), with what stands below them."""
+    out = []
+    for line, title in paper.headings:
+        base, prop = bool(BASELINE.search(title)), bool(PROPOSED.search(title))
+        if base == prop or parse_degrees(title).empty or section_kind((title,)) == "method":
+            continue
+        below = [p for p in paper.passages if p.section and p.section[-1] == title]
+        file = paper.passages[0].file if paper.passages else ""
+        heading = Passage(file, title, title, ((0, line),), kind="heading")
+        out.append(Clause("baseline" if base else "proposed", [heading, *below], _model_key(title, models)))
+    return out
+
+
+def role_of(p: Passage) -> PaperRole | None:
+    """By its labels, innermost first, then by the headings around it; a method section is no set-up."""
+    for title in (*reversed(p.label.split(" / ")), *reversed(p.section[1:])):
+        base, prop = bool(BASELINE.search(title)), bool(PROPOSED.search(title))
+        if title in p.section and section_kind((title,)) == "method" and not _inside_set_up(p, title):
+            continue
+        if base != prop:
+            return "baseline" if base else "proposed"
+    return None
+
+
+def _inside_set_up(p: Passage, title: str) -> bool:
+    """ "4.3 Proposed method" below "4 Experiments" is set-up."""
+    outer = p.section[: p.section.index(title)]
+    return any(section_kind((t,)) == "experiments" for t in outer)
+
+
+_SIDE = re.compile(r"prefill|decod|attention|experts?\b|\bbase\b|\bpool|预填|解码|注意力|专家|基础|池", re.I)
+"""Groups, pools and phases that a label may name beside a role."""
+
+
+def _labelled(p: Passage, role: PaperRole, models: Sequence[PaperModel]) -> Iterator[Clause]:
+    # The label itself may carry the degrees: "Baseline (TP=8, PP=2): each GPU …"
+    label = p.text[: p.body]
+    carries = p.body and (
+        _role_in(label) is None or not parse_degrees(label).empty or bool(mentions(label)) or bool(_SIDE.search(label))
+    )
+    said = part(p, 0 if carries else p.body, len(p.text))
+    inherited = _model_key(p.label, models)
+    for key, piece in _by_model(said, models):
+        for text in _alternatives(piece) if role == "baseline" else [piece]:
+            yield Clause(role, [text], key or inherited)
+
+
+def _sentences(p: Passage, models: Sequence[PaperModel]) -> Iterator[Clause]:
+    """Sentences that say whose strategy they state."""
+    for a, b in p.sentences():
+        sentence = part(p, a, b)
+        compared = re.search(r"\bcompar\w+\s+(?P<x>.+?)\s+(?:with|against|to|versus)\s+(?P<y>.+)", sentence.text, re.I)
+        if compared and not parse_degrees(compared["x"]).empty and not parse_degrees(compared["y"]).empty:
+            yield Clause("proposed", [part(sentence, compared.start("x"), compared.end("x"))], None, False)
+            yield Clause("baseline", [part(sentence, compared.start("y"), compared.end("y"))], None, False)
+            continue
+        base = bool(BASELINE.search(sentence.text))
+        prop = bool(PROPOSED.search(sentence.text)) or bool(_WE.search(sentence.text))
+        if not base and not prop:
+            if section_kind(p.section) == "experiments" and any(parse_degrees(sentence.text).axes.values()):
+                yield from (Clause("baseline", [x], k, False, unsure=True) for k, x in _by_model(sentence, models))
+            continue
+        role: PaperRole = "baseline" if base else "proposed"
+        for key, piece in _by_model(sentence, models):
+            for text in _alternatives(piece) if base else [piece]:
+                yield Clause(role, [text], key, False)
+
+
+def _table(rows: Sequence[Passage], models: Sequence[PaperModel]) -> Iterator[Clause]:
+    """One strategy per row or per column. An unmarked one is a baseline if another one is marked as proposed."""
+    columns = [(t, p) for t, p in column_clauses(rows) if BASELINE.search(t) or PROPOSED.search(t)]
+    if columns:
+        for title, p in columns:
+            yield Clause(_role_in(title) or "baseline", [p], _model_key(title, models))
+        return
+    found = [(" ".join(c for _, c in p.cells), p, words) for p in rows if (words := row_words(p))]
+    marked = any(_role_in(name) == "proposed" for name, _, _ in found)
+    for name, p, words in found:
+        role = _role_in(name)
+        clause = Clause(role or "baseline", [replace(p, text=words, body=0)], _model_key(name, models))
+        clause.unsure = role is None and not marked
+        yield clause
+
+
+def _role_in(text: str) -> PaperRole | None:
+    """The one role that a text names; a text that names both is one about the proposed."""
+    base, prop = bool(BASELINE.search(text)), bool(PROPOSED.search(text))
+    return "baseline" if base and not prop else "proposed" if prop and not base else None
+
+
+def _model_key(text: str, models: Sequence[PaperModel]) -> str | None:
+    found = {k for k, _, _ in _mentions(text, models)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _names(m: PaperModel) -> list[str]:
+    short = re.sub(r"^(?:model|模型)[ -]*|[ -]*(?:model|模型)$", "", m.name, flags=re.I).strip()
+    return [n for n in dict.fromkeys((m.name, short)) if n]
+
+
+def _mentions(text: str, models: Sequence[PaperModel]) -> list[tuple[str, int, int]]:
+    """(key, start, end) of every place that turns to a model."""
+    if len(models) < 2:
+        return []
+    out = []
+    for m in models:
+        for name in _names(m):
+            word = re.escape(name)
+            long = len(name) > 2 and name.lower() not in ("moe",)
+            pattern = rf"(?:(?<![A-Za-z0-9])(?:for |on |of )?(?:the )?(?:model|模型)\s*{word}(?![A-Za-z0-9])|(?<![A-Za-z0-9]){word}\s*[:：]|(?:for|on|对于?|在)\s+(?:the )?{word}(?![A-Za-z0-9]))"
+            pattern = rf"{pattern}|(?<![A-Za-z0-9]){word}(?![A-Za-z0-9])" if long else pattern
+            out += [(m.key, x.start(), x.end()) for x in re.finditer(pattern, text, re.I if long else 0)]
+    out.sort(key=lambda x: (x[1], -x[2]))
+    kept: list[tuple[str, int, int]] = []
+    for x in out:
+        if not kept or x[1] >= kept[-1][2]:
+            kept.append(x)
+    return kept
+
+
+def _by_model(p: Passage, models: Sequence[PaperModel]) -> list[tuple[str | None, Passage]]:
+    """(model, the stretch about it); None: every model."""
+    marks = _mentions(p.text, models)
+    if not marks:
+        return [(None, p)]
+    out: list[tuple[str | None, Passage]] = []
+    head = part(p, 0, marks[0][1])
+    if not parse_degrees(head.text).empty:
+        # The model is named after its strategy: "EP 16 for model A".
+        cuts = [0, *(m[2] for m in marks)]
+        return [(m[0], part(p, a, m[2])) for a, m in zip(cuts, marks, strict=False)]
+    for (key, _, end), following in zip(marks, [*(m[1] for m in marks[1:]), len(p.text)], strict=True):
+        if following > end and p.text[end:following].strip(" :：,，;；.。"):
+            out.append((key, part(p, end, following)))
+        else:
+            out.append((key, part(p, end, len(p.text))))  # "A and B: …" share what follows
+    return out
+
+
+_ALTERNATIVE = re.compile(
+    r"\s*(?:[(（](?:\d|[a-z]|i{1,3}|iv)[)）]|(?:(?<=\s)|^)\d\)|[;；]|,?\s+or\s+|,?\s+versus\s+|,?\s+as well as\s+|以及)\s*"
+)
+
+
+def _alternatives(p: Passage) -> list[Passage]:
+    """Baselines that stand side by side in one passage; a stretch without degrees belongs to the one before it."""
+    cuts = {0, len(p.text)} | {m.end() for m in _ALTERNATIVE.finditer(stated(p.text))} | {a for a, _ in p.sentences()}
+    # "and" separates strategies only where both sides are whole ones: "TP 16, and ring attention over 16 devices".
+    cuts |= {m.end() for m in re.finditer(r",\s*(?:and|另外|和)\s+", p.text) if _stands_alone(p.text[m.end() :])}
+    edges = sorted(cuts)
+    out: list[tuple[int, int]] = []
+    for a, b in itertools.pairwise(edges):
+        if (out and parse_degrees(p.text[a:b]).empty) or (out and parse_degrees(p.text[out[-1][0] : out[-1][1]]).empty):
+            out[-1] = (out[-1][0], b)
+        else:
+            out.append((a, b))
+    return [part(p, a, b) for a, b in out]
+
+
+def _stands_alone(text: str) -> bool:
+    d = parse_degrees(text)
+    return bool({"ring", "ulysses", "cp"} & d.axes.keys()) or (d.devices is not None and not d.empty)
+
+
+def merged(clauses: Sequence[Clause]) -> Clause | None:
+    """One proposed strategy: the explicit clause, with what further ones add to it."""
+    ordered = sorted(clauses, key=lambda c: (not c.explicit, c.degrees.empty))
+    if not ordered:
+        return None
+    first = ordered[0]
+    d = first.degrees
+    for c in ordered[1:]:
+        o = c.degrees
+        if any(d.axes.get(a) and v and d.axes[a] != v for a, v in o.axes.items()):
+            continue
+        if not first.degrees.empty and not c.explicit and set(o.axes) - set(d.axes):
+            continue
+        d = Degrees(
+            axes={**o.axes, **{a: v for a, v in d.axes.items() if v is not None or a not in o.axes}}, devices=d.devices or o.devices,
+            experts_per_device=d.experts_per_device or o.experts_per_device, layers_per_stage=d.layers_per_stage or o.layers_per_stage,
+            layers_each=d.layers_each or o.layers_each, slices=d.slices or o.slices, sp=d.sp or o.sp,
+            experts_sliced=d.experts_sliced or o.experts_sliced, microbatches=d.microbatches or o.microbatches, bindings={**o.bindings, **d.bindings},
+        )  # fmt: skip
+    return Clause("proposed", [p for c in ordered for p in c.texts][:6], first.model, first.explicit, d)

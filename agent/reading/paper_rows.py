@@ -1,0 +1,84 @@
+"""Strategies in tables: one per row (columns TP, PP, GPUs, Prefill …) or one per column (rows TP, PP, devices …), in words.
+
+A cell is said with its column's title: "TP" and "8" become "TP 8", "Attention GPUs" and "12" become "12 attention GPUs".
+"""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from agent.reading.paper_degrees import axis_spans, parse_degrees
+from agent.reading.paper_groups import DEV, device_groups, mentions
+from agent.reading.paper_text import Passage
+
+_MEASURED = re.compile(r"TPS|TTFT|TPOT|tok\w*\s*/\s*s|throughput|latency|speed-?up|utili[sz]ation|\bms\b|time|吞吐|时延|延迟|加速比|利用率", re.I)  # fmt: skip
+_DEVICES = re.compile(rf"(?:number of |num |no\.? of |#\s?|total |所用)?(?:{DEV})(?: count| used| total|数量?|总数)?", re.I)  # fmt: skip
+_COUNTED = re.compile(r"micro-?\s?batch|slice|chunk|virtual|threshold|segment|stage|replica|instance|group|微批|切片|阈值|虚拟|阶段|副本", re.I)  # fmt: skip
+_ROLE = re.compile(r"prefill|decod|attention|expert|MoE|base|pool|预填|解码|注意力|专家|基础|池", re.I)
+_NUMBER = re.compile(r"\d[\d,]*")
+_SYMBOL = re.compile(r"[A-Za-z](?:_?\w{1,3})?")
+
+
+def said(title: str, cell: str) -> str:
+    """One cell as a clause would say it; "" where it says nothing about a strategy."""
+    title, cell = title.strip(), cell.strip()
+    if not cell or cell in ("-", "–", "—", "n/a", "/") or _MEASURED.search(title):
+        return ""
+    number = _NUMBER.fullmatch(cell)
+    axis = next((a for a, s, e in axis_spans(title) if e - s >= len(title) - 8), None)
+    if axis and number:
+        return f"{title} {cell}" if cell not in ("0", "1") else ""
+    if number and _DEVICES.fullmatch(title):
+        return f"{cell} devices"
+    if number and (mentions(f"1 {title}") or _COUNTED.search(title)):
+        return f"{title}: {cell}" if re.search(r"threshold|阈值", title, re.I) else f"{cell} {title}"
+    if number and _ROLE.search(title):
+        return f"{title}: {cell} devices"
+    if number and _SYMBOL.fullmatch(title):
+        return f"{title} = {cell}"
+    if number or re.fullmatch(r"[\d.,%x× ]*[KMBkms]*", cell):
+        return ""
+    return f"{title}: {cell}" if _ROLE.search(title) else cell
+
+
+def row_words(p: Passage) -> str | None:
+    """A row as one clause; None where it states no strategy."""
+    words = [w for t, c in p.cells if (w := said(t, c))]
+    text = "; ".join(words)
+    degrees = parse_degrees(", ".join(words))
+    placed = len(device_groups(text, ("attention", "expert"))) == 2 or len(device_groups(text, ("base", "pool"))) == 2
+    if not any(degrees.axes.values()) and not placed and not degrees.slices and not degrees.experts_per_device:
+        return None
+    pools = sum(bool(re.search(r"prefill|decod|预填|解码", t, re.I)) for t, _ in p.cells) > 1
+    return text if pools or placed else ", ".join(words)
+
+
+def tables(passages: Sequence[Passage]) -> Iterator[list[Passage]]:
+    """Rows that follow each other below the same header."""
+
+    def key(p: Passage) -> tuple[object, ...]:
+        return (p.section, tuple(t for t, _ in p.cells)) if p.kind == "row" else ()
+
+    for head, rows in itertools.groupby(passages, key):
+        if head:
+            yield list(rows)
+
+
+def column_clauses(rows: Sequence[Passage]) -> Iterator[tuple[str, Passage]]:
+    """(title, what stands below it) for a table whose rows are degrees; nothing where rows are something else."""
+    if len(rows) < 2 or any(len(r.cells) < 2 for r in rows):
+        return
+    names = [r.cells[0][1] for r in rows]
+    if sum(bool(said(n, "2")) for n in names) < min(2, len(names)):
+        return
+    for i, (title, _) in enumerate(rows[0].cells[1:], 1):
+        words = [w for r in rows if i < len(r.cells) and (w := said(r.cells[0][1], r.cells[i][1]))]
+        if words and not parse_degrees(", ".join(words)).empty:
+            first = rows[0]
+            lines = tuple((0, n) for _, n in first.lines)
+            yield title, replace(first, text="; ".join(words), lines=lines, body=0)
