@@ -6,6 +6,7 @@ import numpy as np
 
 from tools.cost.steps import BodyBytes, Candidates, Layout
 from tools.engines.rules import engines, kv_budgets
+from tools.memory import Role
 
 
 def free_bytes(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -13,9 +14,20 @@ def free_bytes(layout: Layout, batch: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     Negative: does not fit.
     """
+    if not layout.mesh.shape.groups:
+        return _free(layout, batch)
+    # Several device groups per stage: the fullest of them decides.
+    apart = [_free(layout, batch, role) for role in layout.roles()]
+    free, kv = (np.stack(x) for x in zip(*apart, strict=True))
+    fullest = np.argmin(free, axis=0)[None]
+    return np.take_along_axis(free, fullest, 0)[0], np.take_along_axis(kv, fullest, 0)[0]
+
+
+def _free(layout: Layout, batch: np.ndarray, role: Role = None) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the ranks that belong to these device groups."""
     d, engine = layout.deployment, layout.cands.engine
     known = engine in engines()
-    bodies, degrees = layout.memory_rows(batch), layout.cands.with_batch(batch).degrees()
+    bodies, degrees = layout.memory_rows(batch, role), layout.cands.with_batch(batch).degrees()
     stages = [bodies.stage(counts) for counts in layout.stages.each(layout.cands.pp)]
     weights, activation, kv = (np.stack(x) for x in zip(*stages, strict=True))
     left = kv_budgets(

@@ -22,6 +22,7 @@ from tools.engines.rules import Degrees, default_layers_per_stage, engines
 from tools.graph.build import all_sizes
 from tools.memory import (
     Dtypes,
+    Role,
     activation_sizes,
     body_activation_bytes,
     body_kv_bytes,
@@ -508,11 +509,11 @@ class Layout:
 
     # ----------------------------------------------------------------------------------------------------------- memory
 
-    def memory_rows(self, batch: np.ndarray) -> BodyBytes:
-        """Bytes per body of the fullest rank at `batch` sequences per replica."""
+    def memory_rows(self, batch: np.ndarray, role: Role = None) -> BodyBytes:
+        """Bytes per body of the fullest rank at `batch` sequences per replica; `role`: of the ranks in these device groups."""
         c, n = self.cands, len(self.cands)
         bodies = (self.prefill.embed, *(b for _, b in self.prefill.layers), self.prefill.head)
-        weights, untied = self._weights()
+        weights, untied = self._weights(role)
         # What a rank holds depends on its own sequences alone.
         batch = -(-np.asarray(batch, np.int64) // c.attn_dp) * c.attn_dp
         first, back = distinct([self.row, c.max_num_batched_tokens, batch], n)
@@ -521,9 +522,13 @@ class Layout:
         keys = self.known.keys(self.mesh_ids[few.row], batch, few.cands.max_num_batched_tokens, context)
 
         def work_out(missing: np.ndarray) -> np.ndarray:
-            return few.take(missing)._held_rows(batch[missing], bodies)
+            return few.take(missing)._held_rows(batch[missing], bodies, role)
 
-        rows = work_out(np.arange(len(first))) if keys is None else self.known.table("memory").rows(keys, work_out)[0]
+        rows = (
+            work_out(np.arange(len(first)))
+            if keys is None or role
+            else self.known.table("memory").rows(keys, work_out)[0]
+        )
         kv, activation = rows.T[: len(bodies)], rows.T[len(bodies) :]
 
         def each(x: Num, index: np.ndarray) -> np.ndarray:
@@ -536,7 +541,12 @@ class Layout:
             activation=[x[back] for x in activation],
         )
 
-    def _held_rows(self, batch: np.ndarray, bodies: Sequence[PBody]) -> np.ndarray:
+    def roles(self) -> tuple[frozenset[str], ...]:
+        """Device groups that ranks belong to together, where a stage has several."""
+        one = Mesh(self.mesh.shape, {a: int(np.ravel(d)[0]) for a, d in self.mesh.degrees.items()})
+        return tuple(role for role, _ in one.roles())
+
+    def _held_rows(self, batch: np.ndarray, bodies: Sequence[PBody], role: Role = None) -> np.ndarray:
         """KV of every body, then its activations, one row per candidate."""
         c = self.cands
         sizes = activation_sizes(
@@ -544,23 +554,27 @@ class Layout:
         )
         held: dict[str, Any] = {
             "sequences": -(-batch // c.attn_dp), "context": self.deployment.workload.context, "engine": c.engine,
-            "in_flight": c.max_num_batched_tokens,
+            "in_flight": c.max_num_batched_tokens, "role": role,
         }  # fmt: skip
         args = (sizes, self.mesh_at(self.row), self.dtypes)
         kv = [body_kv_bytes(b, *args, **held) for b in bodies]
         seen: dict[Any, Any] = {}
-        found = [*kv, *(body_activation_bytes(b, *args, known=seen) for b in bodies)]
+        found = [*kv, *(body_activation_bytes(b, *args, role=role, known=seen) for b in bodies)]
         return np.stack([np.broadcast_to(np.asarray(x, float), (len(batch),)) for x in found], axis=1)
 
-    def _weights(self) -> tuple[list[Num], Num]:
+    def _weights(self, role: Role = None) -> tuple[list[Num], Num]:
         """(bytes of every body's weights, the head's without what the embedding holds too) per entry of the mesh."""
-        if not self.weights:
+        if role or not self.weights:
             sizes = activation_sizes(self.model, attn_dp=1, batch=1, max_num_batched_tokens=1)
             args = (sizes, self.mesh, self.dtypes)
             tied = frozenset(x.name for x in self.prefill.embed.weights())
             head = self.prefill.head
             bodies = (self.prefill.embed, *(b for _, b in self.prefill.layers), head)
-            self.weights.append(([body_weight_bytes(b, *args) for b in bodies], body_weight_bytes(head, *args, tied)))
+            found = [body_weight_bytes(b, *args, role=role) for b in bodies]
+            pair = (found, body_weight_bytes(head, *args, tied, role))
+            if role:
+                return pair
+            self.weights.append(pair)
         return self.weights[0]
 
 
