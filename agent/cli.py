@@ -394,7 +394,7 @@ def export(
 @app.command(name="eval")
 def eval_(
     suite: Annotated[
-        str, typer.Argument(help="all, read, smoke, full, a kind of cases, a case, or a folder of cases.")
+        str, typer.Argument(help="all, read, smoke, full, a kind of cases, a case, a folder of cases; or a run to judge again.")
     ] = "all",
     backend: Annotated[
         list[str] | None,

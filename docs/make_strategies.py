@@ -25,8 +25,11 @@ from tools.dag.build import COMM_WORDS, build_dag  # noqa: E402
 from tools.dag.graph import Dag, DagEdge, DagNode, Port, Role  # noqa: E402
 from tools.dag.text import slug  # noqa: E402
 from tools.graph.build import all_sizes  # noqa: E402
-from tools.partition.lower import PBody, POp, Program, local_dims, lower, num_elements, placement_of  # noqa: E402
+from tools.partition.lower import PBody, POp, Program, ends_of, local_dims, lower, num_elements, placement_of  # noqa: E402
+from tools.partition.mesh import ATTENTION  # noqa: E402
 from tools.partition.placement import Placement  # noqa: E402
+from tools.partition.pools import Handover, Pools, handovers, lower_pools  # noqa: E402
+from tools.partition.transfer import messages  # noqa: E402
 from tools.spec.model import ModelSpec  # noqa: E402
 from tools.spec.strategy import Phase, Strategy  # noqa: E402
 
@@ -39,7 +42,8 @@ BATCH, SEQ, CONTEXT = 8, 1024, 4096
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One section. `volume`: elements that enter collectives, per rank and layer (or stage boundary), in Python."""
+    """One section. `volume`: elements that enter collectives, per rank and layer (or stage boundary), in Python; of two
+    pools, the elements of a layer that cross."""
 
     id: str
     title: str
@@ -55,6 +59,8 @@ class Entry:
     notes: tuple[str, ...] = field(default=())
     view: Literal["layer", "schedule", "stage"] = "layer"
     """What the picture shows: one layer, the tasks of all stages in time, or every stage whole."""
+    decode: dict[str, object] | None = None
+    """Degrees of the decode pool; `degrees` are then the prefill pool's."""
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -200,6 +206,72 @@ ENTRIES: tuple[Entry, ...] = (
         "ring_attention",
     ),
     Entry(
+        "ring_q",
+        "Ring attention that passes queries",
+        "llama-3-8b",
+        {"cp": 4, "cp_kind": "ring", "ring_pass": "q"},
+        "prefill",
+        "(2 * cp - 1) * batch_size * seq_len / cp * heads * (d_k + 1)",
+        "weights whole; KV cache / cp, activations / cp",
+        "Few new positions against a long cache: what travels grows with the queries, not with what they attend to. In a first "
+        "prefill of a model with grouped KV heads, as here, passing keys is cheaper.",
+        "ring_attention",
+        notes=(
+            "Queries go around with their running maximum, sum and weighted values, and a last step brings the sums home; "
+            "keys and values never move.",
+        ),
+    ),
+    Entry(
+        "attn_pool",
+        "Attention pool",
+        "llama-3-8b",
+        {"tp": 2, "attn_pool": 2},
+        "prefill",
+        "batch_size * seq_len * d_k * ((heads + 2 * kv_heads) / tp + heads / (tp + attn_pool)) "
+        "+ 2 * batch_size * seq_len * hidden",
+        "weights / tp on the tp ranks, none on the pool; KV cache / (tp + attn_pool) on all of them",
+        "Long contexts on top of a deployment that fits otherwise: attention and its cache spread further, the weights stay "
+        "where they are. Below `pool_above` tokens the transfers cost more than they save, and the pool is left out.",
+        "attention_pool",
+        notes=(
+            "The regime of at most `pool_above` tokens is the same strategy with `attn_pool: 0`, a graph and a proof of its own. "
+            "Ranks beyond the KV heads split queries in prefill and cached positions in decode.",
+        ),
+    ),
+    Entry(
+        "pools",
+        "Prefill and decode on pools of their own",
+        "llama-3-8b",
+        {"tp": 2},
+        "prefill",
+        "2 * batch_size * seq_len * kv_heads * d_k",
+        "a copy of the weights per pool, each under its own strategy; the KV cache of a prompt crosses once",
+        "Tight TPOT and long prompts: no prompt stalls a decode step, and each pool has the degrees that its phase wants. The "
+        "ratio of the pools has to follow the load, and the weights are held twice.",
+        "prefill_decode_pools",
+        notes=(
+            "Each rank of the decode pool is sent exactly the part of the cache that it will hold, whatever degrees the two "
+            "pools have; `meshwright prove` runs prefill, hand-over and decode steps as one.",
+        ),
+        decode={"tp": 4},
+    ),
+    Entry(
+        "placements",
+        "Single weights placed otherwise",
+        "llama-3-8b",
+        {"tp": 4, "placements": {"mlp.down_proj": {"hidden": "tp"}}},
+        "prefill",
+        "batch_size * seq_len * (hidden + ffn / tp + hidden / tp)",
+        "as the degrees say, but for the weights that are named",
+        "To try a layout that no degree expresses. Here the MLP gathers its activation and its result instead of summing: "
+        "more bytes than tp's all-reduce wherever ffn exceeds hidden, which the formula shows.",
+        "tensor_parallel",
+        notes=(
+            "Collectives follow from where the weights lie, the oracle executes them: "
+            "[strategy-file.md](strategy-file.md#weights-one-by-one).",
+        ),
+    ),
+    Entry(
         "dcp",
         "Decode context parallelism",
         "deepseek-v3",
@@ -288,6 +360,42 @@ ENTRIES: tuple[Entry, ...] = (
         layer="layer_moe",
         batch=128,
     ),
+    Entry(
+        "redundant",
+        "Redundant experts",
+        "mixtral-8x7b",
+        {"attn_dp": 5, "ep": 5, "redundant_experts": 2},
+        "prefill",
+        "2 * batch_size / attn_dp * seq_len * top_k * hidden",
+        "(num_experts + redundant_experts) / ep experts per rank and layer; attention whole",
+        "Skewed routing, where the rank of the busiest expert sets the pace; and degrees that the number of experts forbids: 8 "
+        "experts do not split over 5 ranks, 8 + 2 slots do.",
+        "redundant_experts",
+        layer="layer_moe",
+        batch=25,
+        notes=(
+            "The gate scores 8 experts; a step after top-k turns experts into slots, and the tokens of an expert take turns "
+            "over its copies.",
+        ),
+    ),
+    Entry(
+        "apart",
+        "Attention and experts on devices of their own",
+        "mixtral-8x7b",
+        {"tp": 2, "attn_dp": 2, "expert_devices": 2, "ep": 2},
+        "decode",
+        "batch_size / attn_dp * hidden * (1 + (top_k + 1) / tp) + batch_size * top_k * hidden / ep",
+        "attention, shared expert and KV cache on tp · cp · attn_dp ranks; routed experts / ep on expert_devices",
+        "Decode with many sequences: few expert ranks behind many attention ranks see full GEMMs, and the two groups may be "
+        "different devices. At least two micro-batches keep both busy (`meshwright dag --detail schedule`).",
+        "expert_separation",
+        layer="layer_moe",
+        batch=64,
+        notes=(
+            "Ranks that share a sequence (tp) each send a part of its tokens, so no token leaves twice; the all-gather after "
+            "the transfer back makes them whole again.",
+        ),
+    ),
 )
 
 
@@ -298,11 +406,35 @@ def strategy_of(e: Entry) -> Strategy:
     return Strategy.model_validate(e.degrees)
 
 
+def strategies_of(e: Entry) -> list[Strategy]:
+    """The strategy of the example; of two pools, prefill's and decode's."""
+    return [Strategy.model_validate(d) for d in (e.degrees, e.decode) if d is not None]
+
+
+def devices_of(e: Entry) -> int:
+    """Devices of the example, those of both pools."""
+    return sum(s.num_devices for s in strategies_of(e))
+
+
 def program_of(e: Entry, model: ModelSpec | None = None, strategy: Strategy | None = None) -> Program:
     model, phase = model or load_model(e.model).model, e.phase
     seq, kv = (SEQ, SEQ) if phase == "prefill" else (1, CONTEXT)
     sizes = all_sizes(model, batch_size=e.batch, seq_len=seq, kv_len=kv)
     return lower(model, strategy or strategy_of(e), phase, sizes)
+
+
+def pools_of(e: Entry, model: ModelSpec | None = None) -> Pools | None:
+    """Both pools of an example that has two."""
+    if e.decode is None:
+        return None
+    model = model or load_model(e.model).model
+    prompt = all_sizes(model, batch_size=e.batch, seq_len=SEQ, kv_len=SEQ)
+    return lower_pools(model, *strategies_of(e), prompt, {**prompt, "seq_len": 1})
+
+
+def crossing(pools: Pools) -> tuple[Handover, ...]:
+    """What crosses from pool to pool of the first layer, cache by cache."""
+    return tuple(h for h in handovers(pools) if 0 in h.layers)
 
 
 def layer_of(e: Entry, program: Program) -> PBody:
@@ -319,17 +451,37 @@ def elements(program: Program, body: PBody, tensor: str) -> float:
 
 
 def measured(e: Entry, program: Program) -> float:
-    """Elements that enter collectives, per rank and layer; for a pipeline, per boundary."""
-    body = layer_of(e, program)
+    """Elements that enter collectives, per rank (of the group that sends) and layer; for a pipeline, per boundary; for two
+    pools, of all messages of a layer."""
+    pools, body = pools_of(e), layer_of(e, program)
+    if pools:
+        return float(sum(m.elements for h in crossing(pools) for m in h.messages(program.sizes)))
     if program.strategy.pp > 1:
         return elements(program, body, body.inputs[0])
     return sum(elements(program, body, p.inputs[0]) for p in collectives(body))
 
 
+def travelled(program: Program, body: PBody) -> tuple[float, float]:
+    """Elements that a layer's transfers between device groups move, all ranks together: (to another device, none needed
+    because sender and receiver are the same device). Of a routed tensor a token goes to top_k of its experts."""
+    away = stay = 0.0
+    for p in collectives(body):
+        if p.comm is None or p.comm.kind != "transfer":
+            continue
+        spec, sizes = body.spec(p.output), program.sizes
+        chosen = float(sizes["top_k"] / sizes["experts"]) if spec.routed else 1.0
+        ends = ends_of(body, p, program.mesh, program.orders)
+        for m in messages(*ends, {d: int(sizes[d]) for d in spec.dims}):
+            away += chosen * m.elements * (m.src != m.dst)
+            stay += chosen * m.elements * (m.src == m.dst)
+    return away, stay
+
+
 def predicted(e: Entry, program: Program) -> float:
     """The formula of the section, with the sizes and degrees of its example."""
     s = program.strategy
-    degrees = {n: getattr(s, n) for n in ("tp", "pp", "ep", "etp", "attn_dp", "cp", "dcp", "dk")}
+    names = ("tp", "pp", "ep", "etp", "attn_dp", "cp", "dcp", "dk", "expert_devices", "attn_pool", "redundant_experts")
+    degrees = {n: getattr(s, n) for n in names}
     return float(eval(e.volume, {"__builtins__": {}}, {**program.sizes, **degrees}))
 
 
@@ -351,18 +503,21 @@ def picture(e: Entry) -> Dag:
         update["moe_layers"] = (False,) * layers
     update["position"] = full.position.model_copy(update={"rope_layers": None})
     small = s.model_copy(update={"layers_per_stage": None})
+    model = full.model_copy(update=update)
+    pools = pools_of(e, model)
     return condense(
         build_dag(
-            program_of(e, full.model_copy(update=update), small),
-            title=f"{e.title} · {s.label()} · {e.phase}",
-            expand_replicas=True,
+            pools.prefill if pools else program_of(e, model, small),
+            title=f"{e.title} · {' → '.join(x.label() for x in strategies_of(e))} · {e.phase}",
+            expand_replicas=not pools,
+            pools=pools,
         )
     )
 
 
 def condense(dag: Dag) -> Dag:
     """Layers only; operators of a lane between the same collectives merged, collectives of a kind at one depth too."""
-    kept = [n for n in sorted(dag.nodes, key=lambda n: n.row) if n.frame or n.kernel == "p2p"]
+    kept = [n for n in sorted(dag.nodes, key=lambda n: n.row) if n.frame or n.kernel == "p2p" or n.caches]
     ids = {n.id for n in kept}
     depth = _depths(kept, [x for x in dag.edges if x.src in ids and x.dst in ids])
     groups: dict[tuple[int, bool, str, tuple[int, ...]], list[DagNode]] = {}
@@ -379,8 +534,17 @@ def condense(dag: Dag) -> Dag:
         a, b = home.get(x.src), home.get(x.dst)
         if a and b and a != b:
             edges.setdefault((a, b), []).append(x)
+    wide = {n.id for n in nodes if n.role == "comm" and n.kernel != "p2p"}
     drawn = tuple(
-        replace(xs[0], src=a, dst=b, tensor=_names((x.tensor for x in xs), most=2), dashed=False)
+        # From one collective to the next of the same devices no lane is meant more than the others.
+        replace(
+            xs[0],
+            src=a,
+            dst=b,
+            tensor=_names((x.tensor for x in xs), most=2),
+            dashed=False,
+            lane=None if {a, b} <= wide else xs[0].lane,
+        )
         for (a, b), xs in edges.items()
     )
     return replace(dag, nodes=tuple(nodes), edges=drawn, frames=())
@@ -438,7 +602,8 @@ def _merged_collectives(node: DagNode, members: Sequence[DagNode]) -> DagNode:
 
 
 def _merged_operators(node: DagNode, members: Sequence[DagNode]) -> DagNode:
-    names = list(dict.fromkeys(m.module.rsplit(".", 1)[-1] for m in members))
+    # What a decode pool receives is called by the cache and by what happens to it.
+    names = list(dict.fromkeys(" ".join(m.module.split(".")[-1 if m.frame else -2 :]) for m in members))
     lines = [" · ".join(names[i : i + 3]) for i in range(0, len(names), 3)]
     role: Role = next((m.role for m in members if m.role in ("attention", "moe")), "compute")
     return replace(
@@ -509,7 +674,7 @@ def page(entries: Sequence[Entry] = ENTRIES) -> str:
         "",
         "| strategy | devices | collectives of one layer |",
         "|---|--:|---|",
-        *(f"| [{e.title}](#{e.id}) | {strategy_of(e).num_devices} | {_summary(e)} |" for e in entries),
+        *(f"| [{e.title}](#{e.id}) | {devices_of(e)} | {_summary(e)} |" for e in entries),
         "",
     ]
     return "\n".join([*head, *(line for e in entries for line in section(e))])
@@ -520,19 +685,23 @@ def _summary(e: Entry) -> str:
     found: dict[str, int] = {}
     for p in collectives(layer_of(e, program)):
         assert p.comm is not None
-        word = f"{_word(p)} over {_over(p, program)}"
+        word = f"{_word(p)} {_over(p, program) if p.comm.kind == 'transfer' else 'over ' + _over(p, program)}"
         found[word] = found.get(word, 0) + 1
     texts = [f"{n} {w}" for w, n in found.items()] + ["send/receive between stages"] * (program.strategy.pp > 1)
+    texts += ["KV cache from pool to pool"] * (e.decode is not None)
     return ", ".join(texts) or "none"
 
 
 def _word(p: POp) -> str:
     assert p.comm is not None
-    return "ring shift" if p.comm.kind == "ring_shift" else COMM_WORDS[p.comm.kind]
+    return {"ring_shift": "ring shift", "transfer": "transfer"}.get(p.comm.kind) or COMM_WORDS[p.comm.kind]
 
 
 def _over(p: POp, program: Program) -> str:
     assert p.comm is not None
+    if p.comm.kind == "transfer":
+        body = next(b for s in program.stages for b, _ in s.bodies() if p in b.ops)
+        return f"{body.group(p.inputs[0])} → {body.group(p.output)}"
     return program.mesh.shape.words(p.comm.axes, first="ep" if "experts" in (p.comm.src_dim, p.comm.dst_dim) else "")
 
 
@@ -540,13 +709,12 @@ def section(e: Entry) -> list[str]:
     program, s = program_of(e), strategy_of(e)
     passage = next(p for p in builtin_passages() if p.id == e.passage)
     want = predicted(e, program)
-    per = "stage boundary" if s.pp > 1 else "layer"
+    labels = [x.label(program.model.moe is not None) for x in strategies_of(e)]
     return [
         f'<a id="{e.id}"></a>',
         f"## {e.title}",
         "",
-        f"Example: {program.model.name}, `{s.label(program.model.moe is not None)}`, {e.phase}, "
-        f"{s.num_devices} devices, {e.batch} sequences.",
+        f"Example: {program.model.name}, `{' → '.join(labels)}`, {e.phase}, {devices_of(e)} devices, {e.batch} sequences.",
         "",
         f"![{e.title}](images/strategies/{e.id}.svg)",
         "",
@@ -554,8 +722,8 @@ def section(e: Entry) -> list[str]:
         "",
         *_table(e, program),
         "",
-        f"**Communication**, elements that enter collectives per rank and {per}: `{e.volume}` = "
-        f"{want:,.0f}. **Memory** per rank: {e.memory}. "
+        f"**Communication**, elements {_counted(e, s)}: `{e.volume}` = "
+        f"{want:,.0f}. {_moved(e, program)}**Memory** per rank: {e.memory}. "
         f"Source: {passage.source}.",
         "",
         *(f"{n}\n" for n in e.notes),
@@ -564,6 +732,20 @@ def section(e: Entry) -> list[str]:
         *command(e),
         "",
     ]
+
+
+def _counted(e: Entry, s: Strategy) -> str:
+    if e.decode is not None:
+        return "that cross from pool to pool, all ranks together, per layer"
+    whose = "rank of the group that sends" if s.group > s.attention_group else "rank"
+    return f"that enter collectives per {whose} and {'stage boundary' if s.pp > 1 else 'layer'}"
+
+
+def _moved(e: Entry, program: Program) -> str:
+    """What the transfers' messages carry, where a stage has several device groups."""
+    away, stay = travelled(program, layer_of(e, program))
+    kept = f", {stay:,.0f} are where they are needed" if stay else ""
+    return f"The transfers' messages carry {away:,.0f} elements from device to device{kept}. " if away else ""
 
 
 WEIGHT_AXES = {"experts": "ep", "expert_ffn": "etp"}
@@ -577,7 +759,20 @@ def splits(e: Entry, program: Program) -> list[str]:
         out.append("layers by stage: " + ", ".join(str(st.num_layers) for st in program.stages))
     if s.dp > 1:
         out.append(f"requests over {s.dp} replicas")
-    return out if s.group == 1 else out + _splits_of_a_group(body, placement)
+    if s.group > s.attention_group:
+        apart = ((s.attention_group, "attention"), (s.expert_devices, "experts"), (s.attn_pool, "the pool"))
+        out.append("ranks of a stage: " + ", ".join(f"{n} for {whose}" for n, whose in apart if n))
+    if s.group > 1:
+        out += _splits_of_a_group(body, placement)
+    return out + [f"KV cache on the decode pool: {w}" for w in _decode_caches(e)]
+
+
+def _decode_caches(e: Entry) -> dict[str, None]:
+    pools = pools_of(e)
+    if pools is None:
+        return {}
+    there = placement_of(pools.decode.strategy, pools.decode.mesh, "decode")
+    return dict.fromkeys(there.words(h.got.layout(h.cache)) for h in crossing(pools))
 
 
 def _splits_of_a_group(body: PBody, placement: Placement) -> list[str]:
@@ -585,6 +780,8 @@ def _splits_of_a_group(body: PBody, placement: Placement) -> list[str]:
     found: dict[str, list[str]] = {}
     for w in body.weights():
         cut = " and ".join(f"{d} over {words(a, WEIGHT_AXES.get(d, ''))}" for d, a in w.layout.split)
+        if w.group not in ("", ATTENTION):
+            cut = f"{cut or 'none'} on the ranks of {w.group}"
         found.setdefault(cut or "whole on every rank", []).append(w.name.removesuffix(".weight"))
     out = [f"weights by {cut}: {', '.join(names)}" for cut, names in found.items() if cut != "whole on every rank"]
     if not out:
@@ -617,11 +814,21 @@ def _table(e: Entry, program: Program) -> list[str]:
 
 def command(e: Entry) -> list[str]:
     """How to say it: options where there are some, else a strategy file."""
+    if e.decode is not None:
+        rows = [f"{name}: {_flow(said)}" for name, said in (("prefill", e.degrees), ("decode", e.decode))]
+        return [f"`meshwright prove --model {e.model} --strategy {e.id}.yaml` with", "", "```yaml", *rows, "```"]
     if set(e.degrees) <= set(FLAGS):
         flags = " ".join(f"--{k.replace('_', '-')}" + ("" if v is True else f" {v}") for k, v in e.degrees.items())
         return [f"`meshwright prove --model {e.model} {flags}`"]
-    rows = [f"{k}: {list(v) if isinstance(v, tuple) else v}" for k, v in e.degrees.items()]
+    rows = [f"{k}: {_flow(v)}" for k, v in e.degrees.items()]
     return [f"`meshwright prove --model {e.model} --strategy {e.id}.yaml` with", "", "```yaml", *rows, "```"]
+
+
+def _flow(v: object) -> str:
+    """A value as YAML on one line."""
+    if isinstance(v, dict):
+        return "{" + ", ".join(f"{k}: {_flow(x)}" for k, x in v.items()) + "}"
+    return str(list(v) if isinstance(v, tuple) else v)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,8 @@ def evaluate(
     base_url: str | None = None, strict: bool = False, fresh: bool = False, update_baseline: bool = False,
     baseline: Path | None = None, json_: bool = False,
 ) -> int:  # fmt: skip
+    if (Path(suite) / "manifest.json").is_file():
+        return judge_again(Path(suite), json_)
     chosen = load_suite(suite, depth)
     check_backends(backends, base_url, samples, workers)
     ready_dir(out)
@@ -33,6 +35,22 @@ def evaluate(
         results = _run(chosen, backends, out, samples, workers, base_url, strict, fresh)
         cost = cost_of(results, time.monotonic() - began, workers)
         return _report(chosen, results, out, update_baseline, baseline or BASELINE, json_, cost)
+
+
+def judge_again(run_dir: Path, json_: bool) -> int:
+    """The rubric on what lies in a run's directory now. Exit 1 when it does not pass, or is not what the run wrote."""
+    from agent.rejudge import rejudge, restate
+
+    restated = restate(run_dir)
+    found = rejudge(run_dir, restated)
+    if json_:
+        print_json(found.model_dump(mode="json"))
+    else:
+        for s in found.scores:
+            print(f"{s.criterion:<12} {s.value:.2f}  {s.reason}")
+        print("passed" if found.passed else "not passed")
+    same = found.scores == restated.evaluation.scores
+    return OK if found.passed and same else FINDINGS
 
 
 def cost_of(results: Sequence[Result], seconds: float, workers: int) -> dict[str, float]:

@@ -430,7 +430,7 @@ def referred(r: RunRecord, **fields: Any) -> RunRecord:
 def a_better_strategy_left_lying(r: RunRecord) -> Mutants:
     ref = r.reference
     if ref is not None and ref.plan_value is not None:
-        for share in (1.001, 1.05, 1.5, 10.0):
+        for share in (1.02, 1.05, 1.5, 10.0):
             up = (share > 1) == (ref.plan_value > 0)
             best = (
                 ref.plan_value + (share - 1)

@@ -217,6 +217,24 @@ def test_a_backend_that_cannot_work_is_asked_once_in_a_whole_run(tmp_path):
     assert len(seen) == 1 and all("refuses the key" in (o.degraded or "") for o in outcomes)
 
 
+def test_tools_are_tried_once_in_a_run_and_never_again_after_a_refusal(tmp_path):
+    """tool_mode auto: the first request is the probe."""
+    refusing_tools = RECOVERS["tools unknown"]
+    with serving(refusing_tools) as (url, seen):
+        backend = OpenAIBackend(profile(url), "m")
+        shared = Conversation(backend, EventLog(tmp_path / "e.jsonl"))
+
+        async def thrice() -> list[Any]:
+            try:
+                return [await converse(step(), shared) for _ in range(3)]
+            finally:
+                await backend.close()
+
+        outcomes = asyncio.run(thrice())
+    assert all(o.degraded is None and o.value == GOOD_IDS for o in outcomes)
+    assert ["tools" in body for body in seen] == [True] + [False] * (len(seen) - 1) and len(seen) >= 4
+
+
 def test_a_context_that_is_too_small_is_learnt_from_the_server_and_the_run_goes_on(tmp_path):
     def small(n: int, body: dict[str, Any]) -> Any:
         size = len(json.dumps(body["messages"])) // 4

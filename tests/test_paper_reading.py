@@ -251,7 +251,10 @@ def test_groups_regimes_and_pools_are_read():
     assert (above.strategy.tp, above.strategy.attn_pool, above.strategy.pool_above, above.seq_len) == (8, 8, 4096, 8192)
     assert (below.strategy.attn_pool, below.num_devices, below.seq_len) == (0, 8, 4096)
     prefill, decode = read(OWN / "pd.md").of("dense_16l", "proposed")
-    assert (prefill.phases, decode.phases) == (("prefill",), ("decode",)) and prefill.strategy.tp == decode.strategy.tp == 8
+    assert (prefill.phases, decode.phases) == (
+        ("prefill",),
+        ("decode",),
+    ) and prefill.strategy.tp == decode.strategy.tp == 8
     slices = read(OWN / "tokenpipe.md").of("dense_16l", "proposed")[0]
     assert (slices.strategy.pp, slices.strategy.seq_slices) == (8, 8)
     assert any("number of slices is not said" in n for n in slices.notes), "what is assumed is said"

@@ -150,3 +150,42 @@ def test_plan_of_a_paper_that_cannot_be_represented_exits_2_and_writes_nothing(t
     out = tmp_path / "run"
     assert run_cli("plan", str(DATA / "wordings" / "fsdp.md"), "--out", str(out)) == 2
     assert not out.exists()
+
+
+def test_read_shows_a_paper_with_its_words(tmp_path: Path):
+    from typer.testing import CliRunner
+
+    from agent.cli import app
+
+    paper = tmp_path / "small.md"
+    paper.write_text(SMALL)
+    done = CliRunner().invoke(app, ["read", str(paper), "--json"])
+    assert done.exit_code == 0
+    facts = json.loads(done.stdout)["facts"]
+    said = {f["path"]: f["value"] for f in facts}
+    assert (said["model.model_a.hidden_size"], said["model.model_b.num_experts"], said["workload.model_a.isl"]) == (
+        64,
+        8,
+        32,
+    )
+    assert said["hardware.device"] == "h100_sxm_80gb" and said["workload.model_b.osl"] == 8
+    assert said["strategy.model_a.proposed"] == {"ep": 4, "attn_dp": 4, "devices": 4}
+    lines = SMALL.splitlines()
+    for f in facts:
+        assert f["origin"] != "stated" or f["evidence"]["quote"] in lines[f["evidence"]["line"] - 1]
+
+
+def test_a_published_model_gets_launch_files_and_another_one_the_reason(tmp_path: Path):
+    from agent.paper_launch import paper_launch
+
+    published = read_paper((read_file(DATA / "wordings" / "f_pd.md"),))
+    verification = verify_paper(published)
+    plan = plan_of(published, verification, published.models[0])
+    assert plan is not None and set(plan.pools) == {"prefill", "decode"} and plan.num_devices == 12
+    files, _ = paper_launch(published.models[0], plan)
+    assert {"vllm/prefill.sh", "vllm/decode.sh", "sglang/proxy.sh"} <= {f.name for f in files}
+    small = read_paper((input_from_text(SMALL, "small.md"),))
+    own = plan_of(small, verify_paper(small), small.models[0])
+    assert own is not None
+    files, said = paper_launch(small.models[0], own)
+    assert not files and "engines load checkpoints by name" in said[0].message

@@ -12,7 +12,7 @@ from tools.graph.build import all_sizes, layer_body
 from tools.graph.semantics import Place, run
 from tools.memory import rank_weight_bytes
 from tools.oracle.prove import prove
-from tools.partition.lower import lower
+from tools.partition.lower import local_dims, lower
 from tools.spec.base import ToolError
 from tools.spec.model import LayerKind, with_redundant
 from tools.spec.strategy import Strategy
@@ -55,6 +55,21 @@ def test_tokens_of_an_expert_take_turns_over_its_slots(experts: int, copies: int
         used = np.bincount(slots[..., e].ravel())
         used = used[used > 0]
         assert max(used) - min(used) <= 3, "an expert's copies are used alike"
+
+
+def test_a_graph_has_every_slot_whatever_lengths_it_was_given() -> None:
+    m = load_model("Mixtral-8x7B").model
+    program = lower(
+        m,
+        Strategy(attn_dp=5, ep=5, redundant_experts=2),
+        "prefill",
+        all_sizes(m, batch_size=25, seq_len=1024, kv_len=1024),
+    )
+    body = program.stages[0].runs[0].bodies[0]
+    assert program.sizes["experts"] == 10
+    assert local_dims(body, "expert_up.weight", program.sizes, program.mesh)["experts"] == 2
+    arrived = local_dims(body, "expert_down", program.sizes, program.mesh)
+    assert arrived["experts"] * arrived["expert_tokens"] == 5 * 1024 * 2, "a device computes as many pairs as it sends"
 
 
 def test_memory_counts_every_copy() -> None:

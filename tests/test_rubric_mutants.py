@@ -63,7 +63,10 @@ def justified(kind: str, place: str) -> bool:
 
 def test_a_right_run_has_full_marks_from_its_record_and_again_from_its_files(runs):
     for name, (folder, r) in runs.items():
-        assert values(evaluate(r.record)) == dict.fromkeys(CRITERIA, 1.0), name
+        found = values(evaluate(r.record))
+        # The reference simulates moves around the plan: it may find some tenths of a per cent.
+        assert found.pop("performance") == pytest.approx(1.0, abs=0.01), name
+        assert found == dict.fromkeys([c for c in CRITERIA if c != "performance"], 1.0), name
         again = rejudge(folder, r)
         assert again.passed and again.failed_checks == (), name
         assert again.to_json().encode() == (folder / "evaluation.json").read_bytes(), name
@@ -73,13 +76,14 @@ def test_a_right_run_has_full_marks_from_its_record_and_again_from_its_files(run
 def test_a_flaw_in_a_runs_record_lowers_its_criterion(runs, kind):
     flaw, survivors, number = KINDS[kind], [], 0
     for name, (_, r) in runs.items():
+        right = evaluate(r.record).score(flaw.lowers).value
         for place, spoiled in flaw.seeded(r.record):
             number += 1
             found = evaluate(spoiled).score(flaw.lowers)
             assert found.reason
-            if found.value >= 1.0 and not justified(kind, place):
+            if found.value >= right and not justified(kind, place):
                 survivors.append(f"{name}: {place}")
-            elif flaw.lowers == "rigor" and found.value < 1.0:
+            elif flaw.lowers == "rigor" and found.value < right:
                 assert found.value <= 0.5, f"{name}: {place}: an engineering error is below the bar"
     assert not survivors, f"{len(survivors)} of {number} survive: {survivors[:8]}"
     assert number >= 1
@@ -97,7 +101,7 @@ def lowered(folder: Path, r: Restated, path: str, text: str, criterion: str) -> 
     before = (folder / path).read_bytes()
     try:
         (folder / path).write_text(text, encoding="utf-8")
-        return rejudge(folder, r).score(criterion).value < 1.0
+        return rejudge(folder, r).score(criterion).value < r.evaluation.score(criterion).value
     except ToolError as e:
         return path in str(e)
     finally:
@@ -153,6 +157,20 @@ def test_a_file_that_is_gone_is_missed(runs):
         finally:
             (folder / path).write_bytes(before)
         assert score < 1.0, path
+
+
+def test_a_run_directory_is_judged_again_from_the_command_line(runs, capsys):
+    from evals.__main__ import evaluate as command
+
+    folder, _ = runs["dense"]
+    assert command(str(folder), ["builtin"], folder) == 0 and "passed" in capsys.readouterr().out
+    before = (folder / "launch/vllm/serve.sh").read_text()
+    try:
+        (folder / "launch/vllm/serve.sh").write_text(before.replace("--max-num-seqs ", "--max-num-seqs 1"))
+        assert command(str(folder), ["builtin"], folder) == 1
+        assert "launch/vllm/serve.sh: line" in capsys.readouterr().out
+    finally:
+        (folder / "launch/vllm/serve.sh").write_text(before)
 
 
 def test_there_were_more_than_200_mutants_of_every_criterion_and_file(runs):

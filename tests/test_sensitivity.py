@@ -109,7 +109,7 @@ def test_marginal_values_of_devices_nodes_and_requirements_are_there() -> None:
 
 
 def test_the_command_prints_gap_flips_and_experiment(capsys: pytest.CaptureFixture[str]) -> None:
-    search_command(ASKED, True)
+    search_command({**ASKED, "top": 1}, True)
     out = json.loads(capsys.readouterr().out)["sensitivity"]
     assert out["runner_up"] and out["experiment"]["metric"] and out["sentence"]
     search_command(ASKED, False)

@@ -35,8 +35,8 @@ def test_the_page_is_what_the_code_says() -> None:
 def test_every_section_has_a_picture_of_its_devices(name: str) -> None:
     svg = ET.parse(make.IMAGES / f"{name}.svg").getroot()
     titles = "".join(svg.itertext())
-    for gpu in range(make.strategy_of(BY_ID[name]).num_devices):
-        assert f"GPU {gpu} · stage" in titles
+    for gpu in range(make.devices_of(BY_ID[name])):
+        assert f"GPU {gpu} · stage" in titles or f"GPU {gpu} · decode pool · stage" in titles
 
 
 @pytest.mark.parametrize("name", BY_ID)
@@ -57,8 +57,11 @@ def test_what_is_to_be_typed_is_the_strategy(name: str) -> None:
     """The options or the file on the page, read back, give the strategy of the example."""
     lines = make.command(BY_ID[name])
     if "```yaml" in lines:
-        body = "\n".join(lines[lines.index("```yaml") + 1 : -1])
-        said = Strategy.model_validate(yaml.safe_load(body))
+        data = yaml.safe_load("\n".join(lines[lines.index("```yaml") + 1 : -1]))
+        if BY_ID[name].decode is not None:
+            assert Strategy.model_validate(data.pop("decode")) == Strategy.model_validate(BY_ID[name].decode)
+            data = data.pop("prefill")
+        said = Strategy.model_validate(data)
     else:
         words = lines[0].strip("`").split()[4:]
         degrees: dict[str, object] = {}

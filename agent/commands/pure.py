@@ -89,6 +89,10 @@ def _print_conditions(c: Conditions) -> None:
         print(f"flag: {flag.code}: {flag.message}")
 
 
+COMPARED = 10
+"""Ranked strategies among which the choice's rivals are looked for, however few are shown."""
+
+
 def search(asked: Mapping[str, Any], json_: bool) -> int:
     if asked.get("mixed"):
         from agent.commands.mixed import mixed
@@ -102,9 +106,10 @@ def search(asked: Mapping[str, Any], json_: bool) -> int:
 
     deployment, curves = deployment_from(asked), curves_with(asked.get("calibration"))
     moe = deployment.model.moe is not None
-    result = run(deployment, curves, top=asked["top"])
+    found = run(deployment, curves, top=max(asked["top"], COMPARED))
+    result = found.model_copy(update={"ranked": found.ranked[: asked["top"]]})
     rows = compare_devices(deployment, curves, planned=result.best.estimate if result.best else None)
-    sure = sensitivity(deployment, curves, result.ranked, result.objective)
+    sure = sensitivity(deployment, curves, found.ranked, result.objective)
     if json_:
         more: dict[str, Any] = {"economics": dumped(rows), "device_choice": verdict(rows), "sensitivity": None}
         more |= {"sensitivity": {**sure.model_dump(mode="json"), "sentence": sentence(sure)}} if sure else {}

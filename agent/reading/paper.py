@@ -383,10 +383,19 @@ def section_passages(
         title = p.section[-1] if p.section else paper.title
         if any(a <= n <= b for _, n in p.lines for a, b in spans):
             used[title] = None
+            for text in _uncovered(p, spans):
+                ignored[text] = Ignored(section=text, why=_why(p))
             continue
         text = " ".join(p.raw.split())
         ignored[text] = Ignored(section=text, why=_why(p))
     return tuple(used), tuple(ignored.values())
+
+
+def _uncovered(p: Passage, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """Lines of a passage that no quote touches, where it has several."""
+    lines = p.raw.split("\n")
+    rows = zip(lines, (n for _, n in p.lines), strict=False)
+    return [" ".join(x.split()) for x, n in rows if x.strip() and not any(a <= n <= b for a, b in spans)]
 
 
 def _why(p: Passage) -> str:

@@ -29,7 +29,7 @@ AXES: tuple[tuple[str, str], ...] = (
     ("ep", rf"EP|expert{_PAR}|专家并行"),
     ("dp", rf"DP|data{_PAR}|数据并行"),
 )  # fmt: skip
-_NAME = "|".join(rf"(?P<{a}>(?<![A-Za-z]){w}(?![A-Za-z]))" for a, w in AXES)
+_NAME = "|".join(rf"(?P<{a}>(?<![A-Za-z])(?:{w})(?![A-Za-z]))" for a, w in AXES)
 _GLUED = r"(?P<g_axis>TP|PP|DP|EP|CP|SP|ETP|DCP)[-_]?(?P<g_n>\d+)(?![\d.])"
 _AFTER = re.compile(
     rf"\s*(?:[(（](?:ETP|DCP|TP|PP|EP|CP|SP|DP)[)）])?\s*(?:(?:degree|size|world size|group size|width|attention|exchange)s?\s*)?(?:度|大小)?\s*(?:[=:：]|of degree|with degree|of size|with size|degree|of|is|set to|为|取|是)?\s*"

@@ -101,7 +101,7 @@ def _measure(step: _Step, lane_at: Mapping[int, int]) -> None:
     else:
         step.width, step.height = text_w + 14, text_h + 10
     spans = [sorted(lane_at[i] for i in n.spans) for n in step.nodes if n.spans]
-    if len(spans) > 1 and any(b[0] < a[-1] for a, b in itertools.pairwise(spans)):
+    if len(spans) > 1 and any(b[0] <= a[-1] for a, b in itertools.pairwise(spans)):
         step.gap = step.height + 8
 
 

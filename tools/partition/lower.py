@@ -378,6 +378,8 @@ def lower(
     what cannot be represented, ToolError for degrees that contradict the model.
     """
     model = with_redundant(model, strategy.redundant_experts)
+    if model.moe and strategy.redundant_experts and "experts" in sizes:
+        sizes = {**sizes, "experts": model.moe.num_slots}  # callers give the lengths of the model without copies
     _check_degrees(model, strategy)
     mesh = build_mesh(strategy, model.attention.num_kv_heads if not model.attention.mla else model.attention.num_heads)
     placement = placement_of(strategy, mesh, phase)

@@ -23,7 +23,9 @@ def rigor(record: RunRecord) -> Score:
             *_drawn_is_proven(record),
             *_ranks(record.plan),
             *_layers(record.plan),
-            *_memory(record.plan),
+            *(
+                () if record.fixed_strategy else _memory(record.plan)
+            ),  # a given layout that does not fit is told, not ours
         ]
         items += [*_parts(record.plan)]
     else:

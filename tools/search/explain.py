@@ -189,8 +189,8 @@ def more_devices(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[C
         }
     )
     # Clusters nearby and far ones, each priced together: what they have in common is worked out once.
-    for group in ([m for m in steps if n < m <= 2 * n], [m for m in steps if m > 2 * n]):
-        space = price_space(d, curves, group)
+    for low, high in ((n, 2 * n), (2 * n, 8 * n), (8 * n, steps[-1])):
+        space = price_space(d, curves, [m for m in steps if low < m <= high])
         works = [int(p.num_devices[p.feasible].min()) for p in space.priced if p.feasible.any()]
         if works:
             m = min(works)
