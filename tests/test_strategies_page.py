@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -27,6 +28,16 @@ def test_a_formula_equals_what_the_collectives_move(name: str) -> None:
     assert make.predicted(BY_ID[name], program) == make.measured(BY_ID[name], program)
 
 
+def test_messages_between_groups_carry_each_chosen_token_and_each_head_once() -> None:
+    """Counted by hand: a decode step of 64 tokens to 2 experts each, there and back; half of a pool's ranks hold what they
+    need only in part."""
+    apart, pool = (make.program_of(BY_ID[n]) for n in ("apart", "attn_pool"))
+    assert make.travelled(apart, make.layer_of(BY_ID["apart"], apart)) == (2 * 64 * 2 * 4096, 0)
+    away, stay = make.travelled(pool, make.layer_of(BY_ID["attn_pool"], pool))
+    assert away + stay == 8 * 1024 * 128 * (8 + 8 + 32 + 32)
+    assert stay == (away + stay) / 4  # rank 0 alone keeps its first half
+
+
 def test_the_page_is_what_the_code_says() -> None:
     assert make.PAGE.read_text(encoding="utf-8") == make.page(), "run `python docs/make_strategies.py --write`"
 
@@ -36,7 +47,8 @@ def test_every_section_has_a_picture_of_its_devices(name: str) -> None:
     svg = ET.parse(make.IMAGES / f"{name}.svg").getroot()
     titles = "".join(svg.itertext())
     for gpu in range(make.devices_of(BY_ID[name])):
-        assert f"GPU {gpu} · stage" in titles or f"GPU {gpu} · decode pool · stage" in titles
+        group = r"(?:(?:attention|experts|pool|decode pool)(?: \+ pool)? · )?"
+        assert re.search(rf"GPU {gpu} · {group}stage", titles), gpu
 
 
 @pytest.mark.parametrize("name", BY_ID)

@@ -139,7 +139,7 @@ def _listed(p: Passage, first: Found) -> Iterator[Found]:
     """ "sequence lengths 4K, 16K and 64K": the further values of a list."""
     at = p.text.find(first.stated_as) + len(first.stated_as)
     while m := re.match(
-        rf"\s*(?:,\s*and|,|，|、|and|or|和|与|或|/|以及)\s*(?P<n>\d+(?:,\d{{3}})*\s?[kK]?)(?![,.]?\d)(?!\s*(?:layers|heads|{_DEV}|[A-Z]\d))\b",
+        rf"\s*(?:,\s*and|,|，|、|and|or|和|与|或|/|以及)\s*(?P<n>\d+(?:,\d{{3}})*\s?[kK]?)(?![,.]?\d)(?!\s*(?:layers|heads|output|generated|new\b|decode|requests?|sequences|prompts|samples|tokens (?:are|is|were) (?:generated|produced)|个?输出|输出|{_DEV}|[A-Z]\d))\b",
         p.text[at:],
     ):
         try:

@@ -14,7 +14,7 @@ from agent.reading.paper_clauses import Clause, Setting, clauses_of, merged
 from agent.reading.paper_degrees import Degrees
 from agent.reading.paper_mechanisms import REDUNDANT, Method, beyond_words, mechanisms, read_method
 from agent.reading.paper_text import Paper
-from tools.spec.base import ToolError
+from tools.spec.base import Refused, ToolError
 from tools.spec.paper import PaperModel, PaperStrategy, Unsupported
 
 _IN_BASELINES = ("apart", "pool", "pd", "interleaved")
@@ -49,8 +49,14 @@ def read_strategies(
     if any(s.strategy.redundant_experts for s in out if s.role == "proposed"):
         missing = [u for u in missing if u.what != REDUNDANT]
     if failed and not any(s.role == "proposed" for s in out):
-        raise failed[0]
+        raise _with_passage(failed[0], missing)
     return out, missing
+
+
+def _with_passage(error: ToolError, missing: Sequence[Unsupported]) -> ToolError:
+    """A refusal with the passage that asks for what is refused; anything else as it is."""
+    e = next((u.evidence for u in missing if u.why == str(error)), None)
+    return Refused(f"{e.file} line {e.line}: {error}") if isinstance(error, Refused) and e is not None else error
 
 
 def _own_words(clause: Clause) -> Method:

@@ -297,7 +297,8 @@ def _cache(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
 
 
 RUN: dict[str, Callable[[Op, Sequence[Array], Place, Any], Array]] = {
-    "assign_copies": _assign_copies, "embed": _embed, "pos_lookup": _pos_lookup, "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
+    "assign_copies": _assign_copies, "embed": _embed, "pos_lookup": _pos_lookup,
+    "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
     "sumsq": _sumsq, "reduce": _reduce, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
     "repeat_heads": _repeat_heads, "topk": _topk, "gather_scores": _gather_scores, "renormalise": _renormalise,
     "dispatch": _dispatch, "combine": _combine, "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,

@@ -270,7 +270,8 @@ def sampler_rule(op: Op, ctx: Context) -> Need:
 
 RULES: dict[str, Callable[[Op, Context], Need]] = {
     "einsum": einsum_rule, "elementwise": elementwise_rule, "norm": norm_rule, "sumsq": sumsq_rule, "rms_apply": rms_apply_rule,
-    "softmax": softmax_rule, "mask": local_rule, "rope": local_rule, "renormalise": local_rule, "assign_copies": local_rule, "cache": cache_rule,
+    "softmax": softmax_rule, "mask": local_rule, "rope": local_rule, "renormalise": local_rule,
+    "assign_copies": local_rule, "cache": cache_rule,
     "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule, "topk": topk_rule,
     "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule, "select_last": select_last_rule,
     "unpad": sampler_rule, "argmax": sampler_rule,
