@@ -6,7 +6,8 @@ Gauss-Newton on ln(predicted / measured) with Huber weights (nearer to a median 
 values before. Every (metric, family) weighs the same, a family being (model, GPU). The error that counts is of families
 left out: with the last Jacobian the constants are refitted without each family in turn, and the family is predicted with
 those. A band is the 80 % quantile of those errors; for devices without measured operators it is widened by how far
-predictions move when measured devices are priced by their relatives, or by the datasheet alone. --write puts all of it into knowledge/curves/.
+predictions move when measured devices are priced by their relatives, or by the datasheet alone. --write puts all of it
+into knowledge/curves/.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are tiny; threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,11 +27,15 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+import tools.oracle.pools as oracle_pools  # noqa: E402
 from knowledge.catalog import load_model  # noqa: E402
-from tests.mutants import SAME, Mutant, equivalent, mutants_by_kind  # noqa: E402
-from tools.oracle.prove import Programs, prove  # noqa: E402
+from tests.mutants import SAME, Mutant, equivalent, mutants_by_kind, pool_mutants_by_kind  # noqa: E402
+from tools.graph.build import all_sizes  # noqa: E402
+from tools.oracle.pools import prove_pools  # noqa: E402
+from tools.oracle.prove import Programs, Proof, prove  # noqa: E402
 from tools.oracle.reduce import reduce  # noqa: E402
 from tools.partition.lower import lower  # noqa: E402
+from tools.partition.pools import handovers, lower_pools  # noqa: E402
 from tools.spec.strategy import Phase, Strategy  # noqa: E402
 
 PAGE = ROOT / "benchmarks" / "mutate_all.md"
@@ -54,7 +59,22 @@ CASES: tuple[tuple[str, dict], ...] = (
     ("llama-3-70b", {"tp": 2, "pp": 2, "virtual": 2}),
     ("gpt-oss-120b", {"tp": 2, "pp": 2, "seq_slices": 3}),
     ("deepseek-v3", {"attn_dp": 2, "ep": 2, "pp": 2, "virtual": 2, "seq_slices": 2}),
+    ("mixtral-8x7b", {"tp": 2, "attn_dp": 2, "expert_devices": 4, "ep": 4}),
+    ("deepseek-v3", {"tp": 2, "pp": 2, "expert_devices": 4, "ep": 2, "etp": 2}),
+    ("llama-3-8b", {"tp": 4, "attn_pool": 4}),
+    ("gpt-oss-120b", {"tp": 4, "attn_pool": 12}),
+    ("mixtral-8x7b", {"attn_dp": 4, "ep": 4, "redundant_experts": 8}),
+    ("gpt-oss-120b", {"tp": 2, "attn_dp": 2, "expert_devices": 6, "ep": 6, "redundant_experts": 4}),
+    ("llama-3-8b", {"tp": 2, "cp": 3, "cp_kind": "ring", "ring_pass": "q"}),
+    (
+        "llama-3-8b",
+        {"tp": 2, "cp": 2, "placements": {"mlp.down_proj": {"hidden": "tp"}, "mlp.up_proj": {"ffn": "cp*tp"}}},
+    ),
+    ("llama-3-8b", {"prefill": {"tp": 8}, "decode": {"tp": 2, "pp": 2}}),
+    ("deepseek-v3", {"prefill": {"tp": 4, "attn_dp": 2, "ep": 8}, "decode": {"attn_dp": 8, "ep": 8}}),
+    ("gpt-oss-120b", {"prefill": {"tp": 2, "cp": 4, "cp_kind": "ring"}, "decode": {"tp": 4}}),
 )
+"""Degrees of a strategy, or of a prefill and a decode pool."""
 LENGTHS = {"batch_size": 8, "seq_len": 16, "decode_steps": 2}
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
@@ -77,9 +97,19 @@ class Outcome:
 @cache
 def mutants_of(case: int) -> dict[str, list[Mutant]]:
     name, degrees = CASES[case]
-    small = reduce(load_model(name).model, Strategy(**degrees), **LENGTHS)
-    programs: Programs = {p: lower(small.model, small.strategy, p, {}) for p in PHASES}
+    first, *second = strategies(degrees)
+    small = reduce(load_model(name).model, first, decode=second[0] if second else None, **LENGTHS)
+    prompt = all_sizes(small.model, batch_size=small.batch_size, seq_len=small.seq_len, kv_len=small.seq_len)
+    step = {**prompt, "seq_len": 1}
+    if small.decode is not None:
+        return pool_mutants_by_kind(lower_pools(small.model, small.strategy, small.decode, prompt, step), mutants_of(0))
+    programs: Programs = {p: lower(small.model, small.strategy, p, prompt if p == "prefill" else step) for p in PHASES}
     return mutants_by_kind(programs)
+
+
+def strategies(degrees: dict) -> tuple[Strategy, ...]:
+    """One strategy, or those of the prefill and the decode pool."""
+    return tuple(Strategy(**d) for d in ([degrees[p] for p in PHASES] if "prefill" in degrees else [degrees]))
 
 
 def jobs(each: int) -> list[Job]:
@@ -97,12 +127,23 @@ def jobs(each: int) -> list[Job]:
 def judge(job: Job) -> Outcome:
     """Whether the oracle finds one mutant wrong."""
     name, degrees = CASES[job.case]
-    s, mutant = Strategy(**degrees), mutants_of(job.case)[job.kind][job.index]
+    mutant = mutants_of(job.case)[job.kind][job.index]
     with np.errstate(all="ignore"):
-        proofs = prove(load_model(name).model, s, **LENGTHS, alter=mutant.alter, alter_devices=mutant.alter_devices)
+        proofs = proofs_of(name, strategies(degrees), mutant)
     caught = not all(p.ok for p in proofs.values())
-    label = f"{name} {s.label()}: {mutant.name.partition(SAME)[0]}"
+    label = f"{name} {' → '.join(s.label() for s in strategies(degrees))}: {mutant.name.partition(SAME)[0]}"
     return Outcome(job, label, caught, equivalent(mutant.name))
+
+
+def proofs_of(name: str, said: Sequence[Strategy], mutant: Mutant) -> dict[Phase, Proof]:
+    """The oracle's verdict on a mutant of a strategy, or of two pools' hand-over."""
+    model = load_model(name).model
+    if len(said) == 1:
+        return prove(model, said[0], **LENGTHS, alter=mutant.alter, alter_devices=mutant.alter_devices)
+    assert mutant.alter_handovers is not None
+    alter = mutant.alter_handovers
+    with patch.object(oracle_pools, "handovers", lambda pools: alter(handovers(pools))):
+        return prove_pools(model, *said, **LENGTHS)
 
 
 def run(todo: Sequence[Job], workers: int = 2) -> list[Outcome]:

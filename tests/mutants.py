@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
-from tools.oracle.execute import Devices
+from tools.oracle.execute import Devices, stage_bodies
 from tools.oracle.prove import Programs
-from tools.partition.layout import Comm, Layout, positions
-from tools.partition.lower import PBody, POp, Program, Run, Stage
+from tools.partition.layout import Comm, Layout, Orders, positions
+from tools.partition.lower import PBody, POp, Program, Run, Stage, ends_of
 from tools.partition.mesh import Axes
 from tools.partition.pipeline import slices
+from tools.partition.pools import Handover, Pools, handovers
+from tools.partition.transfer import Message, messages
 from tools.spec.strategy import Phase
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One wrong program (`alter`) or wrong machine (`alter_devices`)."""
+    """One wrong program (`alter`), wrong machine (`alter_devices`) or wrong way from pool to pool (`alter_handovers`)."""
 
     name: str
     alter: Callable[[Programs], Programs] | None = None
     alter_devices: Callable[[Devices], None] | None = None
+    alter_handovers: Callable[[Sequence[Handover]], Sequence[Handover]] | None = None
 
 
 Where = tuple[int, str, int, int]
@@ -76,8 +80,8 @@ def wrong_comms(comm: Comm, program: Program) -> Iterator[tuple[str, Comm]]:
 def comm_mutants(program: Program) -> Iterator[tuple[str, Program]]:
     for where, body in places(program):
         for at, p in enumerate(body.ops):
-            if p.comm is None:
-                continue
+            if p.comm is None or p.comm.kind == "transfer":
+                continue  # a transfer has messages, no axes
             for how, comm in wrong_comms(p.comm, program):
                 changed = with_body(program, where, with_op(body, at, replace(p, comm=comm)))
                 yield f"stage {where[0]} {body.name}.{p.name} {how}", changed
@@ -356,6 +360,149 @@ def ring_mutants(program: Program) -> Iterator[tuple[str, Program]]:
                         )
 
 
+def copies_mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """Tokens sent to slots that hold another expert, that nobody has, or always to the first copy."""
+    for where, body in places(program):
+        for at, p in enumerate(body.ops):
+            if p.op is None or p.op.kind != "assign_copies":
+                continue
+            experts, num = p.op.attrs["num_experts"], p.op.attrs["num_slots"]
+            for how, attrs in (
+                ("copies counted one slot late", {"num_experts": experts + 1}),
+                ("copies counted one slot early", {"num_experts": experts - 1}),
+                ("one copy too many of each", {"num_slots": num + experts}),
+                ("first copies only", {"num_slots": experts}),
+            ):
+                op = replace(p.op, attrs={**p.op.attrs, **attrs})
+                changed = with_body(program, where, with_op(body, at, replace(p, op=op)))
+                yield f"stage {where[0]} {body.name}.{p.name} {how}", changed
+            for k, reader in enumerate(body.ops):
+                if p.output in reader.inputs:
+                    inputs = tuple(p.inputs[0] if n == p.output else n for n in reader.inputs)
+                    changed = with_body(program, where, with_op(body, k, replace(reader, inputs=inputs)))
+                    yield f"stage {where[0]} {body.name}.{reader.name} takes experts for slots", changed
+
+
+# ------------------------------------------------------------------------------------- messages between groups and pools
+
+BETWEEN_GROUPS, BETWEEN_POOLS = "message between device groups", "hand-over of the KV cache"
+Change = Callable[[Sequence[Message]], Sequence[Message]]
+
+
+def message_changes(sent: Sequence[Message]) -> Iterator[tuple[str, Change, tuple[int, int] | None]]:
+    """Mistakes with the first, the middle and the last message: (which, what becomes of the messages, the senders that
+    were confused)."""
+    for i in sorted({0, len(sent) // 2, len(sent) - 1}):
+        m = sent[i]
+        yield f"message {i} lost", lambda ms, i=i: [*ms[:i], *ms[i + 1 :]], None
+        for field, word in (
+            ("dst", "goes to the receiver"),
+            ("src", "comes from the sender"),
+            ("index", "is the part"),
+        ):
+            j = next((j for j in _onwards(i, len(sent)) if _differ(sent[j], m, field)), None)
+            if j is not None:
+                change = partial(_confused, i, j, field)
+                yield f"message {i} {word} of message {j}", change, (m.src, sent[j].src) if field == "src" else None
+
+
+def _confused(i: int, j: int, field: str, ms: Sequence[Message]) -> Sequence[Message]:
+    return [*ms[:i], replace(ms[i], **{field: getattr(ms[j], field)}), *ms[i + 1 :]]
+
+
+def _onwards(i: int, n: int) -> list[int]:
+    return [*range(i + 1, n), *range(i)]
+
+
+def _differ(a: Message, b: Message, field: str) -> bool:
+    if field == "index":
+        return any(len(x) != len(y) or (x != y).any() for x, y in zip(a.index, b.index, strict=True))
+    return bool(getattr(a, field) != getattr(b, field))
+
+
+def transfers(program: Program) -> Iterator[tuple[int, PBody, POp]]:
+    """The transfers of each distinct body, in the first layer that has it: (how many a pass makes before it, body, step)."""
+    seen: set[tuple[int, str]] = set()
+    passed = [
+        (b, p)
+        for s in program.stages
+        for _, b in stage_bodies(s)
+        for p in b.ops
+        if p.comm and p.comm.kind == "transfer"
+    ]
+    for at, (body, p) in enumerate(passed):
+        if (id(body), p.name) not in seen:
+            seen.add((id(body), p.name))
+            yield at, body, p
+
+
+def route_mutants(program: Program) -> Iterator[Mutant]:
+    """One message of one transfer goes wrong, in one layer; a program without device groups has none."""
+    for at, body, p in transfers(program):
+        sender, receiver = ends_of(body, p, program.mesh, program.orders)
+        lengths = {d: int(program.sizes[d]) for d in body.spec(p.output).dims}
+        for how, change, senders in message_changes(messages(sender, receiver, lengths)):
+            same = senders is not None and hold_copies(program, sender.layout, [senders])
+            why = same_because("both senders hold copies of the part" if same else "")
+            name = f"{program.phase}: {body.name}.{p.name} {how}{why}"
+            yield Mutant(name, alter_devices=_on_call(program.phase, at, change))
+
+
+def _on_call(phase: Phase, at: int, change: Change) -> Callable[[Devices], None]:
+    """Changes the messages of one transfer of every pass of a phase."""
+
+    def alter(devices: Devices) -> None:
+        calls = iter(range(10**6))
+        if (devices.sizes["seq_len"] > 1) == (phase == "prefill"):
+            devices.route = lambda sent: change(sent) if next(calls) == at else sent
+
+    return alter
+
+
+@dataclass(frozen=True)
+class WrongHandover(Handover):
+    """A hand-over whose messages go wrong."""
+
+    change: Change = tuple
+
+    def messages(self, sizes: Mapping[str, int]) -> tuple[Message, ...]:
+        return tuple(self.change(Handover.messages(self, sizes)))
+
+
+def handover_cache_mutants(pools: Pools) -> list[Mutant]:
+    """One message of one cache goes wrong; one layer, or all of a hand-over, is forgotten; a ring's positions are taken
+    for runs."""
+    out = []
+    for at, h in enumerate(handovers(pools)):
+        where = f"{h.cache} of layers {h.layers[0]} to {h.layers[-1]}"
+        for how, change, senders in message_changes(h.messages(pools.prefill.sizes)):
+            same = senders is not None and hold_copies(pools.prefill, h.sender.layout, [senders])
+            why = same_because("both senders hold copies of the part" if same else "")
+            out.append(_of_handover(f"{where}: {how}{why}", at, partial(_wrong_messages, change)))
+        out.append(_of_handover(f"{where}: forgotten", at, lambda h: None))
+        out.append(_of_handover(f"{where}: one layer forgotten", at, lambda h: replace(h, layers=h.layers[:-1])))
+        if h.sender.orders.get("seq_len", "run") != "run":
+            runs = partial(_with_orders, {**h.sender.orders, "seq_len": "run"})
+            out.append(_of_handover(f"{where}: zig-zag positions taken for runs", at, runs))
+    return out
+
+
+def _wrong_messages(change: Change, h: Handover) -> Handover:
+    return WrongHandover(**{f.name: getattr(h, f.name) for f in fields(h)}, change=change)
+
+
+def _with_orders(orders: Orders, h: Handover) -> Handover:
+    return replace(h, sender=replace(h.sender, orders=orders))
+
+
+def _of_handover(name: str, at: int, wrong: Callable[[Handover], Handover | None]) -> Mutant:
+    def alter(found: Sequence[Handover]) -> Sequence[Handover]:
+        changed = wrong(found[at])
+        return [*found[:at], *([changed] if changed else []), *found[at + 1 :]]
+
+    return Mutant(name, alter_handovers=alter)
+
+
 def program_mutants(programs: Programs) -> Iterator[Mutant]:
     for phase, program in programs.items():
         for make in MAKERS:
@@ -471,6 +618,7 @@ PROGRAM_KINDS: dict[str, Callable[[Program], Iterator[tuple[str, Program]]]] = {
     "two collectives exchanged": swap_mutants, "collective after its reader": order_mutants,
     "residual edge forgotten": residual_mutants, "wrong operand of the same shape": operand_mutants,
     "layer left out or run twice": repeat_mutants, "layers on the wrong stage or out of order": stage_mutants,
+    "copies of experts confused": copies_mutants,
     "wrong send/receive pair": p2p_mutants, "stale or misplaced cache": cache_mutants, "wrong ring step": ring_mutants,
 }  # fmt: skip
 
@@ -482,12 +630,12 @@ def mutants_by_kind(programs: Programs) -> dict[str, list[Mutant]]:
         out[kind] = [
             Mutant(f"{phase}: {name}", _swap(phase, name, make)) for phase, p in programs.items() for name, _ in make(p)
         ]
-    found = dict.fromkeys(c for p in programs.values() for *_, c in comms(p))
+    found = dict.fromkeys(c for p in programs.values() for *_, c in comms(p) if c.kind != "transfer")
     for how in REARRANGE:
         out[f"members of a group {how}"] = [
             rearranged(c, how, programs)
             for c in found
-            if how != "exchanged with the next group" or len(c.axes) < _atoms(programs)
+            if how != "exchanged with the next group" or len(programs["prefill"].mesh.groups(c.axes)) > 1
         ]
     bodies = [b for p in programs.values() for s in p.stages for b, _ in s.bodies()]
     # Dims that a rank's own data is cut along: weights, token ids, caches. The rest is dealt out by collectives alone.
@@ -497,9 +645,16 @@ def mutants_by_kind(programs: Programs) -> dict[str, list[Mutant]]:
         d for b in bodies for n in held if n in b.tensors and b.spec(n).dims != RESIDUAL for d, _ in b.layout(n).split
     }
     out["slice at the wrong positions"] = slice_mutants(programs["prefill"])
+    out[BETWEEN_GROUPS] = [m for p in programs.values() for m in route_mutants(p)]
+    out[BETWEEN_POOLS] = []
     out["shard shifted by one"] = [shifted_shard(d) for d in sorted(dims)]
     out["shard of the neighbour"] = [neighbours_shard(d) for d in sorted(dims)]
     return out
+
+
+def pool_mutants_by_kind(pools: Pools, kinds: Iterable[str]) -> dict[str, list[Mutant]]:
+    """Mutants of the hand-over; its programs have theirs as strategies of their own."""
+    return {**{k: [] for k in kinds}, BETWEEN_POOLS: handover_cache_mutants(pools)}
 
 
 def slice_mutants(program: Program) -> list[Mutant]:
@@ -522,10 +677,6 @@ def slice_mutants(program: Program) -> list[Mutant]:
 
 
 RESIDUAL = ("batch_size", "seq_len", "hidden")
-
-
-def _atoms(programs: Programs) -> int:
-    return len(programs["prefill"].mesh.shape.atoms)
 
 
 def equivalent(mutant: str) -> str:

@@ -116,7 +116,9 @@ GROWS = {
 positions could always be run as what they are a part of. (Wider weights can be faster: libraries choose another kernel.)"""
 
 
-def ordered(names: Sequence[str], axes: Sequence[np.ndarray], values: np.ndarray, grows: Mapping[str, float]) -> np.ndarray:
+def ordered(
+    names: Sequence[str], axes: Sequence[np.ndarray], values: np.ndarray, grows: Mapping[str, float]
+) -> np.ndarray:
     """Logarithms of efficiencies whose times do not fall along `grows`: midway between what slows the larger of two points
     that are the wrong way around and what speeds the smaller up. The fit that filled the grid has such points where nothing
     was measured."""
