@@ -52,7 +52,8 @@ HitRate = Annotated[
     float, typer.Option("--prefix-hit-rate", min=0, max=1, help="Share of prompt tokens that the prefix cache holds.")
 ]
 Acceptance = Annotated[
-    float | None, typer.Option("--draft-acceptance", min=0, max=1, help="Speculation: share of drafted tokens accepted.")
+    float | None,
+    typer.Option("--draft-acceptance", min=0, max=1, help="Speculation: share of drafted tokens accepted."),
 ]
 DraftLength = Annotated[
     int | None, typer.Option("--draft-length", min=0, max=64, help="Tokens drafted per step, 3 if not said.")
@@ -394,7 +395,10 @@ def export(
 @app.command(name="eval")
 def eval_(
     suite: Annotated[
-        str, typer.Argument(help="all, read, smoke, full, a kind of cases, a case, a folder of cases; or a run to judge again.")
+        str,
+        typer.Argument(
+            help="all, read, smoke, full, a kind of cases, a case, a folder of cases; or a run to judge again."
+        ),
     ] = "all",
     backend: Annotated[
         list[str] | None,

@@ -262,7 +262,8 @@ def methods(case: Case, seen: Observation) -> CaseScore | None:
     graphs = (seen.get("proposal") or {}).get("graphs")
     if not case.expect.methods or graphs is None:
         return None
-    right, wrong = [], []
+    right: list[str] = []
+    wrong: list[str] = []
     for name, degrees in case.expect.methods.items():
         found = [g["strategy"] for g in graphs if name in (g["name"], g["role"])]
         ok = any(all(s[axis] == n for axis, n in degrees.items()) for s in found)

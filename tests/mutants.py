@@ -344,10 +344,14 @@ def ring_mutants(program: Program) -> Iterator[tuple[str, Program]]:
             stale = with_op(body, at, replace(p, inputs=(home,)))
             yield f"stage {where[0]} {body.name}.{p.name} sends its own again", with_body(program, where, stale)
         t = body.tensors[p.output]
+        readers = [q for q in body.ops if p.output in q.inputs]
+        unasked = t.partial and all(q.comm or (q.op and q.op.kind == "elementwise") for q in readers)
+        why = same_because("no operator asks to which positions a running sum belongs" if unasked else "")
         for by in (1, 2):
             turned = replace(t, layout=replace(t.layout, rotation=t.layout.rotation + by))
             wrong = replace(body, tensors={**body.tensors, p.output: turned})
-            yield f"stage {where[0]} {body.name}.{p.name} taken for {by} step later", with_body(program, where, wrong)
+            name = f"stage {where[0]} {body.name}.{p.name} taken for {by} step later{why}"
+            yield name, with_body(program, where, wrong)
     for where, body in places(program):
         for at, p in enumerate(body.ops):
             if p.op is not None and p.op.module == "self_attn.ring" and len(p.inputs) == 2:

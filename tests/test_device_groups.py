@@ -142,7 +142,6 @@ def neighbour(sent: Sequence[Message]) -> list[Message]:
     return [replace(m, src=n.src) for m, n in zip(sent, [*sent[1:], sent[0]], strict=True)]
 
 
-
 BROKEN = {
     "a message is lost": lambda sent: sent[1:],
     "a message goes to a wrong receiver": lambda sent: [replace(sent[0], dst=sent[-1].dst), *sent[1:]],

@@ -159,5 +159,7 @@ def test_a_placement_without_a_model_asks_for_one() -> None:
 def test_the_example_of_the_strategies_page_is_what_the_budget_gives() -> None:
     m = load_model("llama-3-8b").model
     rule = {"budget": "3.7GB", "count": ["weights"]}
-    given = [strategy_from_data({"layerwise": {**rule, "method": k}}, model=m).layers_per_stage for k in ("greedy", "dp")]
+    given = [
+        strategy_from_data({"layerwise": {**rule, "method": k}}, model=m).layers_per_stage for k in ("greedy", "dp")
+    ]
     assert given == [(6, 8, 8, 8, 2), (5, 7, 7, 8, 5)]

@@ -11,7 +11,8 @@ from tools.engines.rules import check
 from tools.graph.build import all_sizes, layer_body
 from tools.graph.semantics import Place, run
 from tools.memory import rank_weight_bytes
-from tools.oracle.prove import prove
+from tools.oracle.prove import draw, prove
+from tools.oracle.reduce import reduce
 from tools.partition.lower import local_dims, lower
 from tools.spec.base import ToolError
 from tools.spec.model import LayerKind, with_redundant
@@ -38,6 +39,20 @@ def test_copies_compute_the_same(name: str, degrees: dict) -> None:
         {"prefill": lower(m, s, "prefill", {**sizes, "experts": m.moe.num_experts + s.redundant_experts})}
     )
     assert [f for f in found if f.severity == "error"] == []
+
+
+@pytest.mark.parametrize(("name", "degrees"), [CASES[2], CASES[5]], ids=str)
+def test_every_kind_of_layer_sends_tokens_to_copies_in_both_phases_of_a_proof(name: str, degrees: dict) -> None:
+    """Else a graph that forgets its copies would pass."""
+    small = reduce(load_model(name).model, Strategy(**degrees), batch_size=8, seq_len=16, decode_steps=2)
+    *_, traces, idle = draw(small, 0)
+    assert idle > 0, "and still one expert has no token"
+    for phase, steps in traces.items():
+        highest: dict[str, int] = {}
+        for (_, body, tensor), v in (pair for t in steps for pair in t.values.items()):
+            if tensor == "expert_slots":
+                highest[body] = max(highest.get(body, 0), int(np.max(v)))
+        assert highest and min(highest.values()) >= small.model.moe.num_experts, (phase, highest)
 
 
 @pytest.mark.parametrize(("experts", "copies"), [(8, 3), (8, 8), (5, 12), (4, 1)])

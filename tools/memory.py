@@ -52,7 +52,6 @@ def _there(group: str, role: Role) -> bool:
     return role is None or group in role
 
 
-
 @dataclass(frozen=True, slots=True)
 class Dtypes:
     """Bytes per element by role. Quantisation concerns matrices; embeddings, norms, biases, router stay 16-bit."""
@@ -105,9 +104,7 @@ def body_weight_bytes(
     return total
 
 
-def body_kv_bytes_per_token(
-    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None
-) -> Size | float:
+def body_kv_bytes_per_token(pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None) -> Size | float:
     """KV cache that one token of a sequence adds on a rank that serves it: 2 · kv_heads_local · d_k · bytes, or
     (kv_lora + qk_rope) · bytes for MLA, whose latent every rank keeps; the mean where positions are dealt out (dcp)."""
     total: Size | float = 0.0
@@ -252,7 +249,9 @@ def _live_sets(key: _ById, role: Role) -> tuple[dict[Any, str], tuple[tuple[tupl
         like.setdefault(kind, name)
         of[name] = list(like).index(kind)
     found = [Counter(of[n] for n, first, last in lives if first <= at <= last) for at in _busy_moments(pbody)]
-    top = [c for i, c in enumerate(found) if not any(c <= o and (c != o or j < i) for j, o in enumerate(found) if j != i)]
+    top = [
+        c for i, c in enumerate(found) if not any(c <= o and (c != o or j < i) for j, o in enumerate(found) if j != i)
+    ]
     return like, tuple(tuple(sorted(c.items())) for c in top)
 
 
@@ -295,9 +294,7 @@ def stage_weights_by_body(
     return list(rows.items())
 
 
-def stage_kv_bytes_per_token(
-    stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None
-) -> Size | float:
+def stage_kv_bytes_per_token(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, role: Role = None) -> Size | float:
     """KV cache that one token of one sequence adds on one rank of this stage (all its layers)."""
     return sum((times * body_kv_bytes_per_token(b, sizes, mesh, dtypes, role) for b, times in stage.bodies()), 0.0)
 
@@ -487,7 +484,11 @@ def layer_loads(
     one = strategy.model_copy(update={"pp": 1, "virtual": 1, "layers_per_stage": None})
     sizes = all_sizes(model, batch_size=batch, seq_len=seq_len, kv_len=seq_len)
     program = lower(model, one, "prefill", sizes)
-    (stage,), dtypes, tokens = program.stages, Dtypes.of_strategy(model, strategy), -(-batch // (strategy.attn_dp or 1)) * seq_len
+    (stage,), dtypes, tokens = (
+        program.stages,
+        Dtypes.of_strategy(model, strategy),
+        -(-batch // (strategy.attn_dp or 1)) * seq_len,
+    )
     args = (sizes, program.mesh, dtypes)
 
     def held(b: PBody) -> float:
@@ -495,7 +496,9 @@ def layer_loads(
         return float(weights + (tokens * body_kv_bytes_per_token(b, *args) if "kv" in count else 0.0))
 
     bodies = [r.bodies[i % len(r.bodies)] for r in stage.runs for i in range(len(r.layers))]
-    by_body = {id(b): (held(b), float(body_activation_bytes(b, *args)) if "activations" in count else 0.0) for b in bodies}
+    by_body = {
+        id(b): (held(b), float(body_activation_bytes(b, *args)) if "activations" in count else 0.0) for b in bodies
+    }
     rows = [by_body[id(b)] for b in bodies]
     outer = [held(b) if b is not None and ends else 0.0 for b in (stage.embed, stage.head)]
     if add_activations:

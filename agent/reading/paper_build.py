@@ -256,6 +256,10 @@ def _take_layers(b: Build) -> None:
 def _take_experts(b: Build) -> None:
     """EP, and attention beside it."""
     moe = b.spec.moe
+    if moe is not None and "sliced" in b.found and "ep" not in b.d.axes and not b.d.experts_per_device:
+        b.d.experts_sliced = True  # every device holds a slice of every expert: the ranks of tensor parallelism
+        b.axes.setdefault("tp", b.d.bindings.get("P") or b.d.devices)
+        b.cite("sliced")
     if moe is None:
         for axis in ("ep", "etp"):
             b.axes.pop(axis, None)
@@ -270,6 +274,8 @@ def _take_experts(b: Build) -> None:
     if b.axes.get("ep") is None and per_device and not b.d.experts_sliced:
         b.axes["ep"] = max(1, -(-moe.num_experts // per_device))
         b.notes.append(f"EP = {moe.num_experts} experts / {per_device} per device = {b.axes['ep']}")
+    if "ep" in b.axes and b.axes.get("dp", 1) is None:
+        b.axes["attn_dp"] = b.axes.pop("dp")  # data parallelism without a degree beside EP is that of attention
     if "ep" in b.axes and ("attn_dp" in b.found or "attn_dp" in b.axes):
         b.axes.setdefault("attn_dp", None)
         b.cite("attn_dp")

@@ -89,9 +89,7 @@ def _other_clusters(conditions: Conditions, planned: Cluster) -> tuple[Cluster, 
 def _idle_clusters(conditions: Conditions, planned: Cluster) -> tuple[Cluster, ...]:
     """The kinds of devices that are counted beside the planned one."""
     pools = [p for p in conditions.get("hardware.pools") or () if p["device"] != planned.device.id]
-    return tuple(
-        Cluster.of(catalog.device_by_id(p["device"]), p["count"], min(p["count"], NODE_SIZE)) for p in pools
-    )
+    return tuple(Cluster.of(catalog.device_by_id(p["device"]), p["count"], min(p["count"], NODE_SIZE)) for p in pools)
 
 
 def _prices(conditions: Conditions, cluster: Cluster) -> dict[str, float]:

@@ -140,8 +140,6 @@ class _Builder:
             there = replace(self.pools.decode, sizes={**self.pools.decode.sizes, **self.total})
             handed = draw_handover(self, _Builder(there, self.detail, False), self.pools)
         self._total_output(units[p.stages[-1].index], carried, handed)
-        if s.attn_pool:
-            self._drop_unused()
         head = title or f"{p.model.name} · {p.phase} · {s.label(p.model.moe is not None)}"
         return Dag(
             head,
@@ -153,17 +151,6 @@ class _Builder:
             tuple(self.frames),
             self._attrs(),
         )
-
-    def _drop_unused(self) -> None:
-        """A merge reaches all ranks of an attention pool, and only the stage's own go on with it: what the others would
-        compute from it is not drawn."""
-        while True:
-            used = {e.src for e in self.edges}
-            dead = {n.id for n in self.nodes if n.shape == "box" and n.id not in used}
-            if not dead:
-                return
-            self.nodes = [n for n in self.nodes if n.id not in dead]
-            self.edges = [e for e in self.edges if e.dst not in dead]
 
     def _enter(self, piece: int) -> None:
         """From here on: the sizes of one slice of the prompt. Steps of a slice carry its number where there are several."""

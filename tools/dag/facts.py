@@ -121,6 +121,8 @@ _PORT_LINES = re.compile(
 def _devices(n: DotNode, text: str, graph: DotGraph) -> tuple[frozenset[int] | None, bool, bool]:
     # Tensor names such as "x(GPU 3)" name members of a group, not the node's place.
     where = _PORT_LINES.sub("", text)
+    if beside := n.attrs.get("xlabel", ""):
+        text, where = (f"{t}\n{plain(beside)}" for t in (text, where))  # drawn next to the node: it says this too
     if ALL_DEVICES.search(text) or any(n.attrs.get(k, "") in ("all", "all GPUs") for k in _DEVICE_KEYS):
         return None, True, True
     found = devices_in(where) or devices_in(text)
@@ -165,7 +167,7 @@ COMM = re.compile(
 ROUTING = re.compile(
     r"\bsplit(?:ter)?\b|\bslice\b|\baggregat\w*|\bconcat\w*|\bdispatch\b|\bcombine\b|\brout(?:e|er|ing)\b(?!.*(?:matmul|linear|logits))|top[\s_-]?k|"
     r"\bgate\b(?!.*(?:proj|matmul|linear|softmax|sigmoid|score|mul|up))|\bscatter\b|"
-    r"\bpartition\b|\bmerge\b|聚合|切分|拆分|分割|分发|汇总|合并|路由", re.IGNORECASE,
+    r"\bgather\b(?!.*(?:embed|lookup|rows|index))|\bpartition\b|\bmerge\b|聚合|切分|拆分|分割|分发|汇总|合并|路由", re.IGNORECASE,
 )  # fmt: skip
 IO = re.compile(
     r"\b(?:total|model|final|global)[\s_-]*(?:input|output)\b|总输入|总输出|模型输入|模型输出|"
@@ -187,14 +189,26 @@ def _kind(n: DotNode, operator: str) -> str:
         return ROLE_KIND[n.attrs["role"]]
     head = words(operator.split("\n")[0])
     head = re.split(r"\b(?:input|output)\s*[:=]", head, flags=re.IGNORECASE)[0] or head
+    head = _PLACE_FIRST.sub("", head) or head
     # "Input tokens (all GPUs)": what stands in brackets at the end does not change what the node is.
-    if IO.search(head) or IO.search(re.sub(r"\s*[(（][^()（）]*[)）]\s*$|\s+on\s+all\b.*", "", head)):
+    if IO.search(head) or IO.search(re.sub(r"\s*[(（][^()（）]*[)）]\s*$|\s+(?:on\s+)?all\b.*", "", head)):
         return "io"
     if COMM.search(head):
         return "comm"
-    if ROUTING.search(head):
+    # Only of a head that names no operator before its brackets do they tell: "Q Projection (dim slice 0)" projects.
+    bare = _BRACKETED.sub(" ", head)
+    if ROUTING.search(head if not _COMPUTES.search(bare) else bare):
         return "routing"
     return "compute"
+
+
+_PLACE_FIRST = re.compile(
+    r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE
+)
+_BRACKETED = re.compile(r"[(（][^()（）]*[)）]")
+_COMPUTES = re.compile(
+    r"\bproj|\blinear\b|matmul|gemm|softmax|norm\b|投影|线性|\bembedding\b|\bgelu\b|\bsilu\b", re.IGNORECASE
+)
 
 
 RESIDUAL = re.compile(r"\bresidual|\bresid\b|残差|\badd\s*(?:&|and|\+)\s*norm", re.IGNORECASE)

@@ -62,7 +62,7 @@ class DotGraph:
 
 _HEAD = re.compile(r"(?<![\w\"])(strict\s+)?(di)?graph\b\s*(\"(?:[^\"\\]|\\.)*\"|[\w.\-]*)\s*\{", re.IGNORECASE)
 _TOKEN = re.compile(
-    r"""(?P<skip>(?:\s+|//[^\n]*|/\*.*?\*/|(?:(?<=\n)|\A)\#[^\n]*)+)
+    r"""(?P<skip>(?:\s+|//[^\n]*|/\*.*?\*/|(?<![^\s;{}\]])\#[^\n]*)+)
       | (?P<quoted>"(?:[^"\\]|\\.)*")
       | (?P<edge>->|--)
       | (?P<punct>[{}\[\];,=:+])
@@ -78,7 +78,7 @@ Token = tuple[str, str, int]
 MAX_DEPTH = 200
 MAX_EDGES = 1_000_000
 MAX_PROBLEMS, SHOWN_PROBLEMS = 1_000, 100
-BAD = {'"': "unterminated string", "#": "a # comment must start at the first character of its line"}
+BAD = {'"': "unterminated string", "#": "a # comment needs a space before it; a colour with # needs quotes"}
 
 
 def parse_dot(text: str) -> list[DotGraph]:

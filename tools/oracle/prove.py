@@ -104,6 +104,8 @@ def draw_weights(model: ModelSpec, rng: np.random.Generator) -> Weights:
                 out[key] = 0.6 + rng.normal(size=shape)
             if t.name == "router.weight":
                 out[key][:, -1] -= 0.75
+                if model.moe and model.moe.redundant:
+                    out[key][:, 0] += 0.75  # an expert with copies is busy, or nothing would show where they are
             if model.moe and model.moe.redundant and t.dims[0] == "experts":
                 held = np.arange(model.moe.num_slots) % model.moe.num_experts
                 out[key] = out[key][held]  # copies are equal

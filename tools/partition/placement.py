@@ -210,8 +210,10 @@ class Placement:
         if self.has(POOL) and set(layout.pending) <= set(self.axis("pool_seq")):
             # What ranks of the pool merge is scattered along each head, so that every rank has a part to send back.
             inner = next((d for d in ("d_k", "v_dim", "kv_lora") if d in dims), None)
-            split = {**layout.as_dict(), **({inner: layout.axes(inner) + layout.pending} if inner else {})}
-            return Layout.of(split)
+            parts = layout.as_dict()
+            if inner:
+                parts[inner] = layout.axes(inner) + layout.pending
+            return Layout.of(parts)
         have, whole = layout.axes("heads"), self.axis("tp_heads") + self.exchanged
         back = whole[len(have) :]
         if "heads" in dims and whole[: len(have)] == have and back and set(back) <= set(layout.pending):

@@ -92,10 +92,14 @@ def circles(sent: Iterable[Message]) -> list[tuple[list[int], list[int]]]:
 
 
 def place(whole: Index, piece: Index) -> tuple[np.ndarray, ...]:
-    """Open mesh that addresses `piece` inside an array that holds the positions `whole`."""
+    """Open mesh that addresses `piece` inside an array that holds the positions `whole`. Raises ValueError for positions
+    that it does not hold: what carries only zeros would else pass wherever it came from."""
     return np.ix_(*(_where(w, p) for w, p in zip(whole, piece, strict=True)))
 
 
 def _where(held: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     order = np.argsort(held, kind="stable")
-    return order[np.searchsorted(held, wanted, sorter=order)]
+    at = np.searchsorted(held, wanted, sorter=order)
+    if len(wanted) and (at.max() >= len(held) or (held[order[at]] != wanted).any()):
+        raise ValueError(f"positions {wanted.min()} to {wanted.max()} are not among those held")
+    return order[at]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from tools.dag.facts import NodeFacts, View, is_dashed, is_gate, lane_of
+from tools.dag.facts import NodeFacts, View, is_dashed, is_gate, lane_of, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
 
 
@@ -104,6 +105,8 @@ def all_gpus(v: View) -> Iterator[Violation]:
     for n in v.nodes.values():
         if not n.everywhere or n.kind == "io":
             continue
+        if n.kind == "routing" and _joins_all(v, n, world):
+            continue
         if n.kind in ("compute", "routing"):
             yield bad(
                 n,
@@ -125,3 +128,15 @@ def all_gpus(v: View) -> Iterator[Violation]:
                 f'"all GPUs", but it joins {len(near)} of {len(world)} devices',
                 f"write GPU {','.join(map(str, sorted(near)))}",
             )
+
+
+EXPERT_SIDE = re.compile(r"\bdispatch|\bcombine|\brout", re.IGNORECASE)
+"""What each device does for its own tokens and experts; in one for all, tokens would change devices unseen."""
+
+
+def _joins_all(v: View, n: NodeFacts, world: frozenset[int]) -> bool:
+    """A split to, or an aggregation from, every device of the graph, drawn outside the lanes."""
+    if is_gate(n) or EXPERT_SIDE.search(words(n.operator)) or lane_of(v, n) is not None or len(world) < 2:
+        return False
+    sides = (v.preds[n.id], v.succs[n.id])
+    return any(frozenset().union(*(v.nodes[m].devices or frozenset() for m in side)) == world for side in sides)

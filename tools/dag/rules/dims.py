@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from tools.dag.facts import COMM, TOP_K, NodeFacts, PortFacts, View, is_gate, is_residual, plain, words
+from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_dashed, is_gate, is_residual, plain, words
 from tools.dag.rules.base import MAX_SHOWN, NotDecidable, Violation, bad, rule, some_nodes
 
 
@@ -149,8 +149,8 @@ def shapes(v: View) -> Iterator[Violation]:
     some_nodes(v)
     for n in v.nodes.values():
         allowed, name = EXPECTED_SHAPE[_kind_by_name(n)]
-        if is_gate(n) and not TOP_K.search(words(n.operator)):
-            allowed = allowed | RECTANGLES  # "Gate" may be the linear map or the choice
+        if is_gate(n):
+            allowed = allowed | RECTANGLES  # "Gate" may be the linear map or the choice; a top-k is an operator too
         if n.shape not in allowed:
             yield bad(
                 n,
@@ -179,8 +179,8 @@ def edge_dims(v: View) -> Iterator[Violation]:
                     line=e.line,
                     fix='label="tensor name"',
                 )
-        if not a.outputs or not b.inputs:
-            continue
+        if not a.outputs or not b.inputs or (is_dashed(e.attrs) and is_gate(a) and b.kind == "routing"):
+            continue  # a dashed selection says who is chosen; the tokens come on the solid line
         known += 1
         wanted = [p for p in b.inputs if p.tensor and tensor and p.tensor.split("(")[0] == tensor] or list(b.inputs)
         offered = [p for p in a.outputs if p.tensor and tensor and p.tensor.split("(")[0] == tensor] or list(a.outputs)
@@ -282,16 +282,16 @@ def _batch_of(ports: tuple[PortFacts, ...] | None) -> str:
     return next((x for p in ports or () for d, x in p.dims if BATCH.match(d)), "")
 
 
-def _items_of_devices(v: View) -> dict[int, str]:
-    """Which slice of a split batch each device holds, where every slice goes to one device."""
-    items: dict[int, str] = {}
+def _items_of_devices(v: View) -> dict[int, tuple[str, str]]:
+    """Which slice of a split batch each device holds, and its length, where every slice goes to one device."""
+    items: dict[int, tuple[str, str]] = {}
     for n in v.nodes.values():
         whole, part = _batch_of(n.inputs), _batch_of(n.outputs)
         if n.kind != "routing" or not (whole.isdigit() and part.isdigit()) or not 0 < int(part) < int(whole):
             continue
         taken = [v.nodes[m].devices or frozenset() for m in dict.fromkeys(v.succs[n.id])]
         if all(len(d) == 1 for d in taken) and len(frozenset().union(*taken)) * int(part) == int(whole):
-            items |= {g: f"{n.id}/{g}" for d in taken for g in d}
+            items |= {g: (f"{n.id}/{g}", part) for d in taken for g in d}
     return items
 
 
@@ -321,11 +321,11 @@ def _foreign_items(v: View) -> Iterator[Violation]:
                               "an operator's inputs must hold the same items")  # fmt: skip
 
 
-def _in_slices(n: NodeFacts, items: dict[int, str]) -> bool:
-    """The node states that its batch is a slice, and stands on devices with known slices."""
+def _in_slices(n: NodeFacts, items: dict[int, tuple[str, str]]) -> bool:
+    """The node's batch is a slice, by its Global or by its length, and it stands on devices with known slices."""
     here = _batch_of(n.outputs)
     whole = next((x for d, x in n.whole.items() if BATCH.match(d)), here)
-    return bool(n.devices) and here != whole and all(g in items for g in n.devices or ())
+    return bool(n.devices) and all(g in items and (here != whole or here == items[g][1]) for g in n.devices or ())
 
 
 def _gpus(nodes: list[NodeFacts]) -> list[int]:

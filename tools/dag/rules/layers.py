@@ -86,6 +86,8 @@ def repeats(v: View) -> Iterator[Violation]:
         stated = v.graph.attrs.get("num_hidden_layers", "")
         if stated == "1":
             return
+        if {index for _, index in per_layer} == {0} and num_layers(v) in (None, 1):
+            raise NotDecidable("one layer is drawn, and nothing says that the model has more")
         if not per_layer and not any(ANY_LAYER.search(n.module) for n in v.nodes.values()):
             raise NotDecidable("no layer is recognisable and no repetition is stated")
         yield Violation(
@@ -143,6 +145,14 @@ def layer_sum(v: View) -> Iterator[Violation]:
             )
         for i in layers:
             owners[i] = owners.get(i, frozenset()) | devices
+    if not seen and total is not None and (counts := _lane_counts(v)):
+        if not _can_add_up(counts, total):
+            yield Violation(
+                message=f"the stages repeat {' + '.join(map(str, counts[:12]))} layers, the model has {total}",
+                line=v.graph.line,
+                fix="correct the repetitions",
+            )
+        return
     if not seen:
         raise NotDecidable("no layer range or repetition is stated")
     if total is None:
@@ -159,6 +169,28 @@ def layer_sum(v: View) -> Iterator[Violation]:
             fix="correct the repetitions and layer ranges",
         )
     yield from _uneven_stages(v)
+
+
+def _lane_counts(v: View) -> list[int]:
+    """Layers that each cluster says it repeats, without saying which ones."""
+    out: dict[str, int] = {}
+    for n in v.nodes.values():
+        for cluster, times, _ in cluster_repeats(v, n.cluster) if n.kind == "compute" else ():
+            if LAYER_WORD.search(plain(v.graph.clusters[cluster].attrs.get("label", ""))):
+                out[cluster] = times
+            break
+    return list(out.values())
+
+
+LAYER_WORD = re.compile(r"\blayers?\b|\bblocks?\b|层", re.IGNORECASE)
+
+
+def _can_add_up(counts: list[int], total: int) -> bool:
+    """Lanes of one stage repeat the same layers, so some of the counts, not all, have to give the total."""
+    sums = 1
+    for k in counts:
+        sums |= sums << k if k <= total else 0
+    return bool(sums >> total & 1)
 
 
 def _layer_claims(v: View) -> Iterator[tuple[frozenset[int], frozenset[int], int, NodeFacts]]:
