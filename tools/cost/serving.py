@@ -537,14 +537,26 @@ def _open(layout: Layout, load: Load) -> Performance:
     step = steps.high * Speculation.of(layout.deployment.workload).accepted
     base = 0.5 * step * np.minimum(rate * decode, 1.0) + p.latency + layout.engine.prefill_s
     tpot = decode / max(gaps, 1) if gaps else steps.high
-    spread = _Spread(base=base, wait=wait, ceiling=np.full(len(cap), np.inf), load=rho)
+    chance, seat = _seat_wait(rate, decode, cap)
+    spread = _Spread(base=base, wait=wait, ceiling=np.full(len(cap), np.inf), load=rho, seat=seat, chance=chance)
     in_flight = rate * (base + wait + decode) * 1.0
+    ttft = base + wait + seat
     perf = _performance(
-        layout, load, steps, p, np.minimum(rate, capacity), base + wait, tpot, rate * decode, spread, in_flight, stable,
+        layout, load, steps, p, np.minimum(rate, capacity), ttft, tpot, rate * decode, spread, in_flight, stable,
         np.minimum(rate * p.added, 1.0),
     )  # fmt: skip
     busy = np.minimum(1.0, rate * p.added + np.minimum(rate * decode, 1.0))
     return replace(perf, capacity_rate=capacity * layout.cands.dp, busy=busy)
+
+
+def _seat_wait(rate: Num, decode: Num, seats: Num) -> tuple[Num, Num]:
+    """(chance that all seats of the batch are taken, mean wait for one): Sakasegawa's approximation of the queue of many
+    servers (Ann. Inst. Statist. Math. 29, 1977), halved because outputs of one length leave at even times. Below nine
+    tenths of the seats it is next to nothing; near all of them it is most of the time to first token."""
+    busy = np.clip(rate * decode / seats, 0.0, SATURATED)
+    root = np.sqrt(2.0 * (seats + 1.0))
+    queue = busy**root / (1.0 - busy)
+    return busy ** (root - 1.0), 0.5 * queue / np.maximum(rate, 1e-12)
 
 
 def _together(layout: Layout, load: Load) -> Performance:
@@ -589,12 +601,22 @@ class _Spread:
     wait: Num
     ceiling: Num
     load: Num
+    seat: Num = 0.0
+    """Mean wait for a seat in the batch, and the chance of having to."""
+    chance: Num = 0.0
 
     def quantile(self, q: float) -> Num:
-        """P(W > t) = ρ·exp(-ρ·t/W̄), the M/G/1 tail whose mean is W̄."""
-        rho = np.maximum(self.load, 1e-12)
-        t = np.where(rho > 1 - q, self.wait / rho * np.log(np.maximum(rho / (1 - q), 1.0)), 0.0)
-        return self.base + np.minimum(t, self.ceiling)
+        """P(W > t) = ρ·exp(-ρ·t/W̄), the M/G/1 tail whose mean is W̄; the same for the wait for a seat. Of the two waits
+        one is in its tail, the other at its mean."""
+        t, s = (_tail(mean, chance, q) for mean, chance in ((self.wait, self.load), (self.seat, self.chance)))
+        t = np.minimum(t, self.ceiling)
+        return self.base + np.where(s > t, s + np.minimum(self.wait, t), t + np.minimum(self.seat, s))
+
+
+def _tail(mean: Num, chance: Num, q: float) -> Num:
+    """Quantile of a wait that happens with `chance` and is exponential then."""
+    chance = np.maximum(chance, 1e-12)
+    return np.where(chance > 1 - q, mean / chance * np.log(np.maximum(chance / (1 - q), 1.0)), 0.0)
 
 
 def _performance(

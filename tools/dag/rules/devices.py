@@ -121,6 +121,7 @@ def all_gpus(v: View) -> Iterator[Violation]:
             world
             and near
             and near != world
+            and not _unplaced(v, [*v.preds[n.id], *v.succs[n.id]])
             and not any(v.nodes[m].everywhere for m in (*v.preds[n.id], *v.succs[n.id]))
         ):
             yield bad(
@@ -139,4 +140,12 @@ def _joins_all(v: View, n: NodeFacts, world: frozenset[int]) -> bool:
     if is_gate(n) or EXPERT_SIDE.search(words(n.operator)) or lane_of(v, n) is not None or len(world) < 2:
         return False
     sides = (v.preds[n.id], v.succs[n.id])
-    return any(frozenset().union(*(v.nodes[m].devices or frozenset() for m in side)) == world for side in sides)
+    return any(
+        frozenset().union(*(v.nodes[m].devices or frozenset() for m in side)) == world or _unplaced(v, side)
+        for side in sides
+    )
+
+
+def _unplaced(v: View, nodes: list[str]) -> bool:
+    """One of them names no device, which is R01's to tell; what it joins is unknown until it does."""
+    return any(v.nodes[m].devices is None and not v.nodes[m].everywhere for m in nodes)
