@@ -19,7 +19,7 @@ run: setup  ## plan the example deployment with the built-in policy, no key, no 
 	@$(BIN)/meshwright plan examples/conditions/llama3_70b_8xh100.md --out runs/llama3_70b_8xh100
 
 test: setup  ## offline tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: setup  ## format, lint, types, import layers, docs drift
 	@$(BIN)/ruff format --check .

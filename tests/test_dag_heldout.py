@@ -132,3 +132,9 @@ def test_what_brackets_add_to_an_operator_does_not_change_what_it_is():
     text = 'digraph g {{ a [label="{0}\\nGPU 0", shape=box] b [label="[GPU 0] Input", shape=parallelogram] b -> a }}'
     assert _status(text.format("Q Projection (head group 0, dim slice 0)"), "R05") == "passed"
     assert _status(text.format("Split (by heads)"), "R05") == "failed"
+
+
+@pytest.mark.parametrize("place", ["GPU 0", "Device: GPU 0", "设备: GPU 0", "GPU: cuda:0", "设备：卡 0"])
+def test_an_operator_in_snake_case_is_read_wherever_the_device_stands(place):
+    text = f'digraph g {{ a -> b; b [label="residual_add\\n{place}\\nInput: x=[b=1]; y=[b=1]\\nOutput: [b=1]", shape=box] }}'
+    assert _status(text, "R08") == "failed", "one edge leads to it"

@@ -89,7 +89,7 @@ _NOT_OPERATOR = re.compile(
     r"\s*(?:(?:input|output|in|out|global|weights?|caches?|kv cache|params?|module|path|shapes?|dims?|"
     r"输入|输出|全局|权重|模块|重复)"
     r"(?:\s*(?:tensors?|dim(?:ension)?s?|shapes?|维度|形状))?\s*[:：=]"
-    rf"|[\[(<]?\s*(?:all\s+|on\s+)?{_DEVICE_WORD}{_SEPARATORS}(?:all|全部|所有)?[\d\s,、，\-–~/&.and]*(?:GPUs?|devices?|ranks?|cards?)?\s*[\])>]?\Z"
+    rf"|[\[(<]?\s*(?:all\s+|on\s+)?{_DEVICE_WORD}(?:[\d\s,、，\-–~/&.:：#=_\[({{]|and\b|all\b|全部|所有|{_DEVICE_WORD})*[\])>]?\Z"
     r"|\(?\s*(?:repeat\w*|[×✕x])\s*[:=x×]?\s*\d+\s*(?:times)?\)?\Z)",
     re.IGNORECASE,
 )
