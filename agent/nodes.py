@@ -176,8 +176,30 @@ def shown(file: InputFile, options: RunOptions) -> InputFile:
 async def fill_gaps(
     files: tuple[InputFile, ...], conditions: Conditions, conversation: Conversation, task: str = ""
 ) -> tuple[Conditions, Outcome]:
-    """`conditions`, with the quoted and derivable facts that the backend adds where the reader left gaps."""
-    context = {"missing": conditions.missing, "inputs": [f.path for f in files]}
+    """`conditions`, with the quoted and derivable facts that the backend adds where the reader left gaps.
+
+    Files too long for a third of its context are read part by part; a part that the backend does not answer ends it.
+    """
+    from agent.reading.parts import in_parts
+    from agent.tokens import count_tokens
+
+    whole = conversation.backend.name == "builtin"  # the built-in policy reads no prompt
+    parts = in_parts(files, 2**62 if whole else conversation.context_tokens // 3, len if whole else count_tokens)
+    outcome = Outcome(sub.Facts(), conversation.backend.name)
+    for i, part in enumerate(parts):
+        where = f"part {i + 1} of {len(parts)}: {part.words}" if len(parts) > 1 else ""
+        conditions, outcome = await _fill_from(part.files, files, conditions, conversation, task, where)
+        if outcome.degraded is not None:
+            break
+    return conditions, outcome
+
+
+async def _fill_from(
+    shown_files: tuple[InputFile, ...], files: tuple[InputFile, ...], conditions: Conditions, conversation: Conversation,
+    task: str, part: str,
+) -> tuple[Conditions, Outcome]:  # fmt: skip
+    """The same from what is shown of the files; `part` says which part that is."""
+    context = {"missing": conditions.missing, "inputs": [f.path for f in files], **({"shown": part} if part else {})}
     step = make_step(
         "read_conditions",
         "Your step: read the conditions.",
@@ -189,7 +211,7 @@ async def fill_gaps(
         lambda s: sub.check_facts(s.facts, conditions, files),
         {Conditions: conditions},
         language_of(files, conversation),
-        files=files,
+        files=shown_files,
     )
     outcome = await converse(step, conversation)
     for path, why in outcome.value.rejected:

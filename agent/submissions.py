@@ -84,11 +84,22 @@ def check_facts(submitted: Sequence[SubmittedFact], conditions: Conditions, file
             rejected.append((s.path, why))
             continue
         fact = Fact(
-            path=s.path, value=s.value, stated_as=s.quote, evidence=Evidence(file=s.file, line=s.line, quote=s.quote)
+            path=s.path,
+            value=s.value,
+            stated_as=s.quote,
+            evidence=Evidence(file=s.file, line=line_of(s, files) or s.line, quote=s.quote),
         )
         taken.append(fact)
         known[s.path] = fact
     return Facts(taken=tuple(taken), rejected=tuple(rejected))
+
+
+def line_of(s: SubmittedFact, files: Sequence[InputFile]) -> int | None:
+    """Line of the quote: the one that was said, else the first that has it; None where no line has."""
+    lines = next((f.text.splitlines() for f in files if f.path == s.file), [])
+    if s.quote and 0 < s.line <= len(lines) and s.quote in lines[s.line - 1]:
+        return s.line
+    return next((i + 1 for i, text in enumerate(lines) if s.quote and s.quote in text), None)
 
 
 def refusal(s: SubmittedFact, known: dict[str, Fact], files: Sequence[InputFile]) -> str | None:
@@ -100,9 +111,8 @@ def refusal(s: SubmittedFact, known: dict[str, Fact], files: Sequence[InputFile]
     file = next((f for f in files if f.path == s.file), None)
     if file is None:
         return f"no input is called {s.file!r}"
-    lines = file.text.splitlines()
-    if s.line > len(lines) or s.quote not in lines[s.line - 1]:
-        return f"the quote is not on line {s.line}"
+    if line_of(s, files) is None:
+        return f"the quote is not in {s.file}"
     if not derivable(s.path, s.value, s.quote):
         return f"{s.value!r} does not follow from {s.quote!r}"
     return None
