@@ -216,7 +216,8 @@ async def _fill_from(
     outcome = await converse(step, conversation)
     for path, why in outcome.value.rejected:
         conversation.log.write("fact_rejected", path=path, why=why)
-    return (with_facts(conditions, outcome.value) if outcome.value.taken else conditions), outcome
+    added = outcome.value.taken or outcome.value.conflicts
+    return (with_facts(conditions, outcome.value) if added else conditions), outcome
 
 
 CHINESE = 0.2
@@ -237,7 +238,8 @@ def with_facts(conditions: Conditions, added: sub.Facts) -> Conditions:
     paths = {f.path for f in added.taken}
     kept = tuple(f for f in conditions.facts if f.path not in paths)
     missing = tuple(m for m in conditions.missing if m not in paths)
-    return conditions.model_copy(update={"facts": (*kept, *added.taken), "missing": missing})
+    conflicts = (*conditions.conflicts, *added.conflicts)
+    return conditions.model_copy(update={"facts": (*kept, *added.taken), "missing": missing, "conflicts": conflicts})
 
 
 # -------------------------------------------------------------------------------------------------- retrieve_knowledge

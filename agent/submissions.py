@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tools.spec.base import ToolError
-from tools.spec.conditions import Conditions, Evidence, Fact, InputFile
+from tools.spec.conditions import Conditions, Conflict, Evidence, Fact, InputFile
 from tools.units import find_quantities
 
 
@@ -71,15 +71,24 @@ class Facts(BaseModel):
 
     taken: tuple[Fact, ...] = ()
     rejected: tuple[tuple[str, str], ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    """Two quotes that say different things about one path."""
 
 
 def check_facts(submitted: Sequence[SubmittedFact], conditions: Conditions, files: Sequence[InputFile]) -> Facts:
-    """Takes a fact only where the reader left a gap, its quote is on that line, and its value follows from it."""
+    """Takes a fact only where the reader left a gap, or where its own quote does not carry what it read; the submitted quote
+    must be in the file and its value follow from it. Where both quotes carry their values, that is a conflict."""
     known = {f.path: f for f in conditions.facts if f.origin in ("stated", "derived")}
     taken: list[Fact] = []
     rejected: list[tuple[str, str]] = []
+    conflicts: list[Conflict] = []
     for s in submitted:
-        why = refusal(s, known, files)
+        other = known.get(s.path)
+        differs = other is not None and not same_value(other.value, s.value)
+        why = refusal(s, {} if differs else known, files)
+        if why is None and other is not None:
+            conflict, why = disagreement(s, other)
+            conflicts.append(conflict)
         if why:
             rejected.append((s.path, why))
             continue
@@ -91,7 +100,20 @@ def check_facts(submitted: Sequence[SubmittedFact], conditions: Conditions, file
         )
         taken.append(fact)
         known[s.path] = fact
-    return Facts(taken=tuple(taken), rejected=tuple(rejected))
+    return Facts(taken=tuple(taken), rejected=tuple(rejected), conflicts=tuple(conflicts))
+
+
+def disagreement(s: SubmittedFact, read: Fact) -> tuple[Conflict, str | None]:
+    """What to do with a submitted fact that differs from the reader's: the quote that carries its value decides, and the
+    reader's where both do. (the conflict, why the submitted one is not taken or None)"""
+    quote = read.evidence.quote if read.evidence else ""
+    carried = bool(quote) and derivable(read.path, read.value, quote)
+    used = read.value if carried else s.value
+    reason = f"the reader has {read.value!r} from its own quote" if carried else None
+    why = f"{quote!r} says {read.value!r}, {s.quote!r} says {s.value!r}; " + (
+        "both quotes carry their values, the first one read is used" if carried else "only the second carries its value"
+    )
+    return Conflict(path=s.path, values=(read.value, s.value), resolution=used, why=why), reason
 
 
 def line_of(s: SubmittedFact, files: Sequence[InputFile]) -> int | None:

@@ -81,3 +81,20 @@ def test_a_quote_is_cited_where_it_stands() -> None:
     assert [x.evidence.line for x in found.taken if x.evidence] == [2]
     absent = said.model_copy(update={"quote": "input length 1,000"})
     assert check_facts([absent], conditions, (f,)).rejected[0][1] == f"the quote is not in {f.path}"
+
+
+def test_two_quotes_that_disagree_are_a_conflict_and_a_quote_without_the_value_loses() -> None:
+    f = input_of("We have 8 H100 GPUs in one node.\nAppendix: the cluster has 16 H100 GPUs.\n")
+    conditions = read_conditions((input_of("We have 8 H100 GPUs in one node.\n"),))
+    said = SubmittedFact(
+        path="hardware.num_devices", value=16, file=f.path, line=2, quote="the cluster has 16 H100 GPUs"
+    )
+    found = check_facts([said], conditions, (f,))
+    assert not found.taken and found.conflicts[0].values == (8, 16) and found.conflicts[0].resolution == 8
+    unsupported = tuple(
+        x.model_copy(update={"evidence": x.evidence.model_copy(update={"quote": "in one node"})})
+        if x.path == "hardware.num_devices" and x.evidence else x
+        for x in conditions.facts
+    )  # fmt: skip
+    found = check_facts([said], conditions.model_copy(update={"facts": unsupported}), (f,))
+    assert [x.value for x in found.taken] == [16] and found.conflicts[0].resolution == 16
