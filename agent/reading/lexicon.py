@@ -353,6 +353,10 @@ SHARED_LINK = (
     r"(?:one|a|single|1|一[个张块条]|单)[ -]*(?:port|nic|card|cable|link|uplink|hca|网口|网卡|端口|网线)s? ?(?:per|for (?:each|every)|on (?:each|every)|in (?:each|every)) ?(?:server|node|host|machine|box)"
     r"|\bshar(?:e|es|ed|ing)\b|共享|共用|每台(?:服务器|机器)?(?:只有|仅有?|有|配)?[一1](?:个|张|块)(?:网卡|网口|端口)|整机"
 )
+PORTS = (
+    r"(?P<en>\d|one|two|four|eight|dual|single)[ -]*(?:(?:\d+ ?[GT]\w*|ethernet|ib|network|roce) )?(?:ports?|nics?|hcas?|uplinks?) ?(?:per|for (?:each|every)|on (?:each|every)|in (?:each|every)) ?(?:server|node|host|machine|box)"
+    r"|每(?:台(?:服务器|机器)?|个?节点|机)(?:只有|仅有?|有|配)?(?P<zh>[1-9一二两三四八双单])(?:个|张|块|条)?(?:口|网卡|网口|端口)"
+)
 CORRECTED = r"\bcorrection\b|\bcorrected\b|\berratum\b|更正|修正[:：一]|勘误|改为|改成|\bnot\b.{0,24}\bas (?:i|we) (?:wrote|said)|instead of the"
 PLANNED = r"\b(?:plan(?:ned|ning)?|size|sized|design(?:ed)?|dimension(?:ed)?|budget(?:ed)?|provision(?:ed)?) (?:for|on|with)\b|按.{0,10}(?:规划|设计|测算|算|来)|以.{0,10}为准"
 WISHED = r"\b(?:dream|wish|some ?day|one day|ideal(?:ly)?|stretch|nice to have|aspiration\w*|would love|hope(?:fully)?)\b|理想|梦想|将来|愿景|最好能"

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent.reading.facts import Candidate, Reading
-from agent.reading.lexicon import PER_NODE, PER_USER, SHARED_LINK, SPARSE, TERMS, compiled, search, stats_in
+from agent.reading.lexicon import PER_NODE, PER_USER, PORTS, SHARED_LINK, SPARSE, TERMS, compiled, search, stats_in
 
 if TYPE_CHECKING:
     from agent.reading.prose import Scene
+    from tools.units import Quantity
 
 _DEVICES = next(t for t in TERMS if t.path == "hardware.device_count")
 
@@ -76,7 +77,7 @@ def _loose_bandwidth(scene: Scene, q: Any) -> list[Candidate]:
     value = float(f"{q.value:.12g}")
     if re.search(r"hbm|vram|显存|memory", scene.text[: q.start], re.I):
         return [scene.candidate("hardware.memory_bandwidth", value, q.start, q.end)]
-    if q.unit.endswith("bE") or re.search(
+    if re.match(r"\w*bE\b", q.unit) or re.search(
         r"ethernet|infiniband|roce|\bnic|between (?:them|the two)|cable|\bports?\b|网口|网线|光模块|交换机",
         scene.text,
         re.I,
@@ -84,12 +85,10 @@ def _loose_bandwidth(scene: Scene, q: Any) -> list[Candidate]:
         scope = (
             "node" if search(SHARED_LINK).search(scene.text) or search(PER_NODE).search(_near(scene, q, 20, 40)) else ""
         )
-        scope = "device" if q.per == "device" else scope
-        return [
-            replace(
-                scene.candidate("hardware.inter_node_bandwidth", value, q.start, q.end), scope=scope, factor=q.factor
-            )
-        ]
+        ports = ports_of_a_node(scene.text)
+        scope = "device" if q.per == "device" else "node" if ports else scope
+        link = scene.candidate("hardware.inter_node_bandwidth", value, q.start, q.end)
+        return [replace(link, scope=scope, factor=max(q.factor, ports or 1))]
     return []
 
 
@@ -219,3 +218,61 @@ _LOOSE = {
     "requests/s": _loose_requests,
     "tokens/s": _loose_rate,
 }
+
+
+_NOT_WORKING = re.compile(
+    r"\s*(?:[张块台个片颗](?:卡)?|cards?|gpus?|npus?|nodes?|servers?|boxes|of (?:them|which|the \w+))?\s*(?:is|are|has|have)?"
+    r"\s*(?:currently|still|now|already|目前|现在|暂时|已经?|都)?\s*(?:坏|故障|损坏|报废|掉卡|挂了|failed|failing|broken|faulty|dead\b|down\b"
+    r"|defective|out of (?:order|service)|not working|in repair|being repaired|under rma)",
+    re.I,
+)
+_BOXES = re.compile(r"\s+(?:\x01+)(?:\s*\(?\d+ ?GB?\)?)?\s+(?:boxes|servers|machines|nodes|hosts|workstations)\b", re.I)
+
+
+_FEW = {
+    "one": 1,
+    "single": 1,
+    "一": 1,
+    "单": 1,
+    "two": 2,
+    "dual": 2,
+    "二": 2,
+    "两": 2,
+    "双": 2,
+    "三": 3,
+    "four": 4,
+    "四": 4,
+    "eight": 8,
+    "八": 8,
+}
+
+
+def ports_of_a_node(text: str) -> int | None:
+    """Network ports that the devices of a server share: "two ports per server", 每台两口. None where none are counted."""
+    found = search(PORTS).search(text)
+    if found is None:
+        return None
+    word = (found["en"] or found["zh"]).lower()
+    return int(word) if word.isdigit() else _FEW[word]
+
+
+def not_working(scene: Scene, q: Quantity) -> bool:
+    """Whether a count is of devices that are said not to work ("one of which is broken", 有一张坏了): no size of the cluster."""
+    return bool(_NOT_WORKING.match(scene.masked, q.end))
+
+
+_OF_CARDS = re.compile(
+    r"\s+\d+[ -]?(?:x|gpus?|npus?|cards?|卡)[ -]*(?:\x01+)?\s*(?:boxes|servers|machines|nodes|hosts|workstations)\b",
+    re.I,
+)
+_OF_THEM = re.compile(r"\s+(?:of (?:them|these|those)|such)\b", re.I)
+_MACHINES_BEFORE = re.compile(
+    r"\b(?:boxes|servers|machines|nodes|hosts|workstations)\b[\s,;:(–—-]*(?:we have |there are )?$", re.I
+)
+
+
+def counts_boxes(scene: Scene, q: Quantity) -> bool:
+    """ "five L40S boxes", "two 8-GPU servers" and "8xH100 nodes, 4 of them" count nodes; "8x L40S boxes" are boxes of eight."""
+    if _BOXES.match(scene.masked, q.end) or _OF_CARDS.match(scene.masked, q.end):
+        return True
+    return bool(_OF_THEM.match(scene.masked, q.end) and _MACHINES_BEFORE.search(scene.masked[: q.start]))

@@ -87,6 +87,12 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
     first = len(reading.candidates)
     scene = _scene(statement, text)
     reading.candidates += [c for p in scene.pairs for c in _candidates(scene, p)]
+    if any(loose.not_working(scene, p.quantity) for p in scene.pairs if p.spot.term.path.startswith("hardware.")):
+        reading.flag(
+            "devices-not-working",
+            f"{statement.file} line {statement.line} says that some devices do not work: {_short(statement.text)!r}; the stated "
+            "count is planned as it stands, so state how many can be used",
+        )
     sentence.read(scene, reading)
     economics.read(scene, reading)
     if tainted:  # beside an order: believed where nothing else says it
@@ -539,16 +545,17 @@ def _hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> lis
     tags = tuple(
         t for t, w in (("both", BIDIRECTIONAL), ("one", UNIDIRECTIONAL), ("sparse", SPARSE)) if search(w).search(words)
     )
+    ports = loose.ports_of_a_node(scene.text) if path == "hardware.inter_node_bandwidth" else None
     scope = (
         "node"
-        if path == "hardware.inter_node_bandwidth" and search(SHARED_LINK).search(scene.text)
+        if path == "hardware.inter_node_bandwidth" and (search(SHARED_LINK).search(scene.text) or ports)
         else "device"
         if q.per == "device"
         else "node"
         if q.per == "node" or (search(PER_NODE).search(_CLAUSE.split(_region(scene, q))[-1] + _after(scene, q)))
         else ""
     )
-    base = replace(base, tags=tags, scope=scope)
+    base = replace(base, tags=tags, scope=scope, factor=max(base.factor, ports or 1))
     if path == "hardware.memory_bandwidth":
         return [replace(base, path=_bandwidth_of(scene, p))]
     if path == "hardware.memory_bytes":
@@ -595,6 +602,8 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     base = replace(base, value=value, doubt=doubt)
     if not isinstance(value, int):
         return [replace(base, doubt=f"{base.stated_as} is no whole number")]
+    if loose.not_working(scene, q):
+        return []
     named = next((n for n in scene.names if n.kind == "device" and n.start >= q.end and n.start - q.end < 14), None)
     system = named is not None and re.search(r"dgx|hgx", named.text, re.I)
     if system and path == "hardware.device_count" and p.spot.is_name:
@@ -607,10 +616,12 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     ):
         return [replace(base, path="hardware.devices_per_node")]
     apiece = path == "hardware.devices_per_node" and scene.masked[p.spot.start : p.spot.end] in ("each", "apiece")
-    if apiece and not any(o.spot.term.path == "hardware.num_nodes" for o in scene.pairs):
+    if apiece and not any(_counts_nodes(scene, o) for o in scene.pairs):
         return []
     if path != "hardware.device_count":
         return [base]
+    if loose.counts_boxes(scene, q):
+        return [replace(base, path="hardware.num_nodes")]
     extra = [
         replace(base, path="hardware.num_nodes", value=int(o.value), stated_as=o.text)
         for o in scene.quantities
@@ -618,7 +629,7 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     ]
     before = scene.masked[: scene.label_end] * (scene.label_end <= q.start) + _region(scene, q)
     after = scene.masked[q.end : q.end + 40]
-    has_nodes = any(o.spot.term.path == "hardware.num_nodes" for o in scene.pairs) or bool(extra)
+    has_nodes = any(_counts_nodes(scene, o) for o in scene.pairs) or bool(extra)
     owner = re.match(
         r"[\s\-]*(?:x|×|[张块片]|卡|gpus?|npus?|cards?)?[\s\-]*(?:\x01+)?[\s\-]*(?:\d+ ?GB?)?[\s\-]*(?:gpus?|cards?)?[\s\-]*(?:的)?[\s\-]*(?:nodes?|servers?|machines?|box|hosts?|服务器|节点|机器|机型|机\b|机[，,。])",
         after,
@@ -637,6 +648,11 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         else tuple(f"id={n.value}" for n in scene.names if n.kind == "device" and n.start == p.spot.start)
     )
     return [replace(base, scope="total" if total and not scope else scope, tags=tags[:1]), *extra]
+
+
+def _counts_nodes(scene: Scene, p: Pair) -> bool:
+    path = p.spot.term.path
+    return path == "hardware.num_nodes" or (path == "hardware.device_count" and loose.counts_boxes(scene, p.quantity))
 
 
 def _multiplies(scene: Scene, o: Quantity, q: Quantity) -> bool:

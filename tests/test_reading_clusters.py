@@ -1,0 +1,70 @@
+"""How many machines of how many devices, and what network they share, in the words people use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.mcp_server import input_of
+from agent.reading import read_conditions
+
+
+def hardware(text: str) -> tuple[dict[str, Any], set[str]]:
+    c = read_conditions((input_of(text),))
+    return {f.path: f.value for f in c.facts if f.path.startswith("hardware.")}, {f.code for f in c.flags}
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "each"),
+    [
+        ("five L40S boxes, 4 cards each (48GB)", 5, 4),
+        ("a rack of 12 MI300X boxes (8 each)", 12, 8),
+        ("5 H100 boxes with 8 GPUs", 5, 8),
+        ("10 A100 80GB nodes, 8 cards per node", 10, 8),
+        ("two 8-GPU H100 servers", 2, 8),
+        ("We have 8xH100 nodes, 4 of them.", 4, 8),
+        ("2 nodes of 8xH100", 2, 8),
+        ("16 H100s over two boxes", 2, 8),
+        ("6 台服务器，每台 7 张 A800 80GB（有一张坏了，先不修）", 6, 7),
+        ("6 台 × 8 卡 910B", 6, 8),
+        ("四台机器，每台八张H20", 4, 8),
+        ("7 servers, each with 4 RTX 4090 (24GB), one server is being repaired", 7, 4),
+    ],
+)
+def test_machines_and_what_is_in_each(text: str, nodes: int, each: int) -> None:
+    found, _ = hardware(text)
+    assert (found.get("hardware.num_nodes"), found.get("hardware.devices_per_node")) == (nodes, each)
+    assert found.get("hardware.num_devices") == nodes * each
+
+
+@pytest.mark.parametrize("text", ["4 H100 servers", "we own 16 H100 nodes"])
+def test_machines_of_unknown_size_are_no_devices(text: str) -> None:
+    found, _ = hardware(text)
+    assert found["hardware.num_nodes"] == int(next(w for w in text.split() if w.isdigit()))
+    assert "hardware.num_devices" not in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["8 x L40S, 2 cards are down right now", "6 台服务器，每台 8 张 H20，其中 2 张卡坏了", "16 H100, 3 of them broken"],
+)
+def test_devices_that_do_not_work_are_said_and_not_counted_as_the_cluster(text: str) -> None:
+    found, flags = hardware(text)
+    assert "devices-not-working" in flags
+    assert found["hardware.num_devices"] in (8, 16, 48)
+
+
+@pytest.mark.parametrize(
+    ("text", "per_device"),
+    [
+        ("3 台服务器，每台 8 张 H20，机间 200Gb/s IB，每台两个网口", 2 * 25e9 / 8),
+        ("6 台服务器，每台 7 张 A800 80GB，机间 200Gb/s IB，每台两口", 2 * 25e9 / 7),
+        ("3 servers of 8 H100 each, one 400G NIC per server", 50e9 / 8),
+        ("3 servers of 8 H100 each, 2x200GbE per server", 50e9 / 8),
+        ("3 servers of 8 H100 each, 200GbE", 25e9),
+    ],
+)
+def test_a_network_that_a_server_shares_is_dealt_out_over_its_devices(text: str, per_device: float) -> None:
+    found, _ = hardware(text)
+    assert found["hardware.inter_node_bandwidth"] == pytest.approx(per_device, rel=1e-3)
