@@ -9,13 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.bind import strategy_key
 from agent.files import Ref, write_atomic
 from agent.state import RunState
 from tools.rubric import Evaluation
 from tools.spec.base import Frozen, ToolError
 from tools.spec.plan import Plan
-from tools.spec.strategy import Strategy
 
 REVIEW = "state/review.md"
 
@@ -37,9 +35,9 @@ def request(run_dir: Path, plan: Plan, evaluation: Evaluation, report: bytes) ->
     }  # fmt: skip
 
 
-def rejected(state: RunState, strategy: Strategy, chosen: Ref | None, reason: str) -> RunState:
-    """State for another proposal: the strategy is out, its finished round too, the reason is what the proposer reads."""
-    key = strategy_key(strategy)
+def rejected(state: RunState, key: str, chosen: Ref | None, reason: str) -> RunState:
+    """State for another proposal: the candidate of this key is out, its finished round too, the reason is what the proposer
+    reads."""
     kept = [a for a in state.get("attempts", []) if a.get("chosen") != chosen]
     said = reason.strip() or "no reason given"
     return RunState(

@@ -18,7 +18,7 @@ from agent.files import Store
 from tools.spec.base import Frozen, ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
-from tools.spec.plan import Candidate, Economics, Estimate, ModuleParts, SearchResult, Sensitivity, StageMemory
+from tools.spec.plan import Candidate, Economics, Estimate, ModuleParts, SearchResult, Sensitivity, StageMemory, Unit
 from tools.spec.strategy import Phase, Strategy
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ def strategy_key(strategy: Strategy) -> str:
     fields = {k: v for k, v in strategy.model_dump(mode="json").items() if k != "name"}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
     return f"{strategy.label()} b{strategy.batch} {digest}"
+
+
+def candidate_key(candidate: Candidate) -> str:
+    """The key of its strategy, or of all its units."""
+    units = (f"{u.name} {strategy_key(u.strategy)}" for u in candidate.units)
+    return " + ".join(units) or strategy_key(candidate.estimate.strategy)
 
 
 class PhaseSizes(Frozen):
@@ -101,15 +107,17 @@ class Workbench:
             lambda: search(self.deployment, self.curves, top=TOP).model_copy(update={"seconds": 0.0}),
         )
 
-    def economics(self, planned: Estimate | None) -> tuple[Economics, ...]:
+    def economics(self, chosen: Candidate | None) -> tuple[Economics, ...]:
         """Cost and energy of the plan, and of the best strategy on every other device that the conditions name."""
-        from tools.search.economics import compare_devices
+        from tools.search.economics import compare_devices, fleet_economics
 
         def work() -> list[dict[str, Any]]:
-            rows = compare_devices(self.deployment, self.curves, planned=planned)
+            if chosen is not None and chosen.units:
+                return [fleet_economics(self.deployment, chosen).model_dump(mode="json")]
+            rows = compare_devices(self.deployment, self.curves, planned=chosen.estimate if chosen else None)
             return [r.model_dump(mode="json") for r in rows]
 
-        key = strategy_key(planned.strategy) if planned else "none"
+        key = candidate_key(chosen) if chosen else "none"
         return tuple(Economics.model_validate(r) for r in self._stored(f"economics {key}", None, work))
 
     def sensitivity(self, chosen: Candidate | None) -> Sensitivity | None:
@@ -117,13 +125,20 @@ class Workbench:
         from tools.search.sensitivity import sensitivity
 
         def work() -> dict[str, Any] | None:
-            found = sensitivity(self.deployment, self.curves, self.search.ranked, self.search.objective, chosen)
+            plain = tuple(c for c in self.search.ranked if not c.units)
+            found = sensitivity(self.deployment, self.curves, plain, self.search.objective, chosen)
             return found.model_dump(mode="json") if found else None
 
-        if chosen is None:
+        if chosen is None or chosen.units:
             return None
         found = self._stored(f"sensitivity {strategy_key(chosen.estimate.strategy)}", None, work)
         return Sensitivity.model_validate(found) if found else None
+
+    def units(self, candidate: Candidate) -> tuple[tuple[Unit, Workbench], ...]:
+        """Every unit of a candidate, with the workbench of the conditions that it serves under."""
+        from tools.search.fleet import units_of
+
+        return tuple((u, self.under(d)) for u, d in units_of(candidate.units, self.deployment))
 
     def candidate(self, strategy: Strategy) -> Candidate:
         """`strategy` priced and judged as the search's own candidates are.
@@ -183,6 +198,8 @@ class Workbench:
 
         cluster, engine = self.deployment.cluster, self.deployment.engine
         version = engine.version if engine.name == strategy.engine else None
+        if strategy.stage_devices:
+            cluster = self.deployment.stage_clusters(strategy)[0].model_copy(update={"num_devices": None})
         return check(
             self.deployment.model, strategy, version=version, num_nodes=cluster.num_nodes,
             devices_per_node=cluster.devices_per_node, device=cluster.known_device,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,22 @@ from typing import Any
 
 from agent.bind import Workbench
 from agent.draw import Drawing, Drawn, dag_dir
+from agent.pools import export_pair
 from agent.report import assemble_plan, pareto_csv, pareto_svg, phase_entry, plan_to_json, render_plan_md
+from agent.report.plan_json import rank_map_of
 from agent.verify import Proven, ProvenInfeasible, Verified
+from knowledge.catalog import released_checkpoint
+from tools.cost.serving import DRAFT_LENGTH
 from tools.engines.export import LAUNCHERS, Expected, LaunchFile, export, serving_engines
+from tools.engines.rules.handover import CONNECTORS
 from tools.rubric import Constraint, Deliverable, Evaluation, Reference, RunRecord, evaluate
+from tools.search.fleet import JUDGED_TOGETHER, views
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions, InputFile
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
-from tools.spec.plan import Plan, SearchResult
+from tools.spec.plan import Candidate, Plan, PlanUnit, SearchResult, Unit
+from tools.spec.strategy import Strategy
 
 DAG_KINDS = {".py": "dag_script", ".dot": "dag_dot", ".svg": "dag_svg"}
 
@@ -88,21 +96,76 @@ def simulated(plan: Plan, reference: Reference | None) -> Plan:
 def make_plan(record: Record) -> Plan:
     verdict = record.verdict
     verification = verdict.verification
-    plan, baseline = verification.of("plan"), verification.of("baseline")
+    plans, baseline = verification.all("plan"), verification.of("baseline")
+    chosen = verdict.chosen if isinstance(verdict, Proven) else None
+    units = plan_units(record.bench, chosen, plans)
+    plan = _main(chosen, plans)
     findings = [*record.findings]
-    if plan:
-        findings += plan.findings
+    for v in plans:
+        shown = [f for f in v.findings if not units or f.code not in JUDGED_TOGETHER]
+        findings += [_of_unit(v, f) for f in shown] if len(units) > 1 else shown
+        findings += staged_findings(v.subject.strategy)
+    if chosen and chosen.units:
+        findings += [f for f in chosen.estimate.findings if f.code in (*JUDGED_TOGETHER, "router")]
     for v in verification.subjects:
         if v.subject.role != "plan":
             findings += [_of_other(v, f) for f in v.findings if f.severity != "info"]
     return assemble_plan(
         record.bench.deployment, record.conditions, record.search,
-        chosen=verdict.chosen if isinstance(verdict, Proven) else None,
-        phases=_phases(plan), baseline_phases=_phases(baseline), parts=plan.parts if plan else (), findings=findings,
+        chosen=chosen, units=units,
+        phases=_all_phases(plan, plans), baseline_phases=_phases(baseline), parts=plan.parts if plan else (), findings=findings,
         proposal=record.proposal, passages=record.passages, degraded=record.degraded,
-        economics=record.bench.economics(verdict.chosen.estimate if isinstance(verdict, Proven) else None),
-        sensitivity=record.bench.sensitivity(verdict.chosen if isinstance(verdict, Proven) else None),
+        economics=record.bench.economics(chosen), sensitivity=record.bench.sensitivity(chosen),
     )  # fmt: skip
+
+
+def _main(chosen: Candidate | None, plans: Sequence[Verified]) -> Verified | None:
+    """Of the plan's units the one that stands for it."""
+    if chosen is None or not plans:
+        return None
+    return next(v for v in plans if v.subject.strategy == chosen.estimate.strategy)
+
+
+def _all_phases(main: Verified | None, plans: Sequence[Verified]) -> dict[str, dict[str, Any]]:
+    """Of the unit that stands for the plan; of two pools one phase each."""
+    if main is None or main.subject.pair is None:
+        return _phases(main)
+    return {phase: entry for v in plans for phase, entry in _phases(v).items()}
+
+
+def plan_units(bench: Workbench, chosen: Candidate | None, plans: Sequence[Verified]) -> tuple[PlanUnit, ...]:
+    """The units of a plan with their proofs, ranks and parts."""
+    if chosen is None or not chosen.units:
+        return ()
+    out: list[PlanUnit] = []
+    first = 0
+    for (unit, own), v in zip(bench.units(chosen), plans, strict=True):
+        rows = tuple(
+            {
+                **row, "unit": unit.name, "device": row.get("device", unit.clusters[0].device.id), **_shifted(row, first),
+                **(_same_nodes(row, first, own.deployment) if v.subject.pair else {}),
+            }
+            for row in rank_map_of(unit.estimate, own.deployment)
+        )
+        fields = {k: getattr(unit, k) for k in Unit.model_fields}
+        out.append(PlanUnit(**fields, phases=_phases(v), rank_map=rows, first_rank=first, parts=v.parts))
+        first += unit.strategy.num_devices
+    return tuple(out)
+
+
+def _shifted(row: dict[str, Any], first: int) -> dict[str, Any]:
+    """Ranks of a row counted through all units."""
+    groups = {k: [r + first for r in v] for k, v in row.get("groups", {}).items()}
+    return {"ranks": [r + first for r in row["ranks"]], **({"groups": groups} if groups else {})}
+
+
+def _same_nodes(row: dict[str, Any], first: int, d: Deployment) -> dict[str, Any]:
+    """Nodes of a pool's row: both pools lie on the nodes of one cluster."""
+    return {"nodes": sorted({(r + first) // d.cluster.devices_per_node for r in row["ranks"]})}
+
+
+def _of_unit(v: Verified, f: Finding) -> Finding:
+    return f.model_copy(update={"message": f"{v.subject.unit}: {f.message}"}) if v.subject.unit else f
 
 
 def _phases(v: Verified | None) -> dict[str, dict[str, Any]]:
@@ -122,9 +185,12 @@ def _of_other(v: Verified, f: Finding) -> Finding:
 
 
 def launch_files(bench: Workbench, plan: Plan) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
-    """Launch files of a proven plan for its engine and for the other engines that accept it."""
+    """Launch files of a proven plan for its engine and for the other engines that accept it; of several units in a folder
+    each, with the shares that a router gives them."""
     if plan.strategy is None or plan.estimate is None:
         return (), ()
+    if plan.units:
+        return _unit_launch_files(bench, plan)
     files: list[LaunchFile] = []
     findings: list[Finding] = []
     usable = serving_engines(bench.deployment.cluster.known_device)
@@ -142,37 +208,111 @@ def launch_files(bench: Workbench, plan: Plan) -> tuple[tuple[LaunchFile, ...], 
     return tuple(files), tuple(findings)
 
 
+def _unit_launch_files(bench: Workbench, plan: Plan) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
+    files, findings = [placement_file(plan)], []
+    if len(plan.units[0].phases_run) == 1:
+        made, said = _pool_launch_files(plan)
+        return (*files, *made), said
+    for unit, view in zip(plan.units, views(plan), strict=True):
+        made, said = launch_files(bench.under(view.deployment), view)
+        files += [f.model_copy(update={"name": f"{unit.name}/{f.name}"}) for f in made]
+        findings += [f.model_copy(update={"message": f"{unit.name}: {f.message}"}) for f in said]
+    return tuple(files), tuple(findings)
+
+
+def _pool_launch_files(plan: Plan) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
+    """Both pools, their proxy and the benchmark, for every engine whose connector joins them."""
+    assert plan.strategy is not None
+    pair, d = (plan.units[0].strategy, plan.units[-1].strategy), plan.deployment
+    files: list[LaunchFile] = []
+    findings: list[Finding] = []
+    usable = [e for e in serving_engines(d.cluster.known_device) if e in CONNECTORS]
+    for engine in dict.fromkeys((plan.strategy.engine, *usable)):
+        try:
+            more = {"expected": expected(plan), "request_rate": bench_rate(d)}
+            made, said = export_pair(d, pair, engine, concurrency=plan.estimate and plan.estimate.concurrency, **more)
+        except ToolError as error:
+            made, said = (), (Finding(code="launch", severity="warning", cause="engine", message=str(error)),)
+        files += [f.model_copy(update={"name": f.name if "/" in f.name else f"{engine}/{f.name}"}) for f in made]
+        if engine == plan.strategy.engine:
+            findings += said
+    return tuple(files), tuple(findings)
+
+
+def placement_file(plan: Plan) -> LaunchFile:
+    """What no engine's flags say: the share of the requests that each unit gets, and which rank lies on which device."""
+    told = [
+        {
+            "unit": u.name, "launch": "" if len(u.phases_run) == 1 else f"{u.name}/", "share": u.share,
+            "requests_in_flight": u.in_flight, "first_rank": u.first_rank,
+            "ranks": [{k: row[k] for k in ("replica", "stage", "ranks", "device", "nodes")} for row in u.rank_map],
+        }
+        for u in plan.units
+    ]  # fmt: skip
+    return LaunchFile(name="placement.json", text=json.dumps({"units": told}, indent=1) + "\n", executable=False)
+
+
+def staged_findings(s: Strategy) -> tuple[Finding, ...]:
+    """What the launch files of a pipeline over several kinds of devices leave to whoever starts them."""
+    if not s.stage_devices:
+        return ()
+    order = ", ".join(f"{i} on {device}" for i, device in enumerate(s.stage_devices))
+    again = f"; start it {s.dp} times, one replica each, behind a router" if s.dp > 1 else ""
+    message = (
+        f"the scripts start one replica with one node rank per stage of {s.group} devices: node rank {order}{again}; the engine "
+        f"does not know one kind of device from another"
+    )
+    return (
+        Finding(code="mixed-launch", severity="warning", cause="engine", message=message, values={"replicas": s.dp}),
+    )
+
+
 def export_plan(
-    bench: Workbench, plan: Plan, engine: str, kinds: tuple[str, ...] = ("shell",)
+    bench: Workbench, plan: Plan, engine: str, kinds: tuple[str, ...] = ("shell",), image: str | None = None
 ) -> tuple[tuple[LaunchFile, ...], tuple[Finding, ...]]:
     """The exporter with everything the plan knows; what it refuses is a finding."""
     assert plan.strategy is not None
     d, e, s = bench.deployment, plan.estimate, plan.strategy
+    clusters, nodes, per_node = d.stage_clusters(s), d.cluster.num_nodes, d.cluster.devices_per_node
+    told = staged_findings(s)
+    if s.stage_devices:
+        # An engine knows nodes of one size: every stage is one.
+        nodes, per_node, s = s.pp, s.group, s.model_copy(update={"dp": 1})
     try:
-        return export(
+        files, findings = export(
             engine,
             d.model,
             s,
             isl=d.workload.isl,
             osl=d.workload.osl,
-            num_nodes=d.cluster.num_nodes,
-            devices_per_node=d.cluster.devices_per_node,
+            released=released_checkpoint(d.model.name),
+            num_nodes=nodes,
+            devices_per_node=per_node,
             max_model_len=max(d.workload.context, d.workload.isl + d.workload.osl),
             max_num_seqs=s.batch,
             max_num_batched_tokens=s.max_num_batched_tokens,
-            memory_total_bytes=d.cluster.memory_bytes,
+            memory_total_bytes=min(c.memory_bytes for c in clusters),
             memory_reserve=d.requirements.memory_reserve,
             concurrency=bench_concurrency(plan),
             request_rate=bench_rate(d),
             device=d.cluster.known_device,
             weights_bytes=max((m.weights_bytes for m in e.memory), default=None) if e else None,
             kinds=kinds,
+            image=image,
             expected=expected(plan),
             bench_notes=bench_notes(plan, engine),
             cached=d.workload.prefix_hit_rate,
+            draft=draft_of(d),
         )
+        return files, (*findings, *told)
     except ToolError as error:
         return (), (Finding(code="launch", severity="warning", cause="engine", message=str(error)),)
+
+
+def draft_of(d: Deployment) -> tuple[int, float] | None:
+    """(tokens drafted per step, share accepted) where the predictions count on speculation."""
+    w = d.workload
+    return None if w.draft_acceptance is None else (w.draft_length or DRAFT_LENGTH, w.draft_acceptance)
 
 
 def bench_rate(d: Deployment) -> float | None:

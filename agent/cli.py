@@ -70,6 +70,10 @@ Train = Annotated[
 StrategyFile = Annotated[
     Path | None, typer.Option("--strategy", help="JSON or YAML with the degrees (or a plan.json).")
 ]
+Axis = Annotated[
+    list[str] | None,
+    typer.Option("--axis", metavar="NAME=K", help="Degree of a further axis (dcp, dk, …); may be repeated."),
+]
 Dtype = Annotated[str | None, typer.Option(help="bf16, fp8, int4, …")]
 
 
@@ -250,6 +254,9 @@ def estimate(
     dp: Degree = None,
     attn_dp: Degree = None,
     cp: Degree = None,
+    sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism over tp.")] = False,
+    axis: Axis = None,
+    strategy: StrategyFile = None,
     weights: Dtype = None,
     kv: Dtype = None,
     isl: Degree = None,
@@ -298,6 +305,7 @@ def dag(
     attn_dp: Degree = None,
     cp: Degree = None,
     sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism over tp.")] = False,
+    axis: Axis = None,
     strategy: StrategyFile = None,
     phase: Phase = None,
     train: Train = None,
@@ -334,6 +342,7 @@ def prove(
     attn_dp: Degree = None,
     cp: Degree = None,
     sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism over tp.")] = False,
+    axis: Axis = None,
     strategy: StrategyFile = None,
     phase: Phase = None,
     train: Train = None,
@@ -370,6 +379,9 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory for the launch files.")],
     k8s: Annotated[bool, typer.Option("--k8s", help="Also a Kubernetes manifest (vllm, sglang).")] = False,
+    image: Annotated[
+        str | None, typer.Option("--image", help="With --k8s: the container image [default: the engine's release].")
+    ] = None,
     pools: Annotated[
         Path | None, typer.Option("--pools", help="Strategy file with prefill and decode pools (vllm, sglang).")
     ] = None,
@@ -388,7 +400,9 @@ def export(
 
       meshwright export runs/mine/plan.json --engine megatron --seq-len 4096 --global-batch 256 --out launch
     """
-    more = {"k8s": k8s, "pools": pools, "seq_len": seq_len, "global_batch": global_batch, "micro_batch": micro_batch}
+    more = {
+        "k8s": k8s, "image": image, "pools": pools, "seq_len": seq_len, "global_batch": global_batch, "micro_batch": micro_batch,
+    }  # fmt: skip
     guarded("commands.pure", "export", plan_json, engine, out, json_, more)
 
 

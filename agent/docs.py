@@ -124,7 +124,7 @@ def tour() -> str:
     from tools.checks import CHECKS
     from tools.dag.rules import RULES as DAG_RULES
     from tools.engines.rules import ENGINES
-    from tools.partition.mesh import LOGICAL
+    from tools.partition.axes import LOGICAL
     from tools.partition.rules import RULES
     from tools.registry import all_tools
     from tools.rubric import CRITERIA

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.bind import PHASES, Workbench
+from agent.bind import Workbench
 from agent.files import sha256_file, write_atomic
+from agent.pools import pool_programs
 from agent.verify import Verification, Verified, workbench_of
 from tools.dag.graph import Detail
 from tools.oracle.prove import Proof
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from agent.render import Rendered
     from tools.dag.graph import Dag
     from tools.dag.rules import RuleResult
+    from tools.partition.lower import Program
 
 FULL: Detail = "full"
 if TYPE_CHECKING:
@@ -76,17 +78,34 @@ def draw(
 
     wanted: dict[str, Wanted] = {}
     for v in verification.subjects:
-        own = workbench_of(bench, verdict, v.subject.change)
-        for phase in PHASES:
-            in_time: tuple[Detail, ...] = ("schedule",) if v.subject.strategy.pp > 1 else ()
+        own = workbench_of(bench, verdict, v.subject)
+        for phase in v.subject.phases:
+            in_time: tuple[Detail, ...] = ("schedule",) if v.subject.strategy.pp > 1 and not v.subject.pair else ()
             for detail in dict.fromkeys((FULL, *views, *in_time)):
-                name = f"{v.subject.role}_{phase}" + ("" if detail == "full" else f".{detail}")
+                name = v.subject.dag(phase) + ("" if detail == "full" else f".{detail}")
                 if detail == "schedule":
                     dag = _schedule(own, v, phase)
                 else:
-                    dag = build_dag(own.program(v.subject.strategy, phase), detail=detail, title=_title(own, v, phase))
+                    kinds, pools = lane_kinds(own, v), pool_programs(own, v.subject.pair) if v.subject.pair else None
+                    program = program_of(own, v, phase)
+                    dag = build_dag(program, detail=detail, title=_title(own, v, phase), kinds=kinds, pools=pools)
                 wanted[name] = (v, phase, detail, dag)
     return _with_run_rules(draw_all(dag_dir(run_dir), wanted), bench, wanted, verdict)
+
+
+def program_of(bench: Workbench, v: Verified, phase: Phase) -> Program:
+    """What the DAG of a phase is drawn from: of a pool the program that hands its cache over."""
+    if v.subject.pair is None:
+        return bench.program(v.subject.strategy, phase)
+    pools = pool_programs(bench, v.subject.pair)
+    return pools.prefill if phase == "prefill" else pools.decode
+
+
+def lane_kinds(bench: Workbench, v: Verified) -> tuple[str, ...]:
+    """The kind of device of every stage, where a plan uses several."""
+    if not v.subject.unit or v.subject.pair:
+        return ()
+    return tuple(c.device.id for c in bench.deployment.stage_clusters(v.subject.strategy))
 
 
 def _schedule(bench: Workbench, v: Verified, phase: Phase) -> Dag:
@@ -109,22 +128,22 @@ def _with_run_rules(drawn: Drawn, bench: Workbench, wanted: Mapping[str, Wanted]
     from tools.dag.context import run_rules
 
     full = {n: w for n, w in wanted.items() if w[2] == FULL}
-    subjects = {v.subject.role: v for v, _, _, _ in full.values()}
-    benches = {role: workbench_of(bench, verdict, v.subject.change) for role, v in subjects.items()}
-    leader = subjects.get("plan") or subjects.get("nearest")
-    own = benches[leader.subject.role] if leader else bench
+    subjects = {(v.subject.role, v.subject.unit): v for v, _, _, _ in full.values()}
+    benches = {key: workbench_of(bench, verdict, v.subject) for key, v in subjects.items()}
+    leader = next((key for role in ("plan", "nearest") for key in subjects if key[0] == role), None)
+    own = benches[leader] if leader else bench
     stated = own.deployment.requirements.balance_epsilon if own.deployment.requirements.balance_stated else None
     results = run_rules(
         [dag for _, _, _, dag in full.values()],
-        [benches[v.subject.role].program(v.subject.strategy, phase) for v, phase, _, _ in full.values()],
+        [program_of(benches[v.subject.role, v.subject.unit], v, phase) for v, phase, _, _ in full.values()],
         [p for v in subjects.values() for p in v.proofs.values()],
-        balance=_balance(own, leader.subject.strategy) if leader else None,
+        balance=_balance(own, subjects[leader].subject.strategy) if leader else None,
         balance_bound=balance_bound(stated, 1.0),
         expected=[
             (m.name, v.subject.strategy.label(m.moe is not None), phase)
-            for role, v in subjects.items()
-            for m in (benches[role].deployment.model,)
-            for phase in PHASES
+            for key, v in subjects.items()
+            for m in (benches[key].deployment.model,)
+            for phase in v.subject.phases
         ],
     )
     told = [f for r in results if r.status == "failed" for f in _run_findings(r, stated is not None)]
@@ -140,7 +159,10 @@ def _with_run_rules(drawn: Drawn, bench: Workbench, wanted: Mapping[str, Wanted]
     return Drawn(drawings=tuple(out))
 
 
-def _balance(bench: Workbench, strategy: Strategy) -> dict[str, float]:
+def _balance(bench: Workbench, strategy: Strategy) -> dict[str, float] | None:
+    """None for stages on several kinds of devices: there even bytes are no aim, and the check of balance tells about time."""
+    if strategy.stage_devices:
+        return None
     estimate = bench.estimate(strategy)
     return {"predicted time": estimate.time_imbalance, "predicted memory": estimate.memory_imbalance}
 
@@ -200,4 +222,8 @@ def judge(dot: str, name: str, proof: Proof) -> tuple[tuple[str, ...], list[Find
 
 def _title(bench: Workbench, v: Verified, phase: Phase) -> str:
     role = v.subject.role.replace("_", "-")
-    return f"{bench.deployment.model.name} · {role} · {phase} · {v.subject.strategy.label()}"
+    s = v.subject.strategy
+    names = {c.device.id: c.device.name for c in bench.deployment.clusters}
+    kinds = dict.fromkeys(s.stage_devices or ((bench.deployment.cluster.device.id,) if v.subject.unit else ()))
+    where = "".join(f" · {' + '.join(names[k] for k in kinds)}" if kinds else "")
+    return f"{bench.deployment.model.name} · {role} · {phase} · {s.label()}{where}"

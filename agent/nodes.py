@@ -20,7 +20,7 @@ from pydantic import BaseModel
 import agent.tools  # noqa: F401  (registers the tools)
 from agent import approval
 from agent import submissions as sub
-from agent.bind import Workbench, strategy_key
+from agent.bind import Workbench, candidate_key
 from agent.bundle import Bundle, Record, bundle
 from agent.draw import Drawn, dag_dir, draw
 from agent.events import EventLog
@@ -31,11 +31,13 @@ from agent.options import RunOptions
 from agent.reference import reference_of
 from agent.state import MAX_FALLBACKS, MAX_ROUNDS, RunState
 from agent.task import load_task, refuse_paper
-from agent.verify import Proven, Verification, establish, subjects, verify, verify_nearest
+from agent.verify import Proven, Verification, establish, subjects, verify, verify_nearest, workbench_of
 from knowledge.retrieve import Library, Passage, builtin_passages, user_passages
 from prompts import render
+from tools.cost.curves import Curves
 from tools.manifest import InputRef, build, input_path
 from tools.rubric import Constraint, Evaluation
+from tools.search.economics import on_best_device
 from tools.spec.base import Bug, ToolError
 from tools.spec.conditions import Conditions, InputFile
 from tools.spec.deployment import Deployment
@@ -74,6 +76,12 @@ class RunContext:
     @functools.cached_property
     def task(self) -> tuple[str, tuple[str, ...], tuple[Constraint, ...]]:
         return load_task(self.options)
+
+
+def curves_of(options: RunOptions) -> Curves:
+    from agent.calibration import curves_with
+
+    return curves_with(options.path(options.calibration) if options.calibration else None)
 
 
 class Inputs(BaseModel):
@@ -158,6 +166,10 @@ async def read_conditions(state: RunState, runtime: Run) -> Command[Literal["ret
     deployment = resolve(conditions)
     if ctx.options.objective:
         deployment = deployment.model_copy(update={"objective": ctx.options.objective})
+    if deployment.other_clusters:
+        # "H100 or H20?": both are searched, and the plan is made for the one that is the better answer.
+        deployment = on_best_device(deployment, curves_of(ctx.options))
+        ctx.log.write("device_chosen", device=deployment.cluster.device.id)
     update = RunState(
         inputs=[{"path": f.path, "sha256": f.sha256} for f in files], sources=ctx.store.put(Inputs(files=files)),
         conditions=ctx.store.put(conditions), deployment=ctx.store.put(deployment), degraded=degraded, round=0,
@@ -337,7 +349,7 @@ async def propose_strategy(state: RunState, runtime: Run) -> Command[Literal["ve
         "by": outcome.by, "strategy": bench.label(proposed.estimate.strategy) if proposed else None,
         "justification": submission.justification, "passages": submission.passages,
         "regret": regret(search, proposed), "adopted": proposed is not None and chosen is not None
-        and strategy_key(chosen.estimate.strategy) == strategy_key(proposed.estimate.strategy),
+        and candidate_key(chosen) == candidate_key(proposed),
     }  # fmt: skip
     update = RunState(
         search=ctx.store.put(search),
@@ -354,12 +366,17 @@ def priced(bench: Workbench, fields: dict[str, Any]) -> Candidate | None:
         if bench.search.best is not None:
             raise ToolError("strategies exist that meet every requirement (search_strategies lists them); submit one")
         return None
+    if set(fields) == {"key"}:
+        found = next((c for c in bench.search.ranked if candidate_key(c) == fields["key"]), None)
+        if found is None:
+            raise ToolError(f"no strategy of the search has the key {fields['key']!r}; search_strategies lists them")
+        return found
     try:
         strategy = Strategy.model_validate(fields)
     except ValueError as e:
         raise ToolError(f"not a strategy: {' '.join(str(e).split())[:300]}") from None
     d = bench.deployment
-    limit = d.cluster.num_devices
+    limit = d.num_devices if strategy.stage_devices else d.cluster.num_devices
     if limit is not None and strategy.num_devices > limit:
         raise ToolError(f"{strategy.label()} needs {strategy.num_devices} devices, the cluster has {limit}")
     for name, value, allowed in (
@@ -373,9 +390,9 @@ def priced(bench: Workbench, fields: dict[str, Any]) -> Candidate | None:
 
 def choose(search: SearchResult, proposed: Candidate | None, excluded: list[str]) -> Candidate | None:
     """The better of the proposal and the best of the search that has not failed yet; None when there is neither."""
-    left = [c for c in search.ranked if strategy_key(c.estimate.strategy) not in excluded]
+    left = [c for c in search.ranked if candidate_key(c) not in excluded]
     best = left[0] if left else None
-    if proposed is None or not proposed.estimate.feasible or strategy_key(proposed.estimate.strategy) in excluded:
+    if proposed is None or not proposed.estimate.feasible or candidate_key(proposed) in excluded:
         return best
     if best is None or proposed.objective_value > best.objective_value:
         return proposed
@@ -404,7 +421,7 @@ async def verify_dimensions(state: RunState, runtime: Run) -> Command[Literal["p
 
         return paper_nodes.verify(ctx, state)
     bench, search, chosen = ctx.bench(state), ctx.store.load(state["search"], SearchResult), chosen_of(ctx, state)
-    done = [verify(bench, s) for s in subjects(search, chosen)]
+    done = [verify(workbench_of(bench, search.infeasible, s), s) for s in subjects(bench, search, chosen)]
     if search.infeasible is not None and chosen is None and (found := verify_nearest(bench, search.infeasible)):
         done.append(found)
     verification = Verification(subjects=tuple(done))
@@ -444,7 +461,7 @@ def failed(state: RunState, chosen: Candidate | None, errors: list[dict[str, Any
     first = errors[0]["message"]
     if chosen is None:
         raise Bug(f"a graph of the infeasible verdict fails a check: {first}")
-    excluded = [*state.get("excluded", []), strategy_key(chosen.estimate.strategy)]
+    excluded = [*state.get("excluded", []), candidate_key(chosen)]
     if len(excluded) > MAX_FALLBACKS + MAX_ROUNDS and not state.get("attempts"):
         raise Bug(f"{len(excluded)} plans that the search holds feasible fail a check; last {excluded[-1]}: {first}")
     return RunState(excluded=excluded, feedback=errors)
@@ -544,9 +561,9 @@ def another_round(ctx: RunContext, state: RunState, evaluation: Evaluation, numb
     low = [s for s in evaluation.scores if s.barred and s.value < evaluation.bar and s.criterion in CHANGED_BY_STRATEGY]
     if evaluation.passed or not low or chosen is None or number >= MAX_ROUNDS:
         return None
-    excluded = [*state.get("excluded", []), strategy_key(chosen.estimate.strategy)]
+    excluded = [*state.get("excluded", []), candidate_key(chosen)]
     search = ctx.store.load(state["search"], SearchResult)
-    if not any(strategy_key(c.estimate.strategy) not in excluded for c in search.ranked):
+    if not any(candidate_key(c) not in excluded for c in search.ranked):
         return None
     return RunState(excluded=excluded, feedback=[{"code": s.criterion, "message": s.reason} for s in low])
 
@@ -625,7 +642,9 @@ async def publish(state: RunState, runtime: Run) -> Command[Literal["propose_str
         answer = approval.Answer.model_validate(interrupt(shown))
         ctx.log.write("approval", verdict=answer.verdict, reason=answer.reason)
         if answer.verdict == "no" and made.plan.strategy is not None:
-            out = approval.rejected(state, made.plan.strategy, state.get("chosen"), answer.reason)
+            chosen = chosen_of(ctx, state)
+            assert chosen is not None
+            out = approval.rejected(state, candidate_key(chosen), state.get("chosen"), answer.reason)
             return Command(update=out, goto="propose_strategy")
     contents = {path: data for path, (_, data) in made.files.items()}
     artifacts: list[Any] = [(kind, path, data) for path, (kind, data) in made.files.items()]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from langgraph.types import Command
 
-from agent import approval, paper_run
+from agent import approval, paper_publish, paper_run
 from agent.bundle import Bundle
 from agent.draw import Drawn, dag_dir
 from agent.files import sha256_file
@@ -93,7 +93,7 @@ def make_bundle(ctx: RunContext, state: RunState, opinion: str = "") -> Bundle:
     method, verification = method_of(ctx, state), ctx.store.load(state["verified"], PaperVerification)
     paper_run.check_again(method, verification)
     inputs = ctx.store.load(state["sources"], Inputs).files
-    return paper_run.bundle_of(
+    return paper_publish.bundle_of(
         method, verification, _redrawn(ctx, state, method, verification), ctx.run_dir, inputs, hashes_now(ctx.options, inputs),
         ctx.task[2], state.get("passages", []), tuple(state.get("degraded", [])), opinion,
     )  # fmt: skip

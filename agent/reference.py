@@ -16,7 +16,9 @@ from itertools import product
 import numpy as np
 
 from agent.bind import Workbench, strategy_key
+from tools.cost.disagg import cycle_of, walk
 from tools.cost.judge import BAND_OF, statistic
+from tools.cost.serving import Load
 from tools.cost.simulate import Simulated, simulate_strategy
 from tools.rubric import Reference
 from tools.search.objective import choose_objective
@@ -39,9 +41,49 @@ CLOSED = "one-at-a-time enumeration over the same cost model, with local moves a
 
 
 def reference_of(bench: Workbench, chosen: Candidate | None) -> Reference:
-    """The best feasible strategy among those tried; for an infeasible verdict the closest one is the starting point."""
+    """The best feasible strategy among those tried; for an infeasible verdict the closest one is the starting point. Of a
+    plan with several units: that of the unit which gives away most."""
+    if chosen is not None and chosen.units:
+        pools = len(chosen.units[0].phases_run) == 1
+        return _single_pool(bench, chosen) if pools else _worst_unit(bench, chosen)
     key = f"reference {strategy_key(chosen.estimate.strategy) if chosen else 'none'}"
     return bench.stored(key, Reference, lambda: _reference(bench, chosen))
+
+
+def _worst_unit(bench: Workbench, chosen: Candidate) -> Reference:
+    """Every unit against other strategies on its devices under its share of the load."""
+    found = []
+    for unit, own in bench.units(chosen):
+        made = reference_of(own, own.candidate(unit.strategy))
+        broken = f"{unit.name}: {made.broken}" if made.broken else ""
+        found.append(made.model_copy(update={"strategy": f"{unit.name} {made.strategy}", "broken": broken}))
+    # Ratios of units' objectives are what compares; a unit that breaks a limit in the simulation comes first.
+    return max(found, key=lambda r: (bool(r.broken), _gap(r)))
+
+
+def _single_pool(bench: Workbench, chosen: Candidate) -> Reference:
+    """Two pools, walked request by request, against the best single pools, simulated."""
+    d = bench.deployment
+    prefill, decode = (u.strategy for u in chosen.units)
+    cycle, load = cycle_of(d, prefill, decode, bench.curves), Load.of(d.workload)
+    at = chosen.estimate.concurrency
+    mine = walk(cycle, rate=load.rate) if load.rate is not None else walk(cycle, concurrency=at)
+    plain = [c for c in bench.search.ranked if not c.units][:MAX_SIMULATED]
+    runs = [r for c in plain if (r := run(bench, c.estimate.strategy, REQUESTS[0])) is not None and not r.broken]
+    value = mine.request_rate * load.osl
+    best = max(runs, key=lambda r: r.value, default=None)
+    better = best is not None and best.value > value
+    return Reference(
+        objective_value=best.value if better and best else value, plan_value=value,
+        strategy=bench.label(best.strategy) if better and best else "two pools", num_evaluated=1 + len(plain),
+        num_simulated=1 + len(runs), method="the best single pools, simulated request by request", provisional=False,
+    )  # fmt: skip
+
+
+def _gap(r: Reference) -> float:
+    if r.objective_value is None or r.plan_value is None:
+        return 0.0
+    return (r.objective_value - r.plan_value) / max(abs(r.objective_value), 1e-12)
 
 
 def _reference(bench: Workbench, chosen: Candidate | None) -> Reference:
@@ -254,7 +296,8 @@ def stated_batch(bench: Workbench) -> dict[str, int]:
 
 
 def _within(bench: Workbench, s: Strategy) -> bool:
-    limit = bench.deployment.cluster.num_devices
+    d = bench.deployment
+    limit = d.num_devices if s.stage_devices else d.cluster.num_devices
     return (limit is None or s.num_devices <= limit) and s.pp <= bench.deployment.model.num_hidden_layers
 
 

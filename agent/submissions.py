@@ -46,7 +46,9 @@ class PassagesSubmission(Submission):
 
 
 class StrategySubmission(Submission):
-    strategy: dict[str, Any] = Field(description="degrees as in search_strategies; {} when nothing is feasible")
+    strategy: dict[str, Any] = Field(
+        description="`strategy` of an item of search_strategies, or other degrees; {} when nothing is feasible"
+    )
     justification: str = Field(min_length=1, description="with the numbers that tools returned")
     passages: list[str] = Field(default=[], description="ids of passages that support it")
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from agent.bind import Workbench, strategy_key
+from agent.bind import Workbench, candidate_key
 from knowledge.retrieve import Library
 from tools.registry import hide, tool
 from tools.spec.conditions import Conditions
-from tools.spec.plan import Candidate
+from tools.spec.plan import Candidate, Unit
 from tools.spec.strategy import Phase, Strategy
 
 hide(Workbench, Conditions, Library)
@@ -37,14 +37,25 @@ def plain(bench: Workbench, candidate: Candidate) -> dict[str, Any]:
     return {
         "rank": candidate.rank,
         "label": e.strategy.label(moe),
-        "key": strategy_key(e.strategy),
+        "key": candidate_key(candidate),
         "summary": summary(candidate, moe),
-        "strategy": e.strategy.model_dump(mode="json"),
+        # Several strategies side by side have no degrees of their own: they are named by their key.
+        "strategy": {"key": candidate_key(candidate)} if candidate.units else e.strategy.model_dump(mode="json"),
+        **({"units": [unit_summary(u, moe) for u in candidate.units]} if candidate.units else {}),
         "feasible": e.feasible,
         "objective_value": candidate.objective_value,
         "reason": candidate.reason,
         "predictions": predictions,
         "findings": [f.message for f in e.findings][:8],
+    }
+
+
+def unit_summary(u: Unit, moe: bool) -> dict[str, Any]:
+    return {
+        "devices": u.name,
+        "share": u.share,
+        "strategy": u.strategy.model_dump(mode="json"),
+        "label": u.strategy.label(moe),
     }
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.bind import PHASES, PhaseSizes, Workbench, phase_sizes
+from agent.pools import pool_proofs
 from tools.oracle.prove import Proof
 from tools.rubric import GraphProof
 from tools.rubric.record import Role
 from tools.spec.base import Bug, Frozen
+from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
 from tools.spec.plan import Candidate, Infeasible, ModuleParts, SearchResult
 from tools.spec.strategy import Phase, Strategy
@@ -36,6 +38,18 @@ class Subject(Frozen):
     role: Role
     strategy: Strategy
     change: int | None = None
+    unit: str = ""
+    """Where a plan has several groups of devices: which of them."""
+    deployment: Deployment | None = None
+    """The conditions that the unit serves under; None: those of the run."""
+    pair: tuple[Strategy, Strategy] | None = None
+    """Where the unit is one of two pools: (prefill's, decode's)."""
+    phases: tuple[Phase, ...] = PHASES
+
+    def dag(self, phase: Phase) -> str:
+        """Name of its DAG."""
+        unit = "" if self.pair else self.unit.replace("+", "_")
+        return "_".join(x for x in (self.role, unit, phase) if x)
 
 
 class Verified(Frozen):
@@ -57,6 +71,9 @@ class Verification(Frozen):
     def of(self, role: Role) -> Verified | None:
         return next((v for v in self.subjects if v.subject.role == role), None)
 
+    def all(self, role: Role) -> tuple[Verified, ...]:
+        return tuple(v for v in self.subjects if v.subject.role == role)
+
     def graph_proofs(self) -> tuple[GraphProof, ...]:
         return tuple(GraphProof(role=v.subject.role, proof=p) for v in self.subjects for p in v.proofs.values())
 
@@ -67,20 +84,33 @@ def same_layout(a: Strategy, b: Strategy) -> bool:
     return a.model_dump(exclude=ignore) == b.model_dump(exclude=ignore)
 
 
-def subjects(search: SearchResult, chosen: Candidate | None) -> tuple[Subject, ...]:
-    """The plan and its baseline; the runner-up instead where both are the same; for an infeasible verdict the
-    baseline.
+def subjects(bench: Workbench, search: SearchResult, chosen: Candidate | None) -> tuple[Subject, ...]:
+    """The plan (each of its units) and its baseline; the runner-up instead where both are the same; for an infeasible
+    verdict the baseline.
     """
     baseline = search.baseline.estimate.strategy
     if chosen is None:
         return (Subject(role="baseline", strategy=baseline),)
     plan = chosen.estimate.strategy
     second = Subject(role="baseline", strategy=baseline)
+    if chosen.units:
+        return (*_units(bench, chosen), second)
     if same_layout(plan, baseline):
-        others = (c.estimate.strategy for c in (*search.ranked, *search.pareto, *search.asked))
+        others = (c.estimate.strategy for c in (*search.ranked, *search.pareto, *search.asked) if not c.units)
         other = next((s for s in others if not same_layout(s, plan)), None)
         second = Subject(role="runner_up", strategy=other) if other else second
     return (Subject(role="plan", strategy=plan), second)
+
+
+def _units(bench: Workbench, chosen: Candidate) -> list[Subject]:
+    pair = (chosen.units[0].strategy, chosen.units[-1].strategy)
+    return [
+        Subject(
+            role="plan", strategy=u.strategy, unit=u.name, deployment=own.deployment, phases=u.phases_run,
+            pair=pair if len(u.phases_run) == 1 else None,
+        )
+        for u, own in bench.units(chosen)
+    ]  # fmt: skip
 
 
 def verify_nearest(bench: Workbench, verdict: Infeasible) -> Verified | None:
@@ -90,8 +120,9 @@ def verify_nearest(bench: Workbench, verdict: Infeasible) -> Verified | None:
     """
     failures = []
     for index in range(len(verdict.nearest)):
-        own = workbench_of(bench, verdict, index)
-        for candidate in own.search.ranked[:NEAREST_TRIED]:
+        own = bench.under(verdict.nearest[index].deployment)
+        plain = [c for c in own.search.ranked if not c.units]
+        for candidate in plain[:NEAREST_TRIED]:
             found = verify(own, Subject(role="nearest", strategy=candidate.estimate.strategy, change=index))
             if not found.errors:
                 return found
@@ -101,31 +132,34 @@ def verify_nearest(bench: Workbench, verdict: Infeasible) -> Verified | None:
     return None
 
 
-def workbench_of(bench: Workbench, verdict: Infeasible | None, change: int | None) -> Workbench:
-    """The workbench a subject belongs to: the run's, or one for the changed conditions."""
-    if change is None or verdict is None:
+def workbench_of(bench: Workbench, verdict: Infeasible | None, subject: Subject) -> Workbench:
+    """The workbench a subject belongs to: the run's, that of a unit's share, or one for changed conditions."""
+    if subject.deployment is not None:
+        return bench.under(subject.deployment)
+    if subject.change is None or verdict is None:
         return bench
-    return bench.under(verdict.nearest[change].deployment)
+    return bench.under(verdict.nearest[subject.change].deployment)
 
 
 def verify(bench: Workbench, subject: Subject) -> Verified:
     """Lowers both phases with real sizes, checks them, and executes them at reduced ones."""
     s = subject.strategy
-    sizes = {phase: phase_sizes(bench.deployment, s, phase) for phase in PHASES}
-    proofs = bench.proofs(s)
-    findings = [*proof_findings(bench, s, proofs), *run_checks(bench, s)]
-    if subject.role in ("plan", "nearest"):
+    sizes = {phase: phase_sizes(bench.deployment, s, phase) for phase in subject.phases}
+    proofs = bench.proofs(s) if subject.pair is None else pool_proofs(bench, subject.pair)
+    proofs = {phase: p for phase, p in proofs.items() if phase in subject.phases}
+    findings = [*proof_findings(bench, s, proofs), *run_checks(bench, s, subject.phases)]
+    if subject.role in ("plan", "nearest") and subject.pair is None:
         findings += [f for f in bench.estimate(s).findings if f not in findings]
     parts = bench.parts(s)
     findings += [mismatch(p) for p in parts if not p.matches]
     return Verified(subject=subject, sizes=sizes, proofs=proofs, parts=parts, findings=tuple(_unique(findings)))
 
 
-def run_checks(bench: Workbench, strategy: Strategy) -> tuple[Finding, ...]:
-    """Every registered check on both phases."""
+def run_checks(bench: Workbench, strategy: Strategy, phases: tuple[Phase, ...] = PHASES) -> tuple[Finding, ...]:
+    """Every registered check on these phases."""
     from tools.checks import run_checks as run
 
-    return tuple(run([bench.program(strategy, phase) for phase in PHASES], bench.deployment))
+    return tuple(run([bench.program(strategy, phase) for phase in phases], bench.deployment))
 
 
 def proof_findings(bench: Workbench, s: Strategy, proofs: dict[Phase, Proof]) -> list[Finding]:
@@ -173,7 +207,7 @@ def establish(
     Raises Bug when a record does not support the claim.
     """
     for v in verification.subjects:
-        own = workbench_of(bench, search.infeasible, v.subject.change)
+        own = workbench_of(bench, search.infeasible, v.subject)
         findings = proof_findings(own, v.subject.strategy, v.proofs)
         if findings:
             raise Bug(findings[0].message)
@@ -181,10 +215,12 @@ def establish(
         if search.infeasible is None or search.best is not None:
             raise Bug("an infeasible verdict without an exhausted search")
         return ProvenInfeasible(search.infeasible, verification)
-    plan = verification.of("plan")
-    if plan is None or plan.subject.strategy != chosen.estimate.strategy or set(plan.proofs) != set(PHASES):
+    wanted = [s for s in subjects(bench, search, chosen) if s.role == "plan"]
+    plans = verification.all("plan")
+    if [v.subject for v in plans] != wanted or any(set(v.proofs) != set(v.subject.phases) for v in plans):
         raise Bug(f"{chosen.estimate.strategy.label()}: the recorded proof is not of this strategy")
-    if plan.errors or not chosen.estimate.feasible:
-        worst = plan.errors[0].message if plan.errors else "priced as infeasible"
+    errors = [f for v in plans for f in v.errors]
+    if errors or not chosen.estimate.feasible:
+        worst = errors[0].message if errors else "priced as infeasible"
         raise Bug(f"{chosen.estimate.strategy.label()}: {worst}")
     return Proven(chosen, verification)

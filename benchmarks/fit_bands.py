@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from agent.estimate_csv import answer, engine_name, read_rows  # noqa: E402
 from benchmarks.accuracy import TABLE, pairs, quantile  # noqa: E402
 from knowledge.curves import load_curves  # noqa: E402
-from tools.cost.curves import Curves  # noqa: E402
+from tools.cost.curves import Curves, DeviceCurve  # noqa: E402
 
 CONSTANTS = (
     "devices.*.launch_s",
@@ -93,8 +93,11 @@ def weights(points: list[Point]) -> np.ndarray:
     return np.array([1.0 / max(count[m, f], 8) for m, f, _ in points])
 
 
-def solve(errors: np.ndarray, jacobian: np.ndarray, weight: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Change of the log constants: iteratively reweighted least squares, prior included. `start`: logs so far."""
+def solve(
+    errors: np.ndarray, jacobian: np.ndarray, weight: np.ndarray, start: np.ndarray, bound: float = 0.7
+) -> np.ndarray:
+    """Change of the log constants, each at most `bound`: iteratively reweighted least squares, prior included. `start`:
+    logs so far, counted from where the prior is."""
     x = np.zeros(jacobian.shape[1])
     for _ in range(15):
         left = errors + jacobian @ x
@@ -102,7 +105,7 @@ def solve(errors: np.ndarray, jacobian: np.ndarray, weight: np.ndarray, start: n
         prior = 1.0 / PRIOR**2 * 0.05
         normal = jacobian.T @ (w[:, None] * jacobian) + prior * np.eye(len(x))
         x = np.linalg.solve(normal, -(jacobian.T @ (w * errors)) - prior * start)
-    return np.clip(x, -0.7, 0.7)
+    return np.clip(x, -bound, bound)
 
 
 def concerns(path: str, row: Row) -> bool:
@@ -188,6 +191,19 @@ def quantile_of(points: list[Point], errors: np.ndarray, metrics: tuple[str, ...
     return quantile(rows, 0.5 if signed else COVERAGE)
 
 
+def unmeasured(curves: Curves) -> Curves:
+    """The curves as if nobody had measured any operator, and each generation's large GEMMs and copies reached what those of
+    the other generations do on average: what is known of a generation that is new."""
+    known = [d for d in curves.devices if d.measured]
+
+    def borrowed(own: DeviceCurve) -> DeviceCurve:
+        others = [d for d in known if d.name != own.name]
+        gemm = {t: float(np.mean([d.gemm.get(t, d.gemm["bf16"]) for d in others])) for t in own.gemm}
+        return own.model_copy(update={"gemm": gemm, "memory": float(np.mean([d.memory for d in others]))})
+
+    return curves.model_copy(update={"operators": None, "devices": tuple(map(borrowed, curves.devices))})
+
+
 def bands_yaml(points: list[Point], unseen: np.ndarray, rows: list[Row], curves: Curves) -> str:
     """bands.yaml: per metric the quantile by how kernels were priced. What a relative's kernels, or none, change about the
     predictions of measured devices is independent of what was wrong with them before: the two add in quadrature."""
@@ -195,7 +211,7 @@ def bands_yaml(points: list[Point], unseen: np.ndarray, rows: list[Row], curves:
     if curves.operators is not None:
         relatives = curves.model_copy(update={"operators": replace(curves.operators, use_own=False, chosen={})})
     own_kernels = log_errors(rows, curves)
-    others = {"nearest": relatives, "datasheet": curves.model_copy(update={"operators": None})}
+    others = {"nearest": relatives, "datasheet": unmeasured(curves)}
     moved = {}
     for name, c in others.items():
         there = log_errors(rows, c)

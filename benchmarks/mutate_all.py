@@ -53,6 +53,7 @@ CASES: tuple[tuple[str, dict], ...] = (
     ("llama-3-70b", {"cp": 4, "cp_kind": "ring"}),
     ("gpt-oss-120b", {"tp": 2, "cp": 3, "cp_kind": "ring"}),
     ("llama-3-8b", {"tp": 4, "dk": 2}),
+    ("llama-3-8b", {"tp": 4, "axes": {"hidden_tp": 2}}),
     ("mixtral-8x7b", {"tp": 2, "attn_dp": 4, "ep": 4, "etp": 2}),
     ("glm-4.5", {"attn_dp": 2, "cp": 2, "ep": 4, "pp": 2}),
     ("gemma-2-9b", {"tp": 2, "attn_dp": 2, "sp": True}),
@@ -65,6 +66,7 @@ CASES: tuple[tuple[str, dict], ...] = (
     ("gpt-oss-120b", {"tp": 4, "attn_pool": 12}),
     ("mixtral-8x7b", {"attn_dp": 4, "ep": 4, "redundant_experts": 8}),
     ("gpt-oss-120b", {"tp": 2, "attn_dp": 2, "expert_devices": 6, "ep": 6, "redundant_experts": 4}),
+    ("deepseek-v3", {"tp": 2, "attn_dp": 4, "ep": 8, "ep_nodes": 2}),
     ("llama-3-8b", {"tp": 2, "cp": 3, "cp_kind": "ring", "ring_pass": "q"}),
     (
         "llama-3-8b",

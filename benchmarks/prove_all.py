@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from knowledge.catalog import load_model  # noqa: E402
 from tools.oracle.prove import TOLERANCE, prove  # noqa: E402
+from tools.partition.axes import AXES  # noqa: E402
 from tools.partition.lower import default_layers_per_stage  # noqa: E402
 from tools.spec.base import ToolError  # noqa: E402
 from tools.spec.model import ModelSpec  # noqa: E402
@@ -138,6 +139,7 @@ AXIS_SETS: dict[str, Callable[[ModelSpec], list[Degrees]]] = {
     "attn_dp·ep, redundant": lambda m: [
         {"attn_dp": 4, "ep": 4, "redundant_experts": 4 - m.moe.num_experts % 4 if m.moe else 1}
     ],
+    "tp·attn_dp·ep, nodes first": two_with(attn_dp=4, ep=4, ep_nodes=2),
     "tp·cp, placed by hand": lambda m: [
         {"tp": t, "cp": 2, "placements": {"self_attn.o_proj": {}, "lm_head": {"hidden": "tp"}}}
         for t in tp_choices(m, 2)
@@ -165,7 +167,10 @@ AXIS_SETS: dict[str, Callable[[ModelSpec], list[Degrees]]] = {
     "tp·dcp·attn_dp·pp": lambda m: [
         {"tp": t, "dcp": d, "attn_dp": 2, "pp": 2} for t in copied_kv(m) for d in (2, 3, 5, 71)
     ],
-}
+} | {
+    "·".join(k for k in (*example, *example.get("axes", {})) if k != "axes"): fixed(**example)
+    for axis in AXES for example in axis.examples
+}  # fmt: skip
 """Name → degrees to try on a model: the first that it can take is proven; if none, the refusal is listed."""
 
 

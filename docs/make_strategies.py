@@ -25,7 +25,17 @@ from tools.dag.build import COMM_WORDS, build_dag  # noqa: E402
 from tools.dag.graph import Dag, DagEdge, DagNode, Port, Role  # noqa: E402
 from tools.dag.text import slug  # noqa: E402
 from tools.graph.build import all_sizes  # noqa: E402
-from tools.partition.lower import PBody, POp, Program, ends_of, local_dims, lower, num_elements, placement_of  # noqa: E402
+from tools.partition.lower import (  # noqa: E402
+    PBody,
+    POp,
+    Program,
+    ends_of,
+    expected_tokens,
+    local_dims,
+    lower,
+    num_elements,
+    placement_of,
+)
 from tools.partition.mesh import ATTENTION  # noqa: E402
 from tools.partition.placement import Placement  # noqa: E402
 from tools.partition.pools import Handover, Pools, handovers, lower_pools  # noqa: E402
@@ -295,6 +305,19 @@ ENTRIES: tuple[Entry, ...] = (
         "two_level_attention",
     ),
     Entry(
+        "hidden_tp",
+        "Two-dimensional tensor parallelism (weights stationary)",
+        "llama-3-70b",
+        {"tp": 8, "axes": {"hidden_tp": 2}},
+        "prefill",
+        "batch_size * seq_len * (((heads + 2 * kv_heads) * d_k + 2 * ffn) / (tp / hidden_tp) + 4 * hidden / hidden_tp)",
+        "weights / tp; KV cache / min(tp / hidden_tp, kv_heads)",
+        "Many ranks: a ring moves what it holds, and here every rank holds a part of both dims of a weight, so what "
+        "travels shrinks with the square root of the ranks; one-dimensional tp sends the whole hidden dim however "
+        "many there are. Below about 32 ranks tp alone sends less.",
+        "two_dimensional_tp",
+    ),
+    Entry(
         "attn_dp",
         "Attention data parallelism with expert parallelism",
         "qwen3-235b-a22b",
@@ -359,6 +382,26 @@ ENTRIES: tuple[Entry, ...] = (
         "large_expert_parallel",
         layer="layer_moe",
         batch=128,
+    ),
+    Entry(
+        "ep_nodes",
+        "Hierarchical all-to-all: nodes first, experts second",
+        "mixtral-8x7b",
+        {"attn_dp": 4, "ep": 4, "ep_nodes": 2},
+        "prefill",
+        "2 * ep_nodes * node_tokens * (hidden + top_k) + 2 * batch_size / attn_dp * seq_len * top_k * hidden",
+        "as attn_dp and ep",
+        "Prefill with experts over several nodes: a token crosses the network once per node that it needs, not once per rank, for "
+        "one more hop over the fast link. Decode steps go straight to the ranks.",
+        "hierarchical_all_to_all",
+        layer="layer_moe",
+        batch=56,
+        notes=(
+            "node_tokens: of a rank's tokens, those that one node gets, 1 - C(E - E/nodes, top_k) / C(E, top_k) of them on average "
+            "(here 22/28). The chosen experts and their weights travel with the tokens.",
+            "Sequences are dealt out with the nodes innermost, so that what a rank collects from its counterparts in the other "
+            "nodes is one run of the batch.",
+        ),
     ),
     Entry(
         "redundant",
@@ -482,7 +525,10 @@ def predicted(e: Entry, program: Program) -> float:
     s = program.strategy
     names = ("tp", "pp", "ep", "etp", "attn_dp", "cp", "dcp", "dk", "expert_devices", "attn_pool", "redundant_experts")
     degrees = {n: getattr(s, n) for n in names}
-    return float(eval(e.volume, {"__builtins__": {}}, {**program.sizes, **degrees}))
+    if s.ep_nodes > 1:
+        tokens = program.sizes["batch_size"] * program.sizes["seq_len"] // (s.attn_dp or 1)
+        degrees |= {"ep_nodes": s.ep_nodes, "node_tokens": expected_tokens(("expert_nodes",), tokens, program.sizes)}
+    return float(eval(e.volume, {"__builtins__": {}}, {**program.sizes, **degrees, **dict(s.axes)}))
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures

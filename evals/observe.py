@@ -153,15 +153,14 @@ def _comparable(plan: Plan) -> dict[str, Any]:
 def sketch(bench: Any, run_dir: Path, verification: Verification, verdict: Infeasible | None, views: Any = ()) -> Drawn:
     """The DAGs as DOT text straight from the graph in memory, judged by the same rules: no script is executed and no
     SVG rendered. Takes the place of `agent.draw.draw`."""
-    from agent.bind import PHASES
     from tools.dag.build import build_dag
     from tools.dag.dot import to_dot
 
     drawings = []
     for v in verification.subjects:
-        own = workbench_of(bench, verdict, v.subject.change)
-        for phase in PHASES:
-            name, proof = f"{v.subject.role}_{phase}", v.proofs[phase]
+        own = workbench_of(bench, verdict, v.subject)
+        for phase in v.subject.phases:
+            name, proof = v.subject.dag(phase), v.proofs[phase]
             dag = build_dag(own.program(v.subject.strategy, phase), detail="full", title=name)
             text = to_dot(dag)
             write_atomic(dag_dir(run_dir) / f"{name}.dot", text.encode())

@@ -35,6 +35,7 @@ from tools.spec.model import ModelSpec
 __all__ = [
     "DeviceMatch", "ModelMatch", "build_index", "device_ids", "devices", "find_devices_in_text", "find_models_in_text",
     "load_device", "load_model", "model_ids", "models", "normalise_device", "normalise_model", "read_entry",
+    "released_checkpoint",
 ]  # fmt: skip
 
 Kind = Literal["hardware", "models"]
@@ -129,6 +130,12 @@ def device_by_id(ident: str) -> Device:
 def model_by_id(ident: str) -> ModelSpec:
     """The entry `models/<ident>.yaml`, read by the same function as a user's config.json."""
     return _model(ident, read_entry("models", ident))
+
+
+def released_checkpoint(name: str) -> str | None:
+    """Repository on the Hugging Face Hub of the catalogue's model with exactly this name, where it was released."""
+    ident = next((i for i, shown in _index()["models"]["names"].items() if shown == name), None)
+    return read_entry("models", ident).get("hf_id") if ident else None
 
 
 def device_ids() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from tools.cost.curves import Curves
-from tools.cost.operators import Operators, ridge_of, tuned
+from tools.cost.operators import Operators, ridge_of, sheets_of, tuned
 from tools.cost.tables import unpack
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -22,7 +22,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def load_curves() -> Curves:
     """Curves as committed: measured operators, efficiencies by device generation, links, engine overheads, bands."""
     data: dict[str, Any] = {}
-    for name in ("devices", "links", "engines", "bands"):
+    for name in ("devices", "kernels", "links", "engines", "bands"):
         text = (files("knowledge") / "curves" / f"{name}.yaml").read_text(encoding="utf-8")
         data.update(yaml.load(text, Loader=LOADER))
     return Curves.model_validate(data | {"operators": load_operators()})
@@ -35,4 +35,4 @@ def load_operators() -> Operators:
     meta = json.loads((folder / "operators.json").read_text(encoding="utf-8"))
     with np.load(io.BytesIO((folder / "operators.npz").read_bytes())) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    return Operators(tuned(unpack(arrays, meta)), ridge_of(meta["datasheet"]))
+    return Operators(tuned(unpack(arrays, meta)), ridge_of(meta["datasheet"]), sheets_of(meta["datasheet"]))

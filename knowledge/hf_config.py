@@ -105,6 +105,8 @@ def _sections(c: Config, family: Family) -> Fields:
         "lm_head_bias": family.lm_head_bias,
         "max_context": max_context_of(c),
         "architecture": _architecture(c),
+        "linear": None,
+        "linear_layers": None,
         "unsupported": (),
         "remarks": [],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from knowledge.hf_linear import gated_delta, kimi_delta
 from knowledge.hf_values import Config, Family, Fields
 
 
@@ -32,6 +33,24 @@ def _qwen(c: Config, f: Fields) -> None:
 def _qwen2_moe(c: Config, f: Fields) -> None:
     if f["moe"]:
         f["moe"]["shared_gate"] = f["moe"]["shared_intermediate_size"] > 0
+
+
+def _qwen_hybrid(c: Config, f: Fields) -> None:
+    _qwen2_moe(c, f)
+    gated_delta(c, f)
+
+
+def _sparse(c: Config, f: Fields) -> None:
+    """DeepSeek sparse attention. Released configs say how the indexer rotates only where it does so in pairs."""
+    top_k = c.whole("index_topk")
+    if top_k is None or not f["attention"]["mla"]:
+        return
+    f["attention"]["indexer"] = {
+        "num_heads": c.whole("index_n_heads") or 64,
+        "head_dim": c.whole("index_head_dim") or 128,
+        "top_k": top_k,
+        "interleaved": c.flag("indexer_rope_interleave", c.raw("model_type") == "glm_moe_dsa"),
+    }
 
 
 def _gemma(c: Config, f: Fields) -> None:
@@ -156,7 +175,7 @@ def _minimax_m2(c: Config, f: Fields) -> None:
 def _cohere(c: Config, f: Fields) -> None:
     f["logit_scale"] = c.number("logit_scale", default=0.0625)
     if c.flag("use_qk_norm"):
-        f["unsupported"] += ("LayerNorm on q and k with weights per head",)
+        f["attention"]["qk_norm"] = "heads"
 
 
 def _cohere2(c: Config, f: Fields) -> None:
@@ -180,11 +199,19 @@ def _minicpm(c: Config, f: Fields) -> None:
 
 
 def _olmo(c: Config, f: Fields) -> None:
-    f["unsupported"] += ("LayerNorm without weights (OLMo-1)",)
+    f["norm_affine"] = False
 
 
 def _phimoe(c: Config, f: Fields) -> None:
-    f["unsupported"] += ("sparse-mixer routing (Phi-MoE)",)
+    if f["moe"]:
+        f["lm_head_bias"] = c.flag("lm_head_bias")
+        f["moe"].update(gate="sparsemixer", jitter=c.number("router_jitter_noise", default=0.01))
+
+
+def _grok(c: Config, f: Fields) -> None:
+    """Grok-1 (github.com/xai-org/grok-1, run.py): embeddings and logits are scaled."""
+    f["embed_scale"] = c.number("embedding_multiplier_scale", default=78.38367176906169)
+    f["logit_scale"] = c.number("output_multiplier_scale", default=0.5773502691896257)
 
 
 def _exaone4(c: Config, f: Fields) -> None:
@@ -231,6 +258,8 @@ _GEMMA3_DEFAULTS = (
 )
 _COHERE = _like(_LLAMA, norm="layernorm", block="parallel", interleaved=True, tie=True)
 _OLMO2 = _like(_LLAMA, block="post", qk_norm="full")
+
+_QWEN_HYBRID = _like(_QWEN3, head_dim=256, norm_offset=1.0, rotary_fraction=0.25, adapt=_qwen_hybrid)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -284,9 +313,10 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_text": _QWEN3,
     "qwen3_moe": _like(_QWEN3, norm_topk=False),
     "qwen3_vl_moe_text": _QWEN3,
-    "qwen3_next": _like(_QWEN3, head_dim=256, adapt=_qwen2_moe),
-    "qwen3_5_moe_text": _like(_QWEN3, head_dim=256, adapt=_qwen2_moe),
-    "qwen3_5_text": _like(_QWEN3, head_dim=256),
+    "qwen3_next": _QWEN_HYBRID,
+    "qwen3_5_moe_text": _QWEN_HYBRID,
+    "qwen3_5_text": _QWEN_HYBRID,
+    "kimi_linear": _like(_DEEPSEEK3, adapt=kimi_delta),
     "gemma": _GEMMA,
     "gemma2": _like(_GEMMA, block="sandwich", adapt=_gemma2),
     "gemma3_text": _like(_GEMMA, block="sandwich", qk_norm="head", adapt=_gemma3, defaults=_GEMMA3_DEFAULTS),
@@ -294,8 +324,8 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": _like(_LLAMA, interleaved=True, norm_topk=False),
     "deepseek_v3": _DEEPSEEK3,
     "kimi_k2": _DEEPSEEK3,
-    "deepseek_v32": _DEEPSEEK3,
-    "glm_moe_dsa": _DEEPSEEK3,
+    "deepseek_v32": _like(_DEEPSEEK3, adapt=_sparse),
+    "glm_moe_dsa": _like(_DEEPSEEK3, adapt=_sparse),
     "glm4_moe_lite": _DEEPSEEK3,
     "dots1": _like(_LLAMA, gate="sigmoid_topk", correction_bias=True, qk_norm="head", sliding=False),
     "glm": _GLM,
@@ -395,6 +425,7 @@ FAMILIES: dict[str, Family] = {
         tie=True,
         adapt=_mpt,
     ),
+    "grok": _like(_LLAMA, block="sandwich", activation="gelu", tie=True, norm_topk=False, adapt=_grok),
     "dbrx": _like(_LLAMA, norm="layernorm", norm_bias=False),
     "nemotron": _like(_LLAMA, norm="layernorm", norm_bias=True, norm_offset=1.0, gated=False, rotary_fraction=0.5),
 }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from knowledge.hf_rope import KINDS, scaling_of, scaling_type, sliding_theta, stretched_theta, yarn_mscale
 from knowledge.hf_values import (
     ACT,
     ACTIVATIONS,
@@ -68,6 +68,7 @@ def attention_of(c: Config, family: Family) -> Fields:
         "qkv_bias": c.switch(family.qkv_bias),
         "out_bias": c.switch(family.out_bias),
         "qk_norm": family.qk_norm,
+        "clip_qkv": c.raw("clip_qkv"),
         "sliding_window": _window(c, family),
         "chunk_size": None,
         "softcap": c.raw("attn_logit_softcapping"),
@@ -133,24 +134,6 @@ def _rope(c: Config) -> Mapping[str, Any]:
     return merged
 
 
-def _yarn_mscale(factor: float, mscale: float) -> float:
-    """YaRN's attention temperature (arXiv 2309.00071, eq. 22): 0.1 m ln s + 1."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _rope_attention_factor(c: Config) -> float:
-    """What RoPE scaling multiplies cos and sin by; scores get its square."""
-    rope = _rope(c)
-    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
-    if not isinstance(factor, (int, float)) or factor <= 0 or kind != "yarn":
-        return 1.0
-    if isinstance(rope.get("attention_factor"), (int, float)):
-        return float(rope["attention_factor"])
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return _yarn_mscale(factor, rope["mscale"]) / _yarn_mscale(factor, rope["mscale_all_dim"])
-    return _yarn_mscale(factor, 1.0)
-
-
 def _score_scale(c: Config, family: Family, head_dim: int, mla: Fields | None) -> float | None:
     """Multiplier of the scores where it is not head_dim ** -0.5."""
     if c.raw("attention_multiplier") is not None:
@@ -161,9 +144,8 @@ def _score_scale(c: Config, family: Family, head_dim: int, mla: Fields | None) -
     rope = _rope(c)
     if mla:
         all_dim, factor = rope.get("mscale_all_dim"), rope.get("factor")
-        return head_dim**-0.5 * _yarn_mscale(factor, all_dim) ** 2 if all_dim and factor else None
-    temperature = _rope_attention_factor(c)
-    return None if temperature == 1.0 or family.rotary_fraction != 1.0 else head_dim**-0.5 * temperature**2
+        return head_dim**-0.5 * yarn_mscale(factor, all_dim) ** 2 if all_dim and factor else None
+    return None
 
 
 def position_of(c: Config, family: Family, attention: Fields) -> Fields:
@@ -178,9 +160,12 @@ def position_of(c: Config, family: Family, attention: Fields) -> Fields:
     if rotary is not None and not 0 < rotary <= head_dim:
         raise ToolError(f"{c.name}: rotary_dim {rotary} must be within 1 and head_dim {head_dim}")
     theta = rope.get("rope_theta", c.number("rope_theta", "rotary_emb_base", default=10000.0))
+    rotates = kind == "rope"
     return {
         "kind": kind,
-        "theta": theta,
+        "theta": stretched_theta(rope, theta, rotary or head_dim),
+        "scaling": scaling_of(c, rope, rotary or head_dim) if rotates else None,
+        "sliding_theta": sliding_theta(c, theta) if rotates else None,
         "rotary_dim": rotary if kind == "rope" and rotary != head_dim else None,
         "interleaved": c.flag("rope_interleave", family.interleaved) if kind == "rope" else False,
         "max_positions": c.whole(*POSITIONS, maximum=10**9) or 4096,
@@ -251,7 +236,7 @@ def moe_of(c: Config, family: Family) -> Fields | None:
         raise ToolError(f"{c.name}: {experts} experts, but the config lacks {', '.join(missing)}")
     if top_k > experts:
         raise ToolError(f"{c.name}: num_experts_per_tok({top_k}) exceeds the {experts} experts of a layer")
-    groups = c.whole("n_group") or 1
+    groups = c.whole("n_group", "num_expert_group") or 1
     topk_group = c.whole("topk_group") or groups
     if experts % groups or topk_group > groups:
         raise ToolError(
@@ -380,7 +365,8 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("linear_attn_config", "linear_num_key_heads", "linear_key_head_dim", "full_attention_interval"),
      "linear attention layers (delta rule)"),
     (("attn_type_list",), "linear (lightning) attention layers"),
-    (("index_topk", "index_n_heads"), "sparse attention with an indexer (DSA)"),
+    (("index_topk", "index_n_heads"), "sparse attention with an indexer"),
+    (("index_topk_freq", "index_topk_pattern"), "picked positions that layers share (index_topk_freq)"),
     (("compress_ratios", "o_groups"), "compressed sparse attention"),
     (("mamba_d_state", "mamba_num_heads", "mamba_d_ssm", "ssm_state_size", "hybrid_override_pattern", "ssm_cfg"),
      "state-space (Mamba) layers"),
@@ -391,8 +377,6 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("block_configs",), "blocks whose shape differs from layer to layer"),
     (("moe_latent_size", "routed_expert_hidden_size"), "experts in a latent space narrower than hidden"),
     (("zero_expert_num",), "zero-computation experts"),
-    (("clip_qkv",), "clamped q, k and v (clip_qkv)"),
-    (("use_mla_nope",), "MLA without RoPE"),
     (("qk_layernorm",), "LayerNorm on q and k"),
     (("hyper_connection", "hc_mult"), "hyper-connections"),
     (("attention_sink_bias", "add_swa_attention_sink_bias"), "sinks on some layers only"),
@@ -408,9 +392,20 @@ def _in_force(value: Any) -> bool:
 
 
 def unsupported_of(c: Config, fields: Fields) -> list[str]:
-    reasons = [reason for keys, reason in FEATURES if any(_in_force(c.data.get(k)) for k in keys)]
+    kind = scaling_type(_rope(c)) if fields["position"]["kind"] == "rope" else ""
+    linear = fields.get("linear") is not None
+    drawn = {FEATURES[0]} if linear else set()
+    if fields["attention"].get("indexer"):
+        drawn |= {f for f in FEATURES if f[0][0] == "index_topk"}
+    features = [f for f in FEATURES if f not in drawn]
+    reasons = [reason for keys, reason in features if any(_in_force(c.data.get(k)) for k in keys)]
+    if kind and kind not in KINDS:
+        reasons.append(f"RoPE scaling of type {kind} (known: {', '.join(KINDS)})")
     types = c.raw("layer_types")
-    other = sorted({str(t) for t in types} - KNOWN_LAYERS) if isinstance(types, (list, tuple)) else []
+    known = KNOWN_LAYERS | ({"linear_attention"} if linear else set())
+    if fields["attention"].get("indexer"):
+        known |= {"indexed_attention", "deepseek_sparse_attention"}
+    other = sorted({str(t) for t in types} - known) if isinstance(types, (list, tuple)) else []
     if other and not any("linear" in r for r in reasons):
         reasons.append(f"layer types {', '.join(other)}")
     stated = c.raw(*ACT)

@@ -50,6 +50,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "geglu": "gelu",
     "relu": "relu",
+    "relu2": "relu2",
 }
 MAX_WHOLE = 10**8
 MAX_LAYERS = 4096

@@ -39,8 +39,8 @@ def launch(engine: str, model: ModelSpec, degrees: dict, nodes: int, per_node: i
     return {Path(f.name).name: f for f in files}
 
 
-def run(file: LaunchFile, where: Path, **env: str) -> list[dict]:
-    """Run the script with stand-ins that record how they were called: [{"argv": [...], "env": {...}}]."""
+def run(file: LaunchFile, where: Path, *words: str, **env: str) -> list[dict]:
+    """Run the script, `words` after its name, with stand-ins that record how they were called: [{"argv": [...], "env": {...}}]."""
     log = where / "calls.jsonl"
     log.unlink(missing_ok=True)
     tools = where / "bin"
@@ -59,7 +59,7 @@ def run(file: LaunchFile, where: Path, **env: str) -> list[dict]:
     path.write_text(file.text, encoding="utf-8")
     slots = (re.findall(r"^SLOTS=(\d+)", file.text, re.MULTILINE) or ["1"])[0]
     done = subprocess.run(
-        [BASH, str(path)], cwd=where, capture_output=True, text=True, timeout=60,
+        [BASH, str(path), *words], cwd=where, capture_output=True, text=True, timeout=60,
         env={"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(log), "EXPECT": slots, "KEEP": KEEP, **env},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

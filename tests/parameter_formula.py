@@ -14,10 +14,11 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
     `active` counts everything but the routed experts that a token does not visit; embedding and head are in both.
     """
     moe_layers = sum(kind.ffn == "moe" for kind in model.layers())
+    linear_layers = sum(kind.mixer == "linear" for kind in model.layers())
     dense_layers = model.num_hidden_layers - moe_layers
     parts = {
         "embedding": _embedding(model),
-        "attention": model.num_hidden_layers * _attention(model),
+        "attention": (model.num_hidden_layers - linear_layers) * _attention(model) + linear_layers * _linear(model),
         "mlp": dense_layers * _mlp(model),
         "norms": _norms(model),
         "lm_head": _lm_head(model),
@@ -63,11 +64,37 @@ def _attention(model: ModelSpec) -> float:
             q = h * m.q_lora_rank + m.q_lora_rank + m.q_lora_rank * a.num_heads * qk
         kv = h * (m.kv_lora_rank + m.qk_rope_head_dim) + m.kv_lora_rank
         up = m.kv_lora_rank * a.num_heads * (m.qk_nope_head_dim + m.v_head_dim)
-        return q + kv + up + a.num_heads * m.v_head_dim * h
+        ix = a.indexer
+        # Its queries from the query latent, one key and a weight per head from the hidden state, a LayerNorm on the key.
+        index = (
+            (m.q_lora_rank or h) * ix.num_heads * ix.head_dim + h * (ix.head_dim + ix.num_heads) + 2 * ix.head_dim
+            if ix
+            else 0
+        )
+        return q + kv + up + a.num_heads * m.v_head_dim * h + index
     q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    weights = h * (q + 2 * kv) + q * h
+    weights = h * (q * (2 if a.output_gate else 1) + 2 * kv) + q * h
     weights += (q + 2 * kv) * a.qkv_bias + h * a.out_bias + a.num_heads * a.sinks
-    return weights + {"none": 0, "head": 2 * a.head_dim, "full": q + kv}[a.qk_norm]
+    return weights + {"none": 0, "head": 2 * a.head_dim, "heads": q + kv, "full": q + kv}[a.qk_norm]
+
+
+def _linear(model: ModelSpec) -> float:
+    """Gated DeltaNet and Kimi Delta Attention, from their papers (arXiv 2412.06464, 2510.26692) and model cards."""
+    a, h = model.linear, model.hidden_size
+    if a is None:
+        return 0.0
+    keys, values = a.num_key_heads * a.key_dim, a.num_value_heads * a.value_dim
+    weights = (
+        h * (2 * keys + values) + a.conv_kernel * (2 * keys + values) + h * a.num_value_heads
+    )  # q, k, v, convolution, beta
+    if a.kind == "kda":
+        rank = a.gate_rank or 0
+        weights += h * rank + rank * keys + keys + a.num_key_heads  # decay: low rank, its bias, its rate per head
+        weights += h * rank + rank * values  # output gate
+    else:
+        weights += h * a.num_value_heads + 2 * a.num_value_heads  # decay, its bias and rate per head
+        weights += h * values  # output gate
+    return weights + a.value_dim + values * h
 
 
 def _mlp(model: ModelSpec) -> float:
@@ -81,4 +108,4 @@ def _mlp(model: ModelSpec) -> float:
 def _norms(model: ModelSpec) -> float:
     per_layer = {"sequential": 2, "parallel": model.parallel_norms, "sandwich": 4, "post": 2}[model.block]
     count = model.num_hidden_layers * per_layer + 1 + model.embedding_norm
-    return count * model.hidden_size * (2 if model.norm_bias else 1)
+    return count * model.hidden_size * (model.norm_affine + model.norm_bias)

@@ -347,13 +347,9 @@ def test_every_alias_of_a_model_leads_to_it(ident: str) -> None:
 
 def test_models_whose_blocks_cannot_be_built_say_why() -> None:
     for name in (
-        "Qwen3-Next",
-        "Qwen3.5-397B-A17B",
         "MiniMax-Text-01",
         "DeepSeek-V4-Pro",
-        "DeepSeek-V3.2",
         "Kimi-K3",
-        "GLM-5",
     ):
         assert load_model(name).model.unsupported, name
     for name in (

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from knowledge.catalog import device_by_id, devices, load_model, models
 from knowledge.curves import load_curves
 from tools.cost.collectives import Level, collective_time, levels
+from tools.cost.compute import Roof, Work, price
 from tools.cost.estimate import Predicted, estimate, predict
 from tools.cost.operators import WEIGHT_BYTES
 from tools.cost.serving import Speculation
@@ -378,3 +380,122 @@ def test_a_trace_is_served_as_it_arrived() -> None:
     assert found.tpot.mean() == pytest.approx(one(lone.tpot), rel=0.05)
     with pytest.raises(ToolError, match="as many arrivals"):
         trace_of([0.0], [1, 2], [3])
+
+
+# ------------------------------------------------------------------------------- what nobody measured, and its neighbours
+
+SUCCESSORS = [
+    ("a100_sxm_80gb", "h100_sxm_80gb"), ("h100_sxm_80gb", "h200_sxm_141gb"), ("h200_sxm_141gb", "b200_sxm_180gb"),
+    ("h20_96gb", "h20_141gb"), ("mi300x_192gb", "mi325x_256gb"), ("mi325x_256gb", "mi355x_288gb"), ("gaudi2_96gb", "gaudi3_128gb"),
+    ("l4_24gb", "l40s_48gb"), ("rtx_3090_24gb", "rtx_4090_24gb"), ("rtx_4090_24gb", "rtx_5090_32gb"),
+    ("tpu_v5e_16gb", "tpu_v6e_32gb"), ("v100_sxm2_32gb", "a100_sxm_40gb"),
+]  # fmt: skip
+"""(device, one with no less of anything), measured or not."""
+
+
+@pytest.mark.parametrize(("old", "new"), SUCCESSORS)
+def test_a_successor_is_never_slower(old: str, new: str) -> None:
+    for n in (1, 16):
+        a, b = (at("llama3.1-8b", d, Strategy(tp=2), concurrency=n).performance for d in (old, new))
+        assert one(b.tpot) <= NOISE * one(a.tpot)
+        assert one(b.ttft) <= 1.1 * one(a.ttft)
+
+
+@pytest.mark.parametrize(
+    "device", ["mi300x_192gb", "h20_96gb", "v100_sxm2_32gb", "tpu_v5p_95gb", "a10_24gb", "h100_sxm_80gb"]
+)
+def test_one_request_more_changes_little(device: str) -> None:
+    """No cliff where a tile, a chunk or a microbatch is full: these sizes lie on both sides of them."""
+    for n in (15, 16, 31, 32, 64, 127, 128):
+        a, b = (at("llama3.1-8b", device, Strategy(tp=4), concurrency=m).performance for m in (n, n + 1))
+        assert 0.97 * one(a.tpot) <= one(b.tpot) <= 1.12 * one(a.tpot), n
+        assert one(b.output_tok_s) >= 0.95 * one(a.output_tok_s), n
+
+
+@pytest.mark.parametrize("isl", [4000, 8100, 16300])
+def test_a_prompt_a_little_longer_than_the_token_budget_costs_a_little_more(isl: int) -> None:
+    """8,192 tokens per step: a prompt of 8,300 leaves most of its second step to the next one."""
+    a, b = (at("qwen3-4b", "h100_sxm_80gb", Strategy(max_num_batched_tokens=8192), concurrency=16, isl=i, osl=64).performance
+            for i in (isl, isl + 200))  # fmt: skip
+    assert one(b.tpot) == pytest.approx(one(a.tpot), rel=0.25)
+    assert one(b.output_tok_s) == pytest.approx(one(a.output_tok_s), rel=0.1)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize(("isl", "osl"), [(8192, 16), (32000, 128), (2048, 64)])
+def test_a_replica_prefills_no_more_prompts_than_it_has_time_for(engine: str, isl: int, osl: int) -> None:
+    """However few the requests in flight, each prompt takes its prefill's share of the replica's time."""
+    s = Strategy(tp=4, weight_dtype="fp8", engine=engine)
+    for n in (2, 3, 4, 8, 64):
+        q = at("mistral-small-24b", "l40s_48gb", s, concurrency=n, isl=isl, osl=osl).performance
+        alone = one(q.steps.packed.slowest) * one(q.steps.chunks) / (one(q.steps.prompts) * one(q.steps.queue_share))
+        assert one(q.request_rate) * alone <= 1.05, n
+
+
+@pytest.mark.parametrize(
+    "device", ["h100_sxm_80gb", "h200_sxm_141gb", "b200_sxm_180gb", "l40s_48gb", "h20_96gb", "mi300x_192gb"]
+)
+def test_narrow_weights_cost_a_prompt_no_more_than_wide_ones(device: str) -> None:
+    """int4 weights are widened on the way into the matrix unit: at worst the kernel is a 16-bit one."""
+    wide, narrow = (at("mixtral-8x7b", device, Strategy(tp=4, weight_dtype=w), concurrency=1, isl=4096).performance
+                    for w in ("bf16", "int4"))  # type: ignore[arg-type]  # fmt: skip
+    assert one(narrow.ttft) <= 1.02 * one(wide.ttft)
+    assert one(narrow.tpot) <= 1.02 * one(wide.tpot)
+
+
+def test_what_a_relative_measured_carries_over_by_the_roofline() -> None:
+    """H100 and H200 are one chip with two memories: priced by H100's kernels, H200 takes as long for math and latency, and
+    the time of large reads shrinks with the bandwidth."""
+    assert CURVES.operators is not None
+    others = CURVES.model_copy(update={"operators": replace(CURVES.operators, use_own=False, chosen={})})
+    c = cluster(device_by_id("h200_sxm_141gb"), 1)
+    roof = Roof.of(c, others)
+    assert roof.relative == "h100_sxm_80gb" and roof.reference is not None
+    own = Roof.of(cluster(device_by_id("h100_sxm_80gb"), 1), CURVES)
+    assert own.reference is None
+
+    def ratio(m: float, n: float, k: float) -> float:
+        w = Work(
+            "x",
+            "gemm",
+            flops=2 * m * n * k,
+            weight_bytes=2 * n * k,
+            stream_bytes=2 * m * (n + k),
+            m=m,
+            n=n,
+            k=k,
+            table="gemm",
+        )
+        return one(price(w, roof).total) / one(price(w, own).total)
+
+    assert ratio(16384, 8192, 8192) == pytest.approx(1.0, abs=0.02)
+    assert ratio(8, 28672, 8192) == pytest.approx(3.35 / 4.8, abs=0.04)
+    assert ratio(8, 512, 512) > 0.9
+
+
+def test_the_roofline_of_the_datasheet_is_near_the_measured_kernels_of_every_generation() -> None:
+    """The shapes in kernels.yaml are one set for all generations; with the measured operators at hand they can be checked."""
+    assert CURVES.operators is not None
+    ratios: dict[str, list[float]] = {}
+    for device in CURVES.operators.ridge:
+        for model, tp, (sequences, tokens, context) in itertools.product(
+            ("llama3.1-70b", "mixtral-8x7b"), (4,), ((4, 1, 2048), (64, 1, 2048), (1, 4096, 4096))
+        ):
+            s = Strategy(tp=tp)
+            p = at(model, device, s, concurrency=1)
+            sizes = (np.asarray([n]) for n in (sequences, tokens, context))
+            works = p.layout.works("prefill" if tokens > 1 else "decode", *sizes).layers[-1][1]
+            plain = replace(p.layout.roof, relative="", reference=None)
+            mine = [w for w in works if w.comm is None]
+            total = [sum(one(price(w, roof).total) for w in mine) for roof in (plain, p.layout.roof)]
+            ratios.setdefault(device, []).append(total[0] / total[1])
+    for device, found in ratios.items():
+        assert 0.6 < float(np.median(found)) < 1.5, (device, found)
+
+
+def test_an_engine_nobody_measured_gets_the_mean_overheads_and_says_so() -> None:
+    known = [CURVES.engine(n) for n in ("vllm", "sglang", "trtllm")]
+    other = CURVES.engine("jetstream")
+    assert min(e.step_s for e in known) < other.step_s < max(e.step_s for e in known)
+    assert "not measured" in other.source
+    assert "not measured" in CURVES.engine("vllm-ascend").source

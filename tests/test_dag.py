@@ -60,6 +60,7 @@ CASES = [
     (DENSE, {"tp": 2, "cp": 4}), (DENSE, {"cp": 4, "cp_kind": "ring"}), (DENSE, {"tp": 8, "dcp": 4}), (DENSE,
     {"tp": 8, "dk": 2}),
     (SPARSE, {"tp": 2, "cp": 2, "ep": 4}), (LATENT, {"tp": 4, "dcp": 2, "ep": 4}), (SPARSE, {"tp": 4, "ep": 2}),
+    (LATENT, {"tp": 2, "attn_dp": 4, "ep": 8, "ep_nodes": 4}), (SPARSE, {"attn_dp": 4, "ep": 4, "etp": 1, "ep_nodes": 2}),
     (SPARSE, {"tp": 2, "attn_dp": 2, "ep": 4}), (SPARSE, {"tp": 2, "attn_dp": 2, "ep": 4, "moe_comm": "allgather"}),
     (SPARSE, {"tp": 1, "attn_dp": 8, "ep": 4}), (SPARSE, {"tp": 2, "pp": 3, "ep": 2}), (SPARSE, {"tp": 2,
     "attn_dp": 2, "ep": 2, "sp": True}),

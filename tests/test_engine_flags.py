@@ -42,6 +42,8 @@ CASES: list[tuple[ModelSpec, dict, int, int]] = [
     (DEEPSEEK_V3, {"tp": 1, "attn_dp": 16, "ep": 16, "weight_dtype": "fp8", "batch": 256}, 2, 8),
     (DEEPSEEK_V3, {"tp": 4, "attn_dp": 4, "ep": 16, "weight_dtype": "fp8", "moe_comm": "allgather"}, 2, 8),
     (QWEN3_30B_FP8, {"tp": 4, "ep": 4, "weight_dtype": "fp8"}, 1, 8),
+    (QWEN3_30B_FP8, {"tp": 1, "attn_dp": 4, "ep": 4, "dp": 2, "weight_dtype": "fp8", "batch": 1200}, 1, 8),
+    (DEEPSEEK_V3, {"tp": 1, "attn_dp": 8, "ep": 8, "redundant_experts": 8, "weight_dtype": "fp8"}, 1, 8),
     (GPT_OSS_120B, {"tp": 2, "weight_dtype": "mxfp4"}, 1, 8),
     (GPT2_XL, {"tp": 1}, 1, 1),
 ]
@@ -244,7 +246,7 @@ def test_vllms_parser_takes_the_flags_that_npus_get(tmp_path):
     "degrees", [{"tp": 8, "sp": True}, {"tp": 4, "pp": 4, "dp": 2}, {"tp": 2, "cp": 2, "cp_kind": "ring"}]
 )
 def test_torchtitans_configuration_has_every_field(degrees, tmp_path):
-    (file,), _ = export_training("torchtitan", LLAMA3_70B, Strategy(**degrees), seq_len=4096, global_batch_size=64)
+    (file, _), _ = export_training("torchtitan", LLAMA3_70B, Strategy(**degrees), seq_len=4096, global_batch_size=64)
     (call,) = run(file, tmp_path, NODE_RANK="0", MASTER_ADDR="h", MODULE="llama3", CONFIG="llama3_8b")
     assert wrong(after(call["argv"], "torchtitan.train"), torchtitan_flags()) == []
     assert wrong(["--training.seq_len", "long"], torchtitan_flags()) == ["--training.seq_len long"]

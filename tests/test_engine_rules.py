@@ -232,16 +232,14 @@ degree = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 16, 32])
     dp=st.integers(1, 4), sp=st.booleans(), num_nodes=st.one_of(st.none(), st.integers(1, 4)),
     weight_dtype=st.sampled_from(["bf16", "fp8", "int4"]), kv_dtype=st.sampled_from(["bf16", "fp8", "int8"]),
     moe_comm=st.sampled_from(["auto", "allgather"]), dcp=st.sampled_from([1, 1, 2, 4]),
-    dk=st.sampled_from([1, 1, 1, 2]), cp_kind=st.sampled_from(["ulysses", "ring"]),
+    cp_kind=st.sampled_from(["ulysses", "ring"]),
 )  # fmt: skip
 def test_vectorised_legality_is_what_check_says(
-    model, engine, tp, pp, ep, etp, attn_dp, cp, dp, sp, num_nodes, weight_dtype, kv_dtype, moe_comm, dcp, dk, cp_kind
+    model, engine, tp, pp, ep, etp, attn_dp, cp, dp, sp, num_nodes, weight_dtype, kv_dtype, moe_comm, dcp, cp_kind
 ):
     shared = {"weight_dtype": weight_dtype, "kv_dtype": kv_dtype, "sp": sp, "moe_comm": moe_comm, "cp_kind": cp_kind}
     try:
-        s = Strategy(
-            tp=tp, pp=pp, ep=ep, etp=etp, attn_dp=attn_dp, cp=cp, dp=dp, dcp=dcp, dk=dk, engine=engine, **shared
-        )
+        s = Strategy(tp=tp, pp=pp, ep=ep, etp=etp, attn_dp=attn_dp, cp=cp, dp=dp, dcp=dcp, engine=engine, **shared)
     except ToolError:
         assume(model.moe is not None)
         s = None
@@ -255,7 +253,6 @@ def test_vectorised_legality_is_what_check_says(
         "ep": ep,
         "etp": s.etp if s else etp,
         "dcp": dcp,
-        "dk": dk,
     }
     arrays = {k: np.array([v, 1]) for k, v in both.items() if v is not None}
     mask, reason = legal_mask(engine, model, **arrays, **shared, num_nodes=num_nodes, devices_per_node=8)

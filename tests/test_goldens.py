@@ -12,6 +12,7 @@ import pytest
 from knowledge.hf_config import model_from_config
 from tests.goldens.mapping import Checkpoint, our_weights
 from tests.goldens.seeded import PROMPT
+from tools.graph.rope import SCALINGS
 from tools.memory import num_parameters
 from tools.oracle.execute import Caches, run_reference
 from tools.oracle.prove import reference_bodies
@@ -48,8 +49,10 @@ def test_the_goldens_cover_the_block_kinds_we_claim() -> None:
     models = [load(n)[1] for n in NAMES]
     assert {m.block for m in models} == {"sequential", "parallel", "sandwich", "post"}
     assert {m.position.kind for m in models} >= {"rope", "learned", "alibi"}
-    assert {m.moe.gate for m in models if m.moe} == {"softmax_topk", "topk_softmax", "sigmoid_topk"}
-    assert {m.attention.qk_norm for m in models} == {"none", "head", "full"}
+    assert {m.moe.gate for m in models if m.moe} == {"softmax_topk", "topk_softmax", "sigmoid_topk", "sparsemixer"}
+    assert {m.attention.qk_norm for m in models} == {"none", "head", "heads", "full"}
+    assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda"}
+    assert {m.attention.indexer.interleaved for m in models if m.attention.indexer} == {True, False}
     assert any(m.attention.mla and m.attention.mla.q_lora_rank is None for m in models)
     heads = {(m.attention.num_kv_heads == m.attention.num_heads, m.attention.num_kv_heads == 1) for m in models}
     assert heads >= {(True, False), (False, False), (False, True)}
@@ -65,6 +68,22 @@ def test_logits_equal_transformers(name: str) -> None:
     assert got.shape == want.shape
     assert error <= TOLERANCE, f"{name}: relative error {error:.3g}"
     assert checkpoint.read == set(record["shapes"]), "parameters that our graph does not have"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("rope_")])
+def test_a_golden_of_a_rope_scaling_would_notice_if_it_were_forgotten(name: str) -> None:
+    record, model, ids, want = load(name)
+    assert model.position.scaling is not None
+    plain = model.model_copy(update={"position": model.position.model_copy(update={"scaling": None})})
+    weights = our_weights(Checkpoint(record["shapes"], record["config"]["model_type"], model))
+    error = np.abs(our_logits(plain, weights, ids) - want).max() / np.abs(want).max()
+    assert error > 100 * TOLERANCE
+
+
+def test_every_rope_scaling_has_a_golden() -> None:
+    scalings = [s for s in (load(n)[1].position.scaling for n in NAMES) if s]
+    assert {s.kind for s in scalings} == set(SCALINGS)
+    assert any(s.attention_factor != 1.0 for s in scalings) and any(not s.truncate for s in scalings)
 
 
 @pytest.mark.parametrize("name", NAMES)

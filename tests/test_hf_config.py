@@ -269,8 +269,8 @@ UNSUPPORTED = [
     ({"index_topk": 2048}, "indexer"),
     ({"layer_types": ["linear_attention", "full_attention"] * 16}, "linear_attention"),
     ({"mamba_d_state": 128}, "Mamba"),
-    ({"hidden_act": "relu2"}, "relu2"),
-    ({"clip_qkv": 8}, "clip_qkv"),
+    ({"hidden_act": "swigluoai"}, "swigluoai"),
+    ({"index_topk": 2048}, "indexer"),
 ]
 
 
@@ -312,7 +312,8 @@ INNER_KEYS = st.text(max_size=8) | st.sampled_from([
     "rope_type", "type", "factor", "mscale", "mscale_all_dim", "original_max_position_embeddings", "rope_theta",
     "partial_rotary_factor", "attention_factor", "full_attention", "quant_method", "bits", "group_size",
     "config_groups",
-    "weight_block_size", "alibi", "kv_n_heads", "weights", "ignore",
+    "weight_block_size", "alibi", "kv_n_heads", "weights", "ignore", "short_factor", "long_factor", "alpha",
+    "low_freq_factor", "high_freq_factor", "beta_fast", "sliding_attention",
 ])  # fmt: skip
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-10, 10**12) | st.floats(allow_nan=True) | st.text(max_size=8),

@@ -13,11 +13,10 @@ from knowledge.curves import load_curves
 from tools.oracle.prove import prove
 from tools.partition.layerwise import Loads
 from tools.partition.uneven import StageDevice, fastest_split
-from tools.search.mixed import MixedPipeline, mixed_pipelines, mixed_what_if, pipeline_rate
+from tools.search.mixed import MixedPipeline, mixed_pipelines, pipeline_rate
 from tools.spec.base import Refused, ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.hardware import Cluster
-from tools.spec.strategy import Strategy
 from tools.spec.workload import Workload
 
 
@@ -109,32 +108,6 @@ def test_what_does_not_fit_or_is_not_mixed_is_refused() -> None:
         pipelines("llama-3.1-405b", ("a100-sxm-80gb", 4), ("v100-32gb", 4))
     with pytest.raises(ToolError, match="at least two kinds"):
         pipelines("llama-3-8b", ("h100", 4))
-
-
-# ----------------------------------------------------------------------------------------------------------------- a plan
-
-
-def test_conditions_with_two_kinds_plan_one_and_say_what_both_would_serve() -> None:
-    from agent.reading.reader import read_conditions
-    from agent.reading.resolve import resolve
-    from agent.reading.sources import InputFile
-    from tools.search import search
-
-    text = "Hardware: 4×A100 80GB and 4×V100 32GB.\nModel: Llama-3-70B.\nInput 1024 tokens, output 256 tokens, concurrency 16.\n"
-    d = resolve(read_conditions([InputFile(path="c.md", sha256="", text=text, kind="markdown")]))
-    assert d.cluster.device.id == "a100_sxm_80gb" and d.cluster.num_devices == 4
-    assert [(c.device.id, c.num_devices) for c in d.idle_clusters] == [("v100_sxm2_32gb", 4)]
-    result = search(d, load_curves(), top=1)
-    assert result.best is not None
-    (found,) = (w for w in result.what_ifs if "one pipeline over" in w.description)
-    alone = pipeline_rate(d, load_curves(), result.best.estimate.strategy)
-    assert found.relative_gain == pytest.approx(found.objective_value / alone - 1)
-
-
-def test_one_kind_of_device_has_no_such_what_if() -> None:
-    c = cluster("h100", 8)
-    d = Deployment(model=load_model("llama-3-8b").model, cluster=c, workload=Workload(isl=512, osl=64, concurrency=8))
-    assert mixed_what_if(d, load_curves(), Strategy(tp=8, batch=8)) == ()
 
 
 def test_a_pipeline_of_one_kind_is_counted_like_a_mixed_one() -> None:

@@ -25,7 +25,7 @@ from tools.oracle.prove import TOLERANCE, Programs, Proof, prove, relative_error
 from tools.oracle.reduce import reduce
 from tools.partition.lower import Program, default_layers_per_stage, lower
 from tools.spec.base import Refused, ToolError
-from tools.spec.model import MLA, MLP, Attention, ModelSpec, MoE, Position
+from tools.spec.model import MLA, MLP, Attention, ModelSpec, MoE, Position, RopeScaling
 from tools.spec.strategy import Strategy
 
 
@@ -183,7 +183,10 @@ def models(draw: st.DrawFn) -> ModelSpec:
         name="drawn", hidden_size=64, num_hidden_layers=layers, vocab_size=draw(st.sampled_from([192, 250])),
         attention=attention, moe=moe, moe_layers=draw(flags) if moe else None,
         mlp=MLP(intermediate_size=draw(st.sampled_from([96, 99])), gated=draw(st.booleans()), bias=draw(st.booleans())),
-        position=Position(kind=kind, rotary_dim=rotary, interleaved=draw(st.booleans())),
+        position=Position(
+            kind=kind, rotary_dim=rotary, interleaved=draw(st.booleans()), scaling=draw(st.sampled_from(SCALINGS)),
+            sliding_theta=draw(st.sampled_from([None, 500.0])),
+        ),
         sliding_layers=draw(flags) if attention.sliding_window else None,
         norm=draw(st.sampled_from(["rmsnorm", "layernorm"])), norm_bias=draw(st.booleans()),
         block=draw(st.sampled_from(["sequential", "parallel", "sandwich", "post"])),
@@ -191,6 +194,15 @@ def models(draw: st.DrawFn) -> ModelSpec:
         lm_head_bias=draw(st.booleans()), residual_scale=draw(st.sampled_from([1.0, 0.5])),
         embedding_norm=draw(st.booleans()), logit_softcap=draw(st.sampled_from([None, 9.0])),
     )  # fmt: skip
+
+
+PAIRS = tuple(1.0 + i for i in range(64))
+SCALINGS = (
+    None, RopeScaling(kind="yarn", factor=8.0, original=4096, attention_factor=1.2),
+    RopeScaling(kind="dynamic", factor=4.0, original=8),
+    RopeScaling(kind="longrope", original=8, short_factor=PAIRS, long_factor=PAIRS[::-1]),
+)  # fmt: skip
+"""Two of them change within the lengths that are tried."""
 
 
 @st.composite
@@ -204,7 +216,8 @@ def plans(draw: st.DrawFn) -> tuple[ModelSpec, Strategy]:
     s = Strategy(
         tp=tp, pp=draw(st.integers(1, min(3, m.num_hidden_layers))), attn_dp=attn_dp, ep=ep, etp=etp, cp=cp,
         cp_kind=draw(st.sampled_from(["ulysses", "ring"])), dcp=draw(st.sampled_from([1, 1, 2])),
-        sp=draw(st.booleans()), moe_comm=draw(st.sampled_from(["auto", "allgather"])),
+        sp=draw(st.booleans()), moe_comm=draw(st.sampled_from(["auto", "auto", "allgather"])),
+        ep_nodes=draw(st.sampled_from([1, 2])) if ep > 1 else 1,
     )  # fmt: skip
     return m, s
 

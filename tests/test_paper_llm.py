@@ -12,7 +12,9 @@ import pytest
 from agent.events import EventLog, read_events
 from agent.llm.profiles import make_backend
 from agent.loop import Conversation
-from agent.paper_llm import PaperSubmission, Reading, accept, covered, follows, numbers_in, read_with
+from agent.paper_accept import accept, covered, follows, numbers_in
+from agent.paper_llm import read_with
+from agent.paper_submission import PaperSubmission, Reading
 from agent.reading.paper import read_paper
 from agent.reading.sources import input_from_text
 from tests.fake_openai import serving

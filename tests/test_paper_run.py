@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.paper_run import PaperResult, deployment_of, plan_of, run_paper, verify_paper
+from agent.paper_plan import plan_of
+from agent.paper_run import PaperResult, deployment_of, run_paper, verify_paper
 from agent.reading.paper import read_paper
 from agent.reading.sources import input_from_text, read_file
 from tools.spec.base import Refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from tools.spec.base import Refused
 from tools.spec.paper import PaperMethod, PaperModel, PaperStrategy
 from tools.spec.strategy import Strategy
 
-WORDINGS = Path(__file__).parent / "data" / "papers" / "wordings"
-EXPECTED: dict[str, dict[str, Any]] = json.loads((WORDINGS / "expected.json").read_text(encoding="utf-8"))
+PAPERS = Path(__file__).parent / "data" / "papers"
+FOLDERS = (PAPERS / "wordings", PAPERS / "voices")
+FILES = {p.stem: p for folder in FOLDERS for p in sorted(folder.glob("*.md"))}
+EXPECTED: dict[str, dict[str, Any]] = {
+    name: e for d in FOLDERS for name, e in json.loads((d / "expected.json").read_text(encoding="utf-8")).items()
+}
 READ = [name for name, e in EXPECTED.items() if "refused" not in e]
 DEGREES = (
     "tp", "pp", "dp", "ep", "etp", "attn_dp", "cp", "sp", "dcp", "dk", "expert_devices", "attn_pool", "redundant_experts",
@@ -24,8 +29,9 @@ DEGREES = (
 )  # fmt: skip
 
 
+@cache
 def read(name: str) -> PaperMethod:
-    file = read_file(WORDINGS / f"{name}.md")
+    file = read_file(FILES[name])
     assert is_paper((file,))
     return read_paper((file,))
 
@@ -89,7 +95,7 @@ def test_strategies_of_a_paper(name: str):
 
 @pytest.mark.parametrize("name", READ)
 def test_every_strategy_rests_on_words_of_the_paper(name: str):
-    lines = (WORDINGS / f"{name}.md").read_text(encoding="utf-8").splitlines()
+    lines = FILES[name].read_text(encoding="utf-8").splitlines()
     for s in read(name).strategies:
         assert s.quotes and s.strategy.num_devices == s.num_devices
         for q in s.quotes:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from knowledge.retrieve import Library, builtin_passages
-from tools.partition.mesh import LOGICAL, VISIBLE
+from tools.partition.axes import LOGICAL, SLICES, VISIBLE
 from tools.spec.model import BITS, dtype_bytes
 from tools.spec.strategy import Strategy
 
@@ -27,10 +27,10 @@ def test_the_axes_are_the_known_ones_and_those_of_the_mesh_are_among_them() -> N
     assert set(axes_of_a_strategy()) >= {"tp", "pp", "dp", "ep", "etp", "attn_dp", "cp", "sp", "dcp", "dk"}
     derived = {"edp", "pool_heads", "pool_seq"}  # from the others, and from attn_pool
     assert set(VISIBLE) - {"pool_heads", "pool_seq"} <= {name for name, _, _ in LOGICAL}
-    assert set(VISIBLE) - derived <= set(axes_of_a_strategy())
+    assert set(VISIBLE) - derived - set(SLICES) <= set(axes_of_a_strategy())
 
 
-@pytest.mark.parametrize("axis", [*axes_of_a_strategy(), "edp"])
+@pytest.mark.parametrize("axis", list(dict.fromkeys([*axes_of_a_strategy(), "edp", *SLICES])))
 def test_every_axis_is_explained(axis: str) -> None:
     about = [p for p in PASSAGES.values() if axis in p.subjects and re.search(rf"\b{axis}\b", p.text)]
     assert about, f"no passage in knowledge/passages has {axis} among its subjects and in its text"

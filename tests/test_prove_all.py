@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from benchmarks.prove_all import ARCHITECTURES, AXIS_SETS, LENGTHS, cells, label, page, prove_cell
 from knowledge.catalog import load_model
 from tools.oracle.prove import TOLERANCE
+from tools.partition.axes import SLICES, VISIBLE
 from tools.partition.lower import lower
-from tools.partition.mesh import VISIBLE, build_mesh
+from tools.partition.mesh import build_mesh
 from tools.spec.base import ToolError
 from tools.spec.strategy import Strategy
 
@@ -35,7 +36,7 @@ def test_the_catalogue_is_as_wide_as_promised() -> None:
 FIELDS = [
     a
     for a in (*VISIBLE, "pp", "sp", "expert_devices", "attn_pool", "redundant_experts", "virtual", "seq_slices")
-    if a == "edp" or a in Strategy.model_fields
+    if a == "edp" or a in Strategy.model_fields or a in SLICES
 ]
 
 
@@ -48,7 +49,7 @@ def test_every_axis_that_a_strategy_names_is_proven_somewhere() -> None:
                 s = Strategy.model_validate(degrees)
             except ToolError:
                 continue
-            seen |= {a for a in FIELDS if int(getattr(s, a) or 1) > 1 or (a == "sp" and s.sp)}
+            seen |= {a for a in FIELDS if (int(getattr(s, a)) if a == "edp" else s.degree(a)) > 1 or (a == "sp" and s.sp)}
     assert seen >= {*FIELDS}
 
 

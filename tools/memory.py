@@ -15,7 +15,7 @@ coordinates 0 holds the longest shard of every tensor: the fullest rank's bytes 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from math import prod
@@ -26,9 +26,10 @@ import numpy as np
 from tools.engines.rules import engines, kv_budget
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import DTypeRole, Size, Sizes
+from tools.graph.semantics import STATEFUL
 from tools.partition.layerwise import Loads
 from tools.partition.layout import DEFAULT_ORDERS, Orders, positions
-from tools.partition.lower import PBody, Program, Stage, local_dims, lower, num_elements
+from tools.partition.lower import PBody, POp, Program, Stage, local_dims, lower, num_elements
 from tools.partition.mesh import Mesh
 from tools.spec.base import ToolError
 from tools.spec.model import BITS, ModelSpec, dtype_bytes
@@ -42,6 +43,8 @@ HOLDS_WINDOW_ONLY = frozenset({"vllm"})
 """Engines that free the pages a sliding-window layer can no longer see: vLLM's hybrid KV cache manager, which is off
 for chunked attention (vllm 0.33.0 config/vllm.py:2246). Others are counted as keeping the whole context."""
 INDEX_BYTES = 4.0
+INDEX_KEY_BYTES = 1.0 + 4 / 128
+"""An indexer's cached key: fp8 with one fp32 scale per 128 (vLLM v1/attention/backends/mla/indexer.py, SGLang nsa)."""
 Counted = Literal["weights", "activations", "kv"]
 COUNTED: tuple[Counted, ...] = ("weights", "activations", "kv")
 Role = frozenset[str] | None
@@ -79,6 +82,7 @@ class Dtypes:
             "matrix": self.matrix,
             "expert_matrix": self.expert_matrix,
             "kv": self.kv,
+            "index_key": INDEX_KEY_BYTES,
             "fp32": 4.0,
             "index": INDEX_BYTES,
         }
@@ -116,7 +120,9 @@ def body_kv_bytes_per_token(pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtyp
 def _position_bytes(pbody: PBody, cache: str, sizes: Sizes, mesh: Mesh, dtypes: Dtypes) -> Size | float:
     """One cached position of one sequence, on a rank that holds it."""
     dims = local_dims(pbody, cache, sizes, mesh)
-    return num_elements({d: n for d, n in dims.items() if d not in ("batch_size", "kv_len")}) * dtypes.kv
+    return num_elements({d: n for d, n in dims.items() if d not in ("batch_size", "kv_len")}) * dtypes.bytes(
+        pbody.spec(cache).dtype
+    )
 
 
 def _kv_degree(pbody: PBody, cache: str, mesh: Mesh) -> Size:
@@ -136,7 +142,8 @@ def body_kv_bytes(
     pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, *, sequences: Size, context: Size, engine: str,
     in_flight: Size = 0, role: Role = None,
 ) -> Size | float:  # fmt: skip
-    """KV cache of one body on one rank: `sequences` (on this rank) of `context` tokens each, in whole pages.
+    """KV cache of one body on one rank: `sequences` (on this rank) of `context` tokens each, in whole pages; and the
+    states of linear attention.
 
     A layer that slides keeps window + one page per sequence where the engine frees the rest, plus `in_flight` tokens of
     the prefill chunk being computed.
@@ -150,7 +157,29 @@ def body_kv_bytes(
             slid = sequences * (_pages(-(-window // degree)) + KV_BLOCK) + in_flight
             positions_held = _smaller(positions_held, slid)
         total = total + positions_held * _position_bytes(pbody, name, sizes, mesh, dtypes)
+    return total + body_state_bytes(pbody, sizes, mesh, dtypes, sequences=sequences, role=role)
+
+
+def body_state_bytes(
+    pbody: PBody, sizes: Sizes, mesh: Mesh, dtypes: Dtypes, *, sequences: Size, role: Role = None
+) -> Size | float:
+    """What linear attention keeps of `sequences` (on this rank), however long they are: the state of every head, and the
+    inputs that its convolutions still see."""
+    total: Size | float = 0.0
+    for p in _keepers(pbody, role):
+        dims = {d: n for d, n in local_dims(pbody, p.output, sizes, mesh).items() if d not in ("batch_size", "seq_len")}
+        kept = num_elements(dims) * kept_positions(p, sizes)
+        total = total + sequences * kept * dtypes.bytes(pbody.spec(p.output).dtype)
     return total
+
+
+def kept_positions(p: POp, sizes: Sizes) -> Size:
+    """Positions of its output that a stateful operator keeps: the last state; of a convolution all but one of its reach."""
+    return 1 if p.op is not None and p.op.kind == "recur" else sizes["conv"] - 1
+
+
+def _keepers(pbody: PBody, role: Role = None) -> Iterator[POp]:
+    return (p for p in pbody.ops if p.op is not None and p.op.kind in STATEFUL and _there(pbody.group(p.output), role))
 
 
 def _pages(tokens: Size) -> Size:
@@ -315,7 +344,7 @@ def stage_activation_bytes(stage: Stage, sizes: Sizes, mesh: Mesh, dtypes: Dtype
 def memory(
     program: Program,
     *,
-    capacity_bytes: float,
+    capacity_bytes: float | Sequence[float],
     context: int,
     batch: int | None = None,
     memory_reserve: float | None = None,
@@ -324,8 +353,9 @@ def memory(
     """What the fullest rank of every stage holds, with the engine's own reserves: `batch` sequences of `context` tokens
     per replica (the strategy's batch by default).
 
-    `capacity_bytes` is what the device offers in total; `memory_reserve` a fraction of it that must stay free. Raises
-    ToolError when batch or context is below 1. A stage that does not fit is an answer: `free_bytes` is negative.
+    `capacity_bytes` is what the device offers in total (one figure, or one per pipeline stage); `memory_reserve` a fraction
+    of it that must stay free. Raises ToolError when batch or context is below 1. A stage that does not fit is an answer:
+    `free_bytes` is negative.
     """
     batch = program.strategy.batch if batch is None else batch
     if batch < 1 or context < 1:
@@ -333,9 +363,14 @@ def memory(
     if program.phase != "prefill":
         # The same weights serve both phases; the activation peak is that of prefill.
         program = lower(program.model, program.strategy, "prefill", program.sizes)
-    load = Load(batch, context, capacity_bytes, memory_reserve, engine_version)
-    roles = program.mesh.roles()
-    return tuple(_stage_memory(program, s, load, role, len(ranks)) for s in program.on_ranks for role, ranks in roles)
+    stages = program.on_ranks
+    sizes = [capacity_bytes] * len(stages) if isinstance(capacity_bytes, int | float) else capacity_bytes
+    loads = [Load(batch, context, float(size), memory_reserve, engine_version) for size in sizes]
+    return tuple(
+        _stage_memory(program, s, load, role, len(ranks))
+        for s, load in zip(stages, loads, strict=True)
+        for role, ranks in program.mesh.roles()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,20 +472,30 @@ def rank_weight_bytes(program: Program) -> dict[int, float]:
 def rank_kv_bytes(program: Program, *, batch: int, context: int) -> dict[int, float]:
     """Exact KV bytes of every rank of one replica that holds `batch` sequences of `context` tokens, by global rank.
 
-    Windows are not applied: this is what the cache tensors of the graph hold, before the engine frees anything.
+    Windows are not applied: this is what the cache tensors of the graph hold, before the engine frees anything. States of
+    linear attention are among them.
     """
     dtypes = Dtypes.of_strategy(program.model, program.strategy)
     sizes = all_sizes(program.model, batch_size=batch, seq_len=1, kv_len=context)
     roles = {r: role for role, ranks in program.mesh.roles() for r in ranks}
     out: dict[int, float] = {}
+
+    def positions_of(b: PBody, local: int) -> float:
+        return sum(
+            held_elements(b, n, local, program.mesh, sizes, program.orders) * dtypes.bytes(b.spec(n).dtype)
+            for n in _caches(b, roles[local])
+        )
+
+    def states_of(b: PBody, local: int) -> float:
+        return sum(
+            held_elements(b, p.output, local, program.mesh, sizes, program.orders)
+            * int(kept_positions(p, sizes)) * dtypes.bytes(b.spec(p.output).dtype)
+            for p in _keepers(b, roles[local])
+        )  # fmt: skip
+
     for stage in program.on_ranks:
         for local, rank in enumerate(stage.ranks):
-            out[rank] = sum(
-                times
-                * sum(held_elements(b, n, local, program.mesh, sizes, program.orders) for n in _caches(b, roles[local]))
-                * dtypes.kv
-                for b, times in stage.bodies()
-            )
+            out[rank] = sum(times * (positions_of(b, local) + states_of(b, local)) for b, times in stage.bodies())
     return out
 
 
@@ -539,10 +584,23 @@ def model_weight_bytes(model: ModelSpec, weight_dtype: str | None = None) -> flo
 
 
 def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16") -> float:
-    """KV cache of one token in one copy: 2 · L · kv_heads · d_k · bytes, or L · (kv_lora + qk_rope) · bytes."""
+    """KV cache of one token in one copy: 2 · L · kv_heads · d_k · bytes, or L · (kv_lora + qk_rope) · bytes, and the key of
+    the indexer where there is one; L are the layers whose cache grows."""
     a = model.attention
     per_layer = a.mla.kv_lora_rank + a.mla.qk_rope_head_dim if a.mla else 2 * a.num_kv_heads * a.head_dim
-    return model.num_hidden_layers * per_layer * dtype_bytes(kv_dtype)
+    index = a.indexer.head_dim * INDEX_KEY_BYTES if a.indexer else 0.0
+    return sum(k.mixer == "attention" for k in model.layers()) * (per_layer * dtype_bytes(kv_dtype) + index)
+
+
+def state_bytes_per_sequence(model: ModelSpec) -> float:
+    """What the layers of linear attention keep of one sequence in one copy: value_heads · key_dim · value_dim in fp32 each,
+    and conv_kernel - 1 inputs of the convolutions in 16 bits."""
+    a = model.linear
+    if a is None:
+        return 0.0
+    channels = 2 * a.num_key_heads * a.key_dim + a.num_value_heads * a.value_dim
+    per_layer = 4 * a.num_value_heads * a.key_dim * a.value_dim + 2 * (a.conv_kernel - 1) * channels
+    return sum(k.mixer == "linear" for k in model.layers()) * per_layer
 
 
 __all__ = [
@@ -570,5 +628,6 @@ __all__ = [
     "stage_kv_bytes_per_token",
     "stage_weight_bytes",
     "stage_weights_by_body",
+    "state_bytes_per_sequence",
     "tensor_bytes",
 ]  # fmt: skip

@@ -65,7 +65,13 @@ _WIDE = {
     0x2011: "-",
     0x3010: "[",
     0x3011: "]",
-}
+    # traditional characters of the words that are looked for
+    **dict(zip(
+        map(ord, "個輸併發並機臺張塊單雙節點頻寬顯記憶體權開線請數據長層頭專詞維詢務戶時間遲總響應後續內網絡連圖兩壓訓練標規參無約為過係話隊處達證絕對樣選擇測試環際負載運營"),
+        "个输并发并机台张块单双节点频宽显记忆体权开线请数据长层头专词维询务户时间迟总响应后续内网络连图两压训练标规参无约为过系话队处达证绝对样选择测试环际负载运营",
+        strict=True,
+    )),
+}  # fmt: skip
 
 
 def fold_width(text: str) -> str:
@@ -218,7 +224,7 @@ _ROUND_HAN = re.compile(r"[一二三四五六七八九两十][一二三四五六
 # a Chinese numeral in running text counts only where a measure word follows: 统一, 一般, 万一 are words
 _MEASURE = re.compile(
     r"\s*(?:台|张|块|片|颗|卡|机|路|秒|毫秒|微秒|分钟|小时|层|头|个|条|人|位|节点|专家|并发|倍|成|维|套|份|次|字|副本|"
-    r"token|tok|GPU|NPU|ms|s(?![A-Za-z0-9_])|GB|TB|G(?![A-Za-z0-9_])|T(?![A-Za-z0-9_])|%|QPS|rps|条|组|\x01)", re.I
+    r"token|tok|GPU|NPU|吉字节|太字节|ms|s(?![A-Za-z0-9_])|GB|TB|G(?![A-Za-z0-9_])|T(?![A-Za-z0-9_])|%|QPS|rps|条|组|\x01)", re.I
 )  # fmt: skip
 
 # ---------------------------------------------------------------- units
@@ -233,15 +239,16 @@ _NOT_TIME = r"[ -](?:hand|server|node|machine|gpu|card|box|one|phase|stage|optio
 _SECOND = r"(?:s(?![A-Za-z0-9_])|sec(?:ond)?s?(?![A-Za-z0-9_])|秒钟?)"
 _TIME_UNIT = rf"(?P<t>ms(?![A-Za-z0-9_])|millisec(?:ond)?s?(?![A-Za-z0-9_])|毫秒|{_SECOND}|min(?:ute)?s?(?![A-Za-z0-9_])|分钟?|h(?:ou)?rs?(?![A-Za-z0-9_])|h(?![A-Za-z0-9_])|小时|days?(?![A-Za-z0-9_])|天)"
 _TOK = r"(?:(?:个|千)?\s*(?:output |decode |prefill |input |total |generated |completion |new |prompt |输出|输入)?(?:tokens?|toks?|词元|字))"
-_REQ = r"(?:个|次|条)?\s*(?:requests?|reqs?|queries|query|prompts?|calls?|请求|查询|调用)"
+_REQ = r"(?:个|次|条|笔)?\s*(?:requests?|reqs?|queries|query|prompts?|calls?|questions?|messages?|tickets?|documents?|docs|e?mails?|jobs?|chats?|conversations?|summaries|transactions?|invocations?|请求|查询|调用|提问|问题|工单|文档|对话|会话)"
 _UNIT_RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("money", re.compile(r"\s*(?:/|per|每)\s*(?:h(?:ou)?r?(?![A-Za-z0-9_])|hour|小时)", re.I)),
     ("data", re.compile(
         r"\s*(?:个\s*)?(?P<p>[KMGTP])(?P<i>i)?\s?(?P<u>bytes?|bits?|B|b)(?![A-Za-z]*[A-Za-z](?<!ps)(?![A-Za-z0-9_]))"
         r"(?P<r>ps(?![A-Za-z])|\s*/\s*(?:s(?![A-Za-z0-9_])|sec(?![A-Za-z0-9_])|second(?![A-Za-z0-9_])|秒)|\s*per\s+sec(?:ond)?|每秒)?(?![A-Za-z])", re.I)),
-    ("gbe", re.compile(r"\s*(?P<p>[GT])bE(?![A-Za-z0-9_])")),
+    ("gbe", re.compile(r"\s*(?P<p>[GT])b?E(?![A-Za-z0-9_])")),
+    ("binary", re.compile(r"\s?(?P<p>[KMGT])i(?![A-Za-z0-9_])")),
     ("datarate_g", re.compile(r"\s*(?P<p>[GT])\s*/\s*(?:s(?![A-Za-z0-9_])|sec(?![A-Za-z0-9_])|秒)")),
-    ("data_word", re.compile(r"\s*(?P<w>gigs?|gigabytes?|terabytes?|megabytes?|terabits?|gigabits?)(?![A-Za-z0-9_])(?P<r>\s*(?:/|per)\s*s(?:ec(?:ond)?)?(?![A-Za-z0-9_]))?", re.I)),
+    ("data_word", re.compile(r"\s*(?P<w>gigs?|吉字节|太字节|gigabytes?|terabytes?|megabytes?|terabits?|gigabits?)(?![A-Za-z0-9_])(?P<r>\s*(?:/|per)\s*s(?:ec(?:ond)?)?(?![A-Za-z0-9_]))?", re.I)),
     ("flops", re.compile(r"\s*(?P<p>[KMGTPE]|tera|peta|giga|exa)?[\s-]?(?:FLOPS?(?:\s*/\s*s(?:ec)?(?![A-Za-z0-9_]))?|FLOP\s*/\s*s|OPS?(?:\s*/\s*s)?)(?![A-Za-z])", re.I)),
     ("bare_g", re.compile(r"\s*(?:个\s*)?(?P<p>[Gg])(?![A-Za-z0-9/])")),
     ("bare_t", re.compile(r"\s*个\s*(?P<p>T)(?![A-Za-z0-9/])")),
@@ -249,6 +256,8 @@ _UNIT_RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("tokens", re.compile(r"\s*(?:t/(?P<t>s)(?![A-Za-z0-9_])|tps(?![A-Za-z0-9_]))", re.I)),
     ("requests", re.compile(rf"\s*(?:{_REQ})\s*(?:/|per|每|a(?![A-Za-z0-9_]))\s*{_TIME_UNIT}", re.I)),
     ("requests", re.compile(r"\s*(?:qps|rps|req/s)(?![A-Za-z0-9_])", re.I)),
+    ("requests", re.compile(r"\s*[qr]p(?P<t>[mh])(?![A-Za-z0-9_])", re.I)),
+    ("tokens", re.compile(r"\s*tp(?P<t>m)(?![A-Za-z0-9_])", re.I)),
     ("time", re.compile(
         rf"\s*-?(?P<t>ms(?![A-Za-z0-9_])|milli-?sec(?:ond)?s?(?![A-Za-z0-9_])|毫秒|[uµμ]s(?![A-Za-z0-9_])|micro-?seconds?(?![A-Za-z0-9_])|微秒|ns(?![A-Za-z0-9_])|纳秒|sec(?:ond)?s?(?![A-Za-z0-9_])(?!{_NOT_TIME})|s(?![A-Za-z0-9_])|秒钟?|min(?:ute)?s?(?![A-Za-z0-9_])|分钟|"
         r"h(?:ou)?rs?(?![A-Za-z0-9_])|h(?![A-Za-z0-9_])|小时)", re.I)),
@@ -270,6 +279,7 @@ _SECONDS += (
     ("纳", 1e-9),
     ("min", 60.0),
     ("分", 60.0),
+    ("m", 60.0),
     ("h", 3600.0),
     ("小", 3600.0),
     ("day", 86400.0),
@@ -313,6 +323,8 @@ def _unit_value(rule: str, match: re.Match[str]) -> tuple[str, float, str]:
     groups = match.groupdict()
     if rule == "data":
         return _unit_data(match)
+    if rule == "binary":  # Kubernetes writes 512Gi
+        return "bytes", 1024.0 ** (" KMGT".index(match["p"].upper())), ""
     if rule == "gbe":
         return "bytes/s", _PREFIX[match["p"].lower()] / 8, ""
     if rule == "datarate_g":
@@ -320,7 +332,7 @@ def _unit_value(rule: str, match: re.Match[str]) -> tuple[str, float, str]:
     if rule in ("bare_g", "bare_t"):
         return "bytes", _PREFIX[match["p"].lower()], ""
     if rule == "data_word":
-        word = match["w"].lower()
+        word = match["w"].lower().replace("吉字节", "gigabyte").replace("太字节", "terabyte")
         return "bytes/s" if match["r"] else "bytes", _PREFIX[word[0]] / (8 if "bit" in word else 1), ""
     if rule == "flops":
         return "flop/s", _PREFIX[(match["p"] or "")[:1].lower()], ""
@@ -442,15 +454,28 @@ def _english_at(text: str, match: re.Match[str]) -> tuple[float, int] | None:
     return (6.0 if word == "half a dozen" else english_number(word)), end
 
 
+_AND_MORE = re.compile(
+    r"\s*[多余来](?=\s*(?:[GTM](?:B|b)?(?![A-Za-z0-9])|个|token|ms|秒|张|卡|台|路|人|条|万|亿))", re.I
+)
+_IB_GBITS = (100, 200, 400, 800)
+"""Gb/s of an InfiniBand port by generation (EDR, HDR, NDR, XDR; InfiniBand Trade Association roadmap): "NDR400"."""
+
+
 def _quantity_at(text: str, match: re.Match[str]) -> Quantity | None:
+    if match["han"] == "一半":
+        return Quantity(0.5, "fraction", "", match.start(), match.end(), match["han"])
     found = _number_at(text, match)
     if found is None:
         return None
     value, end, whole = found
     number_end = end
+    if more := _AND_MORE.match(text, end):  # "600 多 G", "1k多token"
+        end = more.end()
     end, dimension, scale, doubt, per = _match_unit(text, end)
     start = match.start()
     prefix = re.search(r"(?:百分之)\s*$", text[:start])
+    if dimension == "count" and re.search(r"(?<![A-Za-z])[EHNX]DR[ -]?$", text[:start], re.I) and value in _IB_GBITS:
+        dimension, scale = "bytes/s", 1.25e8
     if prefix and dimension == "count":
         dimension, scale, start = "fraction", 0.01, prefix.start()
     elif dimension == "count" and match["han"] and text[end : end + 1] == "成":
@@ -466,7 +491,7 @@ def _quantity_at(text: str, match: re.Match[str]) -> Quantity | None:
 
 
 _EVERY_SECOND = re.compile(
-    r"(?:每|per\s+|(?=日均))(?P<t>秒钟?|毫秒|分钟|小时|天|日均?|second|sec|minute|day)(?:钟)?\s*(?:约|大约|about|能|可|处理|生成|输出|服务|来|至少|不少于|不低于|不小于|大于|超过|最多|达到|要|有|需要?|at least|[≥>=]+)*\s*$",
+    r"(?:每|per\s+|(?=日均))(?P<t>秒钟?|毫秒|分钟|小时|天|日均?|second|sec|minute|day)(?:钟)?\s*(?:约|大约|about|能|可|处理|生成|输出|服务|来|出|吐出?|生成|至少|不少于|不低于|不小于|大于|超过|最多|达到|要|有|需要?|at least|[≥>=]+)*\s*$",
     re.I,
 )
 _TOKENS_AFTER = re.compile(rf"\s*(?P<k>{_TOK}|{_REQ})(?![\s]*/)", re.I)
@@ -491,7 +516,12 @@ _OPEN = re.compile(r"(?:\[|\(|between\s+|from\s+|在\s*|介于\s*|从\s*)\s*$", 
 
 def _is_range(text: str, low: Quantity, high: Quantity) -> bool:
     sep = _RANGE_SEP.fullmatch(text[low.end : high.start])
-    if sep is None or high.value < low.value or not (low.dimension == high.dimension or low.dimension == "count"):
+    if sep is None or not (low.dimension == high.dimension or low.dimension == "count"):
+        return False
+    digits = re.match(_ARABIC, high.text)
+    # "30-60 ms": the unit behind the second number is that of both
+    top = float(digits.group().replace(",", "")) if low.dimension != high.dimension and digits else high.value
+    if top < low.value:
         return False
     word = sep.group().strip().lower()
     opened = _OPEN.search(text[: low.start])
@@ -537,8 +567,15 @@ def _in_a_name(text: str, start: int) -> bool:
     return word is not None and not _NUMBERED.fullmatch(word.group()[:-1].split("-")[-1])
 
 
-_METRIC_BEFORE = re.compile(r"(?:tokens?|ttft|tpot|itl|qps|rps|isl|osl)$", re.I)  # "首token1s", "TPOT50ms"
-_TIMES = re.compile(r"\s*[×xX*✕]\s*")
+_METRIC_BEFORE = re.compile(r"(?:tokens?|ttft|tpot|itl|qps|rps|isl|osl|[ehnx]dr)$", re.I)  # "首token1s", "NDR400"
+_FABRIC = r"(?:[EHNX]DR|IB|InfiniBand|RoCE(?:v2)?|Ethernet|ConnectX-?\d|CX-?\d|BlueField-?\d)"
+_TIMES = re.compile(rf"\s*[×xX*✕]\s*(?:{_FABRIC}[\s:@-]*)?", re.I)
+# "8个400Gb网口", "8 张 400G IB 网卡", "eight 400G NICs": so many ports of one speed
+_PORTS_OF = re.compile(r"\s*(?:[个张块条口]|ports? (?:of|at)|)\s*", re.I)
+_IS_A_PORT = re.compile(
+    rf"\s*(?:的)?\s*(?:{_FABRIC}\s*)?(?:网[口卡络]|端口|口|光[口模纤]|NICs?\b|HCAs?\b|ports?\b|uplinks?\b|rails?\b)",
+    re.I,
+)
 
 
 def find_quantities(text: str) -> list[Quantity]:
@@ -576,18 +613,21 @@ def find_quantities(text: str) -> list[Quantity]:
     return _combine(folded, singles, text)
 
 
+def _multiple(text: str, count: Quantity, each: Quantity) -> bool:
+    """Whether `count` is how often there is `each`: "8×400Gb/s", "8 张 400G 网卡"."""
+    between = text[count.end : each.start]
+    if _TIMES.fullmatch(between):
+        return True
+    return bool(_PORTS_OF.fullmatch(between) and _IS_A_PORT.match(text, each.end))
+
+
 def _combine(folded: str, singles: list[Quantity], text: str) -> list[Quantity]:
     out: list[Quantity] = []
     for q in singles:
         last = out[-1] if out else None
         if last is not None and last.high is None and _is_range(folded, last, q):
             out[-1] = _joined_range(folded, last, q)
-        elif (
-            last is not None
-            and last.integral
-            and q.dimension != "count"
-            and _TIMES.fullmatch(folded[last.end : q.start])
-        ):
+        elif last is not None and last.integral and q.dimension != "count" and _multiple(folded, last, q):
             out[-1] = replace(q, factor=int(last.value), start=last.start, text=folded[last.start : q.end])
         elif (
             last is not None
@@ -639,6 +679,12 @@ def in_dimension(q: Quantity, dimension: str) -> float | None:
             return q.value
     if q.dimension == "bytes" and dimension == "bytes/s" and letter in ("G", "g", "T", "GB", "TB", "MB"):
         return q.value
+    if (
+        q.dimension == "bytes"
+        and dimension == "bytes/s"
+        and re.fullmatch(r"[GT]bits?|[GT]b|(?:giga|tera)bits?", letter)
+    ):
+        return q.value / (8 if letter in ("Gb", "Tb") else 1)
     return None
 
 

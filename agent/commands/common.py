@@ -75,6 +75,8 @@ def strategy_from(asked: Mapping[str, Any], **defaults: Any) -> Strategy:
     degrees = {k: asked[k] for k in DEGREES if asked.get(k) is not None}
     if asked.get("sp"):
         degrees["sp"] = True
+    if asked.get("axis"):
+        degrees |= _further(asked["axis"], degrees)
     if asked.get("strategy") is None:
         return Strategy.model_validate({**defaults, **degrees})
     if degrees:
@@ -84,6 +86,29 @@ def strategy_from(asked: Mapping[str, Any], **defaults: Any) -> Strategy:
     from agent.reading.strategy_file import load_strategy
 
     return load_strategy(asked["strategy"], defaults, load_model(asked["model"]).model if asked.get("model") else None)
+
+
+def _further(said: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Degrees of `--axis NAME=K`: fields of a strategy, or entries of its `axes`. Raises ToolError."""
+    from agent.reading.strategy_file import WHOLE
+    from tools.partition.axes import SLICES
+
+    known = [n for n in dict.fromkeys((*WHOLE, *SLICES)) if n not in ("devices", "batch", "max_num_batched_tokens")]
+    out: dict[str, Any] = {}
+    for text in said:
+        name, _, number = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in known:
+            raise ToolError(f"--axis {text}: no axis is called {name!r}; known: {', '.join(known)}")
+        if not number.strip().isdigit() or int(number) < 1:
+            raise ToolError(f"--axis {text}: expected NAME=DEGREE with a whole number of at least 1, such as {name}=2")
+        if name in out or name in given or name in out.get("axes", {}):
+            raise ToolError(f"--axis {text}: {name} is stated twice; keep one")
+        if name in Strategy.model_fields:
+            out[name] = int(number)
+        else:
+            out.setdefault("axes", {})[name] = int(number)
+    return out
 
 
 def checkpoint_dtypes(asked: str) -> dict[str, str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.commands.common import (
     buildable,
@@ -34,59 +34,23 @@ from tools.spec.finding import Finding
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Phase, Strategy
 
+if TYPE_CHECKING:
+    from agent.render import Rendered
+
 
 def dag(asked: Mapping[str, Any], json_: bool) -> int:
     """Script, DOT and SVG per phase; engine legality only as findings."""
-    from agent.html_view import html
-    from agent.render import run_scripts
-    from tools.dag.build import build_dag
     from tools.dag.graph import Detail
-    from tools.dag.script import script_text
-    from tools.engines.rules import check, resolve_layers
-    from tools.partition.lower import lower
 
     one_of(asked["detail"], Detail, "--detail")
     if asked.get("device") and asked["detail"] != "schedule":
         raise ToolError(f"--device gives the times of --detail schedule; --detail is {asked['detail']}")
     model, wanted = buildable(load_model(asked["model"]).model), phases(asked.get("phase"))
     out, pools = ready_dir(asked["out"]), _pools(asked, model)
-    if pools is None:
-        strategy = strategy_from(asked, **checkpoint_dtypes(asked["model"]))
-        strategy = resolve_layers(strategy.engine, model, strategy)
-        programs = {p: lower(model, strategy, p, _sizes(model, strategy, p, asked)) for p in wanted}
-    else:
-        programs = {p: q for p, q in (("prefill", pools.prefill), ("decode", pools.decode)) if p in wanted}
-    dags = {}
-    for phase, program in programs.items():
-        strategy = program.strategy
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{model.name}_{strategy.label()}_{phase}".replace("·", "_"))
-        name += "" if asked["detail"] == "full" else f".{asked['detail']}"
-        if asked.get("device"):
-            dags[name] = (phase, program, _timed_schedule(program, asked))
-        else:
-            dags[name] = (phase, program, build_dag(program, detail=asked["detail"], pools=pools))
-        write_atomic(out / f"{name}.py", script_text(dags[name][2], name).encode())
-        if asked.get("html"):
-            write_atomic(out / f"{name}.html", html(dags[name][2]).encode())
-    made = run_scripts([out / f"{n}.py" for n in dags], out, dags={n: d[2] for n, d in dags.items()})
-    graphs = [
-        {
-            "phase": dags[r.name][0],
-            "strategy": dags[r.name][1].strategy.label(),
-            "devices": dags[r.name][1].num_devices,
-            "digest": dags[r.name][1].digest(),
-            "nodes": len(dags[r.name][2].nodes),
-            "edges": len(dags[r.name][2].edges),
-            "script": str(r.script),
-            "dot": _text(r.dot),
-            "svg": _text(r.svg),
-            **({"html": str(out / f"{r.name}.html")} if asked.get("html") else {}),
-            "findings": [f.model_dump(mode="json") for f in r.findings],
-        }
-        for r in made
-    ]
-    judged = dict.fromkeys(p.strategy for p in programs.values())
-    legality = [f.model_dump(mode="json") for s in judged for f in check(model, s)]
+    programs = _programs(asked, model, pools, wanted)
+    dags = {_file_name(model, p, asked["detail"]): (p, _drawn(p, asked, pools)) for p in programs}
+    graphs = _written(dags, out, with_html=bool(asked.get("html")))
+    legality = _findings(model, dict.fromkeys(p.strategy for p in programs))
     if json_:
         print_json({"model": model.name, "graphs": graphs, "findings": legality})
     else:
@@ -96,6 +60,70 @@ def dag(asked: Mapping[str, Any], json_: bool) -> int:
         for f in legality:
             print(f"{f['severity']}: {f['message']}")
     return OK
+
+
+def _programs(
+    asked: Mapping[str, Any], model: ModelSpec, pools: Pools | None, wanted: Sequence[Phase]
+) -> list[Program]:
+    """The graph of each wanted phase: of its own pool, or of the one strategy that the options say."""
+    from tools.engines.rules import resolve_layers
+    from tools.partition.lower import lower
+
+    if pools is not None:
+        return [p for p in (pools.prefill, pools.decode) if p.phase in wanted]
+    strategy = strategy_from(asked, **checkpoint_dtypes(asked["model"]))
+    strategy = resolve_layers(strategy.engine, model, strategy)
+    return [lower(model, strategy, phase, _sizes(model, strategy, phase, asked)) for phase in wanted]
+
+
+def _file_name(model: ModelSpec, program: Program, detail: str) -> str:
+    named = f"{model.name}_{program.strategy.label()}_{program.phase}".replace("·", "_")
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", named) + ("" if detail == "full" else f".{detail}")
+
+
+def _drawn(program: Program, asked: Mapping[str, Any], pools: Pools | None) -> Dag:
+    from tools.dag.build import build_dag
+
+    if asked.get("device"):
+        return _timed_schedule(program, asked)
+    return build_dag(program, detail=asked["detail"], pools=pools)
+
+
+def _written(dags: Mapping[str, tuple[Program, Dag]], out: Path, *, with_html: bool) -> list[dict[str, Any]]:
+    """Writes and runs the scripts; one row per graph about what it is and where its files are."""
+    from agent.html_view import html
+    from agent.render import run_scripts
+    from tools.dag.script import script_text
+
+    for name, (_, drawn) in dags.items():
+        write_atomic(out / f"{name}.py", script_text(drawn, name).encode())
+        if with_html:
+            write_atomic(out / f"{name}.html", html(drawn).encode())
+    made = run_scripts([out / f"{n}.py" for n in dags], out, dags={n: drawn for n, (_, drawn) in dags.items()})
+    return [_row(r, *dags[r.name], out / f"{r.name}.html" if with_html else None) for r in made]
+
+
+def _row(made: Rendered, program: Program, drawn: Dag, page: Path | None) -> dict[str, Any]:
+    return {
+        "phase": program.phase,
+        "strategy": program.strategy.label(),
+        "devices": program.num_devices,
+        "digest": program.digest(),
+        "nodes": len(drawn.nodes),
+        "edges": len(drawn.edges),
+        "script": str(made.script),
+        "dot": _text(made.dot),
+        "svg": _text(made.svg),
+        **({"html": str(page)} if page else {}),
+        "findings": [f.model_dump(mode="json") for f in made.findings],
+    }
+
+
+def _findings(model: ModelSpec, strategies: Iterable[Strategy]) -> list[dict[str, Any]]:
+    """What the engines say to the strategies."""
+    from tools.engines.rules import check
+
+    return [f.model_dump(mode="json") for s in strategies for f in check(model, s)]
 
 
 def _pools(asked: Mapping[str, Any], model: ModelSpec) -> Pools | None:
@@ -199,7 +227,7 @@ def _to_prove(asked: Mapping[str, Any]) -> list[tuple[ModelSpec, Strategy, int, 
         if asked.get("model") is not None:
             raise ToolError("give a PLAN.json or --model, not both")
         plan = load_plan(asked["plan_json"])
-        chosen = [plan.strategy] if plan.strategy else []
+        chosen = [u.strategy for u in plan.units] or ([plan.strategy] if plan.strategy else [])
         others = [e.strategy for e in (plan.baseline,) if e is not None and e.strategy not in chosen]
         model = buildable(plan.deployment.model)
         return [(model, s, 2 * (s.attn_dp or 1), plan.deployment.workload.isl) for s in (*chosen, *others)]
@@ -211,13 +239,11 @@ def _to_prove(asked: Mapping[str, Any]) -> list[tuple[ModelSpec, Strategy, int, 
 
 def _legality(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     from agent.reading.strategy_file import load_pools
-    from tools.engines.rules import check
 
     both = load_pools(asked["strategy"]) if asked.get("strategy") and asked.get("model") else None
     if both:
-        model = load_model(asked["model"]).model
-        return [f.model_dump(mode="json") for s in dict.fromkeys(both) for f in check(model, s)]
-    return [f.model_dump(mode="json") for model, s, _, _ in _to_prove(asked) for f in check(model, s)]
+        return _findings(load_model(asked["model"]).model, dict.fromkeys(both))
+    return [f for model, s, _, _ in _to_prove(asked) for f in _findings(model, (s,))]
 
 
 def check_dag(files: list[Path], json_: bool) -> int:

@@ -234,7 +234,8 @@ def _estimate_csv(asked: Mapping[str, Any], json_: bool) -> int:
 def export(plan_json: Path, engine: str, out: Path, json_: bool, more: Mapping[str, Any] | None = None) -> int:
     """Launch files of a proven plan. Raises ToolError with the engine's reason when it cannot run the plan.
 
-    `more`: k8s, pools (a file with a prefill and a decode strategy), and for training seq_len, global_batch, micro_batch.
+    `more`: k8s and its image, pools (a file with a prefill and a decode strategy); for training seq_len, global_batch,
+    micro_batch.
     """
     from tools.engines.export import LAUNCHERS
     from tools.engines.export.training import COMMANDS as TRAINERS
@@ -242,12 +243,16 @@ def export(plan_json: Path, engine: str, out: Path, json_: bool, more: Mapping[s
     more = more or {}
     if engine not in (*LAUNCHERS, *TRAINERS):
         raise ToolError(f"--engine {engine!r}: choose one of {', '.join((*LAUNCHERS, *TRAINERS))}")
+    if more.get("k8s") and (more.get("pools") or engine in TRAINERS):
+        raise ToolError("--k8s writes the manifest of one serving strategy; leave it out with --pools and for training")
     plan = load_plan(plan_json)
     if plan.strategy is None:
         raise ToolError(f"{plan_json}: the plan is infeasible, there is nothing to launch")
     strategy = plan.strategy.model_copy(update={"engine": engine})
     plan = plan.model_copy(update={"strategy": strategy})
-    if engine in TRAINERS:
+    if plan.units:
+        files, findings = _export_units(plan, engine, more)
+    elif engine in TRAINERS:
         files, findings = _export_training(plan, engine, more)
     elif more.get("pools"):
         files, findings = _export_pools(plan, engine, more["pools"])
@@ -255,8 +260,7 @@ def export(plan_json: Path, engine: str, out: Path, json_: bool, more: Mapping[s
         from agent.bind import Workbench
         from agent.bundle import export_plan
 
-        kinds = ("shell", "k8s") if more.get("k8s") else ("shell",)
-        files, findings = export_plan(Workbench(plan.deployment), plan, engine, kinds)
+        files, findings = export_plan(Workbench(plan.deployment), plan, engine, _kinds(more), more.get("image"))
     if not files:
         raise ToolError(f"{engine} cannot run {strategy.label()}: {'; '.join(f.message for f in findings)}")
     ready_dir(out)
@@ -271,11 +275,51 @@ def export(plan_json: Path, engine: str, out: Path, json_: bool, more: Mapping[s
     else:
         print("\n".join(str(out / f.name) for f in files))
         for said in findings:
-            print(f"{said.severity}: {said.message}")
+            print(f"{said.severity}: {said.message}" + (f" → {said.fix}" if said.fix else ""))
     return OK
 
 
 Exported = tuple[tuple["LaunchFile", ...], tuple["Finding", ...]]
+
+
+def _export_units(plan: Plan, engine: str, more: Mapping[str, Any]) -> Exported:
+    """Every unit of a plan in a folder of its own, and the file that says what the router gives each."""
+    from agent.bind import Workbench
+    from agent.bundle import export_plan, placement_file
+    from agent.pools import export_pair
+    from tools.search.fleet import views
+
+    if more.get("pools") or not engine_serves(engine):
+        raise ToolError("a plan over several kinds of devices is exported for serving engines, without --pools")
+    files = [placement_file(plan)]
+    findings: list[Finding] = []
+    if len(plan.units[0].phases_run) == 1:
+        pair = (plan.units[0].strategy, plan.units[-1].strategy)
+        both = (pair[0].model_copy(update={"engine": engine}), pair[1].model_copy(update={"engine": engine}))
+        made, said = export_pair(plan.deployment, both, engine)
+        return (*files, *made), said
+    for unit, view in zip(plan.units, views(plan), strict=True):
+        assert view.strategy is not None
+        view = view.model_copy(update={"strategy": view.strategy.model_copy(update={"engine": engine})})
+        made, said = export_plan(Workbench(view.deployment), view, engine, _kinds(more), more.get("image"))
+        if not made:
+            why = "; ".join(f.message for f in said)
+            raise ToolError(f"{unit.name}: {engine} cannot run {unit.strategy.label()}: {why}")
+        files += [f.model_copy(update={"name": f"{unit.name}/{f.name}"}) for f in made]
+        findings += said
+    return tuple(files), tuple(findings)
+
+
+def _kinds(more: Mapping[str, Any]) -> tuple[str, ...]:
+    if more.get("image") and not more.get("k8s"):
+        raise ToolError("--image is of the Kubernetes manifest; give --k8s with it")
+    return ("shell", "k8s") if more.get("k8s") else ("shell",)
+
+
+def engine_serves(engine: str) -> bool:
+    from tools.engines.export import LAUNCHERS
+
+    return engine in LAUNCHERS
 
 
 def _export_training(plan: Plan, engine: str, more: Mapping[str, Any]) -> Exported:
@@ -297,9 +341,11 @@ def _export_training(plan: Plan, engine: str, more: Mapping[str, Any]) -> Export
 
 def _export_pools(plan: Plan, engine: str, file: Path) -> Exported:
     """Prefill and decode pools of a strategy file, for the plan's model, lengths and load."""
-    from agent.bundle import bench_concurrency, bench_rate
+    from agent.bundle import bench_concurrency, bench_rate, draft_of
     from agent.reading.strategy_file import load_pools
+    from knowledge.catalog import released_checkpoint
     from tools.engines.export import export_pd
+    from tools.engines.export.pd import shared_nodes
 
     assert plan.strategy is not None
     s, d = plan.strategy, plan.deployment
@@ -309,9 +355,12 @@ def _export_pools(plan: Plan, engine: str, file: Path) -> Exported:
         raise ToolError(f"--pools {file}: one strategy; two keys are needed, prefill and decode")
     per_node = d.cluster.devices_per_node
     nodes = (-(-pools[0].num_devices // per_node), -(-pools[1].num_devices // per_node))
-    return export_pd(
+    shared = shared_nodes(*pools, devices_per_node=per_node, num_nodes=d.cluster.num_nodes)
+    files, findings = export_pd(
         engine, d.model, *pools, isl=d.workload.isl, osl=d.workload.osl, num_nodes=nodes, devices_per_node=per_node,
         max_model_len=max(d.workload.context, d.workload.isl + d.workload.osl), request_rate=bench_rate(d),
+        released=released_checkpoint(d.model.name), draft=draft_of(d),
         memory_total_bytes=d.cluster.memory_bytes, memory_reserve=d.requirements.memory_reserve,
         concurrency=bench_concurrency(plan), device=d.cluster.known_device,
     )  # fmt: skip
+    return files, (*findings, *shared)

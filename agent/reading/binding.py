@@ -38,17 +38,18 @@ _NAMES_ITS_COUNT = re.compile(
     re.I,
 )
 DEVICE_NAME = Term("hardware.device_count", "count", "")
+INSTANCE_NAME = Term("hardware.num_nodes", "count", "")
 _BREAK = re.compile(
     r"(?<!\d),|,(?!\d)|[，、()（）;；:：/\n]|\b(?:and|but|with|while|whereas)\b|以及|而且|并且|同时|其中"
 )
 _FILLER = re.compile(
-    r"[\s\-*_\"'“”`+]*(?:(?:of|the|total|for|x|×|a|used|old|spare|second-hand|identical|二手|new|large|more|such|tokens?|tok|local|nvidia|amd|huawei|华为|英伟达|个|的|款|张|块|片|颗|台|条|per|each|single)[\s\-*_]*)*",
+    r"[\s\-*_\"'“”`+]*(?:(?:of|the|total|for|x|×|a|used|old|spare|second-hand|identical|二手|new|large|more|such|tokens?|tok|local|nvidia|amd|intel|huawei|google|blackwell|hopper|ampere|ada|lovelace|grace|instinct|ascend|gaudi|geforce|tesla|datacenter|enterprise|physical|logical|available|dedicated|free|idle|unused|reserved|空闲|可用|独占|华为|英伟达|个|的|款|张|块|片|颗|台|条|per|each|single)[\s\-*_]*)*",
     re.I,
 )
 _LINK = re.compile(
     r"[\s:=：≤<>≥~≈约*\-\"'“”`|]*(?:(?:is|are|was|of|at|to|be|should|must|need(?:s|ed)?|stay|stays|keep|kept|remain|has|have|can|will|not|no|more|less|fewer|greater|higher|lower|longer|exceed(?:s|ing)?|than|or|equal|equals|within|under|below|above|over|around|"
     r"about|roughly|approximately|approx\.?|up|least|most|max(?:imum)?|min(?:imum)?|average|averages|avg|mean|typical(?:ly)?|usually|target|limit|budget|set|the|a|per|each|p\d\d|为|是|在|约|大约|大概|不超过|不大于|不高于|不低于|不小于|不少于|不得超过|不能超过|要求|需要|需|要|应|控制|"
-    r"小于|低于|少于|大于|高于|超过|至少|至多|最多|最少|最大|最小|最长|最短|最高|最低|达到|等于|以内|平均|均值|左右|目标|上限|下限|均为|都是|共|有|可达|支持|\x02+)[\s:=：≤<>≥~≈*\-]*)*", re.I
+    r"小于|低于|少于|大于|高于|超过|至少|至多|最多|最少|最大|最小|最长|最短|最高|最低|达到|等于|以内|平均|均值|左右|峰值|高峰|peak|目标|上限|下限|均为|都是|共|有|可达|支持|\x02+)[\s:=：≤<>≥~≈*\-]*)*", re.I
 )  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def find_spots(text: str, names: list[Name]) -> list[Spot]:
                 spots.append(Spot(term, match.start() + lead, end))
     kept = [s for s in spots if not any(_beats(o, s) for o in spots)]
     kept += [Spot(DEVICE_NAME, n.start, n.end, is_name=True) for n in names if n.kind == "device"]
+    kept += [Spot(INSTANCE_NAME, n.start, n.end, is_name=True) for n in names if n.kind == "instance"]
     return sorted(kept, key=lambda s: (s.start, s.end))
 
 
@@ -112,7 +114,7 @@ def _said_twice(text: str, found: list[Quantity]) -> list[Quantity]:
 
 _NOUNS = (
     ("tokens", re.compile(r"[\s-]*(?:个|多个?)?\s*(?:(?:new|input|output|prompt|generated|total|long|的|输入|输出|左右|上下)\s*)*(?:tokens?|toks?\b|words?\b|字|词元?)(?!\s*(?:/|per\b|每))", re.I)),
-    ("load", re.compile(r"\s*(?:个|位|名|条|路)?\s*(?:(?:concurrent|simultaneous|parallel|active|online|并发|在线|单独的)\s*)*(?:requests?|users?|people|persons?|clients?|sessions?|chats?|conversations?|analysts?|customers?|colleagues?|engineers?|agents?|streams?|请求|用户|会话|人(?!工)|并发|同事|客户|员工)", re.I)),
+    ("load", re.compile(r"\s*(?:个|位|名|条|路)?\s*(?:(?:concurrent|simultaneous|parallel|active|online|并发|在线|单独的)\s*)*(?:requests?|users?|people|persons?|clients?|sessions?|chats?|conversations?|analysts?|customers?|colleagues?|engineers?|developers?|devs\b|lawyers?|doctors?|employees|students?|agents?|streams?|律师|医生|学生|请求|用户|会话|人(?!工)|并发|同事|客户|员工)", re.I)),
 )  # fmt: skip
 _TOKEN_PATHS = frozenset(
     {"workload.isl", "workload.osl", "workload.seq_len", "workload.max_context", "model.max_position_embeddings",
@@ -125,10 +127,20 @@ _LOAD_PATHS = frozenset(
 )  # fmt: skip
 
 
+# "6 million prompts" are that many, "2k prompts" are that long
+_ITEMS = re.compile(
+    r"\s*(?:条|个|份|篇)?\s*(?:prompts|documents|tickets|e?mails|articles|transcripts|jobs|records|items|samples|files|文档|数据|样本|语料)(?![A-Za-z])",
+    re.I,
+)
+_MANY = 1e6
+
+
 def noun_of(text: str, q: Quantity) -> str:
     """What `q` counts by the word right behind it: "tokens", "load" (requests, users, chats), or empty."""
     if q.dimension != "count":
         return ""
+    if q.value >= _MANY and _ITEMS.match(text, q.end):
+        return "load"
     return next((name for name, words in _NOUNS if words.match(text, q.end)), "")
 
 
@@ -244,9 +256,12 @@ def _score_post(text: str, spot: Spot, q: Quantity, bonus: float) -> float | Non
     return 52.0 + bonus - 1.2 * len(gap) - 22.0 * breaks
 
 
+_HARDWARE_COUNTS = frozenset({"hardware.num_nodes", "hardware.device_count", "hardware.devices_per_node"})
+
+
 def _score_pre(
     text: str, spot: Spot, q: Quantity, bonus: float, in_label: bool, index: int, quantities: list[Quantity]
-) -> float:
+) -> float | None:
     gap = text[spot.end : q.start]
     between = sum(1 for o in quantities[:index] if o.start >= spot.end and o.dimension == q.dimension)
     if _LINK.fullmatch(gap):
@@ -255,6 +270,8 @@ def _score_pre(
         earlier = sum(1 for o in quantities[:index] if fits(spot.term, o, True) and o.start >= spot.end)
         return max(80.0 - 14.0 * earlier, 30.0) + bonus
     breaks = len(_BREAK.findall(gap))
+    if spot.term.path in _HARDWARE_COUNTS and breaks and re.search(r"[A-Za-z\u4e00-\u9fff]{2}", gap):
+        return None  # "24 OSD nodes, replication factor 3": another clause counts something else
     if spot.term.path in _TOKEN_PATHS and between and _USUAL.search(gap):
         return 60.0 + bonus - 0.3 * len(gap)  # "between 200 and 16000 tokens, typically 3000"
     return 78.0 + bonus - 0.7 * len(gap) - 14.0 * breaks - 10.0 * between

@@ -18,6 +18,7 @@ _BARE: dict[str, tuple[tuple[float, float, str], ...]] = {
     "hardware.memory_bytes": ((1e9, 1, "bytes"), (2000, 1e6, "MB"), (0, 1e9, "GB")),
     "hardware.memory_bandwidth": ((1e9, 1, "bytes/s"), (20, 1e9, "GB/s"), (0, 1e12, "TB/s")),
     "hardware.peak_flops": ((1e9, 1, "FLOP/s"), (20, 1e12, "TFLOPS"), (0, 1e15, "PFLOPS")),
+    "hardware.inter_node_bandwidth": ((1e9, 1, "bytes/s"), (0, 1.25e8, "Gb/s, as NICs are named")),
     "model.declared_parameters": ((1e6, 1, "parameters"), (0, 1e9, "billion")),
     "model.declared_active_parameters": ((1e6, 1, "parameters"), (0, 1e9, "billion")),
 }
@@ -42,10 +43,29 @@ def unit_hint(label: str) -> str:
     )
     tokens = [t for t in re.split(r"[\s_\-.]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label).strip(" :=：")) if t]
     while len(tokens) > 1 and re.fullmatch(
-        r"p\d\d?|max|min|mean|avg|average|median|limit|target|value|typical|upper|lower|bound", tokens[-1], re.I
+        r"p\d\d?|max|min|mean|avg|average|median|limit|target|value|typical|upper|lower|bound|each|one ?way|direction"
+        r"|(?:uni|bi)?dir(?:ectional)?|unidirectional|bidirectional|total|peak|dense|sparse",
+        tokens[-1],
+        re.I,
     ):
         tokens.pop()
+    if (
+        len(tokens) > 2
+        and tokens[-2].lower() == "per"
+        and re.fullmatch(r"s(?:ec(?:ond)?)?|m(?:in(?:ute)?)?|h(?:our)?|day", tokens[-1], re.I)
+    ):
+        # "arrival_rate_per_s" is no time
+        return (
+            f" requests/{tokens[-1]}"
+            if re.search(r"request|arrival|quer|call|load|traffic|rate", label, re.I)
+            and not re.search(r"tok", label, re.I)
+            else f" tokens/{tokens[-1]}"
+            if re.search(r"tok", label, re.I)
+            else ""
+        )
     tails = [_join_tokens(tokens[-n:]) for n in range(min(7, len(tokens)), 0, -1)]
+    if len(tokens) > 1 and tokens[-2].lower() == "top":
+        return ""  # top_k
     for raw in [*inside[::-1], *tails]:
         hint = _HINTS.get(raw.lower(), raw)
         found = find_quantities(f"1{hint if hint.startswith(' ') or hint in ('%', 'B', 'K') else ' ' + hint}")
@@ -63,10 +83,11 @@ def _join_tokens(tokens: list[str]) -> str:
     if (
         len(tokens) >= 2
         and tokens[-1].lower() in ("s", "sec", "ms")
-        and tokens[-2].lower() in ("gb", "tb", "mb", "tok", "tokens", "token", "req", "requests")
+        # "first_token_s", "per_token_ms" are times
+        and tokens[-2].lower() in ("gb", "tb", "mb", "tok", "tokens", "req", "requests")
     ):
         return "/".join(t.lower() for t in tokens[-2:]) if len(tokens) == 2 else " "
-    return joined if len(tokens) == 1 or "/" in joined else " "
+    return tokens[0] if len(tokens) == 1 else joined if "/" in joined else " "
 
 
 def hinted_unit(label: str) -> Quantity | None:

@@ -218,7 +218,7 @@ def _count_before(scene: Scene, name: Name) -> int | None:
 
 _NUMBERS = {"one": 1, "a": 1, "an": 1, "any": 1, "two": 2, "three": 3, "一": 1, "二": 2, "两": 2, "三": 3}
 _N = r"(?P<n>\d|one|two|three|an?|any|一|二|两|三)"
-_WHAT = r"(?P<what>replicas?|instances?|nodes?|servers?|machines?|hosts?|gpus?|cards?|devices?|副本|实例|节点|服务器|机器?|卡)"
+_WHAT = r"(?P<what>replicas?|instances?|nodes?|servers?|machines?|hosts?|vms?|gpus?|cards?|devices?|副本|实例|节点|服务器|机器?|卡)"
 _SPARES = tuple(
     re.compile(p, re.I)
     for p in (
@@ -226,6 +226,8 @@ _SPARES = tuple(
         rf"{_N}\s+(?:hot[- ]?|cold[- ]?|warm[- ]?)?(?:spare|standby|stand-by|backup|redundant)\s+{_WHAT}",
         rf"(?:spare|standby|backup|redundant)[\s_]+{_WHAT}\s*[:=：]\s*(?P<n>[1-3])\s*$",
         rf"(?:surviv|tolerat|withstand)\w*\s+(?:the\s+)?(?:loss|failure|outage|crash)\s+of\s+(?:any\s+)?{_N}\s+(?:single\s+|whole\s+)?{_WHAT}",
+        rf"(?:任意|任何|其中|单)(?:一|1)?\s*[个台]?\s*{_WHAT}(?:发生|出现)?(?:故障|宕机|失效|挂掉|下线|掉线)",
+        rf"(?:with|when|if)\s+(?:any\s+)?{_N}\s+{_WHAT}\s+(?:is |are |goes? |being )?(?:down|lost|out|offline|failed|unavailable)",
         rf"(?:any\s+)?{_N}\s+{_WHAT}\s+(?:may|can|could|might)\s+(?:fail|go down|be lost|be down|die)",
         rf"(?:预留|备用|冗余|保留|留有?)\s*{_N}\s*[个台]?\s*(?:备用|冗余|热备|空闲)?(?:的)?{_WHAT}(?!\s*显存)",
         rf"{_N}\s*[个台]?\s*(?:备用|冗余|热备){_WHAT}",
@@ -244,10 +246,10 @@ def _spare(scene: Scene) -> tuple[Candidate | None, str]:
         if m is None or _OTHER_SPARES.search(scene.text):
             continue
         groups = m.groupdict()
-        count = groups["n"] or "1"
+        count = groups.get("n") or "1"
         number = int(count) if count.isdigit() else _NUMBERS[count.lower()]
         what = groups.get("what") or scene.text
-        node = re.search(r"node|server|machine|host|节点|服务器|机", what, re.I)
+        node = re.search(r"node|server|machine|host|vm|节点|服务器|机", what, re.I)
         path = (
             "workload.spare_nodes"
             if node and not re.search(r"replica|instance|副本|实例", what, re.I)
@@ -260,6 +262,7 @@ def _spare(scene: Scene) -> tuple[Candidate | None, str]:
 _PEAKS = (
     re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?:x|×|times|-?fold|倍)\s*(?:the (?:mean|average)\s*)?(?:higher\s*)?(?:at|during|in|on)\s+(?:the\s+)?(?:daily\s+)?peaks?\b", re.I),
     re.compile(r"\b(?:peaks?|bursts?|spikes?)\b[^,.;\d]{0,24}?(?P<n>\d+(?:\.\d+)?)\s*(?:x|×|times|-?fold)(?![\w.])", re.I),
+    re.compile(r"\b(?:busiest|peak|rush|top)\s+(?:hours?|times?|minutes?|load|traffic)\b[^,.;\d]{0,24}?(?P<n>\d+(?:\.\d+)?)\s*(?:x|×|times|-?fold)(?![\w.])", re.I),
     re.compile(r"(?:高峰|峰值|尖峰)[^，。；,\d]{0,12}(?P<n>\d+(?:\.\d+)?)\s*倍", re.I),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 from agent.reading.budget import leaves_within_budget
 from agent.reading.facts import Candidate, Reading
 from agent.reading.lexicon import DTYPES, HF_KEYS, HF_MARKS, HF_NOISE, HF_SAME, TERMS, compiled
+from agent.reading.listings import flags_of
 from agent.reading.prose import read_statement
 from agent.reading.segments import Statement, sentence_spans
 from agent.reading.structured import Key, Leaf
@@ -47,23 +48,38 @@ _REASONS = (
 
 def read_structured(leaves: list[Leaf], file: str, reading: Reading, context: tuple[str, ...] = ()) -> None:
     """Reads all leaves of one document into `reading`."""
-    leaves = _joined_lists(_with_units(leaves))
+    leaves = _joined_lists(_with_units(_units_split_off(leaves)))
     _count_lists(leaves, file, reading)
     leaves = leaves_within_budget(leaves, reading)
     configs = _config_roots(leaves, file)
     unused: dict[str, tuple[Leaf, str]] = {}
+    hosts = {p.path[:-1] for p in leaves if p.path and str(p.path[-1]).lower() in ("cpu", "cpus", "vcpu", "vcpus")}
     for leaf in leaves:
         root = next((r for r in configs if leaf.path[: len(r)] == r), None)
         before = len(reading.candidates)
+        if leaf.path and leaf.path[:-1] in hosts and re.fullmatch(r"mem(?:ory)?", str(leaf.path[-1]), re.I):
+            reading.ignore(_generic_path(leaf), f"memory of the host beside its processors ({leaf.value})")
+            continue
         known = root is not None and _read_config_key(leaf, len(root), file, reading)
         if not known and not _read_leaf(leaf, file, reading, context):
             unused[_generic_path(leaf)] = (leaf, _reason(leaf))
         group = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in leaf.path[:-1])
         generic = _generic_path(leaf)
-        reading.candidates[before:] = [replace(c, group=group, leaf=generic) for c in reading.candidates[before:]]
+        node = any(isinstance(k, int) and _is_node_list(leaf.path[:d]) for d, k in enumerate(leaf.path) if d)
+        reading.candidates[before:] = [
+            replace(
+                c, group=group, leaf=generic, scope="node" if node and c.path == "hardware.device_count" else c.scope
+            )
+            for c in reading.candidates[before:]
+        ]
     for section, (leaf, why) in unused.items():
         if not _count_of_device(leaf, file, reading):
             reading.ignore(section, why)
+
+
+def _is_node_list(path: tuple[Key, ...]) -> bool:
+    name = _words(path[-1])
+    return bool(_NODE_LIST.search(name) and not _DEVICE_LIST.search(name))
 
 
 _COUNT_KEY = re.compile(r"(?:num|number|total|n)?_?(?:count|number|quantity|qty|num|size|amount|n|数量|个数)", re.I)
@@ -125,6 +141,26 @@ def _reason(leaf: Leaf) -> str:
 # ---------------------------------------------------------------- shaping leaves
 
 
+_BOUND_WITH_UNIT = re.compile(
+    rf"(?P<key>{'|'.join((*_VALUE_KEYS, *_BOUND_KEYS))})_?(?P<unit>ms|s|sec|seconds|millis|milliseconds|gb|gib|pct|percent)",
+    re.I,
+)
+
+
+def _units_split_off(leaves: list[Leaf]) -> list[Leaf]:
+    """{"metric": "ttft", "thresholdMs": 900} becomes {"metric": "ttft", "threshold": "900 ms"}."""
+    subjects = {leaf.path[:-1] for leaf in leaves if leaf.path and str(leaf.path[-1]).lower() in _SUBJECT_KEYS}
+    out = []
+    for leaf in leaves:
+        match = _BOUND_WITH_UNIT.fullmatch(str(leaf.path[-1])) if leaf.path and leaf.path[:-1] in subjects else None
+        bare = isinstance(leaf.value, int | float) and not isinstance(leaf.value, bool)
+        if match and bare:
+            unit = "%" if match["unit"].lower() in ("pct", "percent") else match["unit"].lower()
+            leaf = replace(leaf, path=(*leaf.path[:-1], match["key"].lower()), value=f"{leaf.value} {unit}")
+        out.append(leaf)
+    return out
+
+
 def _with_units(leaves: list[Leaf]) -> list[Leaf]:
     """{"value": 80, "unit": "GB"} becomes one leaf "80 GB"."""
     by_parent: dict[tuple[Key, ...], dict[str, Leaf]] = defaultdict(dict)
@@ -133,6 +169,9 @@ def _with_units(leaves: list[Leaf]) -> list[Leaf]:
             by_parent[leaf.path[:-1]][leaf.path[-1].lower()] = leaf
     merged: dict[int, Leaf | None] = {}
     for parent, entries in by_parent.items():
+        image, tag = entries.get("repository") or entries.get("image"), entries.get("tag")
+        if image is not None and tag is not None and isinstance(image.value, str):  # a container image and its version
+            merged[id(tag)] = replace(tag, path=(*parent, "engine"), value=f"{image.value}:{tag.value}")
         subject = next((entries[k] for k in _SUBJECT_KEYS if k in entries and isinstance(entries[k].value, str)), None)
         keys = (*_VALUE_KEYS, *_BOUND_KEYS) if subject is not None else _VALUE_KEYS
         value = next((entries[k] for k in keys if k in entries), None)
@@ -189,6 +228,9 @@ def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
         elif parent not in done:
             done.add(parent)
             items = groups[parent]
+            if any(isinstance(i.value, str) and re.match(r"--[a-z]", i.value) for i in items):
+                out += _flags_of_arguments(parent, items)
+                continue
             text = ", ".join(str(i.value) for i in items)
             numbers = all(isinstance(i.value, int | float) and not isinstance(i.value, bool) for i in items)
             value: Any = items[0].value if len(items) == 1 else f"[{text}]" if numbers and len(items) == 2 else text
@@ -200,6 +242,18 @@ def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
                 else leaf.row.strip()
             )
             out.append(replace(leaf, path=parent, value=value, quote=quote))
+    return out
+
+
+def _flags_of_arguments(parent: tuple[Key, ...], items: list[Leaf]) -> list[Leaf]:
+    """The `args` of a container as one leaf per flag; words before the first flag stay a list."""
+    first = next(k for k, i in enumerate(items) if str(i.value).startswith("--"))
+    out = [replace(items[0], path=parent, value=" ".join(str(i.value) for i in items[:first]))] if first else []
+    at = {i.line: i for i in reversed(items)}
+    for flag in flags_of([(i.line, str(i.value)) for i in items[first:]]):
+        value: Any = flag.raw if isinstance(flag.raw, int) else flag.value
+        own = next((i for i in items if i.line == flag.line and str(i.value) == flag.value), at[flag.line])
+        out.append(replace(own, path=(*parent, flag.key), value=value))
     return out
 
 
@@ -262,7 +316,7 @@ def _config_dtype(leaf: Leaf, rest: tuple[Key, ...], file: str, reading: Reading
 
 def _words(key: Key) -> str:
     own = re.sub(r"^[\w-]+(?:\.[\w-]+)+/", "", str(key))  # nvidia.com/gpu
-    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", own)
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])(?!B$)|(?<=[A-Z])(?=[A-Z][a-z])(?<![GTM](?=B(?:ps|it)))", " ", own)
     return re.sub(r"[_\-.\s]+", " ", text).strip()
 
 
@@ -270,6 +324,8 @@ def _read_leaf(leaf: Leaf, file: str, reading: Reading, context: tuple[str, ...]
     names = [k for k in leaf.path if isinstance(k, str)]
     label = _words(names[-1]) if names else (context[-1] if context else "")
     parents = " ".join(_words(k) for k in names[-3:-1])
+    if len(names) > 2 and _OTHER_PART.search(_words(names[-2])):
+        parents = _words(names[-2])  # nodes[0].nics.count counts neither nodes nor devices
     if isinstance(leaf.value, list | dict):
         return False
     if isinstance(leaf.value, bool):
@@ -290,6 +346,12 @@ def _read_leaf(leaf: Leaf, file: str, reading: Reading, context: tuple[str, ...]
         kind="leaf",
     )
     return read_statement(statement, reading)
+
+
+_OTHER_PART = re.compile(
+    r"\b(?:nic|hca|port|cpu|socket|disk|ssd|psu)s?\b|\bswitch|网卡|网口|硬盘|电源",
+    re.I,
+)
 
 
 def _number(value: Any) -> str:

@@ -30,24 +30,24 @@ class Term:
     """What the number has to count by its own noun ("tokens"), where the word alone says too little ("file")."""
 
 
-_DEV = r"(?:gpus?|npus?|dcus?|cards?|accelerators?|devices?|加速卡|显卡|智算卡|计算卡|卡|芯片|chips?)"
-_NODE = r"(?:nodes?|servers?|machines?|hosts?|box(?:es)?|workstations?|服务器|节点|机器|主机)"
+_DEV = r"(?:gpus?|npus?|dcus?|cards?|accelerators?|devices?|dies?|加速卡|显卡|智算卡|计算卡|卡|芯片|chips?)"
+_NODE = r"(?:nodes?|servers?|machines?|hosts?|vms?|box(?:es)?|workstations?|服务器|节点|机器|主机)"
 _TIME_WORD = r"(?: ?(?:latency|delay|time|slo|limit|target|budget|延迟|时延|响应时间|时间|耗时))?"
 _LEN = r"(?:len(?:gth)?s?|tokens?(?: len(?:gth)?| count)?|size|长度|token ?数|token)"
 
 TERMS: tuple[Term, ...] = (
     # ---- hardware
-    Term("hardware.num_nodes", "count", rf"(?:number of|num|n|total)? ?{_NODE}(?: ?(?:count|num|number|数量?|个数|台数))?|nnodes|台(?:{_NODE})?|机器数|台数|(?<=[0-9一二两三四五六七八九十])机(?![间内房器型制会构架箱柜])"),
+    Term("hardware.num_nodes", "count", rf"(?:[hd]gx )(?:boards?|systems?|boxes|servers?|nodes?|machines?)|(?:number of|num|n|total)? ?{_NODE}(?: ?(?:count|num|number|数量?|个数|台数))?|nnodes|台(?:{_NODE})?|机器数|台数|(?<=[0-9一二两三四五六七八九十])机(?![间内房器型制会构架箱柜])"),
     Term("hardware.devices_per_node", "count",
          rf"{_DEV} ?(?:per|/|each) ?{_NODE}|(?:num|n)? ?{_DEV} per {_NODE}|每(?:台|机|个?节点|台服务器|台机器|个?服务器)(?:的)?(?:{_DEV}|gpu)(?:数量?)?"
-         rf"|单机(?:{_DEV}|gpu)数量?|单(?:机|节点)卡数|nproc per node|per {_NODE} count|(?:num|number|count|数量) ?per {_NODE}|local world size|单节点 ?(?:{_DEV}|gpu)数?|{_DEV} in (?:each|a) {_NODE}"),
+         rf"|单机(?:{_DEV}|gpu)数量?|单(?:机|节点|(?:台)?服务器)(?:的)?卡数|nproc per node|per {_NODE} count|(?:num|number|count|数量) ?per {_NODE}|local world size|单节点 ?(?:{_DEV}|gpu)数?|{_DEV} in (?:each|a) {_NODE}"),
     Term("hardware.device_count", "count",
          rf"(?:hardware|cluster) (?:count|size)|(?:total|number of|num|n|available|max)* ?{_DEV}(?: ?(?:count|num|number|total|数量?|总数|个数))?|world size|total {_DEV}|总卡数|卡数|[张块片颗]{_DEV}?|(?:{_DEV}|gpu)(?:数量?|总数)"),
     Term("hardware.device_count", "count", r"of (?:them|these|those|either|each|both)", side="post"),
     Term("hardware.devices_per_node", "count", r"each|apiece", side="post"),
     Term("hardware.devices_per_node", "count", rf"per {_NODE}", side="post"),
     Term("hardware.memory_bytes", "bytes",
-         rf"(?:gpu|video|device|card|npu|hbm|graphics|single card|per gpu|per card|accelerator|单卡|每卡|每张卡|gpu 单卡)* ?(?:video )?(?:memory|mem)(?: (?:capacity|size|total|per {_DEV}))*"
+         rf"(?:gpu|video|device|card|npu|hbm|graphics|single card|per gpu|per card|accelerator|单卡|每卡|每张卡|gpu 单卡)* ?(?:video )?(?:memory|mem)(?! ?(?:bandwidth|bw|带宽))(?: (?:capacity|size|total|per {_DEV}))*"
          rf"|v ?ram(?: (?:capacity|size|per {_DEV}))?|hbm(?:\d\w?)?(?: (?:capacity|size))?|(?:单卡|每卡|每张卡)?(?:的)?显存(?:容量|大小)?|(?:单卡|卡)内存(?:容量)?"),
     Term("ignore.host_memory", "bytes",
          rf"(?:system|host|cpu|{_NODE}|main|max cpu) (?:memory|mem|ram)(?: (?:usage|size|capacity|total))?|(?:of )?(?:ddr\d? )?ram|(?:系统|主机|服务器|cpu)?内存(?!带宽)|主存|ddr\d?"),
@@ -56,18 +56,20 @@ TERMS: tuple[Term, ...] = (
          r"(?:gpu|device|single card|单卡|每卡|npu|card)? ?(?:v ?ram|memory|mem|hbm\w*|video memory|显存|访存|内存) ?(?:bandwidth|bw|带宽)|带宽|bandwidth|bw"),
     Term("hardware.inter_node_bandwidth", "bytes/s",
          rf"(?:inter|cross|across)(?:[- ]{_NODE})?[- ]?{_NODE}(?: (?:network|link|interconnect|fabric))?(?: ?(?:bandwidth|bw|speed))?|between (?:the )?{_NODE}|network ?(?:bandwidth|bw|speed)?|nics?|hcas?"
-         r"|infiniband|ib|roce(?: ?v2)?|ethernet|rdma|connectx(?: ?\d)?|(?:cx)[ -]?[5678]|scale out(?: (?:bandwidth|bw))?|网络(?:带宽)?|网卡(?:带宽)?|以太网"
+         r"|infiniband|ib|roce(?: ?v2)?|ethernet|rdma|connectx(?: ?\d)?|(?:cx)[ -]?[5678]|(?:compute |cluster |inter |scale out )?fabric(?: ?(?:bandwidth|bw))?|scale out(?: (?:bandwidth|bw))?|网络(?:带宽)?|网卡(?:带宽)?|以太网"
          r"|(?:机间|节点间|跨节点|跨机|机器间|服务器间|节点之间|机器之间)(?:的)?(?:互联|互连|通信|网络)?(?:带宽)?|[hn]dr|efa"),
     Term("hardware.intra_node_bandwidth", "bytes/s",
          rf"(?:intra|within)(?:[- ](?:a |the )?)?{_NODE}(?: (?:network|link|interconnect))?(?: ?(?:bandwidth|bw|speed))?|nv ?links?(?: ?\d(?:\.0)?(?![\d.]))?(?: ?(?:bandwidth|bw|带宽))?|nv ?switch|hccs|xgmi|infinity fabric"
-         rf"|scale up(?: (?:bandwidth|bw))?|(?:{_DEV}[- ]to[- ]{_DEV}|p2p|inter[- ]?(?:gpu|npu|card|device)|{_DEV} interconnect)(?: ?(?:bandwidth|bw))?|(?:interconnect|互联|互连)(?: ?(?:bandwidth|bw|带宽))?"
-         r"|(?:机内|节点内|卡间|单机内|卡与卡之间)(?:的)?(?:互联|互连|通信)?(?:带宽)?|link (?:bandwidth|bw)"),
+         rf"|scale up(?: (?:bandwidth|bw))?|(?:{_DEV}[- ]to[- ]{_DEV}|p2p|inter[- ]?(?:gpu|npu|card|device)|{_DEV} interconnect)(?: ?(?:fabric|links?|network))?(?: ?(?:bandwidth|bw))?|(?:interconnect|互联|互连)(?: ?(?:bandwidth|bw|带宽))?"
+         r"|(?:机内|节点内|卡间|单机内|卡与卡之间)(?:的)?(?:互联|互连|通信)?(?:带宽)?|link (?:bandwidth|bw)|(?:card|gpu|npu|device|chip|die|accelerator)(?: to (?:card|gpu|npu|device|chip|die|accelerator))? ?(?:links?|interconnects?)(?: (?:bandwidth|bw|speed))?"),
     Term("hardware.pcie_bandwidth", "bytes/s", r"pci-?e(?: ?(?:bandwidth|bw|带宽))?"),
     Term("hardware.peak_flops", "flop/s",
          r"(?:peak |single card |gpu |device |theoretical |dense |tensor )*(?:compute|computing|processing|computational|calculation)(?: ?(?:power|performance|capacity|capability|throughput))?|(?:peak )?[tp]?flops?(?: ?per (?:gpu|card|device))?|tops|peak(?: performance)?"
          r"|(?:单卡|峰值|理论|稠密|每卡)*(?:计算)?算力|(?:峰值)?(?:计算性能|浮点性能)|tensor core"),
     Term("hardware.mfu", "fraction", r"mfu(?: ?(?:utili[sz]ation|rate|利用率))?|(?:model )?flops? utili[sz]ation|(?:compute|computing|computation|算力|计算)(?: power)? ?(?:efficiency|utili[sz]ation(?: rate)?|利用率|效率)"),
     Term("hardware.mbu", "fraction", r"mbu(?: ?(?:utili[sz]ation|利用率))?|(?:(?:v ?ram|memory|mem|hbm|显存|访存) ?)?(?:bandwidth|bw|带宽) ?(?:utili[sz]ation(?: rate)?|efficiency|利用率|效率)"),
+    Term("hardware.mbu", "fraction", r"(?<=% )of (?:the |its |peak |theoretical |published )*(?:(?:v ?ram|hbm|memory|mem|dram) )?(?:bandwidth|bw)|(?<=%)的(?:显存|内存|峰值)?带宽", side="post"),
+    Term("hardware.mfu", "fraction", r"(?<=% )of (?:the |its |peak |theoretical |published )*(?:(?:dense )?(?:flops?|tflops|compute))|(?<=%)的(?:峰值)?算力", side="post"),
     Term("ignore.power", "power", r"power|tdp|功耗"),
     Term("ignore.price", "money/h", r"price|cost|budget|价格|成本|预算|租金|费用"),
     # ---- model
@@ -88,7 +90,7 @@ TERMS: tuple[Term, ...] = (
     Term("model.moe_intermediate_size", "count",
          r"(?:moe|experts?|routed expert)(?: ffn)? ?(?:intermediate|hidden|inner|ffn)* ?(?:size|dim(?:ension)?s?|width)|hidden (?:size|dim(?:ension)?) of (?:the |each )?(?:moe|experts?)|moe ffn|experts? (?:ffn|mlp|width)|(?:moe|每个专家|专家) ?(?:的)?(?:ffn)? ?(?:隐藏|中间)?(?:层)?(?:维度|大小|维|隐藏维)|intermediate (?:size|dim) (?:of|per) (?:each )?experts?"),
     Term("model.num_experts", "count", r"(?:num|n|number of|total|mixture of)? ?(?:local|routed|routing|moe)? ?experts?(?: ?(?:num|count|number))?|(?:路由)?专家(?:数|个数|数量|总数)?"),
-    Term("model.n_shared_experts", "count", r"(?:num|n|number of)? ?shared experts?(?: num)?|共享专家(?:数|个数|数量)?"),
+    Term("model.n_shared_experts", "count", r"(?:num|n|number of)? ?shared experts?(?: num)?|experts? shared|共享专家(?:数|个数|数量)?"),
     Term("model.num_experts_per_tok", "count",
          r"(?:moe )?top ?k(?: ?(?:gate|gating|experts?|routing|router|选择))?|(?:num|n)? ?experts? (?:used )?per ?tok(?:en)?|(?:num|n|number of)? ?(?:active|activated|selected|chosen) experts?(?: per token)?|k experts|(?:每(?:个)? ?token ?)?(?:激活|选择|路由到?|选)(?:的)? ?(?:路由)?专家(?:数|数量)?|每(?:个)? ?token ?(?:激活|选择|路由到?|选)|激活(?=[^\d]{0,2}\d+ ?个专家)|experts (?:are )?(?:active|activated|selected|chosen)(?: per token)?|top"),
     Term("model.vocab_size", "count", r"vocab(?:ulary)? ?(?:size|大小)?|词(?:汇)?表(?:的)?(?:大小|规模)?"),
@@ -104,46 +106,49 @@ TERMS: tuple[Term, ...] = (
     Term("workload.batch_size", "count", r"(?:global |decode |prefill |static |inference )?batch(?:es)?(?: ?size)?|bs|批(?:次|量|处理)?(?:大小)?|(?:sequences|samples|requests) (?:in|per) (?:each |a |every )?batch|sequences|(?:条|个)序列(?!长)"),
     Term("workload.isl", "count",
          rf"isl|(?:average |avg |mean |typical )?(?:input|prompt|prefill|source|request)(?: ?(?:seq(?:uence)?|text|context))? ?{_LEN}|(?:seq(?:uence)?|context|tokens) in(?:put)?|prompts?|inputs?|输入(?:序列|文本|上下文|提示)?(?:的)? ?{_LEN}?|(?:提示词?|prompt)(?:的)? ?{_LEN}?"),
-    Term("workload.isl", "count", r"in", side="noun"),
+    Term("workload.isl", "count", r"in(?! (?!and|out|tokens?|/)[A-Za-z])", side="noun"),
+    Term("workload.isl", "count", r"(?:sends?|submits?|uploads?|pastes?|reads|carr(?:y|ies)|contains?|comprises?)", side="pre", needs="tokens"),
+    Term("workload.osl", "count", r"(?:gets?|receives?|returns?|writes?|produces?)(?: back)?", side="pre", needs="tokens"),
+    Term("workload.osl", "count", r"gets? back", side="pre"),
     Term("workload.osl", "count",
          rf"osl|(?:average |avg |mean |typical )?(?:output|generation|generated|gen|completion|response|decode|reply|answer)(?: ?(?:seq(?:uence)?|text))? ?{_LEN}|(?:seq(?:uence)?|tokens) out(?:put)?|(?:max )?(?:new|generated) tokens|(?:outputs?|completions?|responses?|repl(?:y|ies)|answers?|generations?)|(?:输出|生成|回复|回答)(?:序列|文本)?(?:的)? ?{_LEN}?|out|max tokens"),
-    Term("workload.isl", "count", r"(?:documents?|files?|articles?|transcripts?|contracts?|papers?|books?|reports?|messages?|questions?|queries|codebases?|passages?|文档|文章|材料|合同|原文|论文|问题|报告|代码库)(?:的)?(?:长度)?", needs="tokens"),
+    Term("workload.isl", "count", r"(?:documents?|files?|articles?|transcripts?|contracts?|papers?|books?|reports?|messages?|tickets?|e?mails?|questions?|queries|codebases?|passages?|文档|文章|材料|合同|原文|论文|问题|报告|代码库)(?:的)?(?:长度)?", needs="tokens"),
     Term("workload.osl", "count", r"(?:summar(?:y|ies)|translations?|abstracts?|results?|摘要|总结|译文|结果)(?:的)?(?:长度)?", needs="tokens"),
     Term("workload.seq_len", "count", r"(?:max(?:imum)? |min(?:imum)? )?(?:seq(?:uence)?|text)s? ?(?:len(?:gth)?s?)(?: range)?|序列(?:的)?长度(?:范围)?|长度范围|tokens per sequence|total (?:sequence )?length|seqlen|seq"),
     Term("workload.max_context", "count", r"(?:max(?:imum)? |supported |longest )?(?:contexts?|ctx)(?: ?(?:lengths?|windows?|len|size))?|max(?:imum)? (?:model|total|seq(?:uence)?) ?(?:len(?:gth)?|tokens)|(?:最大|最长)?上下文(?:长度|窗口)?(?:最长|最大)?|最大(?:序列)?长度|最长序列"),
     Term("workload.concurrency", "count",
          r"(?:max(?:imum)? |target |peak |average )?(?:concurren(?:cy|t)|simultaneous|parallel|online|active|in ?flight)(?: ?(?:users?|requests?|sessions?|streams?|clients?|sequences?|level|connections?|chats?|conversations?))?|(?:并发|并行)(?:请求|用户|会话)?(?:数|量|度|路数)?|(?:同时|在线)(?:在线)?(?:用户|人)?(?:数)?|用户数|num concurrent"),
-    Term("workload.concurrency", "count", r"users?|people|persons?|sessions|streams|chats|conversations|路(?:并发)?|用户|人", side="noun"),
+    Term("workload.concurrency", "count", r"users?|people|persons?|devs|developers?|engineers?|lawyers?|doctors?|analysts?|coders?|employees|colleagues|students?|律师|医生|员工|同事|学生|客服|坐席|开发者|sessions|streams|chats|conversations|路(?:并发)?|用户|(?<!联系)(?<!负责)(?<!经办)(?<!提交)(?<!申请)人", side="noun"),
     Term("workload.concurrency", "count",
          r"at once|at (?:a|the same|any(?: given)?|one) (?:time|moment)|simultaneously|concurrently|in parallel|in ?flight|side by side|together|of us|(?:个人?|位|名|条|路|人)?(?:一起|同时)(?:在线|使用|用|访问|请求|提问)?", side="post"),
     Term("workload.request_rate", "requests/s",
          r"qps|rps|(?:target )?(?:requests?|queries|req) ?(?:per|/) ?s(?:ec(?:ond)?)?|(?:request|arrival|query|target request)s? (?:rate|throughput)|(?:load|traffic|arrival)|(?:请求|到达)(?:速率|率|量)|每秒请求(?:数|量)?|吞吐|throughput|流量"),
-    Term("workload.prefix_hit_rate", "fraction", r"prefix ?(?:cache|caching)?(?: ?hit)?(?: ?(?:rate|ratio))?|(?:kv )?cache hit(?: ?(?:rate|ratio))?|(?:前缀)?(?:缓存)?(?:复用)?命中率|前缀(?:缓存|复用)(?:率)?"),
+    Term("workload.prefix_hit_rate", "fraction", r"prefix ?(?:cache|caching)?(?: ?hit)?(?: ?(?:rate|ratio))?|(?:kv )?cache hit(?: ?(?:rate|ratio))?|of (?:the |each |every )?(?:prompts?|inputs?|tokens?)(?: tokens)? (?:is |are |already )*(?:cached|served from (?:the )?cache|reused|shared)|cache hits?|(?:前缀)?(?:缓存)?(?:复用)?命中率|前缀(?:缓存|复用|命中)(?:率)?"),
     Term("workload.draft_acceptance", "fraction", r"(?:draft|mtp|speculative|eagle)? ?(?:token )?accept(?:ance|ed)?(?: ?(?:rate|ratio))?|接受率"),
-    Term("workload.peak_factor", "count", r"peak (?:factor|multiplier|to (?:average|mean)(?: ratio)?)|burst(?:iness)?(?: factor)?|峰值(?:系数|倍数|因子)|峰谷比"),
+    Term("workload.peak_factor", "count", r"peak (?:factor|multiplier|to (?:average|mean)(?: ratio)?)|burst(?:iness)?(?: factor)?|(?:高峰|峰值|忙时)(?:系数|倍数|因子)|峰谷比"),
     # ---- requirements
     Term("requirements.ttft_s", "s",
-         rf"ttft|(?:the )?time to (?:the )?first token|(?:first|1st)[- ]?(?:token|word|byte)s?{_TIME_WORD}|prefill{_TIME_WORD}|prompt processing{_TIME_WORD}|首(?:个)? ?(?:token|字|词|包|tok|词元)(?:的)? ?(?:返回)?{_TIME_WORD}|(?:预填充|首次响应|首响){_TIME_WORD}|(?:repl(?:y|ies)|answers?|responses?|output|streaming|generation) (?:starts?|begins?|has to start|must start)|(?:开始|起)(?:回复|回答|输出|出字|吐字|生成)"),
+         rf"ttft|(?:the )?time to (?:the )?first token|(?:first|1st)[- ]?(?:token|word|byte)s?{_TIME_WORD}|prefill{_TIME_WORD}|prompt processing{_TIME_WORD}|首(?:个)? ?(?:token|字|词|包|tok|词元)(?:的)? ?(?:返回)?{_TIME_WORD}|(?:预填充|首次响应|首响){_TIME_WORD}|(?:repl(?:y|ies)|answers?|responses?|output|streaming|generation) (?:starts?|begins?|has to start|must start)|(?:看到|出现|返回|收到|输出|吐出)(?:第一个|首个) ?(?:字|词|token)|第一个 ?(?:字|token)(?:的)?{_TIME_WORD}|(?:开始|起)(?:回复|回答|输出|出字|吐字|生成)"),
     Term("requirements.tpot_s", "s",
          rf"tpot|itl|tbt|(?:the )?(?:mean |average )?time per (?:output |generated )?token|inter[- ]?token{_TIME_WORD}|token[- ]to[- ]token{_TIME_WORD}|(?:decode|decoding|generation){_TIME_WORD}(?: per token)?|(?:per|each|every)[- ](?:output )?token{_TIME_WORD}|(?:latency|time|delay) per (?:output |generated )?token|"
-         rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|(?:subsequent|further|following|later|remaining) tokens?|(?:every|each|any) (?:further|following|subsequent|additional|next|later|other|more) (?:one|token|word)|(?:further|following|subsequent|later) ones|(?:非首|增量) ?(?:token|字|词)(?:的)?(?:延迟|时延|时间)?|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
+         rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|time between (?:two |consecutive |successive |output )*tokens?|gap between tokens|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|字间|(?:subsequent|further|following|later|remaining) tokens?|(?:every|each|any) (?:further|following|subsequent|additional|next|later|other|more) (?:one|token|word)|(?:further|following|subsequent|later) ones|(?:非首(?:个)?|增量) ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
     Term("requirements.tpot_s", "tokens/s",
          r"(?:decode|decoding|generation|streaming|token|per[- ]user|user|output|single[- ]stream)s? (?:speed|rate|throughput)(?: per user)?|(?:per|each|every) (?:user|request|stream|session)|吐字(?:的)?(?:速度|速率)?|(?:生成|输出|解码|单用户|单路)(?:的)?(?:速度|速率)|(?:每|单)(?:个|一个|一)?(?:用户|路|请求|会话)|tokens? per second per user|interactivity|speed", transform="inverse"),
     Term("requirements.e2e_latency_s", "s",
-         r"(?:e2e|end[- ]to[- ]end|total|overall|request|full|complete|response|inference|total inference|端到端|总|整体|请求|完整)(?: ?(?:inference|request|response|generation|推理|响应))?(?:的)? ?(?:latency|time ?out|delay|completion time|response time|time|延迟|时延|耗时|响应时间|时间|超时)|latency|延迟|时延|timeout|响应时间|e2e|end[- ]to[- ]end|端到端|(?:full|complete|whole|entire|finished) (?:answer|response|reply|completion|request|result)s?|(?:完整|全部|整个)(?:的)?(?:回答|回复|响应|答案|请求|结果|输出)"),
+         r"(?:e2e|end[- ]to[- ]end|total|overall|request|full|complete|response|inference|total inference|端到端|总|整体|请求|完整)(?: ?(?:inference|request|response|generation|推理|响应))?(?:的)? ?(?:latency|time ?out|delay|completion time|response time|time|延迟|时延|耗时|响应时间|时间|超时)|latency|延迟|时延|timeout|响应时间|e2e|end[- ]to[- ]end|端到端|(?:must|should|shall|has to|have to|needs? to|to) be (?:finished|completed?|done|ready|delivered|returned)|(?:full|complete|whole|entire|finished) (?:answer|response|reply|completion|request|result)s?|(?:完整|全部|整个)(?:的)?(?:回答|回复|响应|答案|请求|结果|输出)"),
     Term("requirements.throughput_per_device", "tokens/s",
          rf"(?:(?:output|input|total|token|decode|prefill) )?throughput ?(?:per|/) ?(?:single )?{_DEV}|(?:tokens?|tps|tok/s|tokens/s) ?(?:per|/) ?{_DEV}|per[- ]?{_DEV} (?:(?:output|input|total|token) )?throughput|single[- ]card throughput|(?:单卡|每卡|每张卡|每个? ?gpu|单 ?gpu|每张 ?gpu)(?:的)?(?:平均)?(?:输出|输入|总)?(?:吞吐(?:量|率)?|token ?吞吐)?"),
     Term("requirements.throughput_total", "tokens/s",
          r"(?:total|overall|aggregate|system|cluster|output|input|token|target|min(?:imum)?|minimal|decode|generation)* ?(?:throughput|token rate|tokens? per second)|(?:系统|集群|整体|总|输出|生成|聚合|输入)*(?:吞吐(?:量|率)?)|tps|tokens? ?(?:per|/) ?s(?:ec(?:ond)?)?"),
     Term("requirements.memory_usage_limit", "fraction",
-         r"(?:max(?:imum)? |total |peak )?(?:gpu |device |card |v ?ram |npu )?(?:memory|mem|vram) (?:usage|util(?:i[sz]ation)?|occupancy|used)(?: (?:percent(?:age)?|limit|cap|fraction|ratio|max))?|显存(?:占用(?:率)?|使用率?|利用率|使用上限|上限)", transform="complement"),
+         r"(?:max(?:imum)? |total |peak )?(?:gpu |device |card |v ?ram |npu )?(?:memory|mem|vram) (?:usage|util(?:i[sz]ation)?|occupancy|used)(?: (?:percent(?:age)?|limit|cap|fraction|ratio|max))?|显存(?:水位|占用(?:率)?|使用率?|利用率|使用上限|上限)", transform="complement"),
     Term("requirements.memory_reserve", "fraction", r"(?:memory |vram |显存)?(?:reserved?|headroom|safety margin|margin|预留|余量|冗余)(?: (?:ratio|fraction|memory))?|(?:reserve|keep|leave)(?: at least)?|(?:显存)?预留"),
     Term("requirements.balance_epsilon", "fraction", r"(?:gpu |device |memory |load )*balanc(?:e|ing)(?: (?:epsilon|tolerance|threshold|deviation))?|imbalance(?: (?:ratio|limit|tolerance))?|epsilon|(?:负载)?(?:不)?均衡(?:度|误差|容差|偏差|阈值)?|偏差"),
     Term("requirements.utilisation_target", "fraction", r"(?:gpu|device|npu|card|hardware|cluster|resource)? ?utili[sz]ation(?: ?(?:target|rate|percent|goal))*|(?:gpu|硬件|资源|集群|卡)? ?利用率(?:目标)?"),
     # ---- engine limits (keys and flags)
     Term("engine.limits.max_num_seqs", "count", r"max num seqs|max running requests|最大(?:并发)?序列数"),
     Term("engine.limits.max_batch_size", "count", r"max(?:imum)? batch ?size|最大(?:批|batch)(?: ?size|大小)?"),
-    Term("engine.limits.max_num_batched_tokens", "count", r"max num batched tokens|max num tokens|max prefill tokens|每批最大 ?token ?数"),
+    Term("engine.limits.max_num_batched_tokens", "count", r"max(?: num)? batch(?:ed)? tokens|max num tokens|max prefill tokens|每批最大 ?token ?数"),
     Term("engine.limits.chunked_prefill_size", "count", r"chunk(?:ed)?(?: prefill)? ?size"),
     Term("engine.limits.gpu_memory_utilization", "fraction", r"gpu memory utilization|mem(?:ory)? fraction static"),
     Term("engine.limits.block_size", "count", r"(?:kv )?(?:block|page) size"),
@@ -315,7 +320,7 @@ UNBOUNDED = (
     r"|充足|充裕|充分|不限|无限(?:制)?|不受限|没有(?:数量)?(?:限制|上限)|不设上限|足够|管够|随意|任意(?:数量|多)?|无上限"
 )
 OBJECTIVES: tuple[tuple[str, str], ...] = (
-    ("fewest_devices", r"(?:as few|fewest|minimi[sz]e (?:the )?(?:number of )?|minimum number of|least|smallest number of|minimal) ?(?:gpus?|npus?|cards?|devices?|accelerators?|hardware|resources)(?: as possible)?|最少(?:的)?(?:卡|gpu|npu|资源|机器|张)|(?:卡|gpu|资源|机器|卡数)(?:数)?(?:越少越好|尽(?:量|可能)少)|尽(?:量|可能)少(?:的|用)?(?:卡|gpu|npu|资源|机器|张)|省卡|用(?:卡|的卡)最少|how (?:few|many) (?:gpus?|cards?|npus?)|需要(?:几|多少)(?:张|块|台)|多少张卡|lowest cost|cheapest|成本最低|最低成本|越(?:便宜|省)越好"),
+    ("fewest_devices", r"(?:as few|fewest|minimi[sz]e (?:the )?(?:number of )?|minimum number of|(?<!at )least|smallest number of|minimal|(?:smallest|minimum|minimal|lowest) number of(?: \S+){1,4}?) ?(?:gpus?|npus?|cards?|devices?|accelerators?|hardware|resources)(?: as possible)?|最少(?:的)?(?:卡|gpu|npu|资源|机器|张)|(?:卡|gpu|资源|机器|卡数)(?:数)?(?:越少越好|尽(?:量|可能)少)|尽(?:量|可能)少(?:的|用)?(?:卡|gpu|npu|资源|机器|张)|省卡|用(?:卡|的卡)最少|how (?:few|many) (?:gpus?|cards?|npus?)|需要(?:几|多少)(?:张|块|台)|多少张卡|lowest cost|cheapest|成本最低|最低成本|越(?:便宜|省)越好"),
     ("min_latency", r"(?:lowest|minimal|minimum|minimi[sz]e|smallest|best|reduce|low) (?:possible )?(?:the )?(?:end[- ]to[- ]end )?(?:latency|delay|response time|ttft|tpot)|latency[- ](?:as low as possible|first|optimi[sz]ed|is (?:the )?(?:priority|key))|as fast as possible|(?:延迟|时延)(?:越低越好|越小越好|尽(?:量|可能)(?:低|小)|最(?:低|小)|优先)|最(?:低|小)(?:的)?(?:延迟|时延)|min_?latency|最小化(?:延迟|时延)|(?:延迟|时延)(?:压|降|做|控制|优化)(?:到|得|至)?(?:最低|最小|尽(?:量|可能)(?:低|小)|越低越好)|latency$"),
     ("total_throughput", r"throughput\W{0,3} ?(?:(?:should be |to be )?as (?:high|large|much) as possible|is (?:the )?(?:priority|key|goal)|first|optimi[sz]ed)|(?:highest|max(?:imum|imal)?|maximi[sz]e|best|most|higher) (?:possible )?(?:the )?(?:total |overall |aggregate |output |token |system |decode )*(?:throughput|tokens? per second|tok(?:en)?s?/s)|as (?:much|many) (?:throughput|tokens)|(?:总|整体|系统)?吞吐(?:量|率)?(?:越(?:大|高)越好|尽(?:量|可能)(?:大|高)|最(?:大|高)|优先|最大化)|最大化(?:总|整体|系统|输出)?吞吐|最(?:大|高)(?:的)?(?:总|整体)?吞吐|total_?throughput|throughput$"),
     ("knee", r"(?:good |best |reasonable )?(?:trade ?-?off|balance) between (?:latency and throughput|throughput and latency)|(?:吞吐|延迟|时延)(?:和|与)(?:吞吐|延迟|时延)(?:的)?(?:平衡|折中)|兼顾(?:吞吐|延迟|时延)(?:和|与)(?:吞吐|延迟|时延)|knee"),
@@ -325,6 +330,8 @@ IRRELEVANT = (
     (r"与(?:本次)?部署无关|与.{0,6}无关|无关内容|可忽略|请?忽略(?:此|该|本)(?:段|节|部分)|not relevant|irrelevant|unrelated|nothing to do with|please disregard|can be ignored", "the text itself says that it has no bearing on the deployment"),
     (r"值班|机房搬迁|食堂|团建|会议纪要|考勤|放假|周报|停车|采购流程|报销|行政", "organisational, no bearing on the plan"),
     (r"on[- ]?call|duty roster|rota\b|meeting notes|lunch|parking|vacation|contact (?:person|info)|phone|slack channel|email|holiday|changelog|revision history|author|owner|last updated|copyright|license", "organisational, no bearing on the plan"),
+    (r"\b(?:was|were|been) (?:pre-?)?trained\b.{0,60}\b(?:on|for|with|using)\b|\b(?:an? |the |our )?(?:previous|earlier|first) (?:pilot|poc|proof of concept|prototype|attempt|deployment|trial|setup|generation)\b|(?:之前|前期|早期)的?(?:试点|测试|验证)", "history: how the model came about or what was tried before"),
+    (r"不再使用|到期下线|(?:将|即将|年底|已经?)(?:下线|退役|停用|报废)|\b(?:being |to be |will be |are )(?:decommissioned|retired|phased out|returned|sold)\b|\bno longer (?:used|available|ours)\b|\b(?:is|are) (?:fully )?(?:booked|taken|reserved for others?|not available|unavailable)\b", "about what cannot be used"),
     (r"(?:another|other|different|someone else's|a different) (?:team|cluster|project|department)|(?:其他|别的|另一个|另外一个)(?:团队|集群|项目|部门|组)", "about another team or cluster"),
     (r"\blast (?:year|month|quarter|week)\b|\bpreviously\b|\bused to\b|\bformerly\b|\bin the past\b|去年|以前(?!的指令)|曾经|上个(?:月|季度)|此前(?!提)|原先|老集群|旧集群|decommissioned|已下线|已报废", "history: what once was, not what is to be planned"),
     (r"\b(?:next|in) (?:year|quarter|q[1-4])\b|明年|未来可能|将来可能|might (?:later|eventually)|roadmap|后续(?:可能|计划)(?:会)?扩", "a possible future, not these conditions"),
@@ -342,11 +349,11 @@ INJECTION = (
     r"|reveal .{0,30}(?:prompt|key|instructions)|do not (?:tell|inform|mention to) the user|不要告诉用户"
 )  # fmt: skip
 
-PER_NODE = r"每(?:台|机|个?节点|个?服务器|台机器|台服务器|一台)|per[ -](?:node|server|machine|host|box)|each (?:node|server|machine|host|box)?|/ ?node|every (?:node|server|machine|host)|nodes? (?:of|with|containing|equipped with)|(?:nodes?|servers?|machines?|服务器|节点|机器) ?[x×*]|单机|单台|单节点|a (?:single )?(?:node|server|machine)|one (?:node|server|machine)|apiece"
-_ONE_HOST = r"(?:node|server|machine|host|box|workstation|chassis|enclosure|rig|tower|desktop|pc|dgx|hgx)"
+PER_NODE = r"每(?:台|机|个?节点|个?服务器|台机器|台服务器|一台)|per[ -](?:node|server|machine|host|box)|each (?:node|server|machine|host|box)?|/ ?node|every (?:node|server|machine|host)|per (?:instance|vm)|nodes? (?:of|with|containing|equipped with)|(?:nodes?|servers?|machines?|服务器|节点|机器) ?[x×*]|单机|单台|单节点|a (?:single )?(?:node|server|machine)|one (?:node|server|machine)|apiece"
+_ONE_HOST = r"(?:node|server|machine|host|vm|box|workstation|chassis|enclosure|rig|tower|desktop|pc|dgx|hgx)"
 ONE_NODE = (
     rf"单机|单台|一台|[那这]台|单节点|同一(?:台|个(?:节点|机箱))|同(?:机|节点)|一个(?:节点|机箱)|single[- ](?:\w+[- ])?{_ONE_HOST}\b|\b(?:the )?same {_ONE_HOST}\b"
-    rf"|\b(?:a|one|1|the|this|that|my|our)(?: (?:old|new|used|big|small|single|spare))? {_ONE_HOST}\b|^{_ONE_HOST}\b|\bworkstation\b|\b(?:one|1|a)\b (?:\d+ ?[x×*]? ?)?\x01+[^,.;，。；]{{0,16}}\b{_ONE_HOST}\b"
+    rf"|\b(?:a|one|1|the|this|that|my|our)(?: (?!per\b|each\b|every\b|of\b|in\b|with\b|between\b|another\b|other\b|second\b|and\b|or\b)[A-Za-z][\w-]*){{0,2}} {_ONE_HOST}\b|^{_ONE_HOST}\b|\bworkstation\b|\b(?:one|1|a)\b (?:\d+ ?[x×*]? ?)?\x01+[^,.;，。；]{{0,16}}\b{_ONE_HOST}\b"
 )
 PER_DEVICE = r"per[ -]?(?:gpu|card|npu|device|accelerator|chip)|/ ?(?:gpu|card|npu)|each (?:gpu|card|npu|device)|单卡|每卡|每张|每块|每个? ?gpu|single[- ]card|each\b"
 SHARED_LINK = (
@@ -358,7 +365,7 @@ PORTS = (
     r"|每(?:台(?:服务器|机器)?|个?节点|机)(?:只有|仅有?|有|配)?(?P<zh>[1-9一二两三四八双单])(?:个|张|块|条)?(?:口|网卡|网口|端口)"
 )
 CORRECTED = r"\bcorrection\b|\bcorrected\b|\berratum\b|更正|修正[:：一]|勘误|改为|改成|\bnot\b.{0,24}\bas (?:i|we) (?:wrote|said)|instead of the"
-PLANNED = r"\b(?:plan(?:ned|ning)?|size|sized|design(?:ed)?|dimension(?:ed)?|budget(?:ed)?|provision(?:ed)?) (?:for|on|with)\b|按.{0,10}(?:规划|设计|测算|算|来)|以.{0,10}为准"
+PLANNED = r"那就(?:用|上|选)?|(?:还是|改|就)(?:用|上|选|换)|换成|\b(?:so|then) (?:let'?s|we(?:'ll)?) (?:go with|take|use)|\blet'?s (?:go with|take|use)\b|\b(?:plan(?:ned|ning)?|size|sized|design(?:ed)?|dimension(?:ed)?|budget(?:ed)?|provision(?:ed)?) (?:for|on|with)\b|按.{0,10}(?:规划|设计|测算|算|来)|以.{0,10}为准"
 WISHED = r"\b(?:dream|wish|some ?day|one day|ideal(?:ly)?|stretch|nice to have|aspiration\w*|would love|hope(?:fully)?)\b|理想|梦想|将来|愿景|最好能"
 PER_USER = r"per[ -]?(?:user|request|stream|session|person|client|sequence)|/ ?(?:user|request)|each (?:user|request|stream)|every user|每(?:个)?(?:用户|请求|路|会话)|单(?:用户|路|请求|流)|single[- ](?:user|stream)|(?:for )?(?:each|every one|any) of (?:us|them|the users)|every(?:one|body)\b|人均|per head"
 BIDIRECTIONAL = r"bi[- ]?dir(?:ectional)?|both directions|双向|两个方向|total duplex|full[- ]?duplex|aggregate"
@@ -367,7 +374,7 @@ SPARSE = r"spars(?:e|ity)|稀疏"
 STATS = (
     ("p99", r"t?p ?99(?:\.\d)? ?线?|99 ?(?:分位)?线|99th(?: percentile)?|99 ?(?:百分位|分位)|99 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|99分位"), ("p95", r"t?p ?95 ?线?|95 ?(?:分位)?线|95th(?: percentile)?|95 ?(?:百分位|分位)|95 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|95分位"),
     ("p90", r"t?p ?90 ?线?|90 ?(?:分位)?线|90th(?: percentile)?|90 ?(?:百分位|分位)|90 ?%(?=(?: ?的| of (?:the |all )?)? ?(?:requests?|queries|users|time|cases|请求|用户|情况))|90分位"), ("p50", r"t?p ?50 ?线?|50 ?(?:分位)?线|50th(?: percentile)?|50 ?百分位|median|中位数|50分位"),
-    ("mean", r"mean|average|avg|平均|均值"), ("max", r"worst(?:[- ]case)?|最坏|最差"),
+    ("mean", r"mean|averages?|avg|平均|均值"), ("max", r"worst(?:[- ]case)?|最坏|最差"),
 )  # fmt: skip
 MINIMUM = r"\bmin(?:imum)?\b|最(?:小|短|少|低)|下限|floor|at least|至少"
 MAXIMUM = r"\bmax(?:imum)?\b|最(?:大|长|高|多)|上限|up to|longest|peak|不超过|\bp9[059]\b"

@@ -55,6 +55,11 @@ _OF_EACH = re.compile(
 _EACH_HAS = re.compile(
     r"(?:(?:每|单|各)[个]?[张块片颗卡]?卡?|per (?:card|gpu|device)|each)\s*(?:card|gpu|有|带|是|has|with|配)?\s*$", re.I
 )
+_ASIDE = re.compile(r"\s*(?:each|apiece|gpus?|cards?|卡|显卡)?\s*[(（,，]\s*", re.I)  # "8 L40S each (48 GB)"
+_OF_THAT_KIND = re.compile(
+    r"\s*(?:ones?\b|versions?\b|variants?\b|models?\b|editions?\b|skus?\b|flavou?rs?\b|的?版本?|款|(?:of )?HBM\w*)",
+    re.I,
+)
 _HOST = re.compile(r"(?<!v)\bram\b|\bddr|(?<!显存)内存|\bdisk|\bssd|nvme|storage|\bhost\b|硬盘|\bcpu", re.I)
 
 
@@ -63,11 +68,15 @@ def _loose_bytes(scene: Scene, q: Any) -> list[Candidate]:
     if _HOST.search(_near(scene, q, 16, 18)) or not 1e9 <= q.value <= 2e12:
         return []
     devices = [n for n in scene.names if n.kind == "device"]
-    beside = any(-3 <= q.start - n.end <= 4 or 0 <= n.start - q.end <= 3 for n in devices)
+    beside = any(
+        -3 <= q.start - n.end <= 4 or 0 <= n.start - q.end <= 3 or _ASIDE.fullmatch(scene.masked[n.end : q.start])
+        for n in devices
+    )
     about = devices or compiled(_DEVICES.words).search(scene.masked)
     each = about and (_OF_EACH.match(scene.masked, q.end) or _EACH_HAS.search(scene.masked[: q.start]))
+    pronoun = (about and _OF_THAT_KIND.match(scene.text, q.end)) or re.match(r"\s*ones\b", scene.text[q.end :], re.I)
     form = re.search(r"(?:sxm\d?|pci-?e|oam|nvl\d*|hbm\w*)[\s,，/]*$", scene.text[: q.start], re.I)
-    if not (beside or each or form):
+    if not (beside or each or form or pronoun):
         return []
     return [scene.candidate("hardware.memory_bytes", float(f"{q.value:.12g}"), q.start, q.end)]
 

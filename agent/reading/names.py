@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from agent.reading.lexicon import DTYPES, ENGINES, compiled
 from knowledge import catalog
+from knowledge.instances import find_instances_in_text
 from tools.spec.base import ToolError
 
-NameKind = Literal["device", "model", "engine", "dtype", "strategy", "noise"]
+NameKind = Literal["device", "instance", "model", "engine", "dtype", "strategy", "noise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,12 @@ FAMILY_NAME = re.compile(
 # devices that no catalogue lists, beside words that only devices carry
 _OTHER_DEVICE = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:(?:Huawei|华为)\s*)?(?:Ascend|昇腾)[ -]?\d{3}[A-Z]?\d?|Tesla [A-Z]\d{1,3}|(?<=[\dx×*] )[PKM]\d0(?![\w%])|Inferentia ?\d?|Trainium ?\d?|MLU ?\d{3}\w*|Kunlun ?\w*\d\w*|昆仑芯? ?\w*\d\w*|"
-    r"(?:GeForce |Quadro )?(?:RTX|GTX) (?:PRO )?[A-Z]?\d{4}(?: ?(?:Ti|Super|Ada))?|Instinct MI\d+\w*|MI\d{2,3}X?|Radeon (?:Pro )?\w*\d{3,4}\w*|Hygon [KZ]\d+|海光 ?\w*\d+|天数 ?\w*\d+|BI-?V\d+|沐曦 ?\w*\d+|C[56]00(?= ?卡)|Gaudi ?\d)(?![A-Za-z0-9])",
+    r"(?:GeForce |Quadro )?(?:RTX|GTX) (?:PRO )?[A-Z]?\d{4}(?: ?(?:Ti|Super|Ada))?|Instinct MI\d+\w*|MI\d{2,3}X?|Radeon (?:Pro )?\w*\d{3,4}\w*|(?:MetaX|沐曦|Iluvatar|Biren|壁仞|Enflame|燧原|Cambricon|寒武纪|Moore Threads|摩尔线程|Hygon|海光|Kunlun(?:xin)?|昆仑芯?|T-Head|平头哥|Groq|Cerebras|SambaNova|Tenstorrent|Graphcore|Rebellions|FuriosaAI)[ -]?[A-Za-z]*[ -]?\d\w*(?:[ -](?:AI|Pro|Max|Ultra|S))?|Hygon [KZ]\d+|海光 ?\w*\d+|天数 ?\w*\d+|BI-?V\d+|沐曦 ?\w*\d+|C[56]00(?= ?卡)|Gaudi ?\d)(?![A-Za-z0-9])",
     re.I,
 )
 ENGINE_VERSION = re.compile(
-    r"\s*(?:[=>~]=|\bversion|版本(?:号)?|[(（:@])?\s*v?(?P<v>\d+\.\d+(?:\.\w+)*)(?!\s*[%A-Za-z])", re.I
+    r"(?:(?:-[a-z]+)*:|\s*(?:[=>~]=|\bversion|版本(?:号)?|[(（:@])?)\s*v?(?P<v>\d+\.\d+(?:\.\w+)*)(?!\s*[%A-Za-z])",
+    re.I,
 )
 _AXES = (
     (
@@ -84,9 +86,10 @@ _FORM_FACTOR = re.compile(
     re.I,
 )
 _BARE_CARD = re.compile(
-    r"(?:(?<=[双两])\s*|(?<=dual )|(?<=dual-)|(?<=twin )|\b(?:used|old|new|second[- ]hand|consumer|spare|my|our|\d+|one|two|three|four|six|eight)\s+|二手的?\s*)"
+    r"(?:(?<=[双两])\s*|(?<=dual )|(?<=dual-)|(?<=twin )|\b(?:used|old|new|second[- ]hand|consumer|spare|my|our|single|this|the|a|\d+|one|two|three|four|six|eight)\s+|二手的?\s*)"
     r"(?P<card>[2-6]0[5-9]0(?:\s?(?:ti|super|d))?)(?=s?(?![A-Za-z0-9.%]|\s*(?:tok|ms|req|字|GB)))", re.I
 )  # fmt: skip
+_EDITION = re.compile(r"(?:\s(?:Blackwell|Max-Q|(?:Workstation|Server) Edition)\b)+", re.I)
 _MEMORY_TAIL = re.compile(r"(?:[\s_-]+|(?<![A-Za-z\d]))\d+\s*G(?:i?B)?$", re.I)
 """A memory size behind a name; the 10G of an A10G is none."""
 
@@ -103,7 +106,11 @@ def find_names(text: str) -> list[Name]:
         add("strategy", degrees, start, end)
     for start, end, _alias, model_id in catalog.find_models_in_text(text):
         add("model", model_id, start, _attached(text, end))
+    for start, end, device, count in find_instances_in_text(text):
+        add("instance", (device, count), start, end)
     for start, end, ident in _devices(text):
+        edition = _EDITION.match(text, end)
+        end = edition.end() if edition else end
         tail = _MEMORY_TAIL.search(text[start:end])
         add("device", ident, start, start + tail.start() if tail and tail.start() > 1 else end)
         if form := _FORM_FACTOR.match(text, end):
@@ -149,7 +156,8 @@ def _of_form(words: str, form: str) -> str | None:
 
 def _attached(text: str, end: int) -> int:
     """A model name goes on over "-Instruct", "-AWQ", "_v0.1"."""
-    match = re.match(r"(?:\.\d+(?![\dA-Za-z]))?(?:[-_][A-Za-z0-9.]*[A-Za-z0-9]+)*", text[end:])
+    # "Llama 4 Maverick 17B-128E": active size and experts are part of the name
+    match = re.match(r"(?:\.\d+(?![\dA-Za-z]))?(?: \d+B[- ]\d+E\b)?(?:[-_][A-Za-z0-9.]*[A-Za-z0-9]+)*", text[end:])
     return end + match.end() if match and text[end - 1 : end].isalnum() else end
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from agent.reading.paper_clauses import BASELINE, PROPOSED, Setting
 from agent.reading.paper_degrees import axis_spans, parse_degrees
-from agent.reading.paper_models import read_models, set_up
+from agent.reading.paper_hardware import read_hardware
+from agent.reading.paper_models import read_models
 from agent.reading.paper_schedule import budget_bytes
 from agent.reading.paper_strategies import read_strategies
-from agent.reading.paper_text import NUMBER, Paper, Passage, heading_kinds, read_paper_text, section_kind, whole
-from agent.reading.sources import input_from_text
+from agent.reading.paper_text import Paper, Passage, heading_kinds, read_paper_text, section_kind
 from tools.spec.base import Refused, ToolError
 from tools.spec.conditions import Conditions, Evidence, Fact, Flag, Ignored, InputFile
 from tools.spec.paper import PaperMethod, PaperModel, PaperStrategy
@@ -32,10 +32,10 @@ DEGREES = (
 """Fields of a strategy that a paper states."""
 
 _SAYS = re.compile(
-    r"\bwe (?:propose|present|introduce|partition|give|describe|study|place|split|exchange|deploy)|\bour method|\bproposed\b|this paper|arxiv|本文|我们提出|所提",
+    r"\bwe (?:propose|present|introduce|partition|give|describe|study|place|split|exchange|deploy|reproduce|revisit|show|argue|put|test)\b|\bour (?:system|layout|arrangement)|\bour method|\bproposed\b|this paper|arxiv|本文|我们提出|所提",
     re.I,
 )  # fmt: skip
-_COMPARES = re.compile(r"\bbase ?lines?\b|基线|对照|compared (?:with|to|against)", re.I)
+_COMPARES = re.compile(r"\bbase ?lines?\b|基线|对照|compare[ds]? (?:with|to|against)", re.I)
 _ASKS = re.compile(
     r"^\W*(?:performance )?(?:requirements?|slo|deployment conditions?|部署条件|(?:性能)?(?:需求|要求|指标要求))\b",
     re.I | re.M,
@@ -60,7 +60,9 @@ def is_paper(files: Sequence[InputFile]) -> bool:
     if _ASKS.search(text) and core < 2:
         return False
     return bool(
-        _sets_a_method_against_others(text)
+        core == 3
+        or (core >= 2 and marks >= 3)
+        or _sets_a_method_against_others(text)
         or (core >= 2 and (says or compares))
         or (marks >= 3 and says)
         or (core >= 1 and says and compares and marks >= 2)
@@ -88,7 +90,7 @@ def read_paper(files: Sequence[InputFile]) -> PaperMethod:
     file = files[0]
     paper = read_paper_text(file.text, file.path)
     models = read_models(paper)
-    hardware = _hardware(paper)
+    hardware = read_hardware(paper)
     counts = (_value(hardware, "hardware.num_devices"), _value(hardware, "hardware.devices_per_node"))
     setting = Setting(*counts, fast_memory=_fast_memory(paper))
     strategies, unsupported = read_strategies(paper, models, setting)
@@ -128,153 +130,6 @@ def paper_flags(
 def _value(facts: Sequence[Fact], path: str) -> int | None:
     value = next((f.value for f in facts if f.path == path), None)
     return value if isinstance(value, int) else None
-
-
-# ------------------------------------------------------------------------------------------------------------ hardware
-
-_DEV = r"(?:GPUs?|NPUs?|devices?|cards?|accelerators?|卡|设备)"
-_PER_NODE = re.compile(
-    rf"(?<![A-Za-z\d.])(?P<n>{NUMBER})\s*(?:[×x]\s*)?(?:[A-Z][\w-]*\s+){{0,3}}(?:{_DEV}\s*)?(?:per|each|in each|in every|in one|/)\s*(?:node|server|machine|host)|(?:nodes?|servers?|machines?|hosts?)\s*(?:of|with|having|each with|containing|each having|carrying|,? each (?:equipped |fitted |built |configured |provided )?(?:with|of|having|containing|holding))\s*(?P<n1>{NUMBER})(?!\s*(?:pipeline|stages?|layers?|experts?|replicas?))"
-    rf"|(?:each|every) (?:node|server|machine|host)\s*(?:has|with|holds|contains|of)?\s*(?P<n2>{NUMBER})|每(?:个|台)?(?:节点|服务器|机器|机)[^\d一-十]{{0,6}}(?P<n3>{NUMBER})\s*[张块卡个]?",
-    re.I,
-)  # fmt: skip
-_NODES = re.compile(
-    rf"(?<![A-Za-z\d.])(?P<n>{NUMBER})\s*(?:x\s*)?(?:DGX|HGX|\w+ )?\s*(?:nodes?|servers?|machines?|hosts?)\b(?! (?:each|apart))|(?P<n1>{NUMBER})\s*(?:台|个)(?:节点|服务器|机器)",
-    re.I,
-)
-
-
-def _hardware(paper: Paper) -> tuple[Fact, ...]:
-    """Device, counts and bandwidths: the conditions' reader on the passages about hardware, counts read again here."""
-    from agent.reading.reader import read_conditions
-    from knowledge import catalog
-
-    labelled = [p for p in paper.passages if _about_hardware(p)]
-    candidates = (
-        labelled
-        or [p for p in set_up(paper) if catalog.find_devices_in_text(p.text)]
-        or [
-            p
-            for p in paper.passages
-            if catalog.find_devices_in_text(p.text) and section_kind(p.section) not in ("related", "references")
-        ]
-    )
-    out: dict[str, Fact] = {}
-    counted: dict[str, Fact] = {}
-    for p in candidates:
-        text = "\n" * (p.lines[0][1] - 1) + p.raw
-        try:
-            read = read_conditions((input_from_text(text, p.file.rsplit("/", 1)[-1] + ".txt"),))
-        except ToolError:
-            continue
-        for f in read.under("hardware."):
-            if (
-                f.path not in ("hardware.num_nodes", "hardware.devices_per_node", "hardware.device_count")
-                and f.evidence
-            ):
-                out.setdefault(
-                    f.path, f.model_copy(update={"evidence": f.evidence.model_copy(update={"file": p.file})})
-                )
-        for f in _counts(p, labelled=p in labelled):
-            if f.path not in counted:
-                out[f.path] = counted[f.path] = f  # a count read with its unit wins over a number in passing
-    return tuple(_settled(out))
-
-
-_HARDWARE = re.compile(r"hardware|cluster|testbed|test bed|platform|硬件|集群|平台|实验环境", re.I)
-_EQUIPMENT = re.compile(
-    r"(?:the |our )?(?:devices?|accelerators?|machines?|GPUs?|NPUs?|servers?|equipment|nodes?|设备|加速卡|服务器|环境|显卡)(?: used)?",
-    re.I,
-)
-
-
-def _about_hardware(p: Passage) -> bool:
-    """By its label, or by the heading that it stands under."""
-    titles = [t.strip() for t in p.label.split(" / ")]
-    under = re.sub(r"^[\dIVX.]+\s*", "", p.section[-1]) if len(p.section) > 1 else ""
-    return any(_HARDWARE.search(t) or _EQUIPMENT.fullmatch(t) for t in (*titles, under) if t)
-
-
-def _counts(p: Passage, *, labelled: bool) -> list[Fact]:
-    out = []
-    per, nodes = _PER_NODE.search(p.text), _NODES.search(p.text)
-    for path, m in (("hardware.devices_per_node", per), ("hardware.num_nodes", nodes)):
-        if m:
-            word = next(v for v in m.groupdict().values() if v)
-            out.append(Fact(path=path, value=whole(word), stated_as=m[0].strip(), evidence=p.quote(m.start(), m.end())))
-    out += _before_device(p, [m.span() for m in (per, nodes) if m])
-    total = re.search(
-        rf"(?:number of {_DEV}|{_DEV} count|{_DEV}数量?)\s*[:：=]?\s*(?P<n>{NUMBER})|(?:up to|at most|maximum of|in total|totall?ing|最多|至多|共计?|总共)\s*(?:of )?(?P<n1>{NUMBER})(?!\s*(?:GB|TB|nodes?|servers?|machines?|per|experts?|layers?|tokens?|sequences?|requests?|heads?|[kK]\b))|(?P<n2>{NUMBER})\s*(?:{_DEV} )?(?:in total|altogether|overall)",
-        p.text, re.I,
-    )  # fmt: skip
-    if total and (labelled or not total["n"]):
-        out.append(
-            Fact(
-                path="hardware.num_devices",
-                value=whole(total["n"] or total["n1"] or total["n2"]),
-                stated_as=total[0],
-                evidence=p.quote(total.start(), total.end()),
-            )
-        )
-    return out
-
-
-_OF_A_NODE = re.compile(
-    r"(?:nodes?|servers?|machines?|hosts?|box(?:es)?|节点|服务器|机器|台)\s*(?:each\s*)?(?:[×x*,，]|of|with|each|every|having|\()?\s*(?:each )?(?:with |of |has |有|配备|配有|搭载|装有)?\s*$",
-    re.I,
-)
-
-
-def _before_device(p: Passage, taken: list[tuple[int, int]]) -> list[Fact]:
-    """ "32 A100-80GB": the number in front of a device of the catalogue, unless it counts those of a node."""
-    from knowledge import catalog
-
-    for start, _, _, _ in catalog.find_devices_in_text(p.text):
-        m = re.search(
-            rf"(?<![A-Za-z\d.=–-])(?P<n>{NUMBER})\s*(?:[×x]\s*)?(?:NVIDIA |AMD |Huawei |Ascend |昇腾|张|块|个|\s)*$",
-            p.text[:start],
-        )
-        if m and not any(a <= m.start("n") < b for a, b in taken):
-            each = _OF_A_NODE.search(p.text[: m.start("n")])
-            path = "hardware.devices_per_node" if each else "hardware.num_devices"
-            return [Fact(path=path, value=whole(m["n"]), stated_as=m[0].strip(), evidence=p.quote(m.start(), start))]
-    return []
-
-
-def _settled(facts: dict[str, Fact]) -> list[Fact]:
-    """nodes × devices per node = devices: two of them give the third; the stated total wins."""
-    nodes, per, total = (facts.get(f"hardware.{n}") for n in ("num_nodes", "devices_per_node", "num_devices"))
-    if total and total.origin != "stated" and nodes and per:
-        total = None
-    if total is None and nodes and per:
-        facts["hardware.num_devices"] = Fact(
-            path="hardware.num_devices",
-            value=nodes.value * per.value,
-            origin="derived",
-            evidence=nodes.evidence,
-            stated_as=nodes.stated_as,
-        )
-    elif total and per and nodes and nodes.value * per.value != total.value:
-        facts["hardware.num_nodes"] = nodes.model_copy(
-            update={"value": -(-total.value // per.value), "origin": "derived"}
-        )
-    elif total and per and not nodes:
-        facts["hardware.num_nodes"] = Fact(
-            path="hardware.num_nodes",
-            value=-(-total.value // per.value),
-            origin="derived",
-            evidence=per.evidence,
-            stated_as=per.stated_as,
-        )
-    elif total and nodes and not per and total.value % nodes.value == 0:
-        facts["hardware.devices_per_node"] = Fact(
-            path="hardware.devices_per_node",
-            value=total.value // nodes.value,
-            origin="derived",
-            evidence=nodes.evidence,
-            stated_as=nodes.stated_as,
-        )
-    return list(facts.values())
 
 
 # --------------------------------------------------------------------------------------------------------------- facts

@@ -101,9 +101,7 @@ def build_strategy(b: Build, role: PaperRole) -> PaperStrategy:
         _take_experts(b)
     take_schedule(b)
     if not (b.axes or b.extra):
-        raise ToolError(
-            f"no {role} strategy found for {model.name}; state it like 'Proposed: TP 8 × PP 2 on 16 devices'"
-        )
+        raise _nothing_said(b, role)
     devices, source = _solve_groups(b) if apart or pool else _solve(b)
     strategy = _make(b, devices)
     findings = _device_findings(b, strategy, devices)
@@ -113,9 +111,35 @@ def build_strategy(b: Build, role: PaperRole) -> PaperStrategy:
     )  # fmt: skip
 
 
+def _nothing_said(b: Build, role: PaperRole) -> ToolError:
+    """No degree, in words or by a mechanism: which words were looked at, and what would do."""
+    way_out = "state it like 'Proposed: TP 8 × PP 2 on 16 devices'"
+    said = b.quotes or [p.quote() for p in b.method.sentences if p.kind != "heading"]
+    if not said:
+        return ToolError(f"no {role} strategy found for {b.model.name}; {way_out}")
+    words = " ".join(said[0].quote.split())[:120]
+    return Refused(
+        f"{said[0].file} line {said[0].line}: no {role} strategy found for {b.model.name} in {words!r}; {way_out}"
+    )
+
+
 def _device_findings(b: Build, strategy: Strategy, devices: int) -> tuple[Finding, ...]:
+    have = b.setting.num_devices
     if strategy.num_devices == devices:
-        return tuple(b.findings)
+        if have is None or devices <= have:
+            return tuple(b.findings)
+        label = strategy.label(moe=b.spec.moe is not None)
+        text = (
+            f"{b.model.name}, {b.clause.role}: the degrees read ({label}) take {devices} devices, the set-up has {have}"
+        )
+        beyond = Finding(
+            code="paper-devices",
+            severity="warning",
+            cause="input",
+            message=text,
+            values={"read": devices, "stated": have},
+        )
+        return (*b.findings, beyond)
     label = strategy.label(moe=b.spec.moe is not None)
     text = f"{b.model.name}, {b.clause.role}: the degrees read ({label}) take {strategy.num_devices} devices, the paper gives {devices}"
     b.notes.append(text)
@@ -133,7 +157,7 @@ def _solve_groups(b: Build) -> tuple[int, DevicesSource]:
 
 
 def _title(clause: Clause) -> str:
-    words = re.sub(r"^\W*[(（]?(?:\d|[a-z])[)）]\s*|\s*[(（]?(?:\d|[a-z])[)）]\s*$", "", clause.words)
+    words = re.sub(r"^\W*[(（]?(?:\d|[a-z])[)）]\s*|\s*[(（]?(?:\d|[a-z])[)）]\s*$", "", clause.words.split(" ⟨")[0])
     return words.strip(" ;；.。,，")[:160] or "as the method says"
 
 
@@ -154,6 +178,8 @@ def _take_axes(b: Build) -> None:
             (d.axes[a] for a in ("ulysses", "ring", "cp", "sp") if d.axes.get(a) and (a != "sp" or _sp_is_cp(b))), None
         )
         b.axes["cp"] = degree or d.bindings.get("P") or d.bindings.get("p")
+        if "tp" not in b.axes and (width := d.bindings.get("T") or d.bindings.get("t")) and b.method.mentions(_TENSOR):
+            b.axes["tp"] = width
         kind = (
             crossing if crossing in ("ulysses", "ring") else from_method or ("ring" if crossing == "cp" else "ulysses")
         )
@@ -169,6 +195,7 @@ def _take_axes(b: Build) -> None:
         b.cite("dcp")
 
 
+_TENSOR = re.compile(r"tensor[- ]parallel|张量并行", re.I)
 _OVER = re.compile(r"(?:over|across|among|into)\s+(?P<n>\d+)\b|(?P<n1>\d+)[- ]?ways?\b|(?P<n2>\d+)\s*(?:路|份)", re.I)
 
 
@@ -227,12 +254,16 @@ def _take_layers(b: Build) -> None:
     if each is None and "layers_each" in b.found and "pp" not in b.d.axes and not b.axes:
         each = parse_degrees(b.found["layers_each"].text).layers_each
         b.cite("layers_each")
-    if b.d.layers_per_stage and sum(b.d.layers_per_stage) == layers:
-        b.axes["pp"] = len(b.d.layers_per_stage)
-        b.extra["layers_per_stage"] = b.d.layers_per_stage
-    elif b.d.layers_per_stage and "pp" in b.axes:
+    listed = b.d.layers_per_stage
+    if listed is None and "layers_listed" in b.found and not b.axes:
+        listed = parse_degrees(b.found["layers_listed"].text).layers_per_stage
+        b.cite("layers_listed")
+    if listed and sum(listed) == layers and b.axes.get("pp") in (None, len(listed)):
+        b.axes["pp"] = len(listed)
+        b.extra["layers_per_stage"] = listed
+    elif listed and "pp" in b.axes:
         b.notes.append(
-            f"layers per stage {'+'.join(map(str, b.d.layers_per_stage))} = {sum(b.d.layers_per_stage)}, but {b.model.name} has {layers}; the even split is used"
+            f"layers per stage {'+'.join(map(str, listed))} = {sum(listed)}, but {b.model.name} has {layers} on {b.axes['pp']} stages; the even split is used"
         )
     if (
         "layerwise" in b.found
@@ -310,10 +341,16 @@ def _solve(b: Build) -> tuple[int, DevicesSource]:
         or (a["ep"] or 1) % b.known("tp", "cp", "dp") == 0
     ):
         a["attn_dp"] = a.pop("dp")
+        if source == "product":
+            devices = max(b.known("tp", "cp", "attn_dp"), b.known("ep", "etp")) * b.known("pp")
         b.notes.append("data parallelism beside EP is that of attention: the replicas share the experts")
     if "ep" in a and "attn_dp" not in a:
         group = devices // b.known("pp", "dp")
-        if group > b.known("tp", "cp") and (a["ep"] is None or (a["ep"] or 1) > b.known("tp", "cp")):
+        wide = group > b.known("tp", "cp") and (a["ep"] is None or (a["ep"] or 1) > b.known("tp", "cp"))
+        if wide and "attn_tp" in b.found and "attn_dp" not in b.found and "tp" not in a:
+            a["tp"] = None  # attention's heads over the same devices
+            b.cite("attn_tp")
+        elif wide:
             a["attn_dp"] = None
             b.notes.append("attention beside EP is not described: data-parallel over the same devices, as usual")
     for axis in [n for n in outer if n in a and a[n] is None]:
@@ -349,7 +386,7 @@ def _make(b: Build, devices: int) -> Strategy:
         a["ep"] = b.spec.moe.num_experts
     if "attn_dp" in a and "ep" in a and "etp" not in a:
         group = a.get("tp", 1) * a.get("cp", 1) * a["attn_dp"]
-        if b.d.experts_per_device or "experts_per_device" in b.found:
+        if b.d.experts_per_device or "experts_per_device" in b.found or "copied" in b.found:
             a["etp"] = 1  # whole experts; what EP leaves of the group are copies
         elif group % a["ep"]:
             raise ToolError(

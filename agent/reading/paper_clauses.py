@@ -11,19 +11,28 @@ from dataclasses import dataclass, field, replace
 
 from agent.reading.paper_degrees import Degrees, parse_degrees, stated
 from agent.reading.paper_groups import mentions
-from agent.reading.paper_rows import column_clauses, row_words, tables
+from agent.reading.paper_rows import by_title_role, column_clauses, row_words, stage_clauses, tables
 from agent.reading.paper_text import Paper, Passage, part, section_kind
 from tools.spec.paper import PaperModel, PaperRole
 
 _DEV = r"(?:GPUs?|NPUs?|devices?|cards?|ranks?|accelerators?|nodes?|卡|设备)"
 BASELINE = re.compile(
-    r"\bbase ?lines?\b|compar\w+ (?:with|to|against)|versus|\bcomparators?\b|\breference (?:point|deployment|configuration|config|system|set-?up|scheme|strategy|layout|plan)|\bcontrol (?:group|set-?up|deployment)|conventional (?:deployment|layout|set-?up|scheme|plan)|\bstatus quo\b|基线|对照|参照|基准(?:方案|方法|部署|策略)|对比(?:方案|方法|对象)|传统(?:方案|部署)",
+    r"\bwhat we (?:had|did|used|ran) before\b|\bbase ?lines?\b|compar\w+ (?:with|to|against)|versus|\bcomparators?\b|\breference (?:point|deployment|configuration|config|system|set-?up|scheme|strategy|layout|plan)|\bcontrol (?:group|set-?up|deployment)|conventional (?:deployment|layout|set-?up|scheme|plan)|\bstatus quo\b|基线|对照|参照|基准(?:方案|方法|部署|策略)|对比(?:方案|方法|对象)|传统(?:方案|部署)",
     re.I,
 )
 PROPOSED = re.compile(
-    r"\bproposed\b|\bours\b|\bour (?:method|approach|scheme|strategy|system|deployment|proposal)|\bthis (?:paper(?:'s)? (?:method|approach)|work)\b|\b(?:new|suggested) (?:scheme|layout|deployment|plan|strategy|placement)|所提|提出的|本文(?:方法|方案|策略)?|本(?:方法|方案|工作|策略)|新方案|我们的(?:方法|方案|部署|策略)",
+    r"\bwhat we (?:do|run|use) now\b|\bproposed\b|\bours\b|\bour (?:method|approach|scheme|strategy|system|deployment|proposal)|\bthis (?:paper(?:'s)? (?:method|approach)|work)\b|\b(?:new|suggested) (?:scheme|layout|deployment|plan|strategy|placement)|所提|提出的|本文(?:方法|方案|策略)?|本(?:方法|方案|工作|策略)|新方案|我们的(?:方法|方案|部署|策略)",
     re.I,
 )
+_BASELINE_LABEL = re.compile(
+    r"(?:the )?(?:control|competitors?|comparisons?|prior (?:practice|art)|what (?:we|i) compared? (?:against|with|to)(?: .{0,20})?|(?:common|current|today's|usual) (?:practice|deployment|layout)|before|(?:对比|常规|现有|原有)(?:方案|部署|做法)?)",
+    re.I,
+)
+_PROPOSED_LABEL = re.compile(
+    r"(?:the )?(?:treatment|mine|ours|suggestion|recommend(?:ed|ation)(?: \w+)?|we (?:recommend|suggest|propose|advocate|use)|after|改进(?:方案|后)?|优化后)",
+    re.I,
+)
+"""Labels that name a role only where they are the whole label."""
 _WE = re.compile(
     r"\bwe (?:use|run|deploy|place|set|choose|apply|split|partition|evaluate|distribute)|\bour\b|我们(?:采用|使用|部署|将)",
     re.I,
@@ -49,7 +58,9 @@ class Clause:
     def words(self) -> str:
         if self.said_as:
             return self.said_as
-        return " ".join(" ".join(p.said if p.body else p.text for p in self.texts).split())
+        words = " ".join(" ".join(p.said if p.body else p.text for p in self.texts).split())
+        spelled = "; ".join(self.texts[0].terms.spelled(words)) if self.texts else ""
+        return f"{words} ⟨{spelled}⟩" if spelled else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,12 @@ class Setting:
     @property
     def num_nodes(self) -> int | None:
         return -(-self.num_devices // self.per_node) if self.num_devices and self.per_node else None
+
+
+_ALL_DEVICES = re.compile(
+    rf"\b(?:the same|all(?: of)?(?: the)?|every one of the) (?:\d+ |\w+ )?{_DEV}|所有的?{_DEV}|全部{_DEV}|相同的?{_DEV}",
+    re.I,
+)
 
 
 def clauses_of(paper: Paper, models: Sequence[PaperModel], setting: Setting) -> list[Clause]:
@@ -84,6 +101,8 @@ def clauses_of(paper: Paper, models: Sequence[PaperModel], setting: Setting) -> 
             out += _table(rows, models)
     for c in out:
         c.degrees = parse_degrees(c.words, per_node=setting.per_node, num_nodes=setting.num_nodes)
+        if c.degrees.devices is None and not any(c.degrees.axes.values()) and _ALL_DEVICES.search(c.words):
+            c.degrees.devices = setting.num_devices
     kept = [c for c in out if not c.degrees.empty or (c.role == "proposed" and c.explicit)]
     return _settled(kept)
 
@@ -108,7 +127,8 @@ def _headed(paper: Paper, models: Sequence[PaperModel]) -> list[Clause]:
     """Headings that carry degrees ("Baseline (TP=8, PP=2)"), with what stands below them."""
     out = []
     for line, title in paper.headings:
-        base, prop = bool(BASELINE.search(title)), bool(PROPOSED.search(title))
+        base = bool(BASELINE.search(title))
+        prop = bool(PROPOSED.search(title)) or paper.terms.names_own(title)
         if base == prop or parse_degrees(title).empty or section_kind((title,)) == "method":
             continue
         below = [p for p in paper.passages if p.section and p.section[-1] == title]
@@ -121,12 +141,25 @@ def _headed(paper: Paper, models: Sequence[PaperModel]) -> list[Clause]:
 def role_of(p: Passage) -> PaperRole | None:
     """By its labels, innermost first, then by the headings around it; a method section is no set-up."""
     for title in (*reversed(p.label.split(" / ")), *reversed(p.section[1:])):
-        base, prop = bool(BASELINE.search(title)), bool(PROPOSED.search(title))
-        if title in p.section and section_kind((title,)) == "method" and not _inside_set_up(p, title):
+        base, prop = _roles_in(title, p)
+        heading = title in p.section and section_kind((title,)) == "method" and not _inside_set_up(p, title)
+        if heading and not re.match(r"what we", title, re.I):
             continue
         if base != prop:
             return "baseline" if base else "proposed"
     return None
+
+
+def _ours(title: str) -> PaperRole:
+    return "proposed" if re.search(r"\bour\b|我们", title, re.I) else "baseline"
+
+
+def _roles_in(title: str, p: Passage) -> tuple[bool, bool]:
+    """Whether a label or heading names the baseline, the proposed method (by the paper's own name for it, too)."""
+    bare = title.strip(" *_:：.")
+    base = bool(BASELINE.search(title)) or bool(_BASELINE_LABEL.fullmatch(bare))
+    prop = bool(PROPOSED.search(title)) or bool(_PROPOSED_LABEL.fullmatch(bare)) or p.terms.names_own(title)
+    return base, prop
 
 
 def _inside_set_up(p: Passage, title: str) -> bool:
@@ -143,7 +176,10 @@ def _labelled(p: Passage, role: PaperRole, models: Sequence[PaperModel]) -> Iter
     # The label itself may carry the degrees: "Baseline (TP=8, PP=2): each GPU …"
     label = p.text[: p.body]
     carries = p.body and (
-        _role_in(label) is None or not parse_degrees(label).empty or bool(mentions(label)) or bool(_SIDE.search(label))
+        _role_in(label, p) is None
+        or not parse_degrees(label).empty
+        or bool(mentions(label))
+        or bool(_SIDE.search(label))
     )
     said = part(p, 0 if carries else p.body, len(p.text))
     inherited = _model_key(p.label, models)
@@ -175,23 +211,35 @@ def _sentences(p: Passage, models: Sequence[PaperModel]) -> Iterator[Clause]:
 
 def _table(rows: Sequence[Passage], models: Sequence[PaperModel]) -> Iterator[Clause]:
     """One strategy per row or per column. An unmarked one is a baseline if another one is marked as proposed."""
-    columns = [(t, p) for t, p in column_clauses(rows) if BASELINE.search(t) or PROPOSED.search(t)]
+    staged = list(stage_clauses(rows))
+    if staged and any(_role_in(name, p) for name, p in staged):
+        for name, p in staged:
+            yield Clause(_role_in(name, p) or _ours(name), [p], _model_key(name, models))
+        return
+    titled = [
+        (p, t, r[0].cells[0][1]) for r in by_title_role(rows) for t, p in column_clauses(r) if _model_key(t, models)
+    ]
+    if titled:  # "EP (proposed)" by model
+        for p, title, row in titled:
+            yield Clause(_role_in(row, p) or "proposed", [p], _model_key(title, models))
+        return
+    columns = [(t, p) for t, p in column_clauses(rows) if any(_roles_in(t, p))]
     if columns:
         for title, p in columns:
-            yield Clause(_role_in(title) or "baseline", [p], _model_key(title, models))
+            yield Clause(_role_in(title, p) or "baseline", [p], _model_key(title, models))
         return
     found = [(" ".join(c for _, c in p.cells), p, words) for p in rows if (words := row_words(p))]
-    marked = any(_role_in(name) == "proposed" for name, _, _ in found)
+    marked = any(_role_in(name, p) == "proposed" for name, p, _ in found)
     for name, p, words in found:
-        role = _role_in(name)
+        role = _role_in(name, p)
         clause = Clause(role or "baseline", [replace(p, text=words, body=0)], _model_key(name, models))
         clause.unsure = role is None and not marked
         yield clause
 
 
-def _role_in(text: str) -> PaperRole | None:
+def _role_in(text: str, p: Passage) -> PaperRole | None:
     """The one role that a text names; a text that names both is one about the proposed."""
-    base, prop = bool(BASELINE.search(text)), bool(PROPOSED.search(text))
+    base, prop = _roles_in(text, p)
     return "baseline" if base and not prop else "proposed" if prop and not base else None
 
 
@@ -245,7 +293,7 @@ def _by_model(p: Passage, models: Sequence[PaperModel]) -> list[tuple[str | None
 
 
 _ALTERNATIVE = re.compile(
-    r"\s*(?:[(（](?:\d|[a-z]|i{1,3}|iv)[)）]|(?:(?<=\s)|^)\d\)|[;；]|,?\s+or\s+|,?\s+versus\s+|,?\s+as well as\s+|以及)\s*"
+    r"\s*(?:[(（](?:\d|[a-z]|i{1,3}|iv)[)）]|(?:(?<=[;；:：,，.]\s)|^)\d\)|[;；]|,?\s+or\s+|,?\s+versus\s+|,?\s+as well as\s+|以及)\s*"
 )
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,17 +18,17 @@ _DEV = r"(?:GPUs?|NPUs?|DCUs?|devices?|cards?|ranks?|accelerators?|chips?|卡|�
 _PAR = r"[- ]?parallel(?:ism|ity|i[sz]ation)?"
 AXES: tuple[tuple[str, str], ...] = (
     # longer names first: "expert tensor parallelism" is no "tensor parallelism"
-    ("etp", rf"ETP|expert[- ]tensor{_PAR}|tensor{_PAR} (?:inside|within|of) (?:the |each )?experts?|专家张量并行"),
+    ("etp", rf"ETP|--expert-tensor-parallel-size|expert[- ]tensor{_PAR}|tensor{_PAR} (?:inside|within|of) (?:the |each )?experts?|专家张量并行"),
     ("attn_dp", rf"DP[- ]attention|attention[- ](?:DP|data{_PAR})|data[- ]parallel attention|attn[_ -]dp|注意力数据并行"),
     ("dcp", rf"DCP|decode[- ]context{_PAR}|KV[- ]?parallel(?:ism)?|KVP|解码上下文并行"),
     ("ulysses", rf"(?:deepspeed[- ])?ulysses(?:[- ](?:sequence{_PAR}|SP|attention))?|(?:sequence[- ]head|head[- ]sequence|heads?[- ]for[- ]sequence)[- ]exchange|the exchange"),
     ("ring", r"ring[- ](?:self[- ])?attention|ring[- ]SP|rings?(?= (?:of|over|across|among|between) |\s*[=:]?\s*\d)|环形注意力|环注意力"),
     ("cp", rf"CP|context{_PAR}|上下文并行"),
     ("sp", rf"SP|(?:megatron )?sequence{_PAR}|序列并行"),
-    ("tp", rf"TP|tensor(?:[- ]model)?{_PAR}|张量(?:模型)?并行"),
-    ("pp", rf"PP|pipeline(?:[- ]model)?{_PAR}|流水线?并行|pipeline(?= (?:over|of|across|with)|\s*\d)|流水线"),
-    ("ep", rf"EP|expert{_PAR}|专家并行"),
-    ("dp", rf"DP|data{_PAR}|数据并行"),
+    ("tp", rf"TP|--(?:tensor-parallel-size|tp(?:-size)?)|-tp|tensor(?:[- ]model)?{_PAR}|张量(?:模型)?并行"),
+    ("pp", rf"PP|--(?:pipeline-parallel-size|pp(?:-size)?)|-pp|pipeline(?:[- ]model)?{_PAR}|流水线?并行|pipeline(?= (?:over|of|across|with)|\s*\d)|流水线"),
+    ("ep", rf"EP|--(?:expert-parallel-size|ep(?:-size)?)|expert{_PAR}|专家并行"),
+    ("dp", rf"DP|--(?:data-parallel-size|dp(?:-size)?)|-dp|data{_PAR}|数据并行"),
 )  # fmt: skip
 _NAME = "|".join(rf"(?P<{a}>(?<![A-Za-z])(?:{w})(?![A-Za-z]))" for a, w in AXES)
 _GLUED = r"(?P<g_axis>TP|PP|DP|EP|CP|SP|ETP|DCP)[-_]?(?P<g_n>\d+)(?![\d.])"
@@ -56,7 +57,8 @@ _DEVICES = re.compile(
     re.I,
 )
 _NOT_TOTAL = re.compile(
-    r"(?:each|every|per|groups? of|stages? of|node of|nodes of|每)\s*(?:of\s*)?(?:个|组|台)?\s*$", re.I
+    r"(?:(?:each|every)(?: (?:on|with|of|using|over))?|per|(?:mapped|assigned|bound|goes|given|sent) (?:on)?to|groups? of|stages? of|node of|nodes of|每)\s*(?:of\s*)?(?:个|组|台)?\s*$",
+    re.I,
 )
 _EXPERTS_PER = re.compile(
     rf"(?P<n>{NUMBER}|an?|each|every)\s+(?:whole |complete |routed )?experts?\s*(?:per|on each|on every|on one|on its own|on a device of its own|to each|to every|a|/)\s*{_DEV}"
@@ -65,11 +67,11 @@ _EXPERTS_PER = re.compile(
     re.I,
 )
 _STAGE_LIST = re.compile(
-    r"(?:(?:stages?|partition\w*|split|阶段)(?:\s*(?:of|with|hold\w*|have|having|into|sizes?|分别(?:为|有)|[:：]))*\s*[\[(]?\s*(?P<l>\d{1,3}(?:\s*(?:,\s*and|,|，|、|\+|/|and|和)\s*\d{1,3}){1,63})\s*[\])]?\s*(?:layers|层)|[\[(]\s*(?P<l1>\d{1,3}(?:\s*,\s*\d{1,3}){1,63})\s*[\])]\s*(?:layers|层)?|(?P<l2>\d{1,3}(?:\s*\+\s*\d{1,3}){1,63})\s*(?:layers|层))",
+    r"(?:(?:stages?|partition\w*|split|阶段)(?:\s*(?:of|with|hold\w*|have|having|into|sizes?|分别(?:为|有)|[:：]))*\s*[\[(]?\s*(?P<l>\d{1,3}(?:\s*(?:,\s*and|,|，|、|\+|/|and|和)\s*\d{1,3}){1,63})\s*[\])]?\s*(?:layers|层)|[\[(]\s*(?P<l1>\d{1,3}(?:\s*,\s*\d{1,3}){1,63})\s*[\])]\s*(?:layers|层)?|layers (?:are )?(?:split|divided|dealt out|cut) (?P<l4>\d{1,3}(?:\s*[/+,]\s*\d{1,3}){1,63})|(?P<l3>\d{1,3}(?:\s*,\s*\d{1,3}){1,62}\s*,?\s*(?:and|和)\s*\d{1,3})\s*(?:layers|层)|(?P<l2>\d{1,3}(?:\s*[+/]\s*\d{1,3}){1,63})\s*(?:layers|层))",
     re.I,
 )
 _PER_STAGE = re.compile(
-    rf"(?P<n>{NUMBER})[ -]?(?:consecutive |contiguous |transformer )*layers?\s*(?:per|on each|in each|to each|for each|on every|a)\s*(?:pipeline )?(?P<w>stage|{_DEV})|每\s*(?:个|张|块)?\s*(?:流水线?)?(?P<w1>阶段|级|{_DEV})\s*(?:上|各|只|仅)?(?:放置|承载|持有|负责|处理|部署|存放|存储|分配|放|存|有)?\s*(?P<n1>{NUMBER})\s*个?(?:连续)?(?:的)?层|(?:each|every) (?P<w2>stage|{_DEV}) (?:holds|hosts|owns|has|stores|runs|processes|keeps|gets|takes)\s+(?:exactly |only |just |precisely |a total of )?(?P<n2>{NUMBER}|an?|a single) (?:whole |full |complete |consecutive |contiguous )?layers?",
+    rf"(?P<n>{NUMBER})[ -]?(?:consecutive |contiguous |transformer )*layers?\s*(?:per|on each|in each|to each|for each|on every|a)\s*(?:pipeline )?(?P<w>stage|{_DEV})|每\s*(?:个|张|块)?\s*(?:流水线?)?(?P<w1>阶段|级|{_DEV})\s*(?:上|各|只|仅)?(?:放置|承载|持有|负责|处理|部署|存放|存储|分配|放|存|有)?\s*(?P<n1>{NUMBER})\s*个?(?:连续)?(?:的)?层|(?:each|every) (?P<w2>stage|{_DEV}) (?:holds|hosts|owns|has|stores|runs|processes|keeps|gets|takes|receives|carries)\s+(?:exactly |only |just |precisely |a total of )?(?P<n2>{NUMBER}|an?|a single) (?:whole |full |complete |consecutive |contiguous )?layers?",
     re.I,
 )
 _SLICES = re.compile(
@@ -123,14 +125,15 @@ def axis_spans(text: str) -> Iterator[tuple[str, int, int]]:
             continue
         axis = next(a for a, _ in AXES if m[a])
         word = m[axis]
-        if len(word) <= 3 and word.isascii() and not word.isupper():
+        short = len(word) <= 3 and word.isalpha() and word.isascii() and not word.isupper()
+        if short and not (word.islower() and re.match(r"\s?[=:]?\s?\d", text[m.end() :])):
             continue
         yield axis, m.start(), m.end()
 
 
 def parse_degrees(text: str, *, per_node: int | None = None, num_nodes: int | None = None) -> Degrees:
     """Everything a clause says about how a model is dealt out; what it says to do without does not count."""
-    text = stated(text)
+    text = _PRODUCT.sub(lambda m: " " * len(m[0]), stated(text))
     d = Degrees()
     d.bindings = symbols_of(text)
     taken: list[tuple[int, int]] = []
@@ -149,15 +152,29 @@ def parse_degrees(text: str, *, per_node: int | None = None, num_nodes: int | No
     _stages(text, d)
     _experts(text, d)
     _sliced(text, d)
+    taken += [(m.start("m"), m.end("m")) for m in _STAGES_BY.finditer(text)]
     d.devices = _devices(text, taken)
     d.sp = ("sp" in d.axes and d.axes["sp"] is None) or bool(_SP_ON.search(text))
     d.experts_sliced = bool(_EXPERT_TP.search(text))
     d.microbatches = microbatches(text)
-    if not d.axes.get("dp") and (copies := _copies(text, num_nodes)):
+    copies = _copies(text, num_nodes)
+    if copies and not d.axes.get("dp"):
         d.axes["dp"] = copies
+    elif copies and d.axes.get("ep") and "attn_dp" not in d.axes and _fills_group(d):
+        d.axes |= {"attn_dp": d.axes["dp"], "dp": copies}  # "two replicas of (TP 4 × DP 2, EP 8)"
     return d
 
 
+def _fills_group(d: Degrees) -> bool:
+    """tp · dp = etp · ep: the data parallelism that is named is attention's, inside the experts' group."""
+    a = {k: v or 1 for k, v in d.axes.items()}
+    return a.get("tp", 1) * a.get("cp", 1) * a["dp"] == a.get("etp", 1) * a["ep"]
+
+
+_PRODUCT = re.compile(
+    r"(?<![A-Za-z])(?:[A-Z]{1,3}P|[A-Z])(?:\s*[×x*·]\s*(?:[A-Z]{1,3}P|[A-Z]))+\s*=\s*\d+(?!\s*[×x*]\s*\d)"
+)
+"""An equation between degrees ("TP × PP = 16"): no degree by itself."""
 _COPIES = re.compile(
     rf"(?<![\d.A-Za-z])(?P<n>{NUMBER})\s*(?:independent |identical |model |data[- ]parallel |prefill(?:ing)? |decod(?:e|ing) |full |whole )*(?:replicas|copies of the (?:model|network)|instances|个(?:独立)?(?:副本|实例))(?![A-Za-z])"
     rf"|(?:replicas|instances|副本数?|实例数?)\s*(?:=|:|：|为)\s*(?P<n1>{NUMBER})",
@@ -213,7 +230,54 @@ def _degree_at(
     return None, None
 
 
+_STAGES_BY = re.compile(
+    rf"(?P<n>{NUMBER})\s*(?:pipeline )?(?:stages|groups|级|阶段)\s*(?:by|[×x*]|of|,? each (?:of|with|on)|，?每(?:级|段|个阶段))\s*(?P<m>{NUMBER})\s*(?:张)?{_DEV}",
+    re.I,
+)
+_LAYER_RANGE = re.compile(
+    r"(?:(?:layers?|blocks?|层)\s*|(?<=[,;，；、]\s)|(?<=[,;，；、])|(?<=and\s))(?P<a>\d{1,3})\s*(?:–|-|—|−|~|to|through|至|到)\s*(?P<b>\d{1,3})(?=\s*(?:层|on|in|to|at|go|are|run|live|→|->|:|[(（,，;；.。]|and\b|$|放|在|于))",
+    re.I,
+)
+_LAYERS_ON = re.compile(
+    rf"(?:(?P<times>{NUMBER})\s*个[^,，;；。]{{0,14}}[段级]各|each of the (?P<times1>{NUMBER}) [\w -]{{0,20}}stages (?:holds |gets |has |with )?)\s*(?P<n2>\d{{1,3}})\s*(?:layers|层)?"
+    rf"|(?P<n>{NUMBER})\s*(?:transformer |decoder )?(?:layers|blocks) (?:on|in|at|to|for) (?:the |stage |each )"
+    rf"|(?:[段级]|stage)\s*(?:[A-Z]\s+)?(?:有|为|放|分配|承担|gets|holds|has|takes|:|：)?\s*(?P<n1>\d{{1,3}})\s*(?:layers|层)",
+    re.I,
+)
+
+
+_HELD_BY = re.compile(
+    rf"\b(?:box|node|machine|stage|server|host|group)(?: \w)?,? (?:(?:takes|gets|holds|has|hosts|runs|receives|with|carries)\s+)?(?P<n>{NUMBER})(?! ?(?:GPUs|devices|cards|stages|way))(?:\s*layers)?(?=\s*(?:[,;.(]|and\b|on\b|$))",
+    re.I,
+)
+
+
+def _layers_by_range(text: str) -> tuple[int, ...] | None:
+    """ "Blocks 1–3 on the first GPU, 4–6 on the second": runs that follow each other from the first layer on."""
+    runs = [(int(m["a"]), int(m["b"])) for m in _LAYER_RANGE.finditer(text)]
+    follows = all(b[0] == a[1] + 1 for a, b in itertools.pairwise(runs))
+    if len(runs) < 2 or runs[0][0] not in (0, 1) or not follows:
+        return None
+    return tuple(b - a + 1 for a, b in runs)
+
+
+def _layers_listed(text: str) -> tuple[int, ...] | None:
+    """ "54 layers on the H100 stage and 26 layers on the A100 stage": one number after the other."""
+    out: list[int] = []
+    for m in _LAYERS_ON.finditer(text):
+        times = m["times"] or m["times1"]
+        out += [whole(m["n2"])] * whole(times) if times else [whole(m["n"] or m["n1"])]
+    if len(out) > 1 or not re.search("layers", text):
+        return tuple(out) if len(out) > 1 else None
+    held = [whole(m["n"]) for m in _HELD_BY.finditer(text)]
+    return tuple(held) if len(held) > 1 else None
+
+
 def _stages(text: str, d: Degrees) -> None:
+    if m := _STAGES_BY.search(text):
+        d.axes["pp"] = whole(m["n"])
+        if d.axes.get("tp") is None and not {"cp", "ulysses", "ring", "attn_dp", "ep"} & d.axes.keys():
+            d.axes["tp"] = whole(m["m"])
     if (m := _STAGED.search(text)) and d.axes.get("pp") is None:
         n = m["n"] or m["n1"]
         d.axes["pp"] = whole(n)
@@ -221,10 +285,11 @@ def _stages(text: str, d: Degrees) -> None:
         word = m["n"] or m["n1"] or m["n2"]
         d.layers_each = 1 if word.lower() == "a single" else whole(word)
     for m in _STAGE_LIST.finditer(text):
-        counts = tuple(int(x) for x in re.findall(r"\d+", m["l"] or m["l1"] or m["l2"]))
+        counts = tuple(int(x) for x in re.findall(r"\d+", m["l"] or m["l1"] or m["l3"] or m["l2"] or m["l4"]))
         if len(counts) > 1 and (d.axes.get("pp") in (None, len(counts))):
             d.layers_per_stage = counts
             break
+    d.layers_per_stage = d.layers_per_stage or _layers_by_range(text) or _layers_listed(text)
 
 
 def _experts(text: str, d: Degrees) -> None:

@@ -16,18 +16,18 @@ from tools.spec.base import ToolError
 
 DEV = r"(?:GPUs?|NPUs?|DCUs?|XPUs?|TPUs?|devices?|cards?|ranks?|accelerators?|chips?|processors?|workers?|members?|dies?|卡|设备|加速器|加速卡|处理器|芯片)"
 ROLES: dict[str, str] = {
-    "pool": r"pool(?:ed|s)?\b|additional|extra|helpers?|auxiliary|elastic|spare|borrowed|on[- ]demand|surge|reinforcements?|assist\w*|资源池|注意力池|池|额外|辅助|附加|备用|扩展",
-    "base": r"\bbase\b|\bcore\b|\bprimary\b|\bmain\b|permanent|always[- ]on|resident|\bhome\b|基础|主(?:组|干|设备)|常驻|核心",
+    "pool": r"pool(?:ed|s)?\b|\breserves?\b|additional|extra|helpers?|auxiliary|elastic|spare|borrowed|on[- ]demand|surge|reinforcements?|assist\w*|资源池|注意力池|池|额外|辅助|附加|备用|扩展",
+    "base": r"\bbase\b|\bstanding\b|\bcore\b|\bprimary\b|\bmain\b|permanent|always[- ]on|resident|\bhome\b|基础|主(?:组|干|设备)|常驻|核心",
     "attention": r"\battention\b|\battn\b|\bMHA\b|\bMLA\b|self-attention|注意力",
     "expert": r"\bexperts?\b|\bMoE\b|\bFFNs?\b|feed[- ]?forward|专家|前馈",
-    "prefill": r"\bprefill\w*|prompt (?:phase|processing|side)|context phase|预填充|预填",
-    "decode": r"\bdecod\w*|generation (?:phase|side|pool|instances?|workers?)|token generation|解码|生成(?:阶段|侧|池)",
+    "prefill": r"(?<![A-Za-z])P(?=\s?[:：]\s)|\bprefill\w*|prompt (?:phase|processing|side)|context phase|预填充|预填",
+    "decode": r"(?<![A-Za-z])D(?=\s?[:：]\s)|\bdecod\w*|generation (?:phase|side|pool|instances?|workers?)|token generation|解码|生成(?:阶段|侧|池)",
 }
 _ROLE = {name: re.compile(regex, re.I) for name, regex in ROLES.items()}
 _ADJECTIVES = r"(?:(?!(?:and|plus|with|on|of|for|layers?|heads?|stages?|slices?|sequences?|requests?|tokens?|experts? (?:per|on|to|across|over))\b)[A-Za-z][\w/-]*[ -]+){0,4}"
 _COUNT = re.compile(
     rf"(?<![A-Za-z\d.–-])(?P<n>{NUMBER})\s*(?:[×x]\s*)?[- ]?{_ADJECTIVES}{DEV}(?![A-Za-z])(?!\s*(?:per|each|/|in (?:each|a|one|every) ))"
-    rf"|(?P<n1>{NUMBER})\s*(?:张|块|个|颗|片|台)\s*(?:[\w ]{{0,14}}?)(?:{DEV})"
+    rf"|(?P<n1>{NUMBER})\s*(?:张|块|个|颗|片|台)\s*(?:(?:(?!\d+\s*(?:张|块|个))[\w ]){{0,14}}?)(?:{DEV})"
     rf"|(?<![A-Za-z\d.–-])(?P<n2>{NUMBER})\s*(?:[×x]\s*)?(?:NVIDIA )?(?:H100|H200|H800|H20|A100|A800|B200|GB200|MI300X|MI250X|910[BC]|L40S?|V100|RTX ?\d+)s?\b(?!\s*(?:per|each))",
     re.I,
 )  # fmt: skip
@@ -46,11 +46,11 @@ _LIST = re.compile(
 )
 _ANY_ROLE = "|".join(f"(?:{r})" for r in ROLES.values())
 _SIZED = re.compile(
-    rf"(?:{_ANY_ROLE})(?:[- ](?:group|side|pool|tier|part|set|size|partition|devices|GPUs|ranks|nodes))*(?:组|侧|池|大小|规模|数)*\s*(?:(?:of|is|has|with|gets|takes|uses|size|counts?|为|是|取|共)\s*)*[:=：]?\s*(?P<n>{NUMBER})(?![\d.]*\d)(?!\s*[:：]\s*\d)(?!\s*[-:]?\s*(?:layers?|heads?|experts?|stages?|tokens?|sequences?|tensor|TP|PP|DP|EP|CP|路|way|个|层|头|×|x\b|of\b))",
+    rf"(?:{_ANY_ROLE})(?:[- ](?:group|side|pool|tier|part|set|size|partition|devices|GPUs|ranks|nodes))*(?:组|侧|池|大小|规模|数)*\s*(?:(?:of|is|has|with|gets|takes|uses|size|counts?|为|是|取|共)\s*)*[:=：]?\s*(?P<n>{NUMBER})(?![\d.]*\d)(?!\s*[:：]\s*\d)(?!\s*[-:]?\s*(?:layers?|heads?|experts?|stages?|tokens?|sequences?|tensor|TP|PP|DP|EP|CP|路|way|个|层|头|×|x\b|of\b|nodes?|servers?|machines?|台))",
     re.I,
 )
 _FOR = re.compile(
-    rf"(?<![\d.A-Za-z])(?P<n>{NUMBER})\s*(?:of them|of these|of which|张|块|个)?\s*(?:for|to|do|are|act as|serve as|serve|run|host|hold|用于|用来|负责|做|承担|作为|放置?)\s+(?:the |on )?(?={_ANY_ROLE})",
+    rf"(?<![\d.A-Za-z])(?P<n>{NUMBER})\s*(?:of them|of these|of which|张|块|个)?\s*(?:for|to|do|are|act as|serve as|serve|run|host|hold|用于|用来|负责|只?做|承担|作为|只?跑|只?放置?)\s*(?:the |on |only |nothing but |all )*(?={_ANY_ROLE})",
     re.I,
 )
 _DEGREE = re.compile(r"(?:[TPDECS]P|parallel\w*|并行|degree|度|way)\s*[=:：]?\s*$", re.I)

@@ -72,35 +72,50 @@ _EXP_PLACE = re.compile(
     r"\b(?:experts?|MoE|FFN)[- ](?:only )?(?:GPUs?|NPUs?|devices|accelerators|tier|side|nodes|workers)\b|专家(?:设备|侧|卡|节点)",
     re.I,
 )
+_HAND_OVER = re.compile(
+    r"(?:\bKV\b|key[- ]value|cache)[^.。]{0,50}(?:mov|transfer|stream|ship|sent|send|cross|migrat|hand|goes|over RDMA)|disaggregat|缓存[^。]{0,14}(?:传输|迁移|发送)|分离",
+    re.I,
+)
+_PREFILL_PLACE = re.compile(
+    r"^\s*prefill(?:ing)?\s*[:：.]|\bprefill(?:ing)?[- ](?:pool|instances?|cluster|nodes|side|workers|tier|GPUs|devices)\b|预填充?(?:池|侧|节点|实例|集群)",
+    re.I,
+)
+_DECODE_PLACE = re.compile(
+    r"^\s*decod(?:e|ing)\s*[:：.]|\bdecod(?:e|ing)[- ](?:pool|instances?|cluster|nodes|side|workers|tier|GPUs|devices)\b|解码(?:池|侧|节点|实例|集群)",
+    re.I,
+)
 _PLACE = rf"(?:{_DEV}|groups?|tiers?|pools?|sides?|sets?|workers?|instances?|组|侧|池)"
 REDUNDANT = "redundant experts"
 _REDUNDANT = r"redundant experts?|(?:hot\w*|popular|busiest|frequent\w*) experts?[^.]{0,60}(?:replicat|duplicat|redundant|extra|further|cop(?:y|ies))\w*|(?:replicat|duplicat)\w* (?:of )?(?:the )?(?:hot\w*|popular|busiest) experts?|冗余专家|热(?:点|门)?专家[^。]{0,20}(?:复制|副本|冗余)"
 _LENGTH = r"threshold|exceed|longer than|above|beyond|\blong\b|阈值|超过|大于|长(?:序列|文本|输入|提示)"
 _STAGE = r"\bstages?\b|pipelin\w*|流水"
 MECHANISMS: tuple[Mechanism, ...] = (
-    Mechanism("ulysses", r"ulysses|(?:all[- ]to[- ]all|exchang\w*|redistribut\w*|transpos\w*|swap\w*)[^.]{0,120}heads?[^.]{0,80}(?:seq|sequence|tokens?|positions?)|(?:exchang\w*|swap\w*) (?:heads?|sequence) (?:for|with|and) (?:heads?|sequence)|all[- ]to[- ]all[^.]{0,140}(?:seq\w*|tokens?|positions?)[^.]{0,80}\bheads?\b|(?:all[- ]to[- ]all)[^.]{0,160}seq_?len[^.]{0,120}heads?|(?:all[- ]to[- ]all|全对全|全交换)[^。]{0,60}头"),
-    Mechanism("ring", r"ring[- ](?:self[- ])?attention|(?:keys? and values?|K and V|KV(?: blocks?| chunks?)?)[^.]{0,80}(?:around|along|in) (?:a|the) (?:logical )?ring|环形注意力|环注意力|(?:KV|键值)[^。]{0,30}(?:环|轮转)"),
-    Mechanism("attn_dp", r"attention[^.;]{0,80}data[- ]parallel|data[- ]parallel(?:ism)?[^.;]{0,60}attention|replicat\w+ (?:the )?attention|attention[^.;]{0,50}(?:is |are )?replicated|(?:full|whole|complete) (?:copy of the )?attention weights|DP[- ]attention|注意力[^。；]{0,40}(?:数据并行|复制|副本)|数据并行[^。；]{0,20}注意力"),
+    Mechanism("ulysses", r"ulysses|(?:all[- ]to[- ]all|exchang\w*|redistribut\w*|transpos\w*|swap\w*)[^.]{0,120}heads?[^.]{0,80}(?:seq|sequence|tokens?|positions?)|(?:exchang\w*|swap\w*) (?:heads?|sequence) (?:for|with|and) (?:heads?|sequence)|all[- ]to[- ]all[^.]{0,140}(?:seq\w*|tokens?|positions?)[^.]{0,80}\bheads?\b|(?:all[- ]to[- ]all)[^.]{0,160}seq_?len[^.]{0,120}heads?|(?:all[- ]to[- ]all|全对全|全交换)[^。]{0,60}头", (r"all[- ]to[- ]all", r"permut\w*|exchang\w*|redistribut\w*|transpos\w*|xrightarrow|\u2192|brings?", r"\bheads?\b|\bH ?/", r"\bN ?/|\bS ?/|\bL ?/|\[B, N|seq|token|position")),
+    Mechanism("ring", r"(?:rotat|circulat)\w*[^.]{0,20}(?:key[- ]value|\bKV|keys and values|K and V)[^.]{0,30}(?:blocks?|chunks?|between|among)|ring[- ](?:self[- ])?attention|(?:keys? and values?|K and V|KV(?: blocks?| chunks?)?)[^.]{0,80}(?:around|along|in) (?:a|the) (?:logical )?ring|环形注意力|环注意力|(?:KV|键值)[^。]{0,30}(?:环|轮转)", (r"keys and values|\bK and V\b|\bKVs?\b|key[- /]value|queries", r"\b(?:hand|pass|forward|send|rotat|circulat|travel|shift)\w*|\bgo(?:es)? round", r"neighbou?rs?\b|next (?:device|rank|GPU)|\bin a circle|\bring\b|round the")),
+    Mechanism("attn_dp", r"attention weights (?:are )?(?:stored|held|kept|present|replicated) (?:everywhere|on (?:every|each|all))|attention[^.;]{0,80}data[- ]parallel|data[- ]parallel(?:ism)?[^.;]{0,60}attention|replicat\w+ (?:the )?attention|attention[^.;]{0,50}(?:is |are )?replicated|(?:full|whole|complete) (?:copy of the )?attention weights|DP[- ]attention|注意力[^。；]{0,40}(?:数据并行|复制|副本)|数据并行[^。；]{0,20}注意力"),
+    Mechanism("attn_tp", r"\battention[^.;]{0,50}tensor[- ]parallel|tensor[- ]parallel\w* (?:for |in )?attention|attention heads (?:are )?(?:sharded|split|dealt|divided)|注意力[^。；]{0,20}张量并行"),
     Mechanism("slices", r"heads?[^.]{0,80}(?:into|in) \w+ groups?[^.]{0,200}(?:d_?k|dim\w*)[^.]{0,60}(?:into|in) \w+ (?:slices?|parts?|segments?|shards?|pieces?)|two[- ]level (?:attention )?(?:slicing|partition\w*|split\w*)|(?:头)[^。]{0,40}组[^。]{0,60}(?:维|d_?k)[^。]{0,30}(?:片|段|份)|二维(?:注意力)?切分|两级(?:注意力)?切分"),
     Mechanism("slices", r"(?:dual|two|double|2)[- ]level (?:slic|split|partition|cut)|(?:slic|\bcut|\bsplit|divid|partition|segment)\w* (?:each|every|a|the) head's|(?:(?:each|every) head's (?:\w+ )?dim\w*|d_?k|d_?h|head dim\w*|dim\w* (?:of|within|inside|in) (?:each|every|a|the) (?:attention )?head|(?:inside|within) (?:each|every|a) head|intra-head)[^.]{0,60}(?:slic|\bcut|\bsplit|divid|partition|segment|shard)|(?:slic|\bcut|\bsplit|divid|partition|segment)\w*[^.]{0,50}(?:inside|within) (?:each|every|a|the) (?:attention )?head|(?:头内|每个头内部|头维度|每头维度)[^。]{0,20}(?:切|划分|分片)|(?:切分|划分)[^。]{0,12}(?:头内|头维度)"),
-    Mechanism("layerwise", (r"\blayers?\b|层", r"on-chip|\bL2\b|\bSRAM\b|last-level cache|scratch-?pad|片上|二级缓存", r"\bfit\w*|exceed|within|below|budget|capacity|超过|放入|装入|容纳|不超"), r"groups? of layers|layer groups?|layers? (?:are|is) (?:assigned|taken|placed|packed) in order|layer[- ]?wise|(?:contiguous|consecutive) (?:groups? of |blocks? of |runs? of |sets? of )?(?:\w+ )?layers|(?:each|every|one) device (?:holds|hosts|stores|owns|runs|processes) (?:\w+ ){0,3}layers|layers? (?:are|is) (?:assigned|placed|distributed|mapped)[^.]{0,40}devices|按层(?:划分|切分|放置|部署)|逐层(?:划分|部署|放置)|连续的?(?:若干)?层"),
+    Mechanism("layerwise", r"(?:consecutive|contiguous|successive) (?:layers|blocks) on (?:consecutive|contiguous|successive|neighbou?ring)", (r"\blayers?\b|层", r"on-chip|\bL2\b|\bSRAM\b|last-level cache|scratch-?pad|片上|二级缓存", r"\bfit\w*|exceed|within|below|budget|capacity|超过|放入|装入|容纳|不超"), r"groups? of layers|layer groups?|layers? (?:are|is) (?:assigned|taken|placed|packed) in order|layer[- ]?wise|(?:contiguous|consecutive) (?:groups? of |blocks? of |runs? of |sets? of )?(?:\w+ )?layers|(?:each|every|one) device (?:holds|hosts|stores|owns|runs|processes) (?:\w+ ){0,3}layers|layers? (?:are|is) (?:assigned|placed|distributed|mapped)[^.]{0,40}devices|按层(?:划分|切分|放置|部署)|逐层(?:划分|部署|放置)|连续的?(?:若干)?层"),
     Mechanism("apart",
-              rf"(?:{_ATT}|{_EXP})[^.。]{{0,40}}(?:and|from|/|vs\.?|与|和|跟)[^.。]{{0,40}}(?:{_ATT}|{_EXP})[^.。]{{0,70}}(?:different|separate|disjoint|distinct|dedicated|two|their own|respective|不同|各自|独立|分别)[^.。,，]{{0,20}}{_PLACE}",
+              rf"(?:{_EXP}|{_ATT})[^.。]{{0,40}}(?:on|to|in) (?:other|different|separate) {_DEV} than[^.。]{{0,30}}(?:{_ATT}|{_EXP})",
+              *(rf"(?:{one})[^.。]{{0,40}}(?:and|from|/|vs\.?|与|和|跟)[^.。]{{0,40}}(?:{other})[^.。]{{0,70}}(?:different|separate|disjoint|distinct|dedicated|two|their own|respective|不同|各自|独立|分别)[^.。,，]{{0,20}}{_PLACE}" for one, other in ((_ATT, _EXP), (_EXP, _ATT))),
               rf"(?:{_ATT})[^.。]{{0,60}}(?:on|to|in|onto|by|over|uses?|gets?|has) (?:one|a|its own|their own|separate|dedicated|different|disjoint|\d+)[^.。]{{0,50}}{_PLACE}[^.。]{{0,120}}(?:{_EXP})[^.。]{{0,80}}(?:another|the other|separate|second|the rest|remaining|different|dedicated|own|\d+ {_DEV})",
               (_SEPARATE, _ATT, _EXP), rf"(?:{_ATT})(?:[- ]only)?[- ]?{_PLACE}[^.。]{{0,120}}(?:{_EXP})(?:[- ]only)?[- ]?{_PLACE}|(?:{_EXP})(?:[- ]only)?[- ]?{_PLACE}[^.。]{{0,120}}(?:{_ATT})(?:[- ]only)?[- ]?{_PLACE}"),
     Mechanism("pool", rf"(?:{_ATT})[- ]?(?:resource )?pool|pool of [^.。]{{0,30}}(?:{_DEV})[^.。]{{0,60}}(?:{_ATT})|注意力(?:计算)?(?:资源)?池",
               (rf"(?:additional|extra|idle|spare|further|more|helper|pool\w*|borrow\w*|lend\w*|lent|join\w*|额外|池|空闲|加入)[^.。]{{0,60}}(?:{_DEV})|(?:{_DEV})[^.。]{{0,40}}(?:pool|池)|extra|pool", _LENGTH, _ATT),
               (rf"(?:additional|extra|idle|spare|额外|空闲|池)[^.。]{{0,40}}(?:{_DEV})", _LENGTH)),
-    Mechanism("tokens", r"token[- ](?:level|wise|dimension|granularity|axis|dim)[ -](?:pipelin\w*)|terapipe|pipelin\w*[^.。]{0,40}(?:along|over|across|in|on) (?:the )?(?:token|sequence|position)s?(?: (?:axis|dimension|dim))?\b",
+    Mechanism("tokens", r"(?:piece|slice|chunk|segment) (?:one|1|i|k|\w) (?:enters|starts|goes|moves)[^.。]{0,40}\bstage|token[- ](?:level|wise|dimension|granularity|axis|dim)[ -](?:pipelin\w*)|terapipe|pipelin\w*[^.。]{0,40}(?:along|over|across|in|on) (?:the )?(?:token|sequence|position)s?(?: (?:axis|dimension|dim))?\b",
               (r"(?:slices?|chunks?|segments?|pieces|parts?) of (?:the |a |an |each |every |one )?(?:\w+ )?(?:sequence|prompt|input|tokens?)|(?:sequence|prompt|token|input)s?[ -](?:chunks?|slices?|segments?|pieces)|(?:sequence|prompt|input|tokens?)[^.。]{0,60}(?:into|in) (?:\w+ )?(?:\w+ )?(?:slices?|chunks?|segments?|pieces)|(?:序列|token|提示|输入)[^。]{0,20}(?:切片|分片|片段|分段|切成|切分|分成|划分)|slice i\b", _STAGE)),
     Mechanism("pd", (r"disaggregat|separat|decoupl|dedicated|own\b|two pools|different (?:pools|instances|devices|GPUs)|分离|解耦", r"\bprefill|prompt phase|预填", r"\bdecod|generation|解码"),
               rf"(?:prefill\w*|decod\w*) ?(?:pool|instances?|cluster|nodes?|side|workers?|{_DEV})[^.。]{{0,140}}(?:decod\w*|prefill\w*) ?(?:pool|instances?|cluster|nodes?|side|workers?|{_DEV})|(?:PD|P/D|预填充[^。]{{0,10}}解码)\s*分离|each phase a pool"),
     Mechanism("interleaved", r"round[- ]robin[^.。]{0,40}(?:chunks|layers|stages)|(?:layer|model) chunks|chunks? of layers|(?:chunks?|runs?|pieces) (?:of layers )?(?:per|on (?:each|every)|to (?:each|every)) (?:pipeline )?(?:stage|rank|device|GPU|worker)|on stage \w mod|interleav\w+[^.。]{0,30}(?:pipeline|1F1B|schedule|stages?)|(?:pipeline|stages?|chunks?)[^.。]{0,30}interleav\w+|virtual (?:pipeline )?stages?|model chunks|non-?adjacent (?:chunks|runs|layers)|(?:runs?|chunks?|stages?|layers)[^.。]{0,60}round[- ]robin|cyclic\w* (?:assign|placement|dealt)|交错(?:式)?(?:流水|调度)|虚拟(?:流水)?(?:阶段|级)"),
     Mechanism("fewest_bytes", r"dynamic program\w*|\bDP (?:over|algorithm|search|solver|formulation)|balanc\w+[^.。]{0,40}(?:cut|partition|runs?|groups?)|动态规划|最均衡"),
     Mechanism("sliced", r"expert[- ]slicing|(?:slice|cut|split)s? (?:each|every|all|the) experts?|(?:each|every) expert (?:is|being) (?:sliced|cut|split)|专家切片"),
+    Mechanism("copied", r"(?:store|hold|host|keep|have|has)s? (?:the same|a copy of (?:the|an|every|each)|copies of (?:the|an|every|each)) experts?|(?:\w+) copies of (?:each|every) (?:one of the |expert|of them)|experts? (?:is|are) (?:replicated|copied)|每个专家[^。]{0,10}(?:份|个)副本"),
     Mechanism("redundant", _REDUNDANT),
     Mechanism("sp", r"(?:norms?|LayerNorm|RMSNorm)[^.]{0,80}(?:split|sharded|partitioned|divided)[^.]{0,40}(?:sequence|positions|tokens)[^.]{0,80}(?:tensor|TP|reduce[- ]scatter)|reduce[- ]scatter[^.]{0,120}all[- ]gather[^.]{0,80}(?:sequence|residual|norm)"),
-    Mechanism("ep", r"expert parallel|\bEP\b|one expert per|experts? (?:are |is )?(?:distributed|spread|placed|dealt)[^.]{0,40}(?:devices|GPUs|ranks)|专家并行"),
+    Mechanism("ep", (rf"{_DEV}", r"\b(?:stores?|holds?|hosts?|keeps?|owns?)\b", r"\bexperts? \(?\w (?:mod|%)"), r"expert parallel|\bEP\b|one expert per|experts? (?:are |is )?(?:distributed|spread|placed|dealt)[^.]{0,40}(?:devices|GPUs|ranks)|专家并行"),
     Mechanism("dcp", (r"\bK/?V\b|key[s]?[- /]|cache|KV|键值", r"split|shard|partition|dealt|divid|distribut|切分|划分|分布", r"position|context|sequence|token|上下文|序列|位置", r"\bdecod|log-sum-exp|lse\b|解码"), r"decode[- ]context[- ]parallel|(?:KV cache|keys and values)[^.]{0,60}(?:split|sharded|partitioned|dealt)[^.]{0,40}(?:sequence|positions|context)[^.]{0,120}(?:log[- ]sum[- ]exp|decod)|KV[- ]parallel"),
 )  # fmt: skip
 
@@ -117,6 +132,8 @@ class Beyond:
 
 
 BEYOND: tuple[Beyond, ...] = (
+    Beyond("matrices tiled in two dimensions (SUMMA, 2-D, 2.5-D or 3-D tensor parallelism)", "a weight is split along one dim per mesh axis, and activations are not broadcast tile by tile", r"\bSUMMA\b|Cannon's|(?:2|2\.5|3)[- ]?D (?:tensor|matrix|model)[- ]parallel|(?:two|three)[- ]dimensional (?:tensor|matrix|model)[- ]parallel|二维张量并行|三维张量并行"),
+    Beyond("weights that are fetched from host memory or disk while serving", "every weight lies in the memory of its device", r"offload\w*[^.。]{0,40}(?:weights?|experts?|layers?|parameters)|(?:weights?|experts?|parameters)[^.。]{0,40}(?:offload|swapped? (?:in|out)|stream\w* from (?:host|CPU|DRAM|SSD|disk))|(?:权重|专家)[^。]{0,14}(?:卸载|换入|换出)"),
     Beyond("sharded weights gathered layer by layer", "weights stay where they are in a serving strategy", r"\bFSDP\b|\bZeRO(?:-\d)?\b|fully[- ]sharded"),
     Beyond(REDUNDANT, "how many copies there are is not said; the layout is drawn without them", _REDUNDANT, partial=True),
 )  # fmt: skip
@@ -136,6 +153,9 @@ class Method:
             if value:
                 return value, p
         return None, None
+
+    def mentions(self, pattern: re.Pattern[str]) -> bool:
+        return any(pattern.search(p.text) for p in self.sentences)
 
 
 NO_METHOD = Method()
@@ -180,12 +200,19 @@ def mechanisms(sentences: Sequence[Passage]) -> dict[str, Passage]:
             out.setdefault("experts_per_device", p)
         if d.layers_each:
             out.setdefault("layers_each", p)
+        if d.layers_per_stage:
+            out.setdefault("layers_listed", p)
         if d.slices:
             out["slices"] = p if "slices" not in out or not parse_degrees(out["slices"].text).slices else out["slices"]
     for side, other in ((_ATT_PLACE, _EXP_PLACE),):
         a, e = (next((p for p in sentences if x.search(p.text)), None) for x in (side, other))
         if a is not None and e is not None:
             out.setdefault("apart", e)
+    first, then = (
+        next((x for x in sentences if side.search(x.text)), None) for side in (_PREFILL_PLACE, _DECODE_PLACE)
+    )
+    if first is not None and then is not None and any(_HAND_OVER.search(x.text) for x in sentences):
+        out.setdefault("pd", first)
     if "ulysses" in out and "ring" in out and "ring" not in out["ring"].text.lower():
         del out["ring"]
     return out

@@ -5,20 +5,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
 
-from agent.reading.paper_shapes import SHAPE_NAMES, Found, find_facts, find_workload
+from agent.reading.paper_shapes import SHAPE_NAMES, Found, find_facts, spelled_title
+from agent.reading.paper_spec import spec_of
 from agent.reading.paper_text import Paper, Passage, part, section_kind
+from agent.reading.paper_workload import read_workload
 from knowledge import catalog
 from tools.spec.base import ToolError
 from tools.spec.conditions import Fact
-from tools.spec.model import MLP, Attention, DType, ModelSpec, MoE, Position
+from tools.spec.model import ModelSpec
 from tools.spec.paper import PaperModel
-
-VOCAB_SIZE, SEQ_LEN, BATCH, TOP_K = 32000, 4096, 1, 2
-"""Assumed where a paper does not say; each use is noted."""
 
 _NAMED = re.compile(
     r"\bModels?[ -]([A-Z](?:[\w.-]{0,12})|\d{1,2})\b(?!\s*(?:[Pp]arallel|[Ss]ize))|模型\s*([A-Z0-9][\w.-]{0,10})(?![a-z])"
@@ -40,6 +38,11 @@ _MODEL_KIND = re.compile(
     r"(?:\b(?:the|an?|one|our)\s+)?\b(?P<kind>dense|MoE|mixture[- ]of[- ]experts?)\s+(?:transformer|model|LLM|network|one)\b|(?P<kind1>稠密|MoE|混合专家)模型",
     re.I,
 )
+_KIND_LABEL = re.compile(
+    r"(?:the |our )?(?:(?P<kind>dense|fully[- ]connected)|(?P<kind1>MoE|mixture[- ]of[- ]experts?)|(?P<kind2>稠密|混合专家))(?: \(MoE)?\)?\s*(?:transformers?|models?|LLMs?|networks?|模型)?\s*$",
+    re.I,
+)
+"""A label that is a kind of model: "Dense Transformer"."""
 _LISTED = re.compile(
     r"(?:^|(?<=[;；.。,，:：])|(?<=[;；.。,，:：] )|[(（][\da-z]{1,4}[)）])\s*(?P<name>[A-Z][\w.-]{0,15}(?:[ -](?:dense|MoE|small|large|base))?)\s*(?:[:：]|\s[—–-])\s*(?=\S)",
     re.I,
@@ -96,6 +99,8 @@ def read_models(paper: Paper) -> list[PaperModel]:
         drafts = _published(passages) or _published(
             [p for p in paper.passages if section_kind(p.section) not in _SKIPPED]
         )
+    if drafts and drafts[0].spec is not None:
+        drafts = [*_beside_published(passages), *drafts]
     if not drafts and _declares(find_facts(common)):
         drafts = [Draft("")]
     if not drafts:
@@ -109,6 +114,24 @@ def read_models(paper: Paper) -> list[PaperModel]:
     fallback = [p for p in paper.of("abstract", "introduction", "method") if not _ROLE.search(p.label)]
     made = [_model(d, drafts, common, fallback) for d in drafts]
     return _unique(made)
+
+
+_ANOTHER = re.compile(
+    r"\b(?:the|a|an|our|one) (?P<kind>dense|MoE|sparse|mixture[- ]of[- ]experts?) (?:model|network|LLM|transformer)\b",
+    re.I,
+)
+
+
+def _beside_published(passages: Sequence[Passage]) -> list[Draft]:
+    """ "The dense model has 32 layers, …": a model described beside a published one, in a sentence that does not name that."""
+    out = []
+    for p in passages:
+        for a, b in p.sentences() if p.kind != "row" else ():
+            sentence = part(p, a, b)
+            m = _ANOTHER.search(sentence.text)
+            if m and _declares(find_facts([sentence])) and not list(catalog.find_models_in_text(sentence.text)):
+                out.append(Draft("Dense" if m["kind"].lower() == "dense" else "MoE", [sentence]))
+    return out
 
 
 def _declares(facts: dict[str, Found]) -> bool:
@@ -143,11 +166,14 @@ def _pieces(p: Passage) -> Iterator[tuple[str, Passage]]:
     if named := _NAMED.fullmatch(label) or _NAMED.match(label):
         yield from _for_all(f"Model {named[1] or named[2]}", p)
         return
+    if p.body and "layers" in facts and (kind := _KIND_LABEL.match(label)):
+        yield from _for_all(_kind_of(kind), p)
+        return
     if (
         p.body
         and _declares(facts)
         and not re.fullmatch(
-            r"(?:the |our )?(?:models?|architecture|model (?:configuration|architecture|setup|set-up|parameters|details)|configuration|set-?up|setup|workloads?|模型(?:配置|参数|结构)?|实验模型|实验设置)",
+            r"(?:all|both|every|each|shared|common)(?: the)?(?: \w+)? (?:models?|configurations?|runs)|(?:the |our )?(?:models?|architecture|model (?:configuration|architecture|setup|set-up|parameters|details)|configuration|set-?up|setup|workloads?|模型(?:配置|参数|结构)?|实验模型|实验设置)",
             label,
             re.I,
         )
@@ -222,7 +248,12 @@ def _kind_of(m: re.Match[str]) -> str:
 
 
 def _bare(label: str) -> str:
-    """A label without its article and the word model: "The dense model" → "dense model"."""
+    """A label without its article and the word model: "The dense model" → "dense model"; none where it is a sentence."""
+    if (
+        re.match(r"(?:we|our|all|both|it|they|there|this|these|here|for|in|on|to|as)\b", label, re.I)
+        and " " in label.strip()
+    ):
+        return ""
     return re.sub(r"^(?:the|our|an?)\s+", "", label, flags=re.I).strip("() ")
 
 
@@ -238,10 +269,12 @@ def _table_models(row: Passage) -> Iterator[tuple[str, Passage]]:
         r"TPS|tokens/s|throughput|TPOT|TTFT|latency|speed|吞吐|时延|延迟", " ".join(titles), re.I
     ):
         return
-    if sum(bool(_SHAPE_WORD.search(t)) for t in titles[1:]) >= 2:
+    if sum(bool(_SHAPE_WORD.search(spelled_title(t))) for t in titles[1:]) >= 2:
         yield _bare(row.cells[0][1]), replace(row, cells=row.cells[1:])
-    elif _SHAPE_WORD.search(row.cells[0][1]) or re.search(
-        r"batch|seq|precision|dtype|context|prompt|output|input|tokens|批|序列|精度|长度", row.cells[0][1], re.I
+    elif _SHAPE_WORD.search(spelled_title(row.cells[0][1])) or re.search(
+        r"batch|seq|activation|norm\b|concurren|requests|users|并发|precision|dtype|context|prompt|output|input|tokens|批|序列|精度|长度",
+        row.cells[0][1],
+        re.I,
     ):
         key = row.cells[0][1]
         for title, cell in row.cells[1:]:
@@ -259,6 +292,8 @@ def _published(passages: Sequence[Passage]) -> list[Draft]:
     out: dict[str, Draft] = {}
     for p in passages:
         for start, end, _, ident in catalog.find_models_in_text(p.text):
+            if p.text[end : end + 2].strip().startswith(("?", "？")):  # a question states nothing
+                continue
             out.setdefault(ident, Draft(p.text[start:end], spec=catalog.model_by_id(ident))).passages.append(
                 part(p, start, end)
             )
@@ -274,6 +309,8 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
     wide = find_facts([p for p in common if not (draft.spec and _declares(find_facts([p])))])
     for name, found in wide.items():
         facts.setdefault(name, found)
+    if draft.spec and (dtype := find_facts(common).get("weight_dtype")):
+        facts.setdefault("weight_dtype", dtype)
     for d in drafts:  # one precision is stated behind the last model, for all of them
         if d is not draft and "weight_dtype" not in facts and (dtype := find_facts(d.passages).get("weight_dtype")):
             facts["weight_dtype"] = dtype
@@ -292,7 +329,7 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
         facts = _borrowed(facts, draft, drafts, notes)
     spec = _published_spec(draft, facts) if draft.spec else spec_of(draft.name, facts, notes)
     others = [p for d in drafts if d is not draft for p in d.passages]
-    batch, lengths, out, workload = _workload((draft.passages, common, fallback, others), notes)
+    batch, lengths, out, workload = read_workload((draft.passages, common, fallback, others), notes)
     seq = max(lengths)
     name = draft.name or spec.name
     used = tuple(f.evidence for f in facts.values()) + tuple(f.evidence for f in workload if f.evidence)
@@ -363,141 +400,6 @@ def _published_spec(draft: Draft, facts: dict[str, Found]) -> ModelSpec:
     assert draft.spec is not None
     dtype = facts.get("weight_dtype")
     return draft.spec.model_copy(update={"weight_dtype": dtype.value}) if dtype else draft.spec
-
-
-class _Facts:
-    """Looks values up and notes what is assumed."""
-
-    def __init__(self, facts: Mapping[str, Found], notes: list[str]) -> None:
-        self.facts, self.notes = facts, notes
-
-    def get(self, name: str) -> Any:
-        found = self.facts.get(name)
-        return found.value if found else None
-
-    def or_assume(self, name: str, value: Any, why: str) -> Any:
-        if name in self.facts:
-            return self.facts[name].value
-        self.notes.append(f"{name} = {value} assumed: {why}")
-        return value
-
-
-def spec_of(name: str, facts: Mapping[str, Found], notes: list[str]) -> ModelSpec:
-    """Raises ToolError when depth or width cannot be told."""
-    f = _Facts(facts, notes)
-    layers, hidden = f.get("layers"), f.get("hidden_size")
-    label = name or "the model"
-    if hidden is None and f.get("heads") and f.get("head_dim"):
-        hidden = f.or_assume("hidden_size", f.get("heads") * f.get("head_dim"), "heads × d_k")
-    if layers is None or hidden is None:
-        raise ToolError(
-            f"{label}: the paper states no {'number of layers' if layers is None else 'hidden size'}; add it"
-        )
-    experts = f.get("experts") if (f.get("experts") or 0) > 1 else None
-    gated, activation = _mlp_form(f)
-    width = f.get("intermediate_size")
-    if width is None and not experts:
-        width = f.or_assume("intermediate_size", 4 * hidden, "not stated; 4 × hidden size")
-    moe = _moe(f, experts, width or 4 * hidden, gated, activation) if experts else None
-    flags = _moe_layers(f, layers) if moe else None
-    needs_mlp = moe is None or (flags is not None and not all(flags))
-    norm = f.or_assume(
-        "norm", "rmsnorm" if gated else "layernorm", f"the usual norm beside a {'gated' if gated else 'two-matrix'} MLP"
-    )
-    position = f.or_assume("position", "rope", "no position encoding stated")
-    shown = name or f"{'moe' if moe else 'dense'}-{layers}l"
-    try:
-        return ModelSpec(
-            name=shown, hidden_size=hidden, num_hidden_layers=layers,
-            vocab_size=f.or_assume("vocab_size", VOCAB_SIZE, "no vocabulary stated"), attention=_attention(f, hidden),
-            mlp=MLP(intermediate_size=width or 4 * hidden, gated=gated, activation=activation) if needs_mlp else None,
-            moe=moe, moe_layers=flags, norm=norm, norm_bias=norm == "layernorm", position=Position(kind=position),
-            tie_word_embeddings=bool(f.get("tied")), weight_dtype=cast(DType, f.or_assume("weight_dtype", "bf16", "no precision stated")),
-        )  # fmt: skip
-    except ValueError as e:
-        raise ToolError(f"{label}: {' '.join(str(e).split())[:200]}") from None
-
-
-def _mlp_form(f: _Facts) -> tuple[bool, Any]:
-    gated = f.get("gated")
-    if gated is None:
-        width, hidden = f.get("intermediate_size"), f.get("hidden_size")
-        like_llama = (
-            f.get("norm") == "rmsnorm" or f.get("activation") == "silu" or bool(width and hidden and width % hidden)
-        )
-        form = "gated, three matrices" if like_llama else "two matrices with GELU"
-        gated = f.or_assume(
-            "gated", like_llama, f"the MLP's form is not stated; its width and norm are those of {form}"
-        )
-    return gated, f.get("activation") or ("silu" if gated else "gelu")
-
-
-def _attention(f: _Facts, hidden: int) -> Attention:
-    heads, head_dim = f.get("heads"), f.get("head_dim")
-    if heads is None:
-        size = head_dim or 128
-        heads = f.or_assume("heads", max(1, hidden // size), f"hidden size / {size}")
-    if head_dim is None:
-        if hidden % heads:
-            raise ToolError(f"hidden size {hidden} / {heads} heads is not whole; state the head dimension")
-        head_dim = hidden // heads
-    kv = f.get("kv_heads") or heads
-    if heads % kv:
-        raise ToolError(f"{heads} heads are not a multiple of {kv} KV heads; correct one of the two")
-    return Attention(
-        num_heads=heads,
-        num_kv_heads=kv,
-        head_dim=head_dim,
-        qkv_bias=bool(f.get("qkv_bias")),
-        qk_norm=f.get("qk_norm") or "none",
-    )
-
-
-def _moe(f: _Facts, experts: int, dense_width: int, gated: bool, activation: Any) -> MoE:
-    width = f.or_assume("expert_width", dense_width, "the MLP's width stands in for the experts'")
-    top_k = min(f.or_assume("top_k", min(TOP_K, experts), "no top-k stated"), experts)
-    count = f.get("shared")
-    shared_width = f.get("shared_width")
-    if count is None and shared_width is not None:
-        count = 1
-    shared = (count or 0) * (shared_width or width)
-    return MoE(
-        num_experts=experts, top_k=top_k, intermediate_size=width, gated=gated, activation=activation,
-        shared_intermediate_size=shared, gate=f.get("gate") or "softmax_topk",
-    )  # fmt: skip
-
-
-def _moe_layers(f: _Facts, layers: int) -> tuple[bool, ...] | None:
-    """None: every layer has experts."""
-    dense, step = f.get("first_dense") or 0, f.get("moe_step") or 1
-    if not dense and step == 1:
-        return None
-    return tuple(i >= dense and (i % step == step - 1 or step == 1) for i in range(layers))
-
-
-def _workload(
-    sources: Sequence[Sequence[Passage]], notes: list[str]
-) -> tuple[int, tuple[int, ...], int | None, tuple[Fact, ...]]:
-    """(batch_size, sequence lengths, output length, the facts): the model's own, else everybody's, the method's, another model's."""
-    facts: list[Fact] = []
-    values: dict[str, int | None] = {}
-    lengths: tuple[int, ...] = ()
-    for name in ("batch_size", "seq_len", "output_len"):
-        stated = next((s for source in sources if (s := find_workload(source).get(name))), [])
-        distinct = list(dict.fromkeys(int(cast(int, s.value)) for s in stated))
-        values[name] = max(distinct) if distinct else None
-        lengths = tuple(sorted(distinct)) if name == "seq_len" else lengths
-        path = f"workload.{ {'seq_len': 'isl', 'output_len': 'osl'}.get(name, name) }"
-        facts += [Fact(path=path, value=s.value, stated_as=s.stated_as, evidence=s.evidence) for s in stated]
-        if len(distinct) > 1:
-            notes.append(f"{name}: {', '.join(map(str, distinct))} are stated; the graphs are drawn at the largest")
-    if values["batch_size"] is None:
-        notes.append(f"batch_size = {BATCH} assumed: none stated")
-    if values["seq_len"] is None:
-        notes.append(f"seq_len = {SEQ_LEN} assumed: none stated")
-    if values["output_len"] is None:
-        notes.append("decode is drawn with seq_len tokens of context: no output length stated")
-    return values["batch_size"] or BATCH, lengths or (SEQ_LEN,), values["output_len"], tuple(facts)
 
 
 def _unique(models: list[PaperModel]) -> list[PaperModel]:

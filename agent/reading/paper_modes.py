@@ -36,6 +36,7 @@ from tools.spec.strategy import Strategy
 if TYPE_CHECKING:
     from agent.reading.paper_build import Build
     from agent.reading.paper_clauses import Clause, Setting
+    from agent.reading.paper_text import Passage
     from tools.partition.layerwise import Loads
     from tools.spec.strategy import Phase
 
@@ -44,7 +45,8 @@ _BY_HEADS = re.compile(
     r"(?:attention|heads?|Q/K/V|QKV)[^.。;]{0,80}(?:tensor[- ]parallel\w*|\bTP\b)|(?:tensor[- ]parallel\w*|\bTP\b)[^.。;]{0,50}(?:attention|heads?)|heads?[^.。;]{0,40}(?:split|shard|partition|divid|distribut|dealt|spread)|(?:split|shard|partition|divid|distribut)\w*[^.。;]{0,30}heads|注意力[^。；]{0,30}张量并行|张量并行[^。；]{0,20}注意力|注意力头[^。；]{0,20}(?:划分|切分|分配)",
     re.I,
 )
-_WHOLE_COPIES = re.compile(r"replicat|data[- ]parallel|own (?:share|part) of the (?:requests|sequences|batch)|full attention weights|complete attention weights|数据并行|复制|副本", re.I)  # fmt: skip
+_BY_TENSOR = re.compile(r"attention[^.。;]{0,60}(?:tensor[- ]parallel\w*|\bTP\b)|注意力[^。；]{0,30}张量并行", re.I)
+_WHOLE_COPIES = re.compile(r"replicat|data[- ]parallel|(?:all|its own) (?:the )?attention weights|own (?:share|part) of the (?:requests|sequences|batch)|full attention weights|complete attention weights|数据并行|复制|副本", re.I)  # fmt: skip
 
 
 def groups_of(b: Build, roles: tuple[str, str]) -> dict[str, int]:
@@ -62,7 +64,11 @@ def groups_of(b: Build, roles: tuple[str, str]) -> dict[str, int]:
     if found and where is not None:
         b.quotes.append(where.quote())
         return dict(found)
-    return said | _one_by_one(b, roles, said)
+    groups = said | _one_by_one(b, roles, said)
+    if len(groups) < 2 and (m := re.search(r"(?<![\d.])(\d+)\s*\+\s*(\d+)(?![\d.])", b.clause.words)):
+        groups = {roles[0]: int(m[1]), roles[1]: int(m[2])}
+        b.notes.append(f"{m[0]!r} is read as {m[1]} {roles[0]} and {m[2]} {roles[1]} devices")
+    return groups
 
 
 def _one_by_one(b: Build, roles: tuple[str, str], said: dict[str, int]) -> dict[str, int]:
@@ -145,7 +151,7 @@ def _attention_side(b: Build, devices: int) -> None:
             raise ToolError(f"{b.model.name}: {devices} attention devices do not split over degree {fixed}")
         tp = tp or devices // fixed
         attn_dp = devices // tp
-    elif ("tp" in b.axes or _BY_HEADS.search(words)) and not _WHOLE_COPIES.search(words):
+    elif _says_tensor(b) or (("tp" in b.axes or _BY_HEADS.search(words)) and not _WHOLE_COPIES.search(words)):
         tp, attn_dp = devices, 1
     else:
         tp, attn_dp = 1, devices
@@ -156,6 +162,13 @@ def _attention_side(b: Build, devices: int) -> None:
         b.notes.append(f"{heads} heads do not split over {tp} attention devices: data parallel instead")
         tp, attn_dp = 1, devices
     b.axes["tp"], b.axes["attn_dp"] = tp, attn_dp
+
+
+def _says_tensor(b: Build) -> bool:
+    """A sentence that gives attention tensor parallelism, and none that gives it whole copies."""
+    said = [b.clause.words, *(p.text for p in b.method.sentences)]
+    copies = re.compile(r"data[- ]parallel|数据并行|(?:full|complete|all) (?:the )?attention weights", re.I)
+    return any(_BY_TENSOR.search(t) for t in said) and not any(copies.search(t) for t in said)
 
 
 def _expert_side(b: Build, devices: int) -> None:
@@ -248,16 +261,30 @@ def phase_pools(clause: Clause, method: Method, setting: Setting) -> dict[Phase,
     out: dict[Phase, tuple[Clause, Method]] = {}
     for phase, texts in spans.items():
         d = parse_degrees(" ".join(texts), per_node=setting.per_node, num_nodes=setting.num_nodes)
+        if d.empty and (under := _of_phase(method, phase)):
+            texts = [p.text for p in under]
+            clause = replace(clause, texts=[*clause.texts, *(p for p in under if p not in clause.texts)])
+            d = parse_degrees(" ".join(texts), per_node=setting.per_node, num_nodes=setting.num_nodes)
         d.devices = groups.get(phase)
         if d.empty and d.devices is None:
             return {}
         other = "decode" if phase == "prefill" else "prefill"
         about = tuple(p for p in method.sentences if phase in (r := _phases(p.text)) or other not in r)
-        found = {k: p for k, p in mechanisms(about).items() if k not in ("pd", "apart", "pool")}
+        # A sentence about both phases gives a mechanism only where the pool's own words give no degree.
+        telling = about if d.empty else tuple(p for p in about if len(_phases(p.text)) < 2)
+        found = {k: p for k, p in mechanisms(telling).items() if k not in ("pd", "apart", "pool")}
         said = " ".join(texts).strip(" ;；.。,，")
         own = replace(clause, degrees=d, said_as=said)
         out[phase] = (own, Method(tuple(p for p in about if p not in clause.texts), found))
     return out
+
+
+def _of_phase(method: Method, phase: Phase) -> list[Passage]:
+    """Sentences of the method under a heading or label that names this phase only, or else that name it only themselves,
+    as far as they state a degree."""
+    titled = [p for p in method.sentences if _phases(" ".join((*p.section[1:], p.label))) == {phase}]
+    own = titled or [p for p in method.sentences if _phases(p.text) == {phase}]
+    return [p for p in own if any(parse_degrees(p.text).axes.values()) or parse_degrees(p.text).devices]
 
 
 def _phases(text: str) -> set[str]:

@@ -20,6 +20,8 @@ _MEASURED = re.compile(r"TPS|TTFT|TPOT|tok\w*\s*/\s*s|throughput|latency|speed-?
 _DEVICES = re.compile(rf"(?:number of |num |no\.? of |#\s?|total |所用)?(?:{DEV})(?: count| used| total|数量?|总数)?", re.I)  # fmt: skip
 _COUNTED = re.compile(r"micro-?\s?batch|slice|chunk|virtual|threshold|segment|stage|replica|instance|group|微批|切片|阈值|虚拟|阶段|副本", re.I)  # fmt: skip
 _ROLE = re.compile(r"prefill|decod|attention|expert|MoE|base|pool|预填|解码|注意力|专家|基础|池", re.I)
+_TITLE_ROLE = re.compile(r"\s*[(（](?:base ?line|proposed|ours|our method|基线|本文(?:方法)?)[)）]", re.I)
+"""Whose a row is, behind its title: "EP (proposed)"."""
 _NUMBER = re.compile(r"\d[\d,]*")
 _SYMBOL = re.compile(r"[A-Za-z](?:_?\w{1,3})?")
 
@@ -27,6 +29,7 @@ _SYMBOL = re.compile(r"[A-Za-z](?:_?\w{1,3})?")
 def said(title: str, cell: str) -> str:
     """One cell as a clause would say it; "" where it says nothing about a strategy."""
     title, cell = title.strip(), cell.strip()
+    title = _TITLE_ROLE.sub("", title).strip()
     if not cell or cell in ("-", "–", "—", "n/a", "/") or _MEASURED.search(title):
         return ""
     number = _NUMBER.fullmatch(cell)
@@ -67,6 +70,38 @@ def tables(passages: Sequence[Passage]) -> Iterator[list[Passage]]:
     for head, rows in itertools.groupby(passages, key):
         if head:
             yield list(rows)
+
+
+def stage_clauses(rows: Sequence[Passage]) -> Iterator[tuple[str, Passage]]:
+    """(row's name, its layers per stage in words) for a table with one column per pipeline stage."""
+    head = [t for t, _ in rows[0].cells]
+    staged = re.match(r"(?:pipeline )?stages?|阶段|级|段", head[0], re.I) or all(
+        re.match(r"(?:stage|阶段|第)\s*\d", t, re.I) for t in head[1:]
+    )
+    if len(head) < 3 or not staged or not all(re.search(r"\d", t) for t in head[1:]):
+        return
+    counts = {
+        r.cells[0][1]: [c for _, c in r.cells[1:]] for r in rows if all(re.fullmatch(r"\d+", c) for _, c in r.cells[1:])
+    }
+    widths = [v for k, v in counts.items() if axis_named(k) == "tp" or _DEVICES.fullmatch(k)]
+    tp = f"TP {widths[0][0]}, " if widths and len(set(widths[0])) == 1 else ""
+    for r in rows:
+        name = r.cells[0][1]
+        if name in counts and counts[name] not in widths:
+            text = f"{tp}PP {len(counts[name])}, {'+'.join(counts[name])} layers"
+            yield name, replace(r, text=text, body=0)
+
+
+def axis_named(title: str) -> str | None:
+    """The axis that a row's title names."""
+    return next((a for a, _, _ in axis_spans(title)), None)
+
+
+def by_title_role(rows: Sequence[Passage]) -> Iterator[list[Passage]]:
+    """Rows that say whose they are ("EP (proposed)", "GPUs (proposed)"), grouped by that; each group's columns are clauses."""
+    marked = [(m[0].lower(), r) for r in rows if r.cells and (m := _TITLE_ROLE.search(r.cells[0][1]))]
+    for role in dict.fromkeys(k for k, _ in marked):
+        yield [r for k, r in marked if k == role]
 
 
 def column_clauses(rows: Sequence[Passage]) -> Iterator[tuple[str, Passage]]:

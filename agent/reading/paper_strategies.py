@@ -14,6 +14,7 @@ from agent.reading.paper_clauses import Clause, Setting, clauses_of, merged
 from agent.reading.paper_degrees import Degrees
 from agent.reading.paper_mechanisms import REDUNDANT, Method, beyond_words, mechanisms, read_method
 from agent.reading.paper_text import Paper
+from agent.reading.paper_unread import with_unread
 from tools.spec.base import Refused, ToolError
 from tools.spec.paper import PaperModel, PaperStrategy, Unsupported
 
@@ -37,11 +38,14 @@ def read_strategies(
         read: list[PaperStrategy] = []
         for c in mine:
             if c.role == "baseline" and _says_enough(c.degrees):
-                read += build_strategies(model, c, "baseline", _own_words(c), setting)
+                made = build_strategies(model, c, "baseline", _own_words(c), setting)
+                read += with_unread(made, c, model, setting)
         if not blocked:
             clause = merged([c for c in mine if c.role == "proposed"]) or Clause("proposed", [])
             try:
-                read += build_strategies(model, clause, "proposed", method, setting)
+                read += with_unread(
+                    build_strategies(model, clause, "proposed", method, setting), clause, model, setting
+                )
             except ToolError as e:
                 failed.append(e)
                 missing += _lost(model, clause, e)
@@ -56,7 +60,9 @@ def read_strategies(
 def _with_passage(error: ToolError, missing: Sequence[Unsupported]) -> ToolError:
     """A refusal with the passage that asks for what is refused; anything else as it is."""
     e = next((u.evidence for u in missing if u.why == str(error)), None)
-    return Refused(f"{e.file} line {e.line}: {error}") if isinstance(error, Refused) and e is not None else error
+    if not isinstance(error, Refused) or e is None or str(error).startswith(e.file):
+        return error
+    return Refused(f"{e.file} line {e.line}: {error}")
 
 
 def _own_words(clause: Clause) -> Method:

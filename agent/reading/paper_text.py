@@ -8,35 +8,60 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from agent.reading.paper_terms import NO_TERMS, Terms, terms_of
 from agent.reading.segments import sentence_spans
 from tools.spec.base import ToolError
 from tools.spec.conditions import Evidence
 from tools.units import chinese_number, fold_width
 
+_UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS = (
+    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 WORDS = {
-    "one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "twelve": 12, "sixteen": 16, "twenty": 20, "thirty-two": 32, "sixty-four": 64, "a": 1, "an": 1,
+    **{w: n for n, w in enumerate(_UNITS, 1)}, **{w: n for n, w in enumerate(_TEENS, 10)},
+    **{w: 10 * n for n, w in enumerate(_TENS, 2)}, "single": 1, "a": 1, "an": 1,
 }  # fmt: skip
+_BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_UNITS)}))?|{'|'.join((*_TEENS, *_UNITS))})"
+_BELOW_1000 = rf"(?:{_BELOW_100}(?:[- ]hundred(?:(?: and)? {_BELOW_100})?)?)"
+_IN_WORDS = rf"(?<![A-Za-z])(?:{_BELOW_1000}(?:[- ]thousand(?:(?: and)? {_BELOW_1000})?)?|single)\b"
 _ZH = "一二两三四五六七八九十百千"
 NUMBER = (
-    r"(?:\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?\s?[kK](?![A-Za-z])|\d+|(?:"
-    + "|".join(w for w in WORDS if len(w) > 2)
-    + rf")\b|[{_ZH}]+(?=\s*[个张块卡台层路组片段份]))"
+    rf"(?:\d{{1,3}}(?:,\d{{3}})+|\d+(?:\.\d+)?\s?[kK](?![A-Za-z])|\d+M(?![A-Za-z])|\d+|{_IN_WORDS}"
+    rf"|[{_ZH}]+(?=\s*[个张块卡台层路组片段份]))"
 )
 """A whole number as a paper writes it; `whole` gives its value."""
 
 HEADINGS = {
-    "abstract": r"abstract|摘要|概要",
+    "abstract": r"abstract|executive summary|tl;?dr|摘要|概要",
     "introduction": r"introduction|motivation|引言|绪论|介绍|前言|动机",
     "background": r"background|preliminaries|preliminary|背景|预备知识",
     "related": r"related works?|prior work|相关工作",
-    "method": r"(?:(?:our|the|proposed) )?(?:methods?|methodology|approach|design|system design|algorithm|technique|parallelisation|parallelization)|(?:本文)?方法(?:论)?|算法|系统设计|设计",
-    "experiments": r"(?:experiment(?:s|al)?|evaluation)(?: ?(?:set[- ]?up|settings?|results?|evaluation|and results))*|set[- ]?up|实验(?:设置|评估|与评估|结果|部分|配置)?|评估|评测",
+    "method": r"(?:(?:our|the|proposed) )?(?:methods?|methodology|approach|design|system|system design|architecture|algorithm|technique|trick|idea|parallelisation|parallelization)|what we (?:do|did|propose)|(?:本文)?(?:方法|做法|方案)(?:论|设计)?|算法|系统设计|设计",
+    "experiments": r"(?:experiment(?:s|al)?|evaluation)(?: ?(?:set[- ]?up|settings?|results?|evaluation|and results))*|set[- ]?up|test ?(?:bench|bed)|workload|eval|(?:benchmark |experimental )?(?:configurations?|settings?)|systems compared|compared methods|models? and workload|what we (?:ran it on|tested|used)|实验(?:设置|评估|与评估|结果|部分|配置)?|评估|评测",
     "results": r"results?(?: and (?:discussion|analysis))?|discussion|analysis|结果(?:与分析)?|讨论",
     "conclusion": r"conclusions?|summary|future work|limitations|结论|总结|展望",
     "references": r"references|bibliography|acknowledge?ments?|参考文献|致谢|appendix|附录",
 }
 _KIND = {k: re.compile(rf"(?:{v})(?: .{{0,40}})?", re.I) for k, v in HEADINGS.items()}
+_LATEX_HEADING = re.compile(r"^\s*\\(?P<w>title|(?:sub)*section|chapter)\*?\{(?P<t>[^{}]+)\}\s*$")
+_LATEX_ABSTRACT = re.compile(r"^\s*\\begin\{abstract\}\s*$")
+_LATEX_STYLED = re.compile(
+    r"\\(?:math(?:rm|bf|it|sf|tt)|text(?:bf|it|tt|rm|sf)?|emph|operatorname|paragraph)\*?\{(?P<t>[^{}]*)\}"
+)
+_LATEX_COMMA = re.compile(r"(\d{1,3})\{,\}(?=\d{3})")
+_LATEX_SIGNS = {
+    r"\times": "×",
+    r"\cdot": "·",
+    r"\leq": "≤",
+    r"\geq": "≥",
+    r"\le": "≤",
+    r"\ge": "≥",
+    r"\,": " ",
+    r"\;": " ",
+    r"\ ": " ",
+}
 _HASH = re.compile(r"^\s{0,3}(#{1,6})\s*(.+?)\s*#*\s*$")
 _NUMBERED = re.compile(
     r"^\s*(?:(\d+(?:\.\d+)*)\.?|([IVX]+)\.|([一二三四五六七八九十]+)[、.])\s+(\S.{1,70}?)\s*$|^\s*([一二三四五六七八九十]+)、\s*(\S.{1,40}?)\s*$"
@@ -54,8 +79,20 @@ _BULLET = re.compile(
 _LABEL = re.compile(
     r"^\s*(?:\*\*|__|`)?([^:：.。|;；]{1,60}?(?:\([^)]{1,40}\)|（[^）]{1,40}）)?)(?:\*\*|__|`)?\s*[:：](?:\*\*|__)?(?!//)"
 )
+_LOWER_ROLE = re.compile(r"(?:baselines?|ours|mine|proposed|model|hardware|setup)\s*[:：]")
+_MID_ROLE = re.compile(
+    r"(?<=[.;。；])\s+(?=(?:Baselines?|Proposed|Ours|Our (?:method|system|layout)|基线|本文(?:方法|方案)?|所提方法)\s*[:：])"
+)
+"""Where a paragraph turns to another role: "Baseline: TP 8. Proposed: TP 8 with …"."""
+_ROLE_LABEL = re.compile(
+    r"^\s*(?P<t>(?:(?:the|our)\s+)?(?:base ?line|proposed(?: \w+)?|ours|mine|our \w+|control|treatment|this work|comparison)(?:\s*\([^)]{1,30}\))?)\s*(?:=|[-–—]{1,2}\s)\s*(?=\S)",
+    re.I,
+)
+"""A role before "=" or a dash: "Ours = TP 8", "Baseline - TP8"."""
+_SET_UP_WORD = r"(?:[A-H]\.\s+)?(?:The )?(?:models?|hardware|machines?|clusters?|platform|testbed|workload|load|traffic|baselines?|comparison|proposed(?: \w+)?|ours|prefill|decode|decoding)"
 _RUN_IN_LABEL = re.compile(
-    r"^\s*(?:(?:\*\*|__)([^*_]{2,60}?)[.:：。]?(?:\*\*|__)[.:：。]?|[*_]([^*_\s][^*_]{1,58}?)[.:：。][*_])\s+(?=\S)"
+    rf"^\s*(?:(?P<w>(?i:{_SET_UP_WORD}))\.\s|"
+    r"\\paragraph\*?\{([^{}]{2,60}?)[.:]?\}\s*|(?:\*\*|__)([^*_]{2,60}?)[.:：。]?(?:\*\*|__)[.:：。]?|[*_]([^*_\s][^*_]{1,58}?)[.:：。][*_])\s+(?=\S)"
 )
 _CONTINUES = re.compile(r"\s*(?:it|its|the|this|they|there|each|both|all|every|here|其|该|它)\b", re.I)
 _STATEMENT = re.compile(r"(?=.*\d)(?=.*[A-Za-z\u4e00-\u9fff]{2}).*[ ,，;；×].{3,}")
@@ -67,11 +104,15 @@ def whole(text: str, *, binary: bool = True) -> int:
     word = text.strip().lower()
     if word in WORDS:
         return WORDS[word]
+    if word[:1].isalpha() and word.isascii():
+        return _spelled(word)
     if word and all(c in _ZH for c in word):
         return int(chinese_number(word))
     plain = word.replace(",", "").replace(" ", "")
     if plain.endswith("k"):
         value = float(plain[:-1]) * (1024 if binary else 1000)
+    elif plain.endswith("m"):
+        value = float(plain[:-1]) * (1024**2 if binary else 1e6)
     elif plain.isdigit():
         value = float(plain)
     else:
@@ -79,6 +120,21 @@ def whole(text: str, *, binary: bool = True) -> int:
     if value != int(value):
         raise ToolError(f"{text!r} is not a whole number")
     return int(value)
+
+
+def _spelled(words: str) -> int:
+    """ "three thousand and seventy-two" 3072. Raises ToolError on any other word."""
+    total, part = 0, 0
+    for w in re.split(r"[\s-]+", re.sub(r"^an?\s+(?=single)", "", words)):
+        if w == "thousand":
+            total, part = total + part * 1000, 0
+        elif w == "hundred":
+            part *= 100
+        elif w in WORDS:
+            part += WORDS[w]
+        elif w != "and":
+            raise ToolError(f"{words!r} is not a whole number")
+    return total + part
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +156,8 @@ class Passage:
     body: int = 0
     cells: tuple[tuple[str, str], ...] = ()
     """(column title, cell) of a table row."""
+    terms: Terms = NO_TERMS
+    """What the paper calls its own method, and its symbols."""
 
     def quote(self, start: int = 0, end: int | None = None) -> Evidence:
         """The words between two offsets, verbatim; several lines if they run over several."""
@@ -124,6 +182,7 @@ class Paper:
     title: str
     passages: list[Passage] = field(default_factory=list)
     headings: list[tuple[int, str]] = field(default_factory=list)
+    terms: Terms = NO_TERMS
 
     def heading(self, title: str) -> Passage | None:
         """A heading as a passage that quotes itself."""
@@ -164,6 +223,10 @@ def _heading(line: str) -> tuple[int, str] | None:
     """(level, title) of a heading line: Markdown, a bare usual word, or a numbered one ("3 Method", "三、方法")."""
     if m := _HASH.match(line):
         return len(m[1]), m[2].strip("*_ ")
+    if m := _LATEX_HEADING.match(line):
+        return {"title": 1, "chapter": 1}.get(m["w"], 2 + m["w"].count("sub")), m["t"].strip()
+    if _LATEX_ABSTRACT.match(line):
+        return 2, "Abstract"
     if m := _BARE.match(line):
         return 2, m["t"]
     if m := _NUMBERED.match(line.strip().strip("*_")):
@@ -200,11 +263,35 @@ def read_paper_text(text: str, file: str) -> Paper:
             i = _block(paper, lines, i, file, tuple(t for _, t in stack), labels)
     if not paper.title:
         paper.title = next((x.strip("*_ #") for x in lines if x.strip()), "")[:120]
+    about = [p.text for p in paper.passages if section_kind(p.section) not in ("related", "references")]
+    paper.passages = [q for p in paper.passages for q in _by_role(p)]
+    paper.terms = terms_of(paper.title, about)
+    paper.passages = [replace(p, terms=paper.terms) for p in paper.passages]
     return paper
 
 
+def _by_role(p: Passage) -> list[Passage]:
+    """A passage cut where it turns to another role, each with that role as its label."""
+    cuts = [m.end() for m in _MID_ROLE.finditer(p.text, p.body)]
+    if p.kind == "row" or not cuts:
+        return [p]
+    first = replace(part(p, 0, cuts[0]), body=p.body)
+    out = [first]
+    for a, b in zip(cuts, [*cuts[1:], len(p.text)], strict=True):
+        piece = part(p, a, b)
+        label = _LABEL.match(piece.text)
+        assert label is not None
+        out.append(replace(piece, label=label[1].strip(), body=label.end()))
+    return out
+
+
 def _blank(raw: str) -> str:
-    """Emphasis, code marks and line breaks to blanks, full width to ASCII, one character for one."""
+    """Emphasis, code marks, LaTeX and line breaks to blanks, full width to ASCII, one character for one."""
+    raw = _LATEX_STYLED.sub(lambda m: m["t"].rjust(len(m[0]) - 1) + " ", raw) if "\\" in raw else raw
+    raw = _LATEX_COMMA.sub(lambda m: f"  {m[1]},", raw)
+    for sign, shown in _LATEX_SIGNS.items():
+        raw = re.sub(rf"{re.escape(sign)}(?![A-Za-z])", shown.ljust(len(sign)), raw) if "\\" in raw else raw
+    raw = re.sub(r"_\{(\w+)\}", r"_\1  ", raw)
     text = re.sub(r"\*{1,2}|`|\$|\\|(?<!\w)_{1,2}(?=\w)|(?<=[A-Za-z0-9])__(?!\w)", lambda m: " " * len(m[0]), raw)
     return fold_width(text).replace("\n", " ").replace("\t", " ")
 
@@ -214,7 +301,8 @@ def _block(
 ) -> int:
     """One paragraph or list item, with the labels of the items around it."""
     bullet = _BULLET.match(lines[i])
-    indent = len(lines[i]) - len(lines[i].lstrip()) + (1 if bullet else 0)
+    inside = bool(bullet) or lines[i].lstrip().startswith("```")  # a listing belongs to the label above it
+    indent = len(lines[i]) - len(lines[i].lstrip()) + (1 if inside else 0)
     labels[:] = [(n, t) for n, t in labels if n < indent]
     j = i + 1
     while j < len(lines) and lines[j].strip() and not _starts(lines, j) and not _ends(lines[i], lines[j - 1], lines[j]):
@@ -227,8 +315,8 @@ def _block(
     start = bullet.end() if bullet else 0
     text = _blank(raw)
     first = raw[start:].split("\n")[0]
-    label = _RUN_IN_LABEL.match(first) or _LABEL.match(first)
-    name = next((g for g in label.groups() if g), "").strip(" *_`") if label else ""
+    label = _ROLE_LABEL.match(first) or _RUN_IN_LABEL.match(first) or _LABEL.match(first)
+    name = re.sub(r"^[A-H]\.\s+", "", next((g for g in label.groups() if g), "").strip(" *_`")) if label else ""
     body, own = (start + label.end(), name) if label and _names(name) else (start, "")
     if bold := _RUN_IN_BOLD.match(raw[start:]):  # a heading is no label
         body, own = start + bold.end(), ""
@@ -247,10 +335,14 @@ def _block(
 def _starts(lines: list[str], j: int) -> bool:
     """Whether line `j` begins something new inside what would be one paragraph."""
     line = lines[j]
-    if _RUN_IN_LABEL.match(line):
+    if _RUN_IN_LABEL.match(line) or _ROLE_LABEL.match(line):
         return True
     label, head = _LABEL.match(line), line.lstrip()
-    named = label is not None and _names(label[1]) and (head[0].isupper() or head[:2] == "**" or ord(head[0]) > 0x2E80)
+    named = (
+        label is not None
+        and _names(label[1])
+        and (head[0].isupper() or head[:2] == "**" or ord(head[0]) > 0x2E80 or _LOWER_ROLE.match(head))
+    )
     table = "|" in line and j + 1 < len(lines) and bool(_TABLE_RULE.match(lines[j + 1]))
     return bool(_BULLET.match(line) or _heading(line) or table or named)
 

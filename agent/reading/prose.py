@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from agent.reading import economics, loose, sentence
+from agent.reading import demand, economics, loose, sentence
 from agent.reading.binding import Pair, Spot, amounts, find_spots, noun_of, pair
 from agent.reading.coerce import amount, hinted_unit
 from agent.reading.facts import Candidate, Reading
@@ -37,11 +37,12 @@ from agent.reading.lexicon import (
 from agent.reading.names import Name, find_names, mask
 from agent.reading.orders import commands, order_in
 from agent.reading.segments import Statement
+from agent.reading.typos import corrected
 from tools.units import Quantity, fold_width
 
 BESIDE_AN_ORDER = 8
 """What a fact on the line of an order to the reader loses of its weight."""
-_CLAUSE = re.compile(r"[,，、;；。()（）\n]")
+_CLAUSE = re.compile(r"[,，、;；。()（）\n]|\.(?=\s)")
 _GENERIC_BANDWIDTH = re.compile(r"(?:带宽|bandwidth|bw)", re.I)
 
 
@@ -79,7 +80,7 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
     if order_in(text) or (commands(text) and (tainted or _goes_on(statement, reading))):
         return _flag_order(statement, text, reading)
     why = next((why for words, why in IRRELEVANT if search(words).search(text)), None)
-    if why and statement.kind != "leaf":
+    if why and statement.kind != "leaf" and not (search(PLANNED).search(text) and re.search(r"\d", text)):
         reading.ignore(_short(statement.text), why)
         reading.candidates += sentence.subject_of_an_aside(_scene(statement, text))
         return True
@@ -95,6 +96,7 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
         )
     sentence.read(scene, reading)
     economics.read(scene, reading)
+    demand.read(scene, reading)
     if tainted:  # beside an order: believed where nothing else says it
         beside = [replace(c, weight=c.weight - BESIDE_AN_ORDER) for c in reading.candidates[first:]]
         reading.candidates[first:] = beside
@@ -128,10 +130,20 @@ def _short(text: str) -> str:
 
 def _scene(statement: Statement, text: str) -> Scene:
     lead = _lead(statement)
+    if statement.kind != "leaf" and not statement.lines[1:]:
+        text, label_end = corrected(text, statement.label_end)
+        statement = replace(statement, text=text, label_end=label_end)
     full, label_end = lead + text, (statement.label_end + len(lead) if statement.label_end else 0)
     names = find_names(full)
     masked = mask(full, names)
-    quantities = amounts(masked)
+    numbered = (_HEADING_NUMBER if statement.kind == "heading" else _NUMBERING).match(masked, len(lead))
+    numbered = None if statement.kind == "leaf" else numbered
+    quantities = [
+        q
+        for q in amounts(masked)
+        if not (q.dimension == "count" and (_is_money(masked, q) or _is_difference(masked, q)))
+        and not (numbered and q.start < numbered.end())
+    ]
     if statement.kind != "prose":
         quantities = [q for q in quantities if q.start >= label_end] if label_end else quantities
     if label_end:
@@ -142,7 +154,7 @@ def _scene(statement: Statement, text: str) -> Scene:
         spots = _leaf_spots(spots, label_end, len(lead), statement)
     quantities = [q for q in quantities if not _GIVEN_IN_TOKENS.match(masked, q.end) and not _rate_in_words(masked, q)]
     named = any(s.end <= label_end and s.term.dimension == "count" for s in spots)
-    lengths = _slashed_lengths(masked, quantities, label_end, named)
+    lengths = _slashed_lengths(masked, quantities, label_end, named) or _in_and_out(masked, quantities)
     taken = {id(p.quantity) for p in lengths}
     pairs = lengths + pair(masked, spots, [q for q in quantities if id(q) not in taken], label_end)
     return Scene(statement, full, masked, label_end, len(lead), names, quantities, pairs)
@@ -160,6 +172,34 @@ _OUT_IN = re.compile(rf"{_OUT}.{{0,14}}{_IN}", re.I)
 
 
 # "1500 words, about 2000 tokens": the length is given twice, the tokens count
+# "3.1.2 卡间采用 …", "2) …": the number of a section
+_NUMBERING = re.compile(r"\s*(?:\d{1,2}(?:\.\d{1,2}){2,4}[.、)）]?\s+(?=\D)|\d{1,2}[、)）]\s*(?=\D))")
+_HEADING_NUMBER = re.compile(r"\s*\d{1,2}(?:\.\d{1,2}){0,4}[.、)）]?\s+(?=\D)")
+# "$1.20", "5 元", "EUR 300": money counts nothing
+_MONEY_BEFORE = re.compile(r"(?:[$¥￥€£]|\b(?:USD|EUR|RMB|CNY|GBP))\s*$", re.I)
+_MONEY_BEHIND = re.compile(
+    r"(?:[.,]\d{1,2})?\s*(?:[¥￥€£]|\$(?!\s*\d)|(?:USD|EUR|RMB|CNY|GBP|dollars?|euros?|yuan)\b|元|美元|人民币|欧元|块钱)",
+    re.I,
+)
+
+
+# "比上次多一台", "one more server": how many more, not how many
+_MORE_BEFORE = re.compile(r"(?:比[^，。,.;；]{1,8}(?:多|少)|多了|少了|增加了?|新增了?|减少了?|再加)\s*$")
+_MORE_BEHIND = re.compile(
+    r"\s*(?:more|fewer|extra|additional|less)\s+(?:\x01+|nodes?|servers?|gpus?|cards?|machines?|hosts?|boxes|than)\b|\s*卡\s*一(?:口|网口|网卡|端口)",
+    re.I,
+)
+
+
+def _is_difference(text: str, q: Quantity) -> bool:
+    port = re.search(r"一卡\s*$", text[: q.start]) and re.match(r"(?:口|网口|网卡|端口)", text[q.end :])
+    return bool(_MORE_BEFORE.search(text[: q.start]) or _MORE_BEHIND.match(text, q.end) or port)
+
+
+def _is_money(text: str, q: Quantity) -> bool:
+    return bool(_MONEY_BEFORE.search(text[: q.start]) or _MONEY_BEHIND.match(text, q.end))
+
+
 _GIVEN_IN_TOKENS = re.compile(
     r"\s*(?:words?\b|characters?\b|chars\b|个?(?:汉)?字(?:符)?)\s*(?:左右|上下)?[\s,，(]*(?:算|即|约|大约|约合|折合|相当于|也就是|合|≈|=|~|about|around|roughly|i\.e\.,?|which (?:is|are|makes)|so|or|that is)*[\s,，]*"
     r"(?:about|around|roughly|大约|约|大概)?\s*[\d.,]+\s?[kK万千]?\s*(?:个)?\s*(?:tokens?|词元)",
@@ -221,6 +261,19 @@ def _slashed_lengths(masked: str, quantities: list[Quantity], label_end: int, na
         terms = (_OSL, _ISL) if reverse else (_ISL, _OSL)
         pairs += [Pair(Spot(t, q.start, q.start), q, 100.0) for t, q in zip(terms, (a, b), strict=True)]
     return pairs
+
+
+_IN_BEFORE = re.compile(r"(?:\bin(?:put)?|(?<![\u4e00-\u9fff])[入进])\s*[:=~≈]?\s*$", re.I)
+_OUT_BETWEEN = re.compile(r"\s*(?:tokens?|toks?)?\s*[,，、/;；&+|]?\s*(?:and\s+)?(?:out(?:put)?|出)\s*[:=~≈]?\s*", re.I)
+
+
+def _in_and_out(masked: str, quantities: list[Quantity]) -> list[Pair]:
+    """ "in 3k out 600": the words before their numbers, both of them."""
+    for a, b in pairwise(quantities):
+        counts = a.dimension == b.dimension == "count" and a.high is None and b.high is None
+        if counts and _IN_BEFORE.search(masked[: a.start]) and _OUT_BETWEEN.fullmatch(masked[a.end : b.start]):
+            return [Pair(Spot(t, q.start, q.start), q, 100.0) for t, q in zip((_ISL, _OSL), (a, b), strict=True)]
+    return []
 
 
 _ENDS_HERE = re.compile(r"\s*(?:$|[,，;；()（）/|~\n-]|p\d\d|\x02|or\b|and\b|左右|以内|以下)", re.I)
@@ -338,8 +391,16 @@ def _candidates(scene: Scene, p: Pair) -> list[Candidate]:
         return _length(scene, p, base, high)
     if path.startswith("hardware."):
         return _hardware(scene, p, base, high)
+    if path == "workload.isl" and p.spot.term.needs and _is_the_answer(scene, p):
+        p = replace(p, spot=replace(p.spot, term=_OSL))
+        return _length(scene, p, replace(base, path="workload.osl"), high)
+    if path == "workload.concurrency" and p.spot.term.side == "noun" and not _AT_ONCE.search(_own_clause(scene, q)):
+        base = replace(base, tags=("headcount",))
     if path == "model.num_experts" and _CHOOSES.search(scene.masked[: q.start]):
         return [replace(base, path="model.num_experts_per_tok")]
+    if path == "model.num_hidden_layers" and _FIRST_OF_THEM.search(scene.masked[: q.start]):
+        dense = re.search(r"稠密|dense", _after(scene, q, 30), re.I)
+        return [replace(base, path="model.first_k_dense_replace")] if dense else []
     if path == "model.declared_parameters" and value < 1e6:
         return []
     if high is not None and not path.startswith("ignore"):
@@ -347,6 +408,24 @@ def _candidates(scene: Scene, p: Pair) -> list[Candidate]:
     return [base]
 
 
+_AT_ONCE = re.compile(r"同时|一起|at once|at the same time|concurrent|simultaneous|in parallel|online|active", re.I)
+
+
+def _own_clause(scene: Scene, q: Quantity) -> str:
+    return _CLAUSE.split(scene.text[: q.start])[-1] + q.text + _CLAUSE.split(scene.text[q.end :])[0]
+
+
+def _is_the_answer(scene: Scene, p: Pair) -> bool:
+    """ "6000 token prompts, 800 token reports": the prompt is named, so the document behind it is what comes out."""
+    lengths = [o for o in scene.pairs if o is not p and o.quantity.end <= p.quantity.start]
+    return any(o.spot.term.path == "workload.isl" and not o.spot.term.needs for o in lengths) and not any(
+        o.spot.term.path == "workload.osl" for o in scene.pairs
+    )
+
+
+_FIRST_OF_THEM = re.compile(
+    r"(?:前|首|最初|最后|末|后|\bfirst|\bleading|\blast|\bfinal|\bother|\bremaining|其余)\s*$", re.I
+)
 _CHOOSES = re.compile(
     r"(?:激活|选择|路由到|选取?|activat\w+|select\w*|rout\w+ to|choos\w+|pick\w*|top)[\s\-]*(?:其中|的|the|only|about)?\s*$",
     re.I,
@@ -374,7 +453,7 @@ def _stat(scene: Scene, p: Pair) -> str:
         return listed[siblings.index(p)]
     start = max((o.end for o in scene.quantities if o.end <= q.start), default=0)
     before = stats_in(scene.text[start : q.start])
-    if before and not re.fullmatch(r"\s*[(@]\s*", scene.text[start : start + before[-1][0]][-3:] if start else ""):
+    if before and not (start and _ASIDE_BEGINS.fullmatch(scene.text[start : start + before[-1][0]])):
         between = scene.masked[start + before[-1][0] : q.start]
         others = [
             o
@@ -385,7 +464,11 @@ def _stat(scene: Scene, p: Pair) -> str:
         ]
         if not others or len(between) < 12:
             return before[-1][1]
-    after = re.match(r"\s*[,，]?\s*[(（@]?\s*(?:at |for |on |in |\()?(?:the |an? )?", scene.text[q.end :])
+    after = re.match(
+        r"\s*(?:以内|之内|以下|左右|之下|or (?:less|better|faster)|at most|max(?:imum)?)?\s*[,，]?\s*[(（@]?\s*(?:at |for |on |in |\()?(?:the |an? )?",
+        scene.text[q.end :],
+        re.I,
+    )
     tail = scene.text[q.end + (after.end() if after else 0) : q.end + 30]
     follow = stats_in(tail)
     if (
@@ -400,16 +483,37 @@ def _stat(scene: Scene, p: Pair) -> str:
             return shared[-1][1]
     if shared_stat := _SHARED_STAT.search(scene.text[q.end :]):
         return stats_in(shared_stat.group())[0][1]
+    label = scene.text[: scene.label_end]
+    own = stats_in(label)
+    if len(own) == 1 and not any(compiled(t.words).search(label) for t in _LATENCIES):
+        return own[0][1]  # "SLO p95: TTFT 1200ms; TPOT 60ms"
+    if leading := _LEADING_STAT.match(scene.text, scene.label_end):
+        return stats_in(leading.group())[0][1]
+    if scene.statement.kind == "prose" and scene.statement.context:
+        above = stats_in(scene.statement.context[-1])  # "SLO p95: TTFT 1200ms; TPOT 60ms"
+        return above[-1][1] if above else "limit"
     if not scene.label_end or scene.statement.kind == "leaf":
         return "limit"
     context = stats_in(" ".join(scene.statement.context[-2:]))
     return context[-1][1] if context else "limit"
 
 
+# "3s 以内（p90），吐字 …": the bracket right behind an amount belongs to it
+_ASIDE_BEGINS = re.compile(r"\s*(?:以内|之内|以下|左右|or less)?\s*[(（@]\s*")
 _ANY_STAT = "|".join(words for _, words in STATS)
 # "TTFT <= 600 ms, TPOT <= 25 ms, both p99": said once behind the last of several bounds
 _SHARED_STAT = re.compile(
     rf"(?:\b(?:both|all)(?: of them| limits)?|均|都|皆)(?: (?:at|as|are|in|the|measured)|为|按|取|是|以|指)*\s*\(?(?:{_ANY_STAT})(?![A-Za-z0-9])",
+    re.I,
+)
+
+
+_LATENCIES = tuple(
+    t for t in TERMS if t.path in ("requirements.ttft_s", "requirements.tpot_s", "requirements.e2e_latency_s")
+)
+# "99% of requests: TTFT < 4 s and TPOT < 30 ms": said once, before all bounds
+_LEADING_STAT = re.compile(
+    rf"\s*(?:the |at |for |in )*(?:{_ANY_STAT})(?:\s*(?:of|的)?\s*(?:all |the )*(?:requests?|queries|users|cases|请求|用户)?)?\s*(?:slo|target)?\s*[:：]",
     re.I,
 )
 
@@ -491,11 +595,24 @@ def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[
     own = _CLAUSE.split(_region(scene, q))[-1]
     if search(MAXIMUM).search(own) and not search(MEAN).search(own):
         return [replace(base, path=f"{path}_max")]
+    if search(MAXIMUM).search(_shared_bound(scene, q)):
+        return [replace(base, path=f"{path}_max")]
     if search(MEAN).search(near + " " + label):
         return [base]
     if lowest and not highest:
         return [replace(base, path=f"{path}_min")]
     return [replace(base, path=f"{path}_max")] if highest else [base]
+
+
+_JOINED_LENGTHS = re.compile(r"\s*(?:tokens?|toks?)?\s*(?:in|input|输入)?\s*(?:tokens?)?\s*(?:and|/|和|与|及)\s*", re.I)
+
+
+def _shared_bound(scene: Scene, q: Quantity) -> str:
+    """The words before the length that `q` is joined to: "the longest was 28,000 in and 2,000 out"."""
+    before = [o for o in scene.quantities if o.end <= q.start and o.dimension == "count"]
+    if not before or not _JOINED_LENGTHS.fullmatch(scene.masked[before[-1].end : q.start]):
+        return ""
+    return _CLAUSE.split(scene.masked[: before[-1].start])[-1]
 
 
 _BOUNDS = re.compile(
@@ -550,12 +667,15 @@ def _hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> lis
         "node"
         if path == "hardware.inter_node_bandwidth" and (search(SHARED_LINK).search(scene.text) or ports)
         else "device"
-        if q.per == "device"
+        if q.per == "device" or _EACH_DEVICE.search(_CLAUSE.split(_region(scene, q))[-1])
         else "node"
-        if q.per == "node" or (search(PER_NODE).search(_CLAUSE.split(_region(scene, q))[-1] + _after(scene, q)))
+        if q.per in ("node", "replica")
+        or (search(PER_NODE).search(_CLAUSE.split(_region(scene, q))[-1] + _after(scene, q)))
         else ""
     )
     base = replace(base, tags=tags, scope=scope, factor=max(base.factor, ports or 1))
+    if path == "hardware.intra_node_bandwidth" and _says_fabric(scene, p):
+        return [replace(base, path="hardware.inter_node_bandwidth")]
     if path == "hardware.memory_bandwidth":
         return [replace(base, path=_bandwidth_of(scene, p))]
     if path == "hardware.memory_bytes":
@@ -576,6 +696,24 @@ def _hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> lis
             )
         ]
     return [base]
+
+
+_FABRIC = re.compile(
+    r"\b[ehnx]dr\b|(?<![A-Za-z])[ehnx]dr(?=\d)|infiniband|\bib\b|roce|ethernet|\bnics?\b|\bhcas?\b|connectx|\d ?GbE\b|\d ?GE\b",
+    re.I,
+)
+
+
+_EACH_DEVICE = re.compile(
+    r"\b(?:each|every|per) (?:gpu|card|npu|device|accelerator|chip)|每(?:张|块|个)?(?:卡|gpu|npu)", re.I
+)
+
+
+def _says_fabric(scene: Scene, p: Pair) -> bool:
+    """ "Interconnect: 8x NDR 400Gb/s per server": a general word, and the name of a network beside the amount."""
+    spelled = scene.masked[p.spot.start : p.spot.end]
+    near = scene.text[max(0, p.quantity.start - 24) : p.quantity.end + 16]
+    return bool(re.match(r"interconnect|互联|互连", spelled.strip(), re.I) and _FABRIC.search(near))
 
 
 def _bandwidth_of(scene: Scene, p: Pair) -> str:
@@ -611,8 +749,14 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
             replace(base, path="hardware.num_nodes"),
             replace(base, path="hardware.devices_per_node", value=8, origin="derived"),
         ]
+    if path == "hardware.num_nodes" and _OTHER_NODES.search(scene.text[q.end : max(q.end, p.spot.end)]):
+        return []
+    if path == "hardware.num_nodes" and (pool := _POOL.search(_CLAUSE.split(scene.text[: q.start])[-1])):
+        base = replace(base, tags=("prefill" if pool["prefill"] else "decode",))
     if path == "hardware.num_nodes" and re.search(
-        r"(?:nodes?|servers?|machines?|hosts?|台|节点|服务器|机器)\s*[x×*]\s*$", scene.masked[: q.start], re.I
+        r"(?:nodes?|servers?|machines?|hosts?|台|节点|服务器|机器)\s*[x×*]\s*$|\b(?:nodes?|servers?|machines?|hosts?|boxes)\s+of\s*$",
+        scene.masked[: q.start],
+        re.I,
     ):
         return [replace(base, path="hardware.devices_per_node")]
     apiece = path == "hardware.devices_per_node" and scene.masked[p.spot.start : p.spot.end] in ("each", "apiece")
@@ -620,6 +764,10 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         return []
     if path != "hardware.device_count":
         return [base]
+    if rack := _rack(scene, q, named):
+        return [replace(base, path="hardware.num_devices", value=value * rack, scope="total", origin="derived")]
+    if _counts_the_lot(scene, p):
+        return [replace(base, path="hardware.num_nodes")]
     if loose.counts_boxes(scene, q):
         return [replace(base, path="hardware.num_nodes")]
     extra = [
@@ -648,6 +796,37 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         else tuple(f"id={n.value}" for n in scene.names if n.kind == "device" and n.start == p.spot.start)
     )
     return [replace(base, scope="total" if total and not scope else scope, tags=tags[:1]), *extra]
+
+
+_OTHER_NODES = re.compile(
+    r"\b(?:cpu|osd|storage|master|control[- ]plane|login|head|management|etcd|ceph)\b|存储|管理|登录|控制", re.I
+)
+_POOL = re.compile(
+    r"(?P<prefill>prefill(?:ing)?|预填充|P ?(?:池|节点|实例))|(?P<decode>decod(?:e|ing)|解码|D ?(?:池|节点|实例))", re.I
+)
+_RACK = re.compile(r"NVL[ -]?(?P<size>\d{2,3})\b(?! ?GB)", re.I)
+
+
+def _rack(scene: Scene, q: Quantity, named: Name | None) -> int:
+    """Devices in one of the racks that `q` counts ("2 × GB200 NVL72" is 144); 0 where it counts devices."""
+    size = _RACK.search(scene.text, named.start, named.end + 8) if named is not None else None
+    return (
+        int(size["size"])
+        if size and not re.match(r"[\s-]*(?:gpus?|cards?|devices?|卡)", scene.text[size.end() :], re.I)
+        else 0
+    )
+
+
+def _counts_the_lot(scene: Scene, p: Pair) -> bool:
+    """ "8x H200 each; three of them": what was described has several devices each, so these are nodes."""
+    spelled = scene.masked[p.spot.start : p.spot.end]
+    earlier = [
+        o for o in scene.pairs if o.quantity.end <= p.quantity.start and o.spot.term.path == "hardware.device_count"
+    ]
+    return bool(
+        re.match(r"of (?:them|these|those)", spelled)
+        and any(re.search(r"\beach\b|apiece", scene.masked[o.quantity.end : p.quantity.start]) for o in earlier)
+    )
 
 
 def _counts_nodes(scene: Scene, p: Pair) -> bool:

@@ -63,13 +63,34 @@ def _read_text(file: InputFile, reading: Reading) -> None:
     reading.order_lines[file.path] = lines_with_order(file.text)
     sections: dict[tuple[str, ...], list[tuple[Statement, bool]]] = defaultdict(list)
     for statement in statements:
-        said = read_statement(statement, reading)
+        said = _read_statement(statement, reading)
         section = (*statement.context, statement.text) if statement.kind == "heading" else statement.context
         sections[section].append((statement, said))
     for fence in fences:
         _read_fence(fence, file, reading)
     _flag_torn_orders(file, reading)
     _ignore_unused(sections, [f.context for f in fences], reading)
+
+
+def _read_statement(statement: Statement, reading: Reading) -> bool:
+    if statement.kind == "count":
+        return _read_count(statement, reading)
+    if statement.kind == "listing":
+        reading.ignore(statement.text, "the rest of a listing of devices; their kind, number and memory are read")
+        return True
+    return read_statement(statement, reading)
+
+
+def _read_count(statement: Statement, reading: Reading) -> bool:
+    """Rows of a table or entries of a listing, counted."""
+    path, count = statement.raw if isinstance(statement.raw, tuple) else ("", 0)
+    reading.candidates.append(
+        Candidate(
+            path, count, statement.text, statement.file, statement.line, statement.quote, key=statement.text,
+            origin="derived", tags=("listed", *(("weak",) if path == "hardware.num_nodes" and count == 1 else ())),
+        )
+    )  # fmt: skip
+    return True
 
 
 def _flag_torn_orders(file: InputFile, reading: Reading) -> None:
@@ -98,7 +119,7 @@ def _read_fence(fence: Fence, file: InputFile, reading: Reading) -> None:
             )
     padded = InputFile(path=file.path, sha256=file.sha256, text="\n" * (fence.line - 1) + fence.body, kind="text")
     for statement in segment(padded.text, file.path)[0]:
-        read_statement(statement, reading)
+        _read_statement(statement, reading)
 
 
 def _moved(leaf: Leaf, lines: int) -> Leaf:

@@ -12,16 +12,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from agent.reading import demand
 from agent.reading.economics import CANDIDATES, PRICE
 from agent.reading.facts import Candidate, Reading
 from agent.reading.hardware_check import check_hardware, settle_links
 from agent.reading.loose import UNSCOPED
 from agent.reading.missing import find_missing
 from agent.reading.model_check import check_model, named_model
+from agent.reading.pools import counted_kinds
 from knowledge import catalog
 from tools.spec.base import ToolError
 from tools.spec.conditions import Conditions, Conflict, Evidence, Fact
 from tools.spec.hardware import Device
+from tools.units import fold_width
 
 MAX_LISTED = 12
 """Values spelled out in the words of one conflict."""
@@ -57,9 +60,11 @@ class Draft:
 def reconcile(reading: Reading) -> Conditions:
     """The facts of `reading`, settled."""
     draft = Draft(reading)
+    reading.candidates += demand.joined(reading.candidates)
     for candidate in reading.candidates:
         draft.by_path[candidate.path].append(candidate)
     _outranked(draft)
+    _heads(draft)
     _unscoped_rates(draft)
     _ignored_paths(draft)
     device = _device(draft)
@@ -114,6 +119,19 @@ def _outranked(draft: Draft) -> None:
             )
 
 
+def _heads(draft: Draft) -> None:
+    """ "20 people use it, about 8 at the same time": who is there gives way to who is there at once."""
+    users = draft.by_path.get("workload.concurrency", [])
+    at_once = [c for c in users if "headcount" not in c.tags]
+    if at_once and len(at_once) < len(users):
+        draft.by_path["workload.concurrency"] = at_once
+        heads = [c for c in users if "headcount" in c.tags and not any(same(c.value, k.value) for k in at_once)]
+        for c in distinct(heads):
+            draft.reading.ignore(
+                f"{c.stated_as} ({where(c)})", f"how many there are; {at_once[0].stated_as} are served at once"
+            )
+
+
 READING_SPEED = 10.0
 """Tokens per second; a total below this for each user is no total: nobody reads that slowly (~250 words a minute is 5.5)."""
 
@@ -121,14 +139,25 @@ READING_SPEED = 10.0
 def _unscoped_rates(draft: Draft) -> None:
     """ "At least 40 tokens/s" of a service with few users is the speed that each of them sees."""
     path = "requirements.throughput_total.limit"
+    needed = _demand(draft)
     users = max((c.value for c in draft.by_path.get("workload.concurrency", []) if isinstance(c.value, int)), default=0)
     for c in [c for c in draft.by_path.get(path, []) if UNSCOPED in c.doubt]:
-        if not users or not c.value or (c.value / users >= READING_SPEED and users > 1):
+        # "15 tokens per second" where the load itself needs more in total
+        a_user = bool(c.value and c.value < needed) or bool(
+            users and c.value and (c.value / users < READING_SPEED or users == 1)
+        )
+        if not a_user:
             continue
         draft.by_path[path].remove(c)
         tpot = float(f"{1 / c.value:.10g}")
         draft.by_path["requirements.tpot_s.limit"].append(replace(c, path="requirements.tpot_s.limit", value=tpot))
-        if users > 1:
+        if c.value < needed:
+            draft.reading.flag(
+                "ambiguous",
+                f"{c.stated_as} does not say per what; the stated load alone is {needed:.4g} output tokens/s, so it is read as the "
+                "speed of one user",
+            )
+        elif users > 1:
             draft.reading.flag(
                 "ambiguous",
                 f"{c.stated_as} does not say per what; over {users} users a total would be {c.value / users:.3g} tokens/s "
@@ -136,6 +165,15 @@ def _unscoped_rates(draft: Draft) -> None:
             )
     if not draft.by_path.get(path):
         draft.by_path.pop(path, None)
+
+
+def _demand(draft: Draft) -> float:
+    """Output tokens per second that the stated rate and output length come to; 0 where one is not stated."""
+    rate = max(
+        (c.value for c in draft.by_path.get("workload.request_rate", []) if isinstance(c.value, int | float)), default=0
+    )
+    osl = max((c.value for c in draft.by_path.get("workload.osl", []) if isinstance(c.value, int | float)), default=0)
+    return float(rate * osl)
 
 
 def take(draft: Draft, path: str) -> list[Candidate]:
@@ -229,6 +267,9 @@ def _device(draft: Draft) -> Device | None:
     for c in named:
         try:
             own = _memory_beside(draft, c, memory)
+            if "instance" in c.tags:
+                found.append((c, catalog.device_by_id(c.value)))
+                continue
             match = catalog.load_device(c.stated_as, own)
             found.append((c, _as_named(c, own) or match.device))
             if match.note and not memory:
@@ -249,7 +290,9 @@ def _device(draft: Draft) -> Device | None:
             names,
             names[0],
             f"{', '.join(sorted({c.stated_as for c, _ in known}))} are named; the first is planned for"
-            + (", the others are searched too and set beside the plan" if choice else ""),
+            + (
+                " if it is the better choice: each is searched, and the plan says which one it is for" if choice else ""
+            ),
         )
     draft.put(chosen.fact(value=device.id if device else chosen.value, path="hardware.device"))
     return device
@@ -313,20 +356,13 @@ def _as_named(c: Candidate, memory: float | None) -> Device | None:
 
 def _pools(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
     """ "4x A100 + 8x V100": every kind has its own count."""
-    counts = draft.by_path.get("hardware.device_count", [])
-    pools = []
-    for ident, (c, _) in ids.items():
-        own = [
-            k
-            for k in counts
-            if f"id={c.value}" in k.tags or f"id={ident}" in k.tags or (c.group and k.group == c.group)
-        ]
-        if own:
-            pool = {"device": ident, "count": own[0].value}
-            memory = _memory_beside(draft, c, [])
-            pools.append(pool | ({"memory_bytes": memory} if memory else {}))
+    pools = counted_kinds(draft, ids)
+    for pool in pools:
+        if memory := _memory_beside(draft, ids[pool["device"]][0], []):
+            pool["memory_bytes"] = memory
     if len(pools) < 2:
         return False
+    _nodes_of_pools(draft, pools)
     first = next(iter(ids.values()))[0]
     text = " + ".join(f"{p['count']}× {p['device']}" for p in pools)
     draft.put(
@@ -351,6 +387,22 @@ def _pools(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
         )
     )
     return True
+
+
+def _nodes_of_pools(draft: Draft, pools: list[dict[str, Any]]) -> None:
+    """Numbers of nodes that are of one kind say nothing about all of them; a size that all nodes share does."""
+    each = {p["devices_per_node"] for p in pools if "devices_per_node" in p}
+    if not each:
+        return
+    take(draft, "hardware.num_nodes")
+    if len(each) > 1:
+        take(draft, "hardware.devices_per_node")
+    elif not draft.by_path.get("hardware.devices_per_node"):
+        of_node = [k for k in draft.by_path.get("hardware.device_count", []) if k.scope == "node"]
+        if of_node:
+            draft.by_path["hardware.devices_per_node"] = [
+                replace(of_node[0], path="hardware.devices_per_node", scope="")
+            ]
 
 
 def _packages(draft: Draft, device: Device | None) -> None:
@@ -385,14 +437,13 @@ def _is_near(value: Any, reference: float) -> bool:
 
 def _counts_dies(draft: Draft, c: Candidate, device: Device) -> bool:
     """ "8 GCDs", "16 dies"; or the memory beside the count is that of one die."""
+    behind = fold_width(c.quote).partition(fold_width(c.stated_as))[2]
     if re.match(
-        r"\W*(?:(?!\d)\w+\W+){0,3}?(?:gcd|die|rank)s?\b|\W*(?:\w+\W+){0,2}?(?:逻辑卡|裸片|die)",
-        c.quote.partition(c.stated_as)[2],
-        re.I,
+        r"\W*(?:(?!\d)\w+\W+){0,3}?(?:gcd|die|rank)s?\b|\W*(?:\w+\W+){0,2}?(?:个)?(?:逻辑卡|裸片|die)", behind, re.I
     ):
         return True
     beside = [m for m in draft.by_path.get("hardware.memory_bytes", []) if (m.file, m.quote) == (c.file, c.quote)]
-    after = c.quote.partition(c.stated_as)[2][:32]
+    after = behind[:32]
     return any(_is_near(m.value, device.memory_bytes) and m.stated_as in after for m in beside)
 
 
@@ -404,12 +455,16 @@ def _counts(draft: Draft) -> None:
     if not draft.has("hardware.num_devices"):
         _scope_counts(draft)
     _drop_weak_nodes(draft)
+    _add_pools(draft)
     for path in ("hardware.num_nodes", "hardware.devices_per_node", "hardware.num_devices"):
         candidates = take(draft, path)
         if candidates and not draft.has(path):
             stated = [c for c in candidates if c.origin == "stated"]
             _settle(draft, path, stated or candidates)
     nodes, each, total = (draft.value(f"hardware.{k}") for k in ("num_nodes", "devices_per_node", "num_devices"))
+    if total == 1 and nodes is None and each is None:
+        nodes = 1
+        _derive(draft, "hardware.num_nodes", 1, "hardware.num_devices", "one device is in one node")
     if nodes and each and total is None:
         _derive(draft, "hardware.num_devices", nodes * each, "hardware.devices_per_node", f"{nodes} × {each}")
     elif isinstance(total, int) and nodes and each is None and total % nodes == 0:
@@ -428,6 +483,18 @@ def _counts(draft: Draft) -> None:
         draft.put(draft.facts["hardware.num_devices"].model_copy(update={"value": nodes * each}))
 
 
+def _add_pools(draft: Draft) -> None:
+    """ "Prefill: 2 nodes, decode: 4 nodes" are six."""
+    nodes = draft.by_path.get("hardware.num_nodes", [])
+    pools = [
+        distinct([c for c in nodes if name in c.tags and isinstance(c.value, int)]) for name in ("prefill", "decode")
+    ]
+    if all(len(p) == 1 for p in pools):
+        one, other = pools[0][0], pools[1][0]
+        how = f"{one.stated_as} + {other.stated_as}"
+        draft.by_path["hardware.num_nodes"] = [replace(one, value=one.value + other.value, stated_as=how, tags=())]
+
+
 def _drop_weak_nodes(draft: Draft) -> None:
     nodes = draft.by_path.get("hardware.num_nodes", [])
     firm = [c for c in nodes if "weak" not in c.tags]
@@ -437,7 +504,8 @@ def _drop_weak_nodes(draft: Draft) -> None:
     total = max(
         (c.value for c in draft.by_path.get("hardware.num_devices", []) if isinstance(c.value, int)), default=None
     )
-    if firm or (each and total and total > each):
+    unbounded = any(c.value == "unbounded" for c in draft.by_path.get("hardware.num_devices", []))
+    if firm or unbounded or (each and total and total > each):
         draft.by_path["hardware.num_nodes"] = firm
 
 
@@ -493,9 +561,25 @@ def _dtypes(draft: Draft) -> None:
         else:
             draft.put(options[0].fact(path=path))
         chosen = draft.value(path)
+        if chosen == "fp4" and (format_ := _fp4_of(draft)):
+            chosen = format_
+            draft.put(draft.facts[path].model_copy(update={"value": chosen}))
+            draft.reading.flag(
+                "assumed-fp4", f"{path}: fp4 does not say which format; read as {chosen}, the one of the device"
+            )
         allowed = [chosen] + [c.value for c in distinct(own) if c.value != chosen and "optional" in c.tags]
         if len(allowed) > 1:
             draft.put(candidates[-1].fact(value=allowed, path=f"{path}.allowed"))
+
+
+def _fp4_of(draft: Draft) -> str:
+    """The 4-bit float format that the device multiplies in: NVFP4 on NVIDIA, MXFP4 on AMD; empty for any other."""
+    name = draft.value("hardware.device")
+    if name not in catalog.device_ids():
+        return ""
+    entry = catalog.read_entry("hardware", name)
+    computes = "fp4" in entry.get("peak_dense_tflops", {})
+    return {"NVIDIA": "nvfp4", "AMD": "mxfp4"}.get(str(entry.get("vendor")), "") if computes else ""
 
 
 def _engines(draft: Draft) -> None:

@@ -70,7 +70,7 @@ def resolve(conditions: Conditions) -> Deployment:
         baseline=conditions.get("baseline"),
         alternatives=tuple(conditions.get("workload.asked_strategies") or ()),
         other_clusters=_other_clusters(conditions, cluster),
-        idle_clusters=_idle_clusters(conditions, cluster),
+        further_clusters=_further_clusters(conditions, cluster),
         prices=_prices(conditions, cluster),
         currency=conditions.get("hardware.price_currency") or "USD",
     )
@@ -86,10 +86,18 @@ def _other_clusters(conditions: Conditions, planned: Cluster) -> tuple[Cluster, 
     return tuple(out)
 
 
-def _idle_clusters(conditions: Conditions, planned: Cluster) -> tuple[Cluster, ...]:
+def _further_clusters(conditions: Conditions, planned: Cluster) -> tuple[Cluster, ...]:
     """The kinds of devices that are counted beside the planned one."""
     pools = [p for p in conditions.get("hardware.pools") or () if p["device"] != planned.device.id]
-    return tuple(Cluster.of(catalog.device_by_id(p["device"]), p["count"], min(p["count"], NODE_SIZE)) for p in pools)
+    network = conditions.get("hardware.inter_node_bandwidth")
+    found = (Cluster.of(catalog.device_by_id(p["device"]), p["count"], _per_node(conditions, p)) for p in pools)
+    return tuple(c.model_copy(update={"inter_node_bandwidth": float(network)}) if network else c for c in found)
+
+
+def _per_node(conditions: Conditions, pool: dict[str, Any]) -> int:
+    """Devices in a node of one kind: stated for it, stated for all, else a usual node if there are as many."""
+    stated = pool.get("devices_per_node") or conditions.get("hardware.devices_per_node")
+    return int(stated or min(pool["count"], NODE_SIZE))
 
 
 def _prices(conditions: Conditions, cluster: Cluster) -> dict[str, float]:
@@ -311,7 +319,7 @@ def _cluster(filled: _Filled, model: ModelSpec) -> Cluster:
         for k in ("memory_bytes", "memory_bandwidth", "mfu", "mbu", "intra_node_bandwidth", "inter_node_bandwidth")
         if filled.get(f"hardware.{k}") is not None
     ]
-    num_devices, per_node = (pool["count"], min(pool["count"], NODE_SIZE)) if pool else _devices(filled, device)
+    num_devices, per_node = (pool["count"], _per_node(filled.conditions, pool)) if pool else _devices(filled, device)
     peaks = {
         f.path.rsplit(".", 1)[1]: float(f.value) for f in filled.conditions.under("hardware.peak_flops.") if f.value
     }
@@ -346,7 +354,7 @@ def _cluster(filled: _Filled, model: ModelSpec) -> Cluster:
 
 
 def _largest_pool(filled: _Filled) -> dict[str, Any] | None:
-    """Of several kinds of device the one with the most memory in all: a plan does not mix kinds, the others stay idle."""
+    """Of several kinds of device the one with the most memory in all: baseline and what-ifs are of this one."""
     pools = filled.get("hardware.pools")
     if not pools:
         return None
@@ -356,14 +364,14 @@ def _largest_pool(filled: _Filled) -> dict[str, Any] | None:
         return float(pool["count"] * (pool.get("memory_bytes") or device.memory_bytes))
 
     best = max(pools, key=lambda p: (total(p), p["count"]))
-    idle = ", ".join(f"{p['count']}× {p['device']}" for p in pools if p is not best)
+    others = ", ".join(f"{p['count']}× {p['device']}" for p in pools if p is not best)
     filled.assume(
         "hardware.pools",
         best["device"],
-        f"several kinds of device: the pool with the most memory, {best['count']}× {best['device']} "
-        f"({total(best) / 1e9:.0f} GB), is planned for",
-        f"{idle} stay idle: a slower kind inside one group would hold up the faster one; one pipeline with stages on each "
-        "kind is among the what-ifs, and priced in full by `meshwright search --mixed`",
+        f"several kinds of device: the main one is that with the most memory, {best['count']}× {best['device']} "
+        f"({total(best) / 1e9:.0f} GB)",
+        f"{others} are used too where that is better: alone, as replicas beside it, or as stages of one pipeline, all of which "
+        "are searched; no tensor-parallel group mixes kinds, because the slower one would set its pace",
     )
     return best
 

@@ -6,6 +6,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from agent.reading.forms import answered, answered_below, is_empty_box, is_ticked_box, ticked
+from agent.reading.listings import device_listing, engine_command
+from agent.reading.tables import (
+    cells_of,
+    html_table,
+    machines,
+    markdown_table,
+    separated_table,
+    strip_marks,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:
@@ -48,7 +59,7 @@ class Statement:
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s*(.+?)\s*#*\s*$")
 _UNDERLINE = re.compile(r"^\s*(=+|-+)\s*$")
 _BULLET = re.compile(
-    r"^(\s*)(?:[*+•·▪◦‣-]|\d{1,2}[.)、)]|[（(]\d{1,2}[)）]|[a-z][.)])\s+(?=\S)|^(\s*)(?:\d{1,2}、|[•·▪◦‣])"
+    r"^(\s*)(?:[*+•·▪◦‣-]|\d{1,2}[.)、)]|[（(]\d{1,2}[)）]|[a-z][.)])\s+(?=\S)|^(\s*)（\d{1,2}）(?=\S)|^(\s*)(?:\d{1,2}、|[•·▪◦‣])"
 )
 _FIELD = re.compile(
     r"^\s*(?P<label>(?:\*\*|__|`)?[^:：=|]{1,70}?(?:\*\*|__|`)?)\s*(?:[:：]|(?<![<>!])=(?!=)|(?<=\s)\.+(?=\s))(?:\*\*|__)?\s*(?P<value>\S.*)?$"
@@ -58,9 +69,10 @@ _SETTING = re.compile(
     r"(?P<key>[A-Za-z][\w.\-]*)\s*=\s*(?P<value>[^=,;\s]+(?:\s+(?![\w.\-]+\s*=)[^=,;\s]+)*)(?:\s*[,;]\s*|\s+|$)"
 )
 _SETTINGS = re.compile(rf"\s*(?:{_SETTING.pattern.replace('?P<key>', '?:').replace('?P<value>', '?:')}){{2,}}")
-_TABLE_RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$")
 _FENCE = re.compile(r"^\s*(```+|~~~+)\s*([\w+-]*)")
 _SENTENCE_END = re.compile(r"[。！？；;!?]+|\.(?=\s+(?:[A-Z\u4e00-\u9fff]|[a-z]\w|\d)|\s*$)")
+# "8x H200 each; three of them"
+_OF_WHAT_WAS_NAMED = re.compile(r"\s*[\w-]+ of (?:them|these|those)\b", re.I)
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|approx|vs|etc|incl|resp|no|max|min|avg|ca)\.$", re.I)
 
 
@@ -84,6 +96,21 @@ def segment(text: str, file: str) -> tuple[list[Statement], list[Fence]]:
     ], scanner.fences
 
 
+_HASH_COMMENTS = (
+    ".sh",
+    ".bash",
+    ".slurm",
+    ".sbatch",
+    ".conf",
+    ".cfg",
+    ".env",
+    ".ini",
+    ".properties",
+    ".tf",
+    ".hcl",
+    ".service",
+)
+_COMMENT = re.compile(r"^\s*#+(?:!.*$|\s*)")  # where # is a comment it is no heading
 _QUOTED = re.compile(r"^\s*(?:>\s?)+(?![\s=\d])")
 _QUOTED_MORE = re.compile(r"^\s*(?:>\s?)+(?!=)")
 
@@ -105,6 +132,8 @@ class _Scanner:
 
     def __init__(self, file: str, lines: list[str]) -> None:
         self.file = file
+        if file.lower().endswith(_HASH_COMMENTS):
+            lines = [_COMMENT.sub("", line) for line in lines]
         self.lines, self.depths = _unquoted(lines)
         self.statements: list[Statement] = []
         self.fences: list[Fence] = []
@@ -124,9 +153,10 @@ class _Scanner:
             i = (
                 self._front_matter(i)
                 or self._fence(i)
+                or self._command(i)
+                or self._listing(i)
                 or self._heading(i)
                 or self._table(i)
-                or self._csv(i)
                 or self._text(i)
             )
 
@@ -169,9 +199,13 @@ class _Scanner:
         title = title.strip("*_` ")
         self.headings = [(n, t) for n, t in self.headings if n < level] + [(level, title)]
         self.parents = []
+        named = re.match(r"[^:：]{2,40}[:：]\s*(?=\S)", title)  # "## Accelerator: Nebula-X1"
         self.statements.append(
-            Statement(self.file, i + 1, line.strip(), title, 0, tuple(t for _, t in self.headings[:-1]), kind="heading")
-        )
+            Statement(
+                self.file, i + 1, line.strip(), title, named.end() if named else 0,
+                tuple(t for _, t in self.headings[:-1]), kind="heading",
+            )
+        )  # fmt: skip
         return i + step
 
     def _plain(self, line: str) -> bool:
@@ -182,70 +216,58 @@ class _Scanner:
             and not line.rstrip().endswith((".", "。", ";", ","))
         )
 
-    # ------------------------------------------------------------ tables
+    # ------------------------------------------------------------ tables, listings, commands
 
     def _table(self, i: int) -> int:
-        if (
-            "|" not in self.lines[i]
-            or i + 1 >= len(self.lines)
-            or not _TABLE_RULE.match(self.lines[i + 1])
-            or "|" not in self.lines[i + 1]
-        ):
+        found = markdown_table(self.lines, i) or html_table(self.lines, i) or separated_table(self.lines, i, self.file)
+        if found is None:
             return 0
-        header = _cells(self.lines[i])
-        j = i + 2
-        rows: list[tuple[int, list[str]]] = []
-        while j < len(self.lines) and "|" in self.lines[j] and self.lines[j].strip():
-            rows.append((j + 1, _cells(self.lines[j])))
-            j += 1
-        self._emit_table(header, rows)
-        return j
+        table, end = found
+        for cell in cells_of(table):
+            context = (*self.context, cell.category) if cell.category else self.context
+            text = f"{cell.label}: {cell.value}"
+            quote = self.lines[cell.line - 1].strip()
+            self.statements.append(
+                Statement(self.file, cell.line, quote, text, len(cell.label) + 2, context, kind="cell")
+            )
+        if count := machines(table):
+            self._count("hardware.num_nodes", count, table.rows[0][0], "rows of the table")
+        return end
 
-    def _csv(self, i: int) -> int:
-        """Comma or tab separated lines of one width, the first without numbers: a table too."""
-        for separator in ("\t", ","):
-            if not self.file.lower().endswith((".csv", ".tsv")) and separator == ",":
-                continue
-            header = self.lines[i].split(separator)
-            if len(header) < 2 or re.search(r"\d", self.lines[i]) or not self.lines[i].strip():
-                continue
-            j, rows = i + 1, []
-            while j < len(self.lines) and len(cells := self.lines[j].split(separator)) == len(header):
-                rows.append((j + 1, [c.strip().strip('"') for c in cells]))
-                j += 1
-            if rows:
-                self._emit_table([h.strip().strip('"') for h in header], rows)
-                return j
-        return 0
+    def _count(self, path: str, count: int, line: int, of: str) -> None:
+        """What is counted, not said: `raw` is (path, how many)."""
+        quote = self.lines[line - 1].strip()
+        self.statements.append(Statement(self.file, line, quote, f"{count} {of}", raw=(path, count), kind="count"))
 
-    def _emit_table(self, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
-        generic = re.compile(
-            r"^(?:values?|settings?|spec(?:ification)?s?|数值|值|取值|参数值|配置|规格|要求|目标|target|limit|requirement|quantity|数量|内容|说明|detail)?$",
-            re.I,
-        )
-        unit_column = next((c for c, h in enumerate(header) if re.fullmatch(r"units?|单位", h.strip(), re.I)), None)
-        note = re.compile(r"notes?|remarks?|comments?|备注|说明|source|来源", re.I)
-        for number, cells in rows:
-            quote = self.lines[number - 1].strip()
-            row_label = cells[0] if cells else ""
-            keyed = len(header) >= 2 and not re.search(r"^\W*\d", row_label)
-            for column, cell in enumerate(cells):
-                if not cell or (column == 0 and keyed) or column == unit_column or column >= len(header):
-                    continue
-                title = header[column].strip()
-                unit = cells[unit_column] if unit_column is not None and unit_column < len(cells) else ""
-                label = (
-                    row_label
-                    if generic.fullmatch(title) or note.fullmatch(title)
-                    else f"{row_label} {title}"
-                    if keyed
-                    else title
+    def _listing(self, i: int) -> int:
+        """What a management tool prints: how many devices of which kind, and their memory."""
+        found = device_listing(self.lines, i)
+        if found is None:
+            return 0
+        self._count("hardware.device_count", found.count, found.line, "devices listed")
+        self._count("hardware.num_nodes", 1, found.line, "machine whose devices are listed")
+        for line, label, value in found.fields:
+            quote = self.lines[line - 1].strip()
+            text = f"{label}: {value}"
+            self.statements.append(Statement(self.file, line, quote, text, len(label) + 2, self.context, kind="field"))
+        rest = " ".join(" ".join(self.lines[i : found.end]).split())
+        self.statements.append(Statement(self.file, i + 1, self.lines[i].strip(), rest, kind="listing"))
+        return found.end
+
+    def _command(self, i: int) -> int:
+        """A command line that starts an engine: every flag is a key."""
+        found = engine_command(self.lines, i)
+        if found is None:
+            return 0
+        for flag in found.flags:
+            text = f"{flag.words}: {flag.value}"
+            quote = self.lines[flag.line - 1].strip()
+            self.statements.append(
+                Statement(
+                    self.file, flag.line, quote, text, len(flag.words) + 2, key=flag.name, raw=flag.raw, kind="leaf"
                 )
-                value = f"{cell} {unit}" if unit and re.fullmatch(r"[\s\d.,~\-]+", cell) else cell
-                text = f"{label}: {value}"
-                self.statements.append(
-                    Statement(self.file, number, quote, text, len(label) + 2, self.context, kind="cell")
-                )
+            )
+        return found.end
 
     # ------------------------------------------------------------ paragraphs, bullets, fields
 
@@ -253,6 +275,11 @@ class _Scanner:
         line = self.lines[i]
         if not line.strip() or re.fullmatch(r"\s*([-*_=])\1{2,}\s*", line):
             return i + 1
+        if is_empty_box(line) and any(is_ticked_box(o) for o in self._beside(i)):
+            return i + 1
+        if i + 1 < len(self.lines) and (pair := answered_below(line, self.lines[i + 1])):
+            self._answer(i + 1, *pair)
+            return i + 2
         bullet = _BULLET.match(line)
         indent = len(line) - len(line.lstrip())
         body = line[bullet.end() :] if bullet else line
@@ -267,6 +294,21 @@ class _Scanner:
             end += 1
         self._emit(joined, numbered, indent, bool(bullet))
         return end
+
+    def _beside(self, i: int) -> list[str]:
+        """The lines of the list that line `i` is in."""
+        first, last = i, i
+        while first > 0 and self.lines[first - 1].strip():
+            first -= 1
+        while last + 1 < len(self.lines) and self.lines[last + 1].strip():
+            last += 1
+        return self.lines[first : last + 1]
+
+    def _answer(self, i: int, question: str, answer: str) -> None:
+        """A question and its answer on line `i` (from 0): the question is the label."""
+        text = f"{question}: {ticked(answer)}"
+        quote = self.lines[i].strip()
+        self.statements.append(Statement(self.file, i + 1, quote, text, len(question) + 2, self.context, kind="cell"))
 
     def _continues(self, line: str, following: str) -> bool:
         """A wrapped line goes on: no end mark, a long line, and no bullet, heading, table or field next."""
@@ -288,8 +330,13 @@ class _Scanner:
         ) or stripped[-1] in ",，、"
 
     def _emit(self, text: str, numbered: list[tuple[int, int, str]], indent: int, bullet: bool) -> None:
-        clean = _strip_marks(text)
+        clean = strip_marks(text)
         first_line = numbered[0][1]
+        if "\n" not in clean and (pair := answered(clean)):
+            self._answer(first_line - 1, *pair)
+            return
+        if "\n" not in clean:
+            clean = ticked(clean)
         if _SETTINGS.fullmatch(clean):
             for m in _SETTING.finditer(clean):
                 quote = self.lines[first_line - 1].strip()
@@ -348,6 +395,8 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Offsets of the sentences of `text`, end marks included."""
     spans, start = [], 0
     for match in _SENTENCE_END.finditer(text):
+        if _OF_WHAT_WAS_NAMED.match(text, match.end()) and match.group() in (";", "；"):
+            continue
         if match.group() == "." and _ABBREVIATION.search(text[start : match.end()]):
             continue
         spans.append((start, match.end()))
@@ -384,19 +433,10 @@ def _split_field(statement: Statement) -> Iterator[Statement]:
 
 def _is_label(label: str) -> bool:
     words = re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", label)
-    has_comma = "，" in label or ", " in label or "。" in label
+    has_comma = any(mark in label for mark in ("，", ", ", "。", "; ", "；"))
     return (
         bool(words)
         and not has_comma
         and len(re.findall(r"[A-Za-z]+", label)) <= 9
         and not re.search(r"https?$", label.strip())
     )
-
-
-def _strip_marks(text: str) -> str:
-    """Emphasis marks to nothing; length may change, so this happens before any offset is taken."""
-    return re.sub(r"\*\*|__(?=\w)|(?<=\w)__|`", lambda m: "", text)
-
-
-def _cells(line: str) -> list[str]:
-    return [_strip_marks(c).strip() for c in line.strip().strip("|").split("|")]

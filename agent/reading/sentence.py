@@ -20,7 +20,7 @@ from agent.reading.lexicon import (
     search,
     stats_in,
 )
-from agent.reading.names import ENGINE_VERSION, FAMILY_NAME, SIZED_NAME
+from agent.reading.names import ENGINE_VERSION, FAMILY_NAME, SIZED_NAME, Name
 from tools.units import is_absence, is_unknown
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def read(scene: Scene, reading: Reading) -> None:
         _objective,
         _mode,
         _single_node,
+        _racks,
         _single_user,
         _links_absent,
         loose.read,
@@ -130,11 +131,40 @@ def _names(scene: Scene, reading: Reading) -> list[Candidate]:
         ):
             continue
         out.append(scene.candidate(path, value, name.start, name.end, tags=(*tags, f"id={name.value}")))
+        if name.kind == "device" and (size := _SIZE_IN_NAME.search(name.text)):
+            start = name.start + size.start("size")
+            out.append(
+                scene.candidate("hardware.memory_bytes", float(size["n"]) * 1e9, start, name.start + size.end("size"))
+            )
+    for name in [n for n in scene.names if n.kind == "instance"]:
+        out += _instance(scene, name)
     if scene.label_end and not out:
         out += _stated_name(scene)
+    raw = scene.statement.raw
+    named = scene.statement.kind == "leaf" and not out and re.search(r"name|id$|model", _label(scene), re.I)
+    sized = SIZED_NAME.fullmatch(raw.strip()) if named and isinstance(raw, str) else None
+    if sized is not None and sized.group() in scene.text:  # {"name": "Orca-MoE-90B"}
+        start = scene.text.index(sized.group(), scene.label_end)
+        out.append(
+            scene.candidate("model.name", sized.group(), start, start + len(sized.group()), tags=("unrecognised",))
+        )
     if scene.statement.kind != "leaf" and not any(c.path == "model.name" for c in out):
         out += _sized_names(scene)
     return out
+
+
+def _instance(scene: Scene, name: Name) -> list[Candidate]:
+    """A cloud instance type is a node with so many of a device."""
+    device, count = name.value
+    base = scene.candidate("hardware.device", device, name.start, name.end, tags=(f"id={device}", "instance"))
+    each = replace(base, path="hardware.devices_per_node", value=count, origin="derived", tags=())
+    counted = any(p.spot.term.path == "hardware.num_nodes" for p in scene.pairs)
+    one = replace(base, path="hardware.num_nodes", value=1, tags=("weak",), origin="derived")
+    return [base, each] + ([] if counted else [one])
+
+
+# "NVIDIA-H100-80GB-HBM3": the product's own name says its memory
+_SIZE_IN_NAME = re.compile(r"(?<=[\s_-])(?P<size>(?P<n>\d{2,3})\s?GB)(?=[\s_-])", re.I)
 
 
 def _sized_names(scene: Scene) -> list[Candidate]:
@@ -234,12 +264,16 @@ def _dtype_targets(scene: Scene, before: str, after: str) -> list[str]:
         r"[\s\-]*(?:model )?(?:weights?|权重)\s*(?:和|与|及|、|and|&|/|\+)\s*(?:the )?(?:kv|键值|cache)", after, re.I
     ):
         return ["model.weight_dtype", "model.kv_dtype"]
-    kv_words = r"\bkv\b|kv ?cache|kv ?缓存|键值缓存|(?<!prefix )\bcache\b[^,.;]{0,12}$"
+    kv_words = r"(?<![A-Za-z])kv(?![A-Za-z])|kv ?cache|kv ?缓存|键值缓存|(?<!prefix )\bcache\b[^,.;]{0,12}$"
     label_kv = re.search(kv_words, label) and not re.search(r"weight|权重", label)
     here_kv = re.search(kv_words, before, re.I) or re.match(r"[\s\-]*(?:精度|的)?\s*(?:kv|cache|缓存)", after, re.I)
     here_weights = re.search(r"weight|权重|model|模型", before, re.I) or re.match(
         r"[\s\-]*(?:精度|的)?\s*(?:weights?|权重|模型|model)", after, re.I
     )
+    # "FP4 weights / FP8 KV": the word behind, where none leads
+    adjacent_kv = re.match(r"[\s\-]*(?:kv|cache|缓存|键值)", after, re.I)
+    if adjacent_kv and here_weights and not re.search(r"(?:weights?|权重|model|模型)\s*[:：=]?\s*$", before, re.I):
+        return ["model.kv_dtype"]
     if here_kv and here_weights:
         joined = re.search(r"(?:weights?|权重)\s*(?:和|与|及|、|and|&|/|\+)\s*(?:kv|键值)", before + after, re.I)
         if joined:
@@ -345,6 +379,8 @@ def _objective(scene: Scene, reading: Reading) -> list[Candidate]:
             continue
         offset = scene.label_end if label else scene.shift
         start = scene.text.find(match.group(), offset)
+        if name == "fewest_devices" and scene.label_end > start and scene.quantities:
+            continue  # "How many GPUs per server?  8" asks and is answered
         if name == "total_throughput" and re.search(r"per (?:gpu|card)|单卡|每卡", match.group(), re.I):
             continue
         hits.append(scene.candidate("objective", name, start, start + len(match.group())))
@@ -380,6 +416,12 @@ def _mode(scene: Scene, reading: Reading) -> list[Candidate]:
 
 def _unbounded(scene: Scene, reading: Reading) -> list[Candidate]:
     """ "GPUs: ample", "卡数不限": about the number of devices, not about their memory or a metric."""
+    if machines := re.search(
+        r"(?:机器|服务器|节点|台|机|集群)(?:的)?(?:数量?|台数)?(?:不限|没有限制|无限制|不受限|管够|充足)|\b(?:number of )?(?:nodes|servers|machines|hosts|boxes)\b(?: count)? (?:is |are )?(?:unlimited|not limited|unbounded)|as many (?:nodes|servers|machines|boxes) as",
+        scene.text,
+        re.I,
+    ):
+        return [scene.candidate("hardware.num_devices", "unbounded", machines.start(), machines.end(), scope="total")]
     if any(p.spot.term.path in ("hardware.device_count", "hardware.devices_per_node") for p in scene.pairs):
         return []
     text = scene.text
@@ -416,7 +458,7 @@ def _unbounded(scene: Scene, reading: Reading) -> list[Candidate]:
     return []
 
 
-_NO_LIMIT = r"不限|无要求|没有要求|不(?:做|作)要求|不要求|无限制|没有限制|不关心|不在意|no (?:hard |strict |particular |specific )*(?:requirements?|limits?|constraints?|target|slo)|not (?:required|limited|constrained|important)|don'?t care|doesn'?t matter|unconstrained|without (?:any )?limits?"
+_NO_LIMIT = r"不限|无要求|没有要求|不(?:做|作)要求|不要求|无限制|没有限制|不关心|不在意|no (?:hard |strict |particular |specific )*(?:[\w-]+ ){0,4}?(?:requirements?|limits?|constraints?|target|slo)|not (?:required|limited|constrained|important)|don'?t care|doesn'?t matter|unconstrained|without (?:any )?limits?"
 
 
 def _absences(scene: Scene, reading: Reading) -> list[Candidate]:
@@ -491,6 +533,25 @@ def _single_node(scene: Scene, reading: Reading) -> list[Candidate]:
         return []
     # "单机 8 卡", "in a node" may describe each of several nodes: it gives way to any other count
     return [scene.candidate("hardware.num_nodes", 1, match.start(), match.end(), tags=("weak",))]
+
+
+def _racks(scene: Scene, reading: Reading) -> list[Candidate]:
+    """ "GB300 NVL72, one rack": as many devices as the name says."""
+    size = re.search(r"NVL[ -]?(\d{2,3})\b(?! ?GB)", scene.text[scene.shift :], re.I)
+    count = re.search(
+        r"(?P<n>\d{1,2}|one|a|an|the|single|whole|full|entire|two|three|four|一|两|三|整)\s*(?:个)?\s*(?:racks?\b|机柜|柜)",
+        scene.text,
+        re.I,
+    )
+    if not size or not count or any(p.spot.term.path == "hardware.device_count" for p in scene.pairs):
+        return []
+    number = (
+        int(count["n"])
+        if count["n"].isdigit()
+        else {"two": 2, "two ": 2, "两": 2, "three": 3, "三": 3, "four": 4}.get(count["n"].lower(), 1)
+    )
+    value = number * int(size[1])
+    return [scene.candidate("hardware.num_devices", value, count.start(), count.end(), scope="total")]
 
 
 def _single_user(scene: Scene, reading: Reading) -> list[Candidate]:

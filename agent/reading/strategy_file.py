@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from tools.partition.axes import SLICES
 from tools.placing import Layerwise
 from tools.spec.base import ToolError
 from tools.spec.model import ModelSpec
@@ -214,9 +215,12 @@ def _named(data: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for given, value in data.items():
         plain = str(given).strip().lower().replace("-", "_")
+        if plain in SLICES and plain not in KEYS:
+            out["axes"] = {**dict(out.get("axes") or {}), plain: value}
+            continue
         key = plain if plain in KEYS else ALIASES.get(plain)
         if key is None:
-            near = difflib.get_close_matches(plain, [*KEYS, *ALIASES], n=1, cutoff=0.5)
+            near = difflib.get_close_matches(plain, [*KEYS, *ALIASES, *SLICES], n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(KEYS)}"
             raise ToolError(f"unknown key {given!r}; {hint}")
         if key in out:
@@ -232,6 +236,7 @@ WHOLE = (
     "dp",
     "ep",
     "etp",
+    "ep_nodes",
     "attn_dp",
     "cp",
     "dcp",

@@ -225,9 +225,27 @@ def _read_toml(text: str, name: str) -> list[Leaf]:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ToolError(f"{name}: not valid TOML: {error}") from None
+        try:  # TOML 1.1 allows bare keys in any script
+            document = tomllib.loads(_with_quoted_keys(text))
+        except tomllib.TOMLDecodeError:
+            raise ToolError(f"{name}: not valid TOML: {error}") from None
     finder = _TomlFinder(text)
     return [Leaf(path, value, *finder.find(path, value)) for path, value in _walk(document, ())]
+
+
+def _with_quoted_keys(text: str) -> str:
+    """Bare keys and table names outside ASCII in quotes, as TOML 1.0 asks for."""
+    part = r"[\w\-]*[\u0080-\uffff][\w\-\u0080-\uffff]*"
+    rows = []
+    for row in text.split("\n"):
+        header = re.fullmatch(r"(\s*\[{1,2})([^\[\]\"']+)(\]{1,2}\s*(?:#.*)?)", row)
+        key = re.match(r"(\s*)([^=\"'#\[]+?)(\s*=)", row)
+        if header:
+            row = header[1] + re.sub(part, lambda m: f'"{m[0]}"', header[2]) + header[3]
+        elif key:
+            row = key[1] + re.sub(part, lambda m: f'"{m[0]}"', key[2]) + row[key.end(2) :]
+        rows.append(row)
+    return "\n".join(rows)
 
 
 def _walk(value: Any, path: tuple[Key, ...]) -> Iterator[tuple[tuple[Key, ...], Any]]:

@@ -48,7 +48,8 @@ def score_warning(evaluation: Evaluation | None) -> Lines:
 
 
 def proof_sentence(plan: Plan) -> str:
-    proofs = [e["proof"] for e in plan.phases.values()]
+    phases = [u.phases for u in plan.units] or [plan.phases]
+    proofs = [e["proof"] for of in phases for e in of.values()]
     worst = max((p["max_relative_error"] for p in proofs), default=0.0)
     tensors = sum(p["tensors_compared"] for p in proofs)
     devices = max((p["devices_simulated"] for p in proofs), default=0)
@@ -123,7 +124,7 @@ def compared(plan: Plan) -> list[tuple[str, Estimate]]:
     rows: dict[tuple[object, ...], tuple[str, Estimate]] = {}
     for name, e in (*named, *(("asked", e) for e in plan.asked)):
         if e is not None:
-            key = (*degrees(e.strategy), e.batch)
+            key = (*degrees(e.strategy), e.batch, e.num_devices)
             rows[key] = (f"{rows[key][0]}, {name}", rows[key][1]) if key in rows else (name, e)
     return list(rows.values())
 
@@ -179,7 +180,7 @@ def margins(page: Page) -> Lines:
     else:
         out.append("- No other way to parallelise is feasible: there is no runner-up.")
     if plan.baseline is not None:
-        same = plan.baseline.strategy.label() == plan.estimate.strategy.label()
+        same = not plan.units and plan.baseline.strategy.label() == plan.estimate.strategy.label()
         note = "the plan parallelises as the baseline does" if same else against(plan.estimate, plan.baseline)
         out.append(f"- Baseline {page.label(plan.baseline)}: {note}.")
     out += [f"- Asked: {asked_line(e, page)}" for e in plan.asked]

@@ -90,7 +90,8 @@ def dims(sizes: dict[str, int]) -> str:
 
 
 def placement(page: Page) -> Lines:
-    """Which ranks do what; a rank is one device."""
+    """Which ranks do what; a rank is one device. Nodes of several kinds of devices are counted by kind."""
+    several = any("device" in r for r in page.plan.rank_map)
     rows = [
         (
             r["replica"],
@@ -99,11 +100,13 @@ def placement(page: Page) -> Lines:
             spans(r["nodes"]),
             "-" if r["layers"] is None else f"{r['layers'][0]}-{r['layers'][1]}",
             axes(r["axes"]),
+            *((r.get("device", "-"),) if several else ()),
         )
         for r in page.plan.rank_map[:RANK_ROWS]
     ]
     more = len(page.plan.rank_map) - len(rows)
-    out = table(("replica", "stage", "GPU (rank)", "node", "layers", "axes (innermost first)"), rows, "rrllll")
+    head = ("replica", "stage", "GPU (rank)", "node", "layers", "axes (innermost first)")
+    out = table((*head, *(("device",) if several else ())), rows, "rrlllll"[: 6 + several])
     return out + (["", f"{more} more rows are in plan.json."] if more > 0 else [])
 
 
@@ -190,8 +193,12 @@ def proofs(page: Page) -> Lines:
         if e
     }
     mine = plan.strategy.label(moe=page.moe) if plan.strategy else ""
+    for u in plan.units:
+        label = u.strategy.label(moe=page.moe)
+        out += [proof_line(f"plan on {u.name}, {phase}", label, entry) for phase, entry in u.phases.items()]
     for phase, entry in plan.phases.items():
-        out.append(proof_line(f"plan, {phase}", mine, entry))
+        if not plan.units:
+            out.append(proof_line(f"plan, {phase}", mine, entry))
         other = entry.get("baseline")
         if other and other["digest"] != entry["digest"]:
             name, label = names.get(other["proof"]["strategy"], ("baseline", other["proof"]["strategy"]))

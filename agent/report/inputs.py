@@ -14,18 +14,14 @@ from agent.report.format import (
 )
 from agent.report.page import Lines, Page, finding_line
 from tools.spec.finding import Finding
+from tools.spec.hardware import Cluster
 from tools.spec.model import ModelSpec
 
 
 def setting(page: Page) -> Lines:
     """What was planned for, in one table: the reader checks here that we understood."""
     d = page.plan.deployment
-    c, w = d.cluster, d.workload
-    devices = (
-        "unbounded"
-        if c.num_devices is None
-        else f"{c.num_devices} ({plural(c.num_nodes or 1, 'node')} of {c.devices_per_node})"
-    )
+    w = d.workload
     load = [
         f"{name} {value:,}"
         for name, value in (("batch", w.batch_size), ("concurrency", w.concurrency))
@@ -46,6 +42,18 @@ def setting(page: Page) -> Lines:
     lengths = f"input {w.isl:,}, output {w.osl:,}, longest context {w.context:,}"
     rows = [
         ("model", f"{d.model.name}: {shape(d.model)}"),
+        *(row for c in d.clusters for row in cluster_rows(c)),
+        ("tokens", lengths),
+        ("load", ", ".join(load) or "not stated"),
+        ("engine", f"{d.engine.name} {d.engine.version or ''}".strip() + ("" if d.engine.stated else " (not stated)")),
+    ]
+    return table(("", "planned for"), rows)
+
+
+def cluster_rows(c: Cluster) -> list[tuple[str, str]]:
+    number = f"{c.num_devices} ({plural(c.num_nodes or 1, 'node')} of {c.devices_per_node})"
+    devices = "unbounded" if c.num_devices is None else number
+    return [
         (
             "devices",
             f"{devices} × {c.device.name}, {gigabytes(c.memory_bytes)} ({gibibytes(c.memory_bytes)}), "
@@ -56,11 +64,7 @@ def setting(page: Page) -> Lines:
             f"{digits(c.intra_node_bandwidth / 1e9)} GB/s inside a node, {digits(c.inter_node_bandwidth / 1e9)} "
             "GB/s between nodes (per device, one direction)",
         ),
-        ("tokens", lengths),
-        ("load", ", ".join(load) or "not stated"),
-        ("engine", f"{d.engine.name} {d.engine.version or ''}".strip() + ("" if d.engine.stated else " (not stated)")),
     ]
-    return table(("", "planned for"), rows)
 
 
 def shape(m: ModelSpec) -> str:
@@ -92,7 +96,11 @@ def conflicts(page: Page) -> Lines:
 
 
 def ignored(page: Page) -> Lines:
-    return [f"- {i['section']}: {i['why']}" for i in page.plan.ignored]
+    return [f"- {_clipped(i['section'])}: {i['why']}" for i in page.plan.ignored]
+
+
+def _clipped(section: str, width: int = 160) -> str:
+    return section if len(section) <= width else section[: width - 3] + "..."
 
 
 def findings(page: Page) -> Lines:

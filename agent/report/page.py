@@ -31,6 +31,10 @@ class Page:
 
     def label(self, estimate: Estimate) -> str:
         s = estimate.strategy
+        for c in (f.candidate for f in self.plan.fleets if f.candidate is not None):
+            told = c.estimate
+            if (told.strategy, told.num_devices, told.output_tok_s) == (s, estimate.num_devices, estimate.output_tok_s):
+                return "; ".join(f"{u.name.replace('+', ' + ')} {u.strategy.label(moe=self.moe)}" for u in c.units)
         d, plan = self.plan.deployment, self.plan.strategy
         native = (plan.weight_dtype, plan.kv_dtype) if plan else (d.weight_dtypes[0], d.kv_dtypes[0])
         dtypes = "" if native == (s.weight_dtype, s.kv_dtype) else f" ({s.weight_dtype}, KV {s.kv_dtype})"

@@ -101,7 +101,7 @@ def _overview(method: PaperMethod, verification: PaperVerification) -> Lines:
             m.name, s.name.replace("_", " "), s.strategy.label(moe=m.spec.moe is not None),
             f"{s.strategy.num_devices} ({s.devices_source})", f"proven, {worst:.0e}",
             duration(e.ttft_s) if e else "-", duration(e.tpot_s) if e else "-", rate(e.output_tok_s) if e else "-",
-            gigabytes(used) if used else "-",
+            f"{gigabytes(used)}{', does not fit' if e and any(x.free_bytes < 0 for x in e.memory) else ''}" if used else "-",
         ))  # fmt: skip
     head = (
         "model",

@@ -15,7 +15,18 @@ from tools.spec.base import Bug
 from tools.spec.conditions import Conditions
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
-from tools.spec.plan import Candidate, Economics, Estimate, Infeasible, ModuleParts, Plan, SearchResult, Sensitivity
+from tools.spec.plan import (
+    Candidate,
+    Economics,
+    Estimate,
+    Infeasible,
+    ModuleParts,
+    Plan,
+    PlanUnit,
+    SearchResult,
+    Sensitivity,
+    Unit,
+)
 from tools.spec.strategy import Strategy
 from tools.spec.term import Prediction
 
@@ -37,7 +48,7 @@ def assemble_plan(
     baseline_phases: Mapping[str, Mapping[str, Any]] | None = None,
     parts: Sequence[ModuleParts] = (), findings: Iterable[Finding] = (), proposal: Mapping[str, Any] | None = None,
     passages: Iterable[Mapping[str, Any]] = (), degraded: Iterable[str] = (), economics: Sequence[Economics] = (),
-    sensitivity: Sensitivity | None = None,
+    sensitivity: Sensitivity | None = None, units: Sequence[PlanUnit] = (),
 ) -> Plan:  # fmt: skip
     """The plan of `chosen` (default: the search's best), or the infeasible verdict when the search found none.
 
@@ -51,6 +62,9 @@ def assemble_plan(
         "asked": tuple(c.estimate for c in result.asked),
         "what_ifs": result.what_ifs,
         "economics": tuple(economics),
+        "units": tuple(units),
+        "pooled": result.pooled,
+        "fleets": tuple(f.model_copy(update={"candidate": f.candidate and _brief(f.candidate)}) for f in result.fleets),
         "sensitivity": sensitivity,
         "assumptions": deployment.assumptions,
         "conflicts": tuple(c.model_dump(mode="json") for c in conditions.conflicts),
@@ -100,12 +114,12 @@ def _proven_plan(
     strategy = chosen.estimate.strategy
     return Plan(
         status="proven",
-        headline=headline(deployment, chosen.estimate),
+        headline=headline(deployment, chosen.estimate, common["units"]),
         at_risk=at_risk(chosen.estimate, common["degraded"]),
         strategy=strategy,
         phases=merged,
-        num_devices=strategy.num_devices,
-        rank_map=rank_map(strategy, deployment, list({s.stage: s.layers for s in chosen.estimate.memory}.values())),
+        num_devices=chosen.estimate.num_devices,
+        rank_map=tuple(row for u in common["units"] for row in u.rank_map) or rank_map_of(chosen.estimate, deployment),
         parts=parts,
         estimate=chosen.estimate,
         runner_up=_runner_up(result, chosen),
@@ -115,9 +129,23 @@ def _proven_plan(
 
 def _runner_up(result: SearchResult, chosen: Candidate) -> Estimate | None:
     """Best-ranked candidate that parallelises differently; the same degrees at another batch are no alternative."""
-    mine = chosen.estimate.strategy
-    others = (c.estimate for c in result.ranked if degrees(c.estimate.strategy) != degrees(mine))
+    mine = _layout_of(chosen)
+    others = (c.estimate for c in result.ranked if _layout_of(c) != mine)
     return next(others, None)
+
+
+def _layout_of(c: Candidate) -> tuple[Any, ...]:
+    return tuple((u.name, *degrees(u.strategy)) for u in c.units) or degrees(c.estimate.strategy)
+
+
+def _brief(c: Candidate) -> Candidate:
+    """Without what only the published plan is read for: breakdowns and memory tables."""
+
+    def short(e: Estimate) -> Estimate:
+        return e.model_copy(update={"breakdown": {}, "memory": (), "findings": ()})
+
+    units = tuple(u.model_copy(update={"estimate": short(u.estimate)}) for u in c.units)
+    return c.model_copy(update={"estimate": short(c.estimate), "units": units})
 
 
 def degrees(s: Strategy) -> tuple[Any, ...]:
@@ -128,21 +156,50 @@ def degrees(s: Strategy) -> tuple[Any, ...]:
 
 
 def device_name(deployment: Deployment) -> str:
-    return deployment.cluster.device.name
+    return " + ".join(c.device.name for c in deployment.clusters)
 
 
-def headline(deployment: Deployment, estimate: Estimate) -> str:
+def headline(deployment: Deployment, estimate: Estimate, units: Sequence[Unit] = ()) -> str:
     """The answer: what to run on what, and what it is predicted to give."""
     s, d = estimate.strategy, deployment
-    replicas = f", {plural(s.dp, 'replica')} of {plural(s.replica, 'device')}" if s.dp > 1 else ""
-    each = " each" if s.dp > 1 else ""
+    if len(units) > 1:
+        what = "; ".join(f"{_role(u)} {_run_on(d, u.estimate, u)}" for u in units)
+    else:
+        what = _run_on(d, estimate, units[0] if units else None)
     return (
-        f"Run {d.model.name} ({s.weight_dtype} weights, {s.kv_dtype} KV cache) on {s.num_devices} × {device_name(d)} "
-        f"as {s.label(moe=d.model.moe is not None)}{replicas}, {plural(estimate.batch, 'sequence')} at a time{each}, "
+        f"Run {d.model.name} ({s.weight_dtype} weights, {s.kv_dtype} KV cache) {'with ' if len(units) > 1 else ''}{what}, "
         f"with {s.engine}. Predicted: {rate(estimate.output_tok_s)} output in total "
         f"({rate(estimate.output_tok_s_per_device)} per device) with {plural(estimate.concurrency, 'request')} "
         f"in flight{gates(estimate)}."
     )
+
+
+def _role(u: Unit) -> str:
+    return u.phases_run[0] if len(u.phases_run) == 1 else f"{percent(u.share)} of the requests"
+
+
+def _run_on(d: Deployment, e: Estimate, unit: Unit | None) -> str:
+    """ "on 8 × NVIDIA H100 as tp4·dp2, 2 replicas of 4 devices, 64 sequences at a time each"."""
+    s = e.strategy
+    replicas = f", {plural(s.dp, 'replica')} of {plural(s.replica, 'device')}" if s.dp > 1 else ""
+    each = " each" if s.dp > 1 else ""
+    where = devices_words(unit) if unit else f"{s.num_devices} × {d.cluster.device.name}"
+    return (
+        f"on {where} as {s.label(moe=d.model.moe is not None)}{replicas}, {plural(e.batch, 'sequence')} at a time{each}"
+    )
+
+
+def devices_words(unit: Unit) -> str:
+    """ "8 × NVIDIA H100 (42 layers) + 16 × NVIDIA A100 (38 layers)"."""
+    s = unit.strategy
+    if not s.stage_devices:
+        return f"{s.num_devices} × {unit.clusters[0].device.name}"
+    out = []
+    for c in unit.clusters:
+        mine = [i for i, k in enumerate(s.stage_devices) if k == c.device.id]
+        layers = sum((s.layers_per_stage or ())[i] for i in mine)
+        out.append(f"{len(mine) * s.group * s.dp} × {c.device.name} ({plural(layers, 'layer')})")
+    return " + ".join(out)
 
 
 def gates(estimate: Estimate, most: int = 2) -> str:
@@ -168,11 +225,14 @@ CAUSES = {
 
 
 def infeasible_headline(deployment: Deployment, verdict: Infeasible) -> str:
-    c = deployment.cluster
-    devices = "any number of" if c.num_devices is None else f"{c.num_devices} ×"
+    kinds = [
+        f"{'any number of' if c.num_devices is None else f'{c.num_devices} ×'} {c.device.name}"
+        for c in deployment.clusters
+    ]
+    devices = " + ".join(kinds) + (", alone or together," if len(kinds) > 1 else "")
     way_out = f" Nearest change that gives a plan: {verdict.nearest[0].description}." if verdict.nearest else ""
     return (
-        f"No strategy serves {deployment.model.name} on {devices} {device_name(deployment)} within the "
+        f"No strategy serves {deployment.model.name} on {devices} within the "
         "requirements: all "
         f"{verdict.num_searched:,} were searched. What binds is {CAUSES.get(verdict.cause, verdict.cause)}: "
         f"{gate_words(verdict.binding)}.{way_out}"
@@ -208,12 +268,17 @@ def risk_line(p: Prediction) -> str:
 # ---------------------------------------------------------------------------------------------------------- records
 
 
+def rank_map_of(e: Estimate, deployment: Deployment) -> tuple[dict[str, Any], ...]:
+    return rank_map(e.strategy, deployment, list({s.stage: s.layers for s in e.memory}.values()))
+
+
 def rank_map(strategy: Strategy, deployment: Deployment, layers: Sequence[int]) -> tuple[dict[str, Any], ...]:
-    """One row per replica and stage: its global ranks, the nodes they lie on, its layers, its axes.
+    """One row per replica and stage: its global ranks, the nodes they lie on, its layers, its axes; where there are several
+    kinds of devices their kind, whose nodes are then counted by themselves.
 
     Replica k holds ranks k·replica …, stage i of it the next `group` of them; tp is innermost.
     """
-    per_node, group = deployment.cluster.devices_per_node, strategy.group
+    group, places = strategy.group, deployment.places(strategy)
     first = [sum(layers[:i]) for i in range(strategy.pp)] if len(layers) == strategy.pp else [None] * strategy.pp
     axes = {"tp": strategy.tp, "cp": strategy.cp, "attn_dp": strategy.attn_dp}
     if deployment.model.moe is not None:
@@ -230,10 +295,13 @@ def rank_map(strategy: Strategy, deployment: Deployment, layers: Sequence[int]) 
                 "experts": ranks[a + strategy.attn_pool :],
             }
             groups = {"groups": {k: v for k, v in apart.items() if v}} if group > a else {}
+            cluster, there = places[replica * strategy.pp + stage]
+            kind = {"device": cluster.device.id} if deployment.further_clusters else {}
+            nodes = sorted({(there + i) // cluster.devices_per_node for i in range(group)})
             rows.append(
                 {
-                    "replica": replica, "stage": stage, "ranks": ranks, "nodes": sorted({r // per_node for r in ranks}),
-                    "layers": None if at is None else [at, at + layers[stage] - 1], "axes": axes, **groups,
+                    "replica": replica, "stage": stage, "ranks": ranks, "nodes": nodes,
+                    "layers": None if at is None else [at, at + layers[stage] - 1], "axes": axes, **groups, **kind,
                 }
             )  # fmt: skip
     return tuple(rows)
@@ -264,8 +332,9 @@ def _finite(value: float) -> float | None:
 
 def point(candidate: Candidate, moe: bool = True) -> dict[str, Any]:
     e = candidate.estimate
+    labels = [f"{u.name} {u.strategy.label(moe=moe)}" for u in candidate.units]
     return {
-        "strategy": e.strategy.label(moe=moe),
+        "strategy": " + ".join(labels) or e.strategy.label(moe=moe),
         "weight_dtype": e.strategy.weight_dtype,
         "kv_dtype": e.strategy.kv_dtype,
         "batch": e.batch,

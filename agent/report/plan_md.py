@@ -14,7 +14,9 @@ from agent.report.detail import latency, memory, modules, placement, proofs
 from agent.report.economics import economics
 from agent.report.inputs import assumptions, conflicts, findings, ignored, setting
 from agent.report.judged import knowledge, proposal, rubric, task
+from agent.report.kinds import each, groups, kinds
 from agent.report.page import Lines, Page
+from agent.report.pools import pools
 from agent.report.sensitivity import sensitivity
 from agent.report.verdict import binding, closest, nearest
 from tools.rubric import Deliverable, Evaluation
@@ -35,15 +37,18 @@ CLOSING: tuple[tuple[str, Section], ...] = (
 PROVEN: tuple[tuple[str, Section], ...] = (
     ("Requirements (predicted)", requirements),
     ("Planned for", setting),
+    ("Groups of devices (predicted)", groups),
+    ("Ways to use the kinds of devices (predicted)", kinds),
     ("Why this strategy", why),
+    ("Prefill and decode on pools of their own (predicted)", pools),
     *COMMON,
     ("Cost and energy", economics),
     ("How sure the choice is (predicted)", sensitivity),
     ("What if", what_ifs),
-    ("Modules and their parts (proven)", modules),
+    ("Modules and their parts (proven)", each(modules)),
     ("Which device does what", placement),
-    ("Memory per device", memory),
-    ("Where the time goes (predicted)", latency),
+    ("Memory per device", each(memory)),
+    ("Where the time goes (predicted)", each(latency)),
     ("Latency and throughput (predicted)", pareto),
     ("Devices and throughput (predicted)", devices_table),
     ("Proof", proofs),
@@ -52,6 +57,7 @@ PROVEN: tuple[tuple[str, Section], ...] = (
 INFEASIBLE: tuple[tuple[str, Section], ...] = (
     ("What binds", binding),
     ("Nearest changes", nearest),
+    ("Ways to use the kinds of devices (predicted)", kinds),
     ("Closest strategies (predicted)", closest),
     ("Cost and energy", economics),
     ("Planned for", setting),

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.report.format import banded, duration, gigabytes, name_of, percent, quantity, rate
-from agent.report.plan_json import device_name
+from agent.report.plan_json import devices_words
 from tools.rubric import Evaluation
 from tools.spec.plan import Plan
 
@@ -28,20 +28,26 @@ def _facts(plan: Plan) -> Panel:
     d = plan.deployment
     table.add_row("model", d.model.name)
     if plan.strategy is None or plan.estimate is None:
-        table.add_row("devices", f"{d.cluster.num_devices or 'unbounded'} × {device_name(d)}")
+        kinds = (f"{c.num_devices or 'unbounded'} × {c.device.name}" for c in d.clusters)
+        table.add_row("devices", " + ".join(kinds))
         table.add_row("answer", plan.headline)
         return Panel(table, title="[bold red]infeasible (proven)[/]", title_align="left")
     e = plan.estimate
-    table.add_row(
-        "strategy", f"[bold]{plan.strategy.label(moe=d.model.moe is not None)}[/], batch {e.batch} per replica"
-    )
-    table.add_row("devices", f"{plan.num_devices} × {device_name(d)}")
+    for u in plan.units:
+        label = f"[bold]{u.strategy.label(moe=d.model.moe is not None)}[/], batch {u.estimate.batch} per replica"
+        share = f", {percent(u.share)} of the requests" if u.share < 1 else ""
+        table.add_row(f"{devices_words(u)}", f"{label}{share}")
+    if not plan.units:
+        table.add_row(
+            "strategy", f"[bold]{plan.strategy.label(moe=d.model.moe is not None)}[/], batch {e.batch} per replica"
+        )
+        table.add_row("devices", f"{plan.num_devices} × {d.cluster.device.name}")
     table.add_row("output", f"{rate(e.output_tok_s)}, {rate(e.output_tok_s_per_device)} per device (predicted)")
     table.add_row("mean", f"TTFT {duration(e.ttft_s)}, TPOT {duration(e.tpot_s)} (predicted)")
-    for s in e.memory[:8]:
+    for s in [] if len(plan.units) > 1 else e.memory[:8]:
         used, name = s.total_bytes / s.capacity_bytes, f"memory {s.where}" if len(e.memory) > 1 else "memory"
         table.add_row(name, f"{gigabytes(s.total_bytes)} of {gigabytes(s.capacity_bytes)} per device ({percent(used)})")
-    if len(e.memory) > 8:
+    if len(e.memory) > 8 and len(plan.units) < 2:
         table.add_row("", f"… {len(e.memory) - 8} more stages in plan.json")
     return Panel(table, title="[bold green]proven plan[/]", title_align="left")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent.report.format import (
     digits,
+    duration,
     exact,
     table,
 )
@@ -26,15 +27,19 @@ def nearest(page: Page) -> Lines:
     v = page.plan.infeasible
     if v is None or not v.nearest:
         return ["No single change of the conditions makes a plan possible."]
-    rows = [
-        (c.description, c.kind.replace("_", " "), exact(c.value) if isinstance(c.value, float) else c.value)
-        for c in v.nearest
-    ]
+    rows = [(c.description, c.kind.replace("_", " "), _to(c.kind, c.value)) for c in v.nearest]
     return [
         "Each was applied and searched again; it does give a plan.",
         "",
         *table(("change", "what changes", "to"), rows, "llr"),
     ]
+
+
+def _to(kind: str, value: object) -> object:
+    """The new value with its unit: a latency in ms or s, anything else as stated."""
+    if not isinstance(value, float):
+        return value
+    return duration(value) if kind in ("ttft", "tpot") else exact(value)
 
 
 def closest(page: Page) -> Lines:

@@ -24,8 +24,79 @@ PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SLIDE = {"sliding_window": 4}
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+# The prompt fits the original context of the two that depend on the length; decoding leaves it.
+SHORT = 8
+
+HYBRID = ["linear_attention", "full_attention", "linear_attention"]
 CONFIGS: dict[str, dict[str, Any]] = {
+    "nemotron": {**BASE, "model_type": "nemotron", "hidden_act": "relu2", "partial_rotary_factor": 0.5, "norm_eps": 1e-5},
+    "olmo": {**BASE, "model_type": "olmo", "clip_qkv": 0.8},
+    "cohere_qk_norm": {**BASE, "model_type": "cohere", "use_qk_norm": True, "logit_scale": 0.5},
+    "phimoe": {
+        **BASE, "model_type": "phimoe", "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None,
+        "attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.2,
+    },
+    "deepseek_v32": {
+        **DEEPSEEK, "model_type": "deepseek_v32", "index_topk": 4, "index_n_heads": 9, "index_head_dim": 6,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
+    "glm_moe_dsa": {
+        **DEEPSEEK, "model_type": "glm_moe_dsa", "index_topk": 5, "index_n_heads": 9, "index_head_dim": 6,
+        "indexer_types": ["full"] * 3, "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
+    "qwen3_next": {
+        **BASE, **MOE, "model_type": "qwen3_next", "num_experts": 6, "shared_expert_intermediate_size": 28,
+        "layer_types": HYBRID, "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 5,
+        "linear_value_head_dim": 7, "linear_conv_kernel_dim": 3, "partial_rotary_factor": 0.5, "norm_topk_prob": True,
+        "rope_parameters": {**PLAIN_ROPE, "partial_rotary_factor": 0.5},
+    },
+    "qwen3_5": {
+        **BASE, "model_type": "qwen3_5_text", "layer_types": HYBRID, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 5, "linear_value_head_dim": 7, "linear_conv_kernel_dim": 4,
+        "rope_parameters": {**PLAIN_ROPE, "partial_rotary_factor": 0.5},
+    },
+    "kimi_linear": {
+        **{k: v for k, v in DEEPSEEK.items() if k not in ("q_lora_rank", "n_routed_experts")},
+        "model_type": "kimi_linear",
+        "q_lora_rank": None, "num_local_experts": 8, "layer_types": HYBRID, "linear_num_heads": 3, "linear_head_dim": 6,
+        "linear_conv_kernel_dim": 4, "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "pad_token_id": None,
+    },
     "llama": {**BASE, "model_type": "llama"},
+    "rope_linear": {**BASE, "model_type": "llama", "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    "rope_dynamic": {
+        **BASE, "model_type": "llama", "max_position_embeddings": SHORT,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    },
+    "rope_llama3": {
+        **BASE, "model_type": "llama", "head_dim": 16, "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "rope_yarn": {**BASE, "model_type": "qwen3", "head_dim": 16, "rope_parameters": YARN},
+    "rope_yarn_mscale": {
+        **DEEPSEEK, "model_type": "deepseek_v3", "qk_rope_head_dim": 8,
+        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 8},
+    },
+    "rope_yarn_sinks": {
+        **BASE, **SLIDE, "model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16,
+        "layer_types": TYPES, "rope_parameters": {**YARN, "truncate": False},
+    },
+    "rope_longrope_partial": {
+        **BASE, "model_type": "phi3", "head_dim": 8, "num_attention_heads": 3, "num_key_value_heads": 1,
+        "original_max_position_embeddings": SHORT, "pad_token_id": 0, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 3.0, 9.0], "original_max_position_embeddings": SHORT,
+        },
+    },
+    "rope_two_bases": {
+        **BASE, **SLIDE, "model_type": "gemma3_text", "query_pre_attn_scalar": 12, "layer_types": TYPES,
+        "hidden_activation": "gelu_pytorch_tanh", "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}, "sliding_attention": PLAIN_ROPE,
+        },
+    },
     "llama_tied_biased": {
         **BASE, "model_type": "llama", "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True,
     },

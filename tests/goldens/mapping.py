@@ -107,7 +107,16 @@ def inside(c: Checkpoint, layer: int, t: Tensor) -> Array:
     """One weight of one layer; the first rule that knows its name answers."""
     prefix = next(p.format(layer) for p in PREFIXES if any(n.startswith(p.format(layer)) for n in c.shapes))
     head, _, kind = t.name.partition(".")
-    for rule in (attention_weight, mla_weight, norm_weight, expert_weight, mlp_weight):
+    for rule in (
+        index_weight,
+        linear_weight,
+        gated_query_weight,
+        attention_weight,
+        mla_weight,
+        norm_weight,
+        expert_weight,
+        mlp_weight,
+    ):
         found = rule(c, prefix, head, kind)
         if found is not None:
             return found
@@ -179,6 +188,77 @@ def mla_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None
         up = c.linear(f"{a}kv_b_proj.weight").reshape(mla.kv_lora_rank, heads, -1)
         return up[..., :nope] if head == "k_up" else up[..., nope:]
     return None
+
+
+# ----------------------------------------------------------------------------------------------------- linear attention
+
+
+def gated_query_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    """Queries and the gate of the output, packed head by head."""
+    if not c.model.attention.output_gate or head not in ("q_proj", "q_gate"):
+        return None
+    w = c.linear(f"{prefix}self_attn.q_proj.{kind}")
+    w = w.reshape(w.shape[0], c.model.attention.num_heads, 2, -1)
+    return w[:, :, 0 if head == "q_proj" else 1]
+
+
+def index_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    names = {"index_q": "wq_b", "index_k": "wk", "index_w": "weights_proj", "index_k_norm": "k_norm"}
+    if head not in names:
+        return None
+    name = f"{prefix}self_attn.indexer.{names[head]}.{kind}"
+    return c.get(name) if head == "index_k_norm" else c.linear(name)
+
+
+def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    a = c.model.linear
+    if a is None or not head.startswith("lin_"):
+        return None
+    name = head.removeprefix("lin_")
+    base = (
+        f"{prefix}linear_attn."
+        if any(n.startswith(f"{prefix}linear_attn.") for n in c.shapes)
+        else f"{prefix}self_attn."
+    )
+    if name.endswith("_conv"):
+        return _channels(c.get(f"{base}conv1d.weight")[:, 0, :].T, c, "qkv".index(name[0]))
+    if name in ("A_log", "dt_bias"):
+        return c.get(c.first([f"{base}{name}", f"{base}forget_gate.{name}"]))
+    if name == "norm":
+        return c.get(c.first([f"{base}norm.weight", f"{base}o_norm.weight"]))
+    if name == "o":
+        return c.linear(c.first([f"{base}out_proj.weight", f"{base}o_proj.weight"]))
+    plain = c.first(
+        [f"{base}{p}{name}{s}" for p in ("", "in_proj_", "forget_gate.") for s in ("_proj.weight", ".weight")]
+    )
+    if plain:
+        return c.linear(plain)
+    if name in ("q", "k", "v") and c.has(f"{base}in_proj_qkv.weight"):
+        return _channels(c.linear(f"{base}in_proj_qkv.weight"), c, "qkv".index(name))
+    return _packed(c, base, name)
+
+
+def _channels(w: Array, c: Checkpoint, which: int) -> Array:
+    """Queries, keys or values out of the columns of all three, one after the other."""
+    a = c.model.linear
+    assert a is not None
+    ends = np.cumsum([0, a.num_key_heads * a.key_dim, a.num_key_heads * a.key_dim, a.num_value_heads * a.value_dim])
+    return w[..., ends[which] : ends[which + 1]]
+
+
+def _packed(c: Checkpoint, base: str, name: str) -> Array:
+    """Qwen3-Next packs by key head: its query, its key, the values and gates of its group; and beta and decay likewise."""
+    a = c.model.linear
+    assert a is not None
+    group = a.num_value_heads // a.num_key_heads
+    if name in ("b", "a"):
+        w, widths, order = c.linear(f"{base}in_proj_ba.weight"), [group, group], "ba"
+    else:
+        wide = group * a.value_dim
+        w, widths, order = c.linear(f"{base}in_proj_qkvz.weight"), [a.key_dim, a.key_dim, wide, wide], "qkvz"
+    ends = np.cumsum([0, *widths])
+    at = order.index(name)
+    return w.reshape(w.shape[0], a.num_key_heads, -1)[..., ends[at] : ends[at + 1]]
 
 
 # ----------------------------------------------------------------------------------------------------------- norms, FFN

@@ -75,7 +75,7 @@ def layout_fault(comm: Comm, src: Layout, dst: Layout) -> str:
         pending = [a for a in pending if a not in comm.axes]
     if comm.kind in ("all_gather", "all_to_all"):
         have = split.get(comm.src_dim or "", ())
-        if have[len(have) - len(comm.axes) :] != comm.axes:
+        if have[len(have) - len(comm.axes) :] != (comm.src_axes or comm.axes):
             return f"{comm.kind} gathers {comm.src_dim} over {comm.axes}, which lies over {have}"
         split[comm.src_dim or ""] = have[: len(have) - len(comm.axes)]
     if comm.kind in ("reduce_scatter", "all_to_all", "slice"):
@@ -125,14 +125,15 @@ def transfer_fault(p: POp, pbody: PBody, sizes: Sizes, program: Program) -> str:
     return ""
 
 
-LINEAR = frozenset({"einsum", "combine", "select_last"})
+LINEAR = frozenset({"einsum", "combine", "from_nodes", "select_last"})
 
 
 def _settled(program: Program, pbody: PBody, p: POp) -> Iterator[Finding]:
     """Only linear operators may read a summand whose sum is still pending."""
     assert p.op is not None
     waiting = [n for n in p.inputs if pbody.layout(n).pending]
-    linear = p.op.kind in LINEAR or (p.op.kind == "elementwise" and p.op.fn in ("scale", "add"))
+    bilinear = p.op.fn == "mul" and len(waiting) == 1  # a factor that is no summand itself
+    linear = p.op.kind in LINEAR or (p.op.kind == "elementwise" and (p.op.fn in ("scale", "add") or bilinear))
     if waiting and not linear:
         words = f"{program.phase} {pbody.name}.{p.name} reads {waiting[0]}, whose sum is pending"
         yield error("pending-read", words, where=p.name, fix="a reduction before it")

@@ -12,7 +12,8 @@ from math import gcd, isclose, prod
 from tools.checks.base import Case, check, error
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op
-from tools.memory import kv_bytes_per_token, parameters_by_role, rank_kv_bytes
+from tools.memory import kv_bytes_per_token, parameters_by_role, rank_kv_bytes, state_bytes_per_sequence
+from tools.partition.axes import sliced
 from tools.partition.lower import PBody, POp, Program
 from tools.shards import Box, Runs, box, boxes_of, tiling
 from tools.spec.finding import Finding
@@ -118,6 +119,9 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
     batch, context = sizes["batch_size"], sizes["kv_len"]
     held = sum(rank_kv_bytes(program, batch=batch, context=context).values())
     want = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context * copies
+    want += (
+        state_bytes_per_sequence(program.model) * batch * s.cp
+    )  # heads over tp, sequences over attn_dp, copies over cp
     if not isclose(held, want, rel_tol=1e-12):
         words = (
             f"{program.phase}: devices hold {held:.6g} B of KV for {batch} × {context} tokens, the model needs "
@@ -127,7 +131,7 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
 
 
 def kv_copies(program: Program) -> float:
-    """Ranks of a stage over the distinct parts of its cache: sequences over attn_dp, KV heads over tp and then over
+    """Ranks of a stage over the distinct parts of its cache: sequences over attn_dp, KV heads over tp (d_k over dk) and then over
     what cp exchanges for heads, positions over dcp or over a ring's cp. From the degrees, not from layouts."""
     s, a = program.strategy, program.model.attention
     assert s.attn_dp is not None
@@ -135,7 +139,9 @@ def kv_copies(program: Program) -> float:
     if s.attn_pool:
         ranks = s.attention_group + s.attn_pool
         return gcd(ranks, a.num_heads) if a.mla else 1  # heads over what divides them, positions over the rest
-    by_heads = min(s.tp, kv_heads)
+    slices = sliced(s).values()
+    groups = s.tp // prod(d for x, d in slices if "heads" in x.takes_from)
+    by_heads = min(groups, kv_heads) * prod(d for x, d in slices if x.cache)  # each head's d_k over dk of the ranks
     by_positions = s.dcp
     if s.cp > 1 and s.cp_kind == "ring":
         by_positions *= s.cp

@@ -20,7 +20,7 @@ def fit(case: Case) -> Iterator[Finding]:
     if d is None:
         return
     stages = memory(
-        case.programs[0], capacity_bytes=d.cluster.memory_bytes, context=d.workload.context,
+        case.programs[0], capacity_bytes=[c.memory_bytes for c in d.stage_clusters(case.strategy)], context=d.workload.context,
         memory_reserve=d.requirements.memory_reserve, engine_version=d.engine.version,
     )  # fmt: skip
     for s in stages:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from tools.checks.base import Case, check, error, info, warning
 from tools.partition.lower import Program
 from tools.partition.mesh import Axes
+from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
 from tools.spec.hardware import Cluster
+from tools.spec.strategy import Strategy
 
 LATENCY_BOUND = ("tp", "etp")
 """Axes with a collective per operator of every layer: they belong inside the domain."""
@@ -18,21 +20,29 @@ LATENCY_BOUND = ("tp", "etp")
 def topology(case: Case) -> Iterator[Finding]:
     if case.deployment is None:
         return
-    program, cluster = case.programs[0], case.deployment.cluster
-    needed = program.num_devices
-    if cluster.num_devices is not None and needed > cluster.num_devices:
-        words = f"the strategy needs {needed} devices, the cluster has {cluster.num_devices}"
-        yield error("devices", words, cause="input", fix="smaller degrees", needed=needed)
-    elif cluster.num_devices is not None and needed < cluster.num_devices:
-        idle = cluster.num_devices - needed
-        words = f"{idle} of {cluster.num_devices} devices stay idle: the strategy uses {needed}"
-        yield warning("idle-devices", words, cause="other", fix="more replicas, or degrees that use them", idle=idle)
+    program, d = case.programs[0], case.deployment
+    yield from _counts(case.strategy, d)
     seen: set[frozenset[str]] = set()
     for name in ("tp", "attn_dp", *(("etp", "ep") if program.model.moe else ())):
         axes = program.mesh.shape.axis(name)
         if frozenset(axes) not in seen:
             seen.add(frozenset(axes))
-            yield from _axis(program, cluster, name)
+            yield from _axis(program, d, name)
+
+
+def _counts(s: Strategy, d: Deployment) -> Iterator[Finding]:
+    """Devices against what is there, of each kind."""
+    for cluster in d.clusters:
+        kind = f" {cluster.device.id}" if d.further_clusters else ""
+        needed = s.dp * s.group * sum(c.device.id == cluster.device.id for c in d.stage_clusters(s))
+        if cluster.num_devices is not None and needed > cluster.num_devices:
+            words = f"the strategy needs {needed}{kind} devices, the cluster has {cluster.num_devices}"
+            yield error("devices", words, cause="input", fix="smaller degrees", needed=needed)
+    total = d.num_devices
+    if total is not None and s.num_devices < total:
+        idle = total - s.num_devices
+        words = f"{idle} of {total} devices stay idle: the strategy uses {s.num_devices}"
+        yield warning("idle-devices", words, cause="other", fix="more replicas, or degrees that use them", idle=idle)
 
 
 def groups_of(program: Program, axes: Axes) -> tuple[tuple[int, ...], ...]:
@@ -46,20 +56,31 @@ def groups_of(program: Program, axes: Axes) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def _axis(program: Program, cluster: Cluster, name: str) -> Iterator[Finding]:
-    axes = program.mesh.shape.axis(name)
+def _axis(program: Program, d: Deployment, name: str) -> Iterator[Finding]:
+    axes, s = program.mesh.shape.axis(name), program.strategy
     degree = int(program.mesh.degree(axes))
-    domain = max(1, min(cluster.link_domain, cluster.num_devices or cluster.link_domain))
     if degree == 1:
         return
-    spans = [len({r // domain for r in group}) for group in groups_of(program, axes)]
-    if max(spans) == 1:
-        return
+    places = d.places(s)
+    for cluster in {c.device.id: c for c in d.stage_clusters(s)}.values():
+        mine = [(start, p) for p, (c, start) in enumerate(places) if c is cluster]
+        domain = max(1, min(cluster.link_domain, cluster.num_devices or cluster.link_domain))
+        spans = [
+            len({(r - p * s.group + start) // domain for r in group})
+            for start, p in mine
+            for group in groups_of(program, axes)
+            if group[0] // s.group == p
+        ]
+        if spans and max(spans) > 1:
+            yield _crosses(cluster, name, degree, max(spans), domain)
+
+
+def _crosses(cluster: Cluster, name: str, degree: int, spans: int, domain: int) -> Finding:
     ratio = cluster.intra_node_bandwidth / cluster.inter_node_bandwidth
     words = (
-        f"{name}({degree}) spans {max(spans)} scale-up domains of {domain} devices: its collectives run at "
+        f"{name}({degree}) spans {spans} scale-up domains of {domain} devices: its collectives run at "
         f"{cluster.inter_node_bandwidth / 1e9:g} GB/s instead of {cluster.intra_node_bandwidth / 1e9:g} ({ratio:.3g}×)"
     )
     tell = warning if name in LATENCY_BOUND and domain > 1 else info
     fix = f"{name} of at most {domain}, pipeline stages or replicas across domains"
-    yield tell("crosses-domain", words, cause="network", where=name, fix=fix, degree=degree, domain=domain)
+    return tell("crosses-domain", words, cause="network", where=name, fix=fix, degree=degree, domain=domain)

@@ -99,18 +99,21 @@ def members(axes: Axes, mesh: Mesh, tops: Sequence[Level]) -> list[Num]:
 
 
 def collective_time(
-    kind: str, axes: Axes, nbytes: Num, mesh: Mesh, tops: Sequence[Level], fanout: Num = 1.0
+    kind: str, axes: Axes, nbytes: Num, mesh: Mesh, tops: Sequence[Level], fanout: Num = 1.0, busiest: Num = 1.0
 ) -> Num:  # fmt: skip
     """Seconds of one collective of `nbytes` per rank (all_gather: of the gathered result) over `axes`.
 
-    `fanout`, of a dispatch or combine: by how much its bytes grow where each token goes to every rank.
+    `fanout`, of a dispatch or combine: by how much its bytes grow where each token goes to every rank; 0: it never does.
+    `busiest`: what the busiest member sends or gets, over the mean `nbytes`; it ends the exchange.
     """
     if kind == "transfer":
         return transfer_time(nbytes, mesh.size, tops)
-    return across(kind, members(axes, mesh, tops), nbytes, tops, fanout)
+    return across(kind, members(axes, mesh, tops), nbytes, tops, fanout, busiest)
 
 
-def across(kind: str, per_level: list[Num], nbytes: Num, tops: Sequence[Level], fanout: Num = 1.0) -> Num:
+def across(
+    kind: str, per_level: list[Num], nbytes: Num, tops: Sequence[Level], fanout: Num = 1.0, busiest: Num = 1.0
+) -> Num:  # fmt: skip
     """`collective_time` of a group with so many members at each level."""
     total: Num = 0.0
     if kind == "ring_shift":
@@ -118,7 +121,7 @@ def across(kind: str, per_level: list[Num], nbytes: Num, tops: Sequence[Level], 
         hops = [np.where(np.asarray(p) > 1, p2p_time(nbytes, t), 0.0) for p, t in zip(per_level, tops, strict=True)]
         return np.maximum.reduce(np.broadcast_arrays(*hops))
     if kind == "all_to_all":
-        return _all_to_all(nbytes, per_level, tops, fanout)
+        return _all_to_all(nbytes, per_level, tops, fanout, busiest)
     share: Num = 1.0
     for p, level in zip(per_level, tops, strict=True):
         if np.any(np.asarray(p) > 1):
@@ -156,14 +159,19 @@ def one_shot_all_reduce(n: Num, p: Num, level: Level) -> Num:
     """Everybody reads everybody's buffer: (p-1)·n bytes in, one step."""
     if not level.curve.one_shot:
         return np.inf
-    return level.curve.one_shot_latency_s + (p - 1) * n / (level.bandwidth * level.curve.one_shot)
+    return _at_once(p, level) + (p - 1) * n / (level.bandwidth * level.curve.one_shot)
+
+
+def _at_once(p: Num, level: Level) -> Num:
+    """Latency of reading p - 1 peers at once."""
+    return level.curve.one_shot_latency_s + np.maximum(p - 2, 0) * level.curve.peer_s
 
 
 def two_shot_all_reduce(n: Num, p: Num, level: Level) -> Num:
     """Reduce-scatter then all-gather, each read directly from the peers: 2·(p-1)/p·n bytes, two steps."""
     if not level.curve.one_shot:
         return np.inf
-    return 2 * level.curve.one_shot_latency_s + 2 * (p - 1) / p * n / (level.bandwidth * level.curve.one_shot)
+    return 2 * _at_once(p, level) + 2 * (p - 1) / p * n / (level.bandwidth * level.curve.one_shot)
 
 
 def in_network_all_reduce(n: Num, p: Num, level: Level) -> Num:
@@ -190,10 +198,10 @@ def half_ring(n: Num, p: Num, level: Level) -> Num:
     ring = ring_step(n, p, level, 1.0)
     if not level.curve.one_shot:
         return ring
-    return np.minimum(ring, level.curve.one_shot_latency_s + (p - 1) / p * n / (level.bandwidth * level.curve.one_shot))
+    return np.minimum(ring, _at_once(p, level) + (p - 1) / p * n / (level.bandwidth * level.curve.one_shot))
 
 
-def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level], fanout: Num) -> Num:
+def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level], fanout: Num, busiest: Num) -> Num:
     """Each rank keeps 1/p of its n bytes; what stays inside a level travels there, at the same time as the rest.
 
     Inside one node engines by default gather all tokens and scatter the sums, `fanout` times the bytes; kernels that send
@@ -208,9 +216,9 @@ def _all_to_all(n: Num, per_level: list[Num], tops: Sequence[Level], fanout: Num
         several = np.asarray(p) > 1
         if not np.any(several):
             continue
-        took = _exchange(n * (p - 1) * reach / group, p, level)
+        took = _exchange(n * busiest * (p - 1) * reach / group, p, level)
         if level.size is not None and level.size <= NODE:
-            inside = group <= p * reach
+            inside = (group <= p * reach) & (np.asarray(fanout) > 0)
             if np.any(inside):
                 took = np.where(inside, _at_level("all_gather", n * fanout, p * reach, level), took)
         time = np.maximum(time, np.where(several, took, 0.0))

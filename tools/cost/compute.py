@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tools.cost.curves import DeviceCurve, MoECurve
+from tools.cost.curves import Curves, DeviceCurve, KernelCurve, MoECurve
 from tools.cost.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Operators, gemm_ideal, kernel_dtype, unit_peak
 from tools.cost.tables import Table
 from tools.graph.ir import Sizes
-from tools.memory import Dtypes
+from tools.graph.routing import node_tokens
+from tools.graph.semantics import STATEFUL
+from tools.memory import Dtypes, kept_positions
 from tools.partition.layout import Comm
 from tools.partition.lower import PBody, POp
 from tools.partition.mesh import Axes, Mesh
@@ -106,6 +108,10 @@ class WalkContext:
     """The same by dim and the axes that cut it."""
     works: dict[int, Work] = field(default_factory=dict)
     """Kernels that it has worked out already, by `Kernel.same`."""
+    products: dict[tuple[int, ...], Num] = field(default_factory=dict)
+    """Elements of tensors, by the identity of their local sizes, which `cache`, `lengths` and `sizes` keep alive."""
+    attended: dict[tuple[Any, Any, Any], Attended] = field(default_factory=dict)
+    """KV positions that matter, by window, chunk, and how many are picked."""
 
 
 def local_sizes(pbody: PBody, tensor: str, ctx: WalkContext) -> dict[str, Num]:
@@ -125,16 +131,34 @@ def local_sizes(pbody: PBody, tensor: str, ctx: WalkContext) -> dict[str, Num]:
         del out["batch_size"], out["seq_len"]
         spread = ctx.mesh.degree(layout.axes("batch_size") + layout.axes("seq_len"))
         tokens = ctx.sizes["batch_size"] * ctx.sizes["seq_len"] / spread
-        out["tokens"] = tokens * ctx.sizes["top_k"] / ctx.sizes["experts"]
+        by_node = "expert_nodes" in out
+        out["tokens"] = (
+            node_tokens(tokens, ctx.sizes) if by_node else tokens * ctx.sizes["top_k"] / ctx.sizes["experts"]
+        )
     ctx.cache[id(pbody), tensor] = out
     return out
 
 
 def elements(dims: Mapping[str, Num]) -> Num:
     n: Num = 1.0
+    arrays = []
     for v in dims.values():
+        if isinstance(v, np.ndarray):
+            arrays.append(v)
+        else:
+            n = n * v
+    for v in arrays:
         n = n * v
     return n
+
+
+def num_elements(pbody: PBody, tensor: str, ctx: WalkContext) -> Num:
+    """Elements of the longest shard of a tensor."""
+    dims = local_sizes(pbody, tensor, ctx)
+    key = tuple(map(id, dims.values()))
+    if key not in ctx.products:
+        ctx.products[key] = elements(dims)
+    return ctx.products[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +198,7 @@ def kernels_of(pbody: PBody) -> tuple[Kernel, ...]:
         last = steps[-1].output == pbody.output
         same = _SAME[_what(pbody, steps, outside[name], last)]
         out.append(Kernel(name, steps, steps[0].comm, made, outside[name], einsums, weighted, routed, last, same))
-    if len(_KERNELS) > 512:
+    if len(_KERNELS) > 8192:
         _KERNELS.clear()
         _SAME.clear()
     _KERNELS[id(pbody)] = (pbody, tuple(out))
@@ -196,10 +220,11 @@ def _what(pbody: PBody, steps: tuple[POp, ...], outside: frozenset[str], last: b
 
 
 def walk(pbody: PBody, ctx: WalkContext) -> tuple[Work, ...]:
-    """Every kernel of the body, in order of its first operator. Local slices are free."""
+    """Every kernel of the body, in order of its first operator. Local slices are free, and what tokens carry
+    with them is counted with the tokens."""
     out = []
     for k in kernels_of(pbody):
-        if k.comm is not None and k.comm.kind == "slice":
+        if k.comm is not None and (k.comm.kind == "slice" or _rides_along(pbody, k.steps[0])):
             continue
         if k.same not in ctx.works:
             known = None if k.comm is None else _comm_work(pbody, k.name, k.steps[0], k.comm, ctx)
@@ -227,27 +252,51 @@ def _comm_work(pbody: PBody, name: str, p: POp, comm: Comm, ctx: WalkContext) ->
     # Logits travel in the activations' 16 bits; engines widen them after the gather.
     per = min(ctx.dtypes.bytes(pbody.spec(tensor).dtype), ctx.dtypes.plain)
     nbytes, fanout = elements(local_sizes(pbody, tensor, ctx)), 1.0
+    extra: Num = 0.0
+    busiest: Num = 1.0
     if comm.kind == "all_to_all" and pbody.spec(tensor).routed:
-        copies = _copies(ctx, comm)
-        nbytes, fanout = nbytes * copies, ctx.mesh.degree(comm.axes) / (copies * ctx.sizes["top_k"])
-        if comm.dst_dim == "experts":
+        first = _leads_to(pbody, tensor, comm, ctx)
+        if "expert_nodes" not in pbody.spec(tensor).dims:
+            copies = _copies(ctx, (*first, *comm.axes))
+            nbytes, fanout = nbytes * copies, ctx.mesh.degree(comm.axes) / (copies * ctx.sizes["top_k"])
+        # The rank (or node) of the busiest experts gets, and sends back, more than the mean.
+        busiest = _imbalance(ctx, (*first, *comm.axes), nbytes / ctx.sizes["hidden"])
+        if first or "expert_nodes" in pbody.spec(tensor).dims:
+            fanout = 0.0  # kernels that dispatch in two steps never gather
+        if comm.dst_dim in ("experts", "expert_nodes"):
             # Tokens are quantised before they leave; what comes back is 16-bit.
             per = min(per, ACTIVATION_BYTES.get(ctx.weight_dtype, 2.0))
+        if comm.dst_dim == "expert_nodes":
+            each = ctx.sizes["top_k"] * (ctx.dtypes.bytes("index") + ctx.dtypes.bytes("fp32"))
+            extra = nbytes / ctx.sizes["hidden"] * each  # the experts that each token chose, and their weights
     if comm.kind == "transfer":
         # The busier side: what a receiver gets, or what a sender sends when it feeds several.
         ends = (pbody.group(n) for n in (p.inputs[0], p.output))
         senders, receivers = (ctx.mesh.degree(ctx.mesh.shape.members(g)) for g in ends)
         nbytes = elements(local_sizes(pbody, p.output, ctx)) * np.maximum(1.0, receivers / senders)
-    elif comm.kind == "all_reduce" and pbody.spec(tensor).routed:
+    elif comm.kind == "all_reduce" and pbody.spec(tensor).routed and "experts" in pbody.spec(tensor).dims:
         # Engines sum over the ranks after they have summed each token's experts (a bias is added by one rank).
         nbytes = nbytes / ctx.sizes["top_k"]
-    return Work(kernel=name, kind="comm", comm=comm, comm_bytes=nbytes * per, fanout=fanout)
+    return Work(kernel=name, kind="comm", comm=comm, comm_bytes=nbytes * per + extra, fanout=fanout, balance=busiest)
 
 
-def _copies(ctx: WalkContext, comm: Comm) -> Num:
+def _leads_to(pbody: PBody, tensor: str, comm: Comm, ctx: WalkContext) -> Axes:
+    """Axes between nodes that the tokens of this exchange inside a node have crossed before; none if they went straight."""
+    nodes = ctx.mesh.shape.axis("ep_nodes")
+    crossed = set(nodes) <= set(pbody.layout(tensor).axes("experts")) and not set(nodes) & set(comm.axes)
+    return nodes if crossed else ()
+
+
+def _rides_along(pbody: PBody, p: POp) -> bool:
+    """Whether this exchange takes the chosen experts of tokens, or their weights, to where the tokens go: one message."""
+    spec = pbody.spec(p.output)
+    return spec.routed and "top_k" in spec.dims
+
+
+def _copies(ctx: WalkContext, axes: Axes) -> Num:
     """Ranks that a token is sent to over the experts it chose, p(1 - (1-1/p)^k)/k: to a rank that holds several of them it
     goes once, and their results come back summed."""
-    p, k = np.asarray(ctx.mesh.degree(comm.axes), float), ctx.sizes["top_k"]
+    p, k = np.asarray(ctx.mesh.degree(axes), float), ctx.sizes["top_k"]
     return p * (1.0 - np.power(1.0 - 1.0 / np.maximum(p, 1.0), k)) / k
 
 
@@ -258,6 +307,10 @@ def _kernel_work(pbody: PBody, k: Kernel, ctx: WalkContext) -> Work:
     flops: Num = 0.0
     for p in k.einsums:
         flops = flops + _einsum_flops(pbody, p, limit, ctx)
+    for p in k.steps:
+        if p.op is not None and p.op.kind == "recur":
+            # Multiply-adds per element of the state: key x value, and with the delta rule what it answers to the key.
+            flops = flops + elements(local_sizes(pbody, p.output, ctx)) * (4.0 if p.op.fn == "delta" else 2.0)
     shape: dict[str, Any] = {"routed": k.routed, "fused": kind == "elementwise" and k.last}
     if k.weighted:
         shape = _gemm_shape(pbody, kind, k.weighted, weights, total, ctx)
@@ -270,12 +323,15 @@ def _kernel_work(pbody: PBody, k: Kernel, ctx: WalkContext) -> Work:
     )  # fmt: skip
 
 
+MOVES_ROWS = frozenset({"embed", "pos_lookup", "dispatch", "combine", "to_nodes", "from_nodes"})
+
+
 def _kind(pbody: PBody, steps: Any, einsums: Any, weighted: Any, ctx: WalkContext) -> KernelKind:
     if weighted:
         return "grouped_gemm" if any(pbody.spec(p.output).routed for p in weighted) else "gemm"
     if einsums:
         return "attention_prefill" if ctx.phase == "prefill" else "attention_decode"
-    if any(p.op.kind in ("embed", "pos_lookup", "dispatch", "combine") for p in steps):
+    if any(p.op.kind in MOVES_ROWS for p in steps):
         return "embedding"
     return "elementwise"
 
@@ -289,21 +345,31 @@ class Attended:
 
 
 def _attended(steps: tuple[POp, ...], ctx: WalkContext) -> Attended:
-    """Causal attention with `seq_len` queries at the end of `kv_len` positions, limited by window or chunk.
+    """Causal attention with `seq_len` queries at the end of `kv_len` positions, limited by window, chunk, or what an indexer
+    picks.
 
-    Sum over queries at positions a < i <= T of min(i, w), w the window; T without one.
+    Sum over queries at positions a < i <= T of min(i, w), w the window or the number picked; T without one.
     """
+    attrs = next((p.op.attrs for p in steps if p.op is not None and p.op.kind == "mask" and p.op.fn == "causal"), {})
+    picked = next((p.op.attrs["top_k"] for p in steps if p.op is not None and p.op.fn == "selected"), None)
+    key = (attrs.get("window"), attrs.get("chunk"), picked)
+    if key not in ctx.attended:
+        ctx.attended[key] = _positions(*key, ctx)
+    return ctx.attended[key]
+
+
+def _positions(window: Any, chunk: Any, picked: Any, ctx: WalkContext) -> Attended:
     s, total = np.asarray(ctx.sizes["seq_len"], float), np.asarray(ctx.sizes["kv_len"], float)
     causal = total - (s - 1) / 2
-    attrs = next((p.op.attrs for p in steps if p.op is not None and p.op.kind == "mask" and p.op.fn == "causal"), {})
-    if attrs.get("window"):
-        w, a = float(attrs["window"]), total - s
+    if window or picked:
+        w, a = float(picked or window), total - s
         below = np.clip(np.minimum(total, w) - a, 0, None)
         inside = below * (a + 1 + np.minimum(total, w)) / 2
         per_query = (inside + np.clip(total - np.maximum(a, w), 0, None) * w) / s
-        return Attended(per_query, np.minimum(total, s + w - 1))
-    if attrs.get("chunk"):
-        c = float(attrs["chunk"])
+        # A window slides with its queries; what is picked for one query may be anywhere.
+        return Attended(per_query, np.minimum(total, s * w if picked else s + w - 1))
+    if chunk:
+        c = float(chunk)
         return Attended(
             np.where(total <= c, causal, np.minimum(causal, (c + 1) / 2)),
             np.where(total <= c, total, np.minimum(total, np.maximum(s, c / 2))),
@@ -341,6 +407,9 @@ def _stream_bytes(
         if p.op is not None and p.op.kind == "cache":
             new, old = _bytes(pbody, p.inputs[0], ctx), _bytes(pbody, p.output, ctx)
             total = total + new * _kv_ratio(pbody, p, ctx) + old * limit.read / ctx.sizes["kv_len"]
+        if p.op is not None and p.op.kind in STATEFUL:
+            kept = _bytes(pbody, p.output, ctx) / local_sizes(pbody, p.output, ctx)["seq_len"]
+            total = total + 2.0 * kept * kept_positions(p, ctx.sizes)  # read before the step, written after it
     for t in outside:
         if pbody.spec(t).kind != "cache":
             total = total + _bytes(pbody, t, ctx)
@@ -355,7 +424,7 @@ def _kv_ratio(pbody: PBody, p: POp, ctx: WalkContext) -> float:
 
 def _bytes(pbody: PBody, tensor: str, ctx: WalkContext) -> Num:
     per = ctx.dtypes.bytes(pbody.spec(tensor).dtype)
-    return elements(local_sizes(pbody, tensor, ctx)) * per
+    return num_elements(pbody, tensor, ctx) * per
 
 
 def _weight_bytes(pbody: PBody, steps: tuple[POp, ...], kind: KernelKind, ctx: WalkContext) -> tuple[Num, Num]:
@@ -388,6 +457,8 @@ def _touched(pbody: PBody, tensor: str, ctx: WalkContext) -> Num:
 
 
 def _math_dtype(pbody: PBody, einsums: tuple[POp, ...], weighted: tuple[POp, ...], ctx: WalkContext) -> str:
+    if any(pbody.spec(t).dtype == "index_key" for p in einsums for t in p.inputs):
+        return "fp8"
     roles = {pbody.spec(t).dtype for p in weighted for t in p.inputs if pbody.spec(t).kind == "weight"}
     experts_only = ctx.dtypes.matrix != ctx.dtypes.expert_matrix
     quantised = "expert_matrix" in roles or ("matrix" in roles and not experts_only)
@@ -403,13 +474,15 @@ def _attention_shape(
     (positions read, sequences · kv_heads, query heads per kv head, d_k); MLA decode: (positions, sequences, heads).
     """
     scores = next((p for p in einsums if "kv_len" in pbody.spec(p.output).dims), None)
-    if scores is None:
-        return {}
+    if scores is None or "index_heads" in pbody.spec(scores.output).dims:
+        return {}  # no attention, or an indexer's, of which there are no tables
     out = local_sizes(pbody, scores.output, ctx)
     b, h, s = (out.get(d, 1) for d in ("batch_size", "heads", "seq_len"))
     keys = pbody.spec(scores.inputs[1]).dims
     caches = [t for p in pbody.ops if p.op is not None and p.op.kind == "cache" for t in (p.output,)]
     mla = any("kv_lora" in pbody.spec(t).dims for t in caches)
+    if kind == "attention_prefill" and mla and "kv_lora" in keys:
+        return {}  # on latents, as kernels for picked positions do it; the tables are of expanded heads
     if kind == "attention_prefill":
         length = np.maximum(2.0 * np.asarray(limit.per_query, float) - 1.0, s)
         d = 1.0 if mla else ctx.sizes["d_k"]
@@ -447,16 +520,15 @@ def _gemm_shape(
     experts, groups, m = groups, groups * touched, m / touched
     return {
         "m": m, "n": n, "k": k, "groups": groups, "table": "moe", "experts": experts,
-        "balance": _imbalance(ctx, m * groups),
+        "balance": _imbalance(ctx, ctx.mesh.shape.axis("ep"), m * groups),
         "width": elements({d: v for d, v in held.items() if d != "experts"}),
         "reads_hidden": "hidden" in local_sizes(pbody, weighted[0].inputs[0], ctx),
     }  # fmt: skip
 
 
-def _imbalance(ctx: WalkContext, mean_load: Num) -> Num:
-    """Busiest of `ep` ranks over the mean when tokens fall at random (balls into bins: mean + sqrt(2 mean ln ep)),
+def _imbalance(ctx: WalkContext, axes: Axes, mean_load: Num) -> Num:
+    """Busiest of the ranks along `axes` over the mean when tokens fall at random (balls into bins: mean + sqrt(2 mean ln n)),
     plus the routing's own skew, which grows with the number of ranks."""
-    axes = ctx.mesh.shape.axis("ep")
     ep = np.asarray(ctx.mesh.degree(axes), float) if axes else np.asarray(1.0)
     chance = np.sqrt(2.0 * np.log(ep) / np.maximum(mean_load, 1.0))
     return np.minimum(1.0 + chance + ctx.moe.skew * (1.0 - 1.0 / ep), ep)
@@ -469,11 +541,17 @@ def pairs(prefill: tuple[Work, ...], decode: tuple[Work, ...]) -> list[tuple[Wor
     out: list[tuple[Work | None, Work | None]] = []
     for w in prefill:
         d = rest.pop(w.kernel, None)
-        if d is not None and w.kind != d.kind and "attention" in w.kind:
+        apart = d is not None and w.kind != d.kind and "attention" in w.kind
+        if d is not None and (apart or _in_steps(w) != _in_steps(d)):
             out += [(w, None), (None, d)]
         else:
             out.append((w, d))
     return [*out, *((None, d) for d in rest.values())]
+
+
+def _in_steps(w: Work) -> bool:
+    """Whether this exchange belongs to a dispatch in two steps, which shares no message with one that goes straight."""
+    return w.comm is not None and not np.any(w.fanout)
 
 
 def merge(prefill: tuple[Work, ...], decode: tuple[Work, ...]) -> tuple[Work, ...]:
@@ -499,6 +577,10 @@ def both(a: Work, b: Work) -> Work:
 # ------------------------------------------------------------------------------------------------------------- roofline
 
 
+PLAIN = KernelCurve()
+"""A kernel that reaches what its generation's large ones do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Roof:
     """What a device can do: the cluster's datasheet, the curve of its generation, and what the user stated instead."""
@@ -512,6 +594,33 @@ class Roof:
     block_fp8: bool = False
     """fp8 weights carry scales per block."""
     kv_dtype: str = "bf16"
+    kernels: Mapping[str, KernelCurve] = field(default_factory=dict)
+    reference: Roof | None = None
+    """The relative itself, as it was measured; None where this is what was measured."""
+
+    @classmethod
+    def of(
+        cls, cluster: Cluster, curves: Curves, engine: str = "vllm", *, block_fp8: bool = False, kv_dtype: str = "bf16"
+    ) -> Roof:
+        """The roof of a cluster's device under `curves`, its reference included."""
+        relative, _ = curves.relative(cluster.device)
+        roof = cls(
+            cluster,
+            curves.device(cluster.device),
+            curves.operators,
+            relative,
+            engine,
+            block_fp8,
+            kv_dtype,
+            curves.kernels,
+        )
+        sheet = curves.operators.sheets.get(relative) if curves.operators else None
+        if sheet is None:
+            return roof
+        same = {"peak_flops": dict(sheet.peak_flops), "memory_bandwidth": sheet.memory_bandwidth}
+        if all(getattr(cluster, k) == v for k, v in same.items()):
+            return roof
+        return replace(roof, reference=replace(roof, cluster=cluster.model_copy(update=same)))
 
     def table(self, w: Work) -> tuple[Table, str] | None:
         """(measured table of a kernel, the format it runs as). None: nothing measured, or the user stated utilisations."""
@@ -525,6 +634,14 @@ class Roof:
             dtype = kernel_dtype(w.dtype, self.cluster.peak_flops, block=self.block_fp8)
         found = self.operators.find(w.table, self.relative, self.engine, dtype)
         return None if found is None else (found, dtype)
+
+    def widened(self, w: Work, dtype: str) -> Table | None:
+        """The 16-bit table that a kernel with narrow weights and 16-bit activations need not be slower than, since it widens
+        its weights on the way in. Measured times of many rows can be longer: those of untuned fallback kernels."""
+        narrow = WEIGHT_BYTES.get(dtype, 2.0) < 2.0 <= ACTIVATION_BYTES.get(dtype, 2.0)
+        if not narrow or w.kind.startswith("attention") or self.operators is None:
+            return None
+        return self.operators.find(w.table, self.relative, self.engine, "bf16")
 
     @property
     def experts_measured(self) -> bool:
@@ -549,23 +666,36 @@ class Roof:
                 return self.cluster.peak_flops[name], "bf16"
         return max(self.cluster.peak_flops.values()), "bf16"
 
+    def shape(self, w: Work, dtype: str) -> KernelCurve:
+        """What this kind of kernel reaches of its generation's best."""
+        kind: str = "mla_decode" if w.table == "mla_generation" else w.kind
+        if self.quantised_bytes(w, dtype):
+            kind = "gemm_quantised"
+        return self.kernels.get(kind, PLAIN)
+
+    def quantised_bytes(self, w: Work, dtype: str) -> float:
+        """Traffic per activation element of the pass that narrows it for the matrix unit: 16 bits in, the format out."""
+        narrow = ACTIVATION_BYTES.get(kernel_dtype(w.dtype, self.cluster.peak_flops, block=False), 2.0)
+        return 2.0 + narrow if dtype != "bf16" and narrow < 2.0 and w.kind == "gemm" else 0.0
+
     def efficiency(self, w: Work, dtype: str) -> float:
         if self.cluster.mfu is not None:
             return self.cluster.mfu
-        if w.kind.startswith("attention"):
-            return self.curve.attention
-        table = self.curve.grouped_gemm if w.kind == "grouped_gemm" else self.curve.gemm
-        return table.get(dtype, table["bf16"])
+        return self.curve.gemm.get(dtype, self.curve.gemm["bf16"]) * self.shape(w, dtype).compute
 
-    def bandwidth(self, w: Work) -> float:
+    def bandwidth(self, w: Work, dtype: str) -> float:
         if self.cluster.mbu is not None:
             return self.cluster.memory_bandwidth * self.cluster.mbu
-        share = {
-            "attention_decode": self.curve.attention_memory,
-            "embedding": self.curve.gather_memory,
-            "grouped_gemm": self.curve.grouped_memory,
-        }
-        return self.cluster.memory_bandwidth * share.get(w.kind, self.curve.memory)
+        if w.kind == "embedding":
+            return self.cluster.memory_bandwidth * self.curve.gather_memory
+        return self.cluster.memory_bandwidth * min(self.curve.memory * self.shape(w, dtype).memory, 1.0)
+
+    def overhead(self, w: Work, dtype: str) -> float:
+        """Time of a kernel that does next to nothing."""
+        if w.fused:
+            return 0.0
+        stated = self.cluster.mfu is not None or self.cluster.mbu is not None
+        return self.latency + (0.0 if stated else self.shape(w, dtype).latency_s)
 
     def from_memory(self, w: Work) -> Num:
         """Streamed bytes, those that the last-level cache serves counted at its speed. A KV cache is never in it."""
@@ -593,39 +723,80 @@ def price(w: Work, roof: Roof) -> KernelTime:
     """The measured table's time where there is one, else the roofline of the generation."""
     found = roof.table(w)
     if found is not None:
-        return _measured(w, roof, *found)
+        took, wide = _tabled(w, roof, *found), roof.widened(w, found[1])
+        if wide is None:
+            return took
+        plain = replace(w, dtype="bf16", weight_bytes=w.weight_bytes * (WEIGHT_BYTES["bf16"] / WEIGHT_BYTES[found[1]]))
+        return _shorter(took, _tabled(plain, roof, wide, "bf16"))
     if w.routed and roof.experts_measured:
         return KernelTime(0.0 * w.stream_bytes, 0.0, 0.0)
     return _roofline(w, roof)
 
 
+def _tabled(w: Work, roof: Roof, table: Table, dtype: str) -> KernelTime:
+    return (
+        _measured(w, roof, table, dtype) if roof.reference is None else _carried(w, roof, roof.reference, table, dtype)
+    )
+
+
+def _shorter(a: KernelTime, b: KernelTime) -> KernelTime:
+    total = np.minimum(a.total, b.total)
+    return KernelTime(total, np.minimum(a.compute, total), np.minimum(a.memory, total))
+
+
+@dataclass(frozen=True, slots=True)
+class Ideal:
+    """Seconds that a datasheet allows a kernel at best: math, memory traffic, and of that what no cache can spare."""
+
+    compute: Num
+    memory: Num
+    streamed: Num
+    shape: tuple[Num, ...]
+    """Its coordinates in the measured table."""
+
+
+def _ideal(w: Work, cluster: Cluster, dtype: str) -> Ideal:
+    """As `benchmarks/distil_operators.py` defines it."""
+    bandwidth, sheet = cluster.memory_bandwidth, cluster.peak_flops
+    if w.kind.startswith("attention"):
+        fp8 = dtype == "fp8" and w.kind == "attention_prefill" and bool(sheet.get("fp8"))
+        memory = w.stream_bytes / bandwidth
+        streamed = memory if w.kind == "attention_decode" else 0.0
+        return Ideal(w.flops / unit_peak("fp8" if fp8 else "bf16", sheet), memory, streamed, w.shape)
+    peak = unit_peak(dtype, sheet)
+    weights = w.groups * w.n * w.k * WEIGHT_BYTES[dtype] / bandwidth
+    if w.kind == "grouped_gemm":
+        # An expert kernel is both GEMMs; this one is the share of it that reads tokens (up) or writes them (down).
+        side = ACTIVATION_BYTES.get(dtype, 2.0) * w.k if w.reads_hidden else 2.0 * w.n
+        memory = weights + w.m * w.groups * side / bandwidth
+        return Ideal(w.flops / peak, memory, weights, (w.m * w.groups / w.experts, w.experts, w.width))
+    compute, memory = gemm_ideal(w.m, w.n * w.groups, w.k, dtype, peak, bandwidth)
+    return Ideal(compute, memory, weights, (w.m, w.n * w.groups, w.k))
+
+
 def _measured(w: Work, roof: Roof, table: Table, dtype: str) -> KernelTime:
-    """ideal / efficiency, both as `benchmarks/distil_operators.py` defines them, and the gap to the next kernel.
+    """ideal / efficiency, and the gap to the next kernel.
 
     Timed over and over on one set of operands a kernel finds them in the cache. In a model the next layer has others, so
     that weights and KV cross the memory's pins each time, and the time is never below that or below the matrix unit's.
     """
-    bandwidth, sheet = roof.cluster.memory_bandwidth, roof.cluster.peak_flops
-    if w.kind.startswith("attention"):
-        fp8 = dtype == "fp8" and w.kind == "attention_prefill" and bool(sheet.get("fp8"))
-        compute, memory = w.flops / unit_peak("fp8" if fp8 else "bf16", sheet), w.stream_bytes / bandwidth
-        shape: tuple[Num, ...] = w.shape
-        streamed = memory if w.kind == "attention_decode" else 0.0
-    elif w.kind == "grouped_gemm":
-        # An expert kernel is both GEMMs; this one is the share of it that reads tokens (up) or writes them (down).
-        compute, weights = w.flops / unit_peak(dtype, sheet), w.groups * w.n * w.k * WEIGHT_BYTES[dtype]
-        side = ACTIVATION_BYTES.get(dtype, 2.0) * w.k if w.reads_hidden else 2.0 * w.n
-        memory = (weights + w.m * w.groups * side) / bandwidth
-        streamed = weights / bandwidth
-        shape = (w.m * w.groups / w.experts, w.experts, w.width)
-    else:
-        compute, memory = gemm_ideal(w.m, w.n * w.groups, w.k, dtype, unit_peak(dtype, sheet), bandwidth)
-        shape = (w.m, w.n * w.groups, w.k)
-        streamed = w.n * w.groups * w.k * WEIGHT_BYTES[dtype] / bandwidth
-    alone = np.maximum(compute, memory) / table.efficiency(shape)
+    ideal = _ideal(w, roof.cluster, dtype)
+    alone = np.maximum(ideal.compute, ideal.memory) / table.efficiency(ideal.shape)
     took = np.maximum(np.maximum(alone - roof.curve.launch_s, 0.5 * alone), roof.latency)
-    took = np.maximum(took, np.maximum(compute, streamed))
-    return KernelTime(took, np.minimum(compute, took), np.minimum(memory, took))
+    return _allowed(took, ideal)
+
+
+def _carried(w: Work, roof: Roof, reference: Roof, table: Table, dtype: str) -> KernelTime:
+    """A kernel measured on a relative takes longer here by the ratio of the two rooflines: what is latency stays, what is
+    bandwidth or math scales with the datasheets."""
+    ratio = _roofline(w, roof).total / _roofline(w, reference).total
+    return _allowed(_measured(w, reference, table, dtype).total * ratio, _ideal(w, roof.cluster, dtype))
+
+
+def _allowed(took: Num, ideal: Ideal) -> KernelTime:
+    """No faster than the datasheet."""
+    took = np.maximum(took, np.maximum(ideal.compute, ideal.streamed))
+    return KernelTime(took, np.minimum(ideal.compute, took), np.minimum(ideal.memory, took))
 
 
 def _roofline(w: Work, roof: Roof) -> KernelTime:
@@ -635,15 +806,19 @@ def _roofline(w: Work, roof: Roof) -> KernelTime:
         peak, dtype = roof.peak("bf16")
     flops = w.flops
     if w.kind in ("gemm", "grouped_gemm") and roof.cluster.mfu is None:
-        # Kernels for few rows use lower tiles, down to the 16 rows of one tensor-core instruction.
-        tile = np.clip(2.0 ** np.ceil(np.log2(np.maximum(w.m, 1.0))), 16, roof.curve.tile_m)
-        flops = flops * _padding(w.m, tile) * _padding(w.n, roof.curve.tile_n)
+        # Libraries choose the tile that fits the rows best, down to those of one tensor-core instruction.
+        flops = flops * _padding(w.m, ROWS) * _padding(w.n, roof.curve.tile_n)
     t_compute = flops * w.balance / (peak * roof.efficiency(w, dtype))
-    t_memory = (w.weight_bytes + roof.from_memory(w)) / roof.bandwidth(w)
+    moved = w.weight_bytes + roof.from_memory(w) + roof.quantised_bytes(w, dtype) * w.m * w.groups * w.k
+    t_memory = moved / roof.bandwidth(w, dtype)
     p = roof.curve.overlap
     top = np.maximum(np.maximum(t_compute, t_memory), 1e-30)
-    total = top * ((t_compute / top) ** p + (t_memory / top) ** p) ** (1 / p) + (0.0 if w.fused else roof.latency)
+    total = top * ((t_compute / top) ** p + (t_memory / top) ** p) ** (1 / p) + roof.overhead(w, dtype)
     return KernelTime(total, t_compute, t_memory)
+
+
+ROWS = 8
+"""Rows of the smallest tensor-core tile (the side of eight of m16n8k16)."""
 
 
 def _padding(size: Num, tile: Num) -> Num:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from pydantic import ConfigDict, Field
 
 from tools.cost.calibration import Calibration
 from tools.cost.operators import Operators, Provenance
-from tools.spec.base import Frozen, ToolError
+from tools.spec.base import Frozen
 from tools.spec.hardware import Cluster, Device
 
 
@@ -20,16 +21,8 @@ class DeviceCurve(Frozen):
     """Prefixes of `Device.arch`, lower case, that use this curve."""
     gemm: dict[str, float]
     """Large dense GEMM: fraction of the dense peak, by compute dtype."""
-    grouped_gemm: dict[str, float]
-    """Expert GEMM over many small groups: fraction of the dense peak, by compute dtype."""
-    attention: float
-    """Prefill attention (flash kernels): fraction of the 16-bit peak."""
     memory: float
-    """Streaming weights and activations: fraction of the memory bandwidth."""
-    grouped_memory: float
-    """Expert weights, read by a grouped kernel in many pieces: fraction of the memory bandwidth."""
-    attention_memory: float
-    """Decode attention reading the KV cache: fraction of the memory bandwidth."""
+    """Large copies: fraction of the memory bandwidth."""
     gather_memory: float
     """Embedding rows, dispatch and combine: fraction of the memory bandwidth."""
     cache_bytes: float
@@ -43,14 +36,25 @@ class DeviceCurve(Frozen):
     prologue overlap the end of the one before."""
     relatives: tuple[str, ...] = ()
     """Measured devices of this generation, whose operator tables serve its other members."""
-    tile_m: int
-    """Rows of a GEMM tile: m is rounded up to it."""
     tile_n: int
+    """Columns of a GEMM tile: n is rounded up to it."""
     overlap: float
     """Exponent p of (t_compute^p + t_memory^p)^(1/p): how well loads hide behind math (infinity: perfectly)."""
     source: str
     measured: bool = True
     """False: no measurements of this generation, taken from its nearest relative."""
+
+
+class KernelCurve(Frozen):
+    """How one kind of kernel falls short of its generation's large GEMMs and copies, whatever the generation."""
+
+    compute: float = 1.0
+    """Fraction of the FLOP/s that the generation's large dense GEMMs reach."""
+    memory: float = 1.0
+    """Fraction of the bytes/s that its large copies reach."""
+    latency_s: float = 0.0
+    """Time beyond the shortest kernel's that it takes however little it does: its prologue, its reduction, its quantisation,
+    and the smaller kernels that come with it."""
 
 
 class LinkCurve(Frozen):
@@ -70,6 +74,8 @@ class LinkCurve(Frozen):
     hop_s: float
     """Of each further hop of a ring."""
     one_shot_latency_s: float = 0.0
+    peer_s: float = 0.0
+    """Of each further peer that is read at once, where all share one bus."""
     measured: str = ""
     """Device whose measured collectives serve this kind of link."""
     source: str
@@ -143,6 +149,8 @@ class Curves(Frozen):
     operators: Operators | None = Field(default=None, exclude=True, repr=False)
     """Measured operators; None: everything from the datasheet curves below."""
     devices: tuple[DeviceCurve, ...]
+    kernels: dict[str, KernelCurve]
+    """By kind of kernel (`Work.kind`; gemm_quantised: activations below 16 bits; mla_decode: decode attention on latents)."""
     links: tuple[LinkCurve, ...]
     engines: tuple[EngineCurve, ...]
     moe: MoECurve
@@ -195,15 +203,22 @@ class Curves(Frozen):
 
     def engine(self, name: str) -> EngineCurve:
         found = next((c for c in self.engines if c.name == name and c.before is None), None)
-        if found is None and "-" in name:
+        if found is None and any(c.name == name.split("-")[0] for c in self.engines):
             # A plugin ("vllm-ascend") keeps its engine's scheduler.
             parent = self.engine(name.split("-")[0])
             return parent.model_copy(
                 update={"name": name, "source": f"as {parent.name}, whose scheduler it is; not measured"}
             )
-        if found is None:
-            raise ToolError(f"no step overheads for engine {name!r}; known: {', '.join(c.name for c in self.engines)}")
-        return found
+        return found or self._typical(name)
+
+    def _typical(self, name: str) -> EngineCurve:
+        """An engine that nobody measured: the geometric mean of the measured ones' overheads, scheduled as vLLM."""
+        current = [c for c in self.engines if c.before is None]
+        base = next((c for c in current if c.name == "vllm"), current[0])
+        fields = ("step_s", "per_sequence_s", "prefill_s", "launch_s", "eager")
+        mean = {f: math.exp(sum(math.log(max(getattr(c, f), 1e-9)) for c in current) / len(current)) for f in fields}
+        source = f"not measured: mean of {', '.join(c.name for c in current)}"
+        return base.model_copy(update={**mean, "name": name, "source": source})
 
     def band(self, metric: str, cluster: Cluster) -> Band:
         """Band of `metric` on this device, by how its kernels are priced."""

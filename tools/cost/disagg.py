@@ -10,7 +10,9 @@ R the prefill's latency and queue, H the hand-over, t(b) the decode step with b 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from tools.cost.estimate import batch_limit
 from tools.cost.fit import max_batch
 from tools.cost.serving import Load, drift, price_steps
 from tools.cost.steps import Candidates, Layout, layouts
-from tools.memory import kv_bytes_per_token
+from tools.memory import kv_bytes_per_token, state_bytes_per_sequence
 from tools.spec.base import ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.strategy import Strategy
@@ -108,6 +110,7 @@ def _transfer(deployment: Deployment, back: Layout) -> float:
     cluster, s = deployment.cluster, back.cands.origin
     assert s is not None
     nbytes = kv_bytes_per_token(deployment.model, s.kv_dtype) * deployment.workload.isl
+    nbytes += state_bytes_per_sequence(deployment.model)
     return float(nbytes / (cluster.inter_node_bandwidth * s.tp))
 
 
@@ -157,6 +160,11 @@ class Cycle:
             self._steps = (sizes.astype(float), np.asarray(times))
         return float(np.interp(batch, *self._steps))
 
+    def paces(self) -> np.ndarray:
+        """Seconds between tokens with 0, 1, 2 … sequences on a decode worker, up to one more than it holds."""
+        self.step(1)
+        return np.interp(np.arange(self.most + 2), *self._steps)
+
     def decode(self, rate: float) -> tuple[float, float]:
         """(sequences per decode worker, seconds between tokens) at a request rate, at most what the worker holds."""
         low, high = 0.0, float(self.most)
@@ -186,4 +194,145 @@ class Cycle:
         return rate * (first + self.gaps * tpot)
 
 
-__all__ = ["Cycle", "Disaggregated", "at_concurrency", "cycle_of", "predict_disaggregated"]
+# ------------------------------------------------------------------------------------------------- request by request
+
+
+SPREAD = (0.8, 1.2)
+"""Lengths around the stated ones, as in the simulation of a single pool's reference."""
+REQUESTS = (1200, 6000)
+"""Fewest and most requests of one simulation; between the two, six for each that is in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """Of requests after the warm-up: seconds to the first token and between tokens, requests per second."""
+
+    ttft: np.ndarray
+    tpot: np.ndarray
+    request_rate: float
+
+    def percentile(self, metric: str, q: float) -> float:
+        """`metric`: ttft or tpot."""
+        return float(np.quantile({"ttft": self.ttft, "tpot": self.tpot}[metric], q))
+
+
+def walk(cycle: Cycle, *, concurrency: int | None = None, rate: float | None = None, seed: int = 0) -> Walked:
+    """Requests one by one through both pools: Poisson arrivals at `rate`, or a closed loop of `concurrency`.
+
+    A prompt waits for the first free prefill worker, its cache crosses, it takes a place on the decode worker with the
+    fewest sequences (or waits for one), and all sequences of a worker advance together at the pace of its steps.
+    Where the closed form gives means of a steady state, this gives the spread around them.
+    """
+    assert (concurrency is None) != (rate is None)
+    flying = concurrency or int((rate or 0.0) * cycle.fastest()) + 1
+    count = int(np.clip(6 * flying, *REQUESTS)) + 2 * flying
+    rng = np.random.default_rng(seed)
+    scale, tokens = rng.uniform(*SPREAD, count), cycle.gaps * rng.uniform(*SPREAD, count)
+    # A closed loop starts spread over one cycle, not as a burst.
+    starts = np.cumsum(rng.exponential(1.0 / rate, count)) if rate else np.sort(rng.uniform(0, cycle.fastest(), flying))
+    w = _Walk(cycle, scale, tokens, starts, closed=rate is None)
+    w.run()
+    done = slice(min(2 * flying, count // 2), count)
+    ttft, tpot = w.first[done] - w.came[done], (w.end[done] - w.first[done]) / np.maximum(tokens[done], 1e-9)
+    ends = np.sort(w.end)
+    lo, hi = count // 4, 3 * count // 4
+    return Walked(ttft, tpot, (hi - lo) / max(ends[hi] - ends[lo], 1e-12))
+
+
+class _Walk:
+    """The state of `walk`: a heap of events, a clock of tokens per decode worker."""
+
+    def __init__(
+        self, cycle: Cycle, scale: np.ndarray, tokens: np.ndarray, starts: np.ndarray, *, closed: bool
+    ) -> None:  # fmt: skip
+        self.cycle, self.scale, self.tokens, self.closed = cycle, scale, tokens, closed
+        n = len(scale)
+        self.came, self.first, self.end = np.zeros(n), np.zeros(n), np.zeros(n)
+        self.events: list[tuple[float, int, str, int]] = []
+        self.serial = 0
+        self.next = 0
+        for t in starts:
+            self._arrive(float(t))
+        self.free, self.waiting = cycle.prefill_workers, deque[int]()
+        self.full: deque[int] = deque()
+        workers = range(cycle.decode_workers)
+        self.held: list[list[tuple[float, int]]] = [[] for _ in workers]
+        """Per decode worker: (value of its token clock at which a sequence ends, request), a heap."""
+        self.clock, self.at, self.turn = [0.0 for _ in workers], [0.0 for _ in workers], [0 for _ in workers]
+        self.pace = cycle.paces()
+
+    def _put(self, t: float, kind: str, what: int) -> None:
+        self.serial += 1
+        heappush(self.events, (t, self.serial, kind, what))
+
+    def _arrive(self, t: float) -> None:
+        if self.next < len(self.scale):
+            self.came[self.next] = t
+            self._put(t, "arrives", self.next)
+            self.next += 1
+
+    def run(self) -> None:
+        act = {"arrives": self._arrives, "prefilled": self._prefilled, "handed": self._handed}
+        while self.events:
+            t, _, kind, what = heappop(self.events)
+            if kind == "ends":
+                worker, turn = divmod(what, 1 << 40)
+                if turn == self.turn[worker]:
+                    self._ends(t, worker)
+            else:
+                act[kind](t, what)
+
+    def _arrives(self, t: float, r: int) -> None:
+        self.waiting.append(r)
+        self._start(t)
+
+    def _start(self, t: float) -> None:
+        while self.free and self.waiting:
+            there = 1.0 + (len(self.waiting) - 1) / self.cycle.prefill_workers
+            r = self.waiting.popleft()
+            self.free -= 1
+            busy, latency = self.cycle.service(there)
+            after = self.cycle.handoff + self.cycle.front.engine.prefill_s
+            self._put(t + busy * self.scale[r], "prefilled", r)
+            self._put(t + latency * self.scale[r] + after, "handed", r)
+
+    def _prefilled(self, t: float, r: int) -> None:
+        self.free += 1
+        self._start(t)
+
+    def _handed(self, t: float, r: int) -> None:
+        worker = min(range(len(self.held)), key=lambda i: len(self.held[i]))
+        if len(self.held[worker]) >= self.cycle.most:
+            self.full.append(r)
+            return
+        self._advance(t, worker)
+        # Half a step passes on average before it is taken in.
+        self.first[r] = t + 0.5 * self.pace[len(self.held[worker]) + 1]
+        heappush(self.held[worker], (self.clock[worker] + self.tokens[r], r))
+        self._schedule(worker)
+
+    def _advance(self, t: float, worker: int) -> None:
+        n = len(self.held[worker])
+        if n:
+            self.clock[worker] += (t - self.at[worker]) / self.pace[n]
+        self.at[worker] = t
+
+    def _schedule(self, worker: int) -> None:
+        self.turn[worker] += 1
+        if self.held[worker]:
+            left = max(self.held[worker][0][0] - self.clock[worker], 0.0)
+            ends = self.at[worker] + left * self.pace[len(self.held[worker])]
+            self._put(ends, "ends", (worker << 40) + self.turn[worker])
+
+    def _ends(self, t: float, worker: int) -> None:
+        self._advance(t, worker)
+        _, r = heappop(self.held[worker])
+        self.end[r] = max(t, self.first[r])
+        if self.full:
+            self._handed(t, self.full.popleft())
+        self._schedule(worker)
+        if self.closed:
+            self._arrive(t)
+
+
+__all__ = ["Cycle", "Disaggregated", "Walked", "at_concurrency", "cycle_of", "predict_disaggregated", "walk"]

@@ -4,6 +4,7 @@ findings."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +14,13 @@ from tools.cost.curves import Curves
 from tools.cost.fit import max_batch
 from tools.cost.judge import judge
 from tools.cost.serving import Load, Performance, Speculation, decode_steps, draft_pass, serve, spare_replicas
-from tools.cost.steps import Candidates, Layout, StageRow, Works, layouts, stage_layers, stage_rows
+from tools.cost.steps import Candidates, Layout, StageRow, Works, each_stage, layouts, stage_layers, stage_rows
 from tools.engines.rules import check, engines
 from tools.graph.build import all_sizes
 from tools.memory import memory
-from tools.partition.lower import _check_degrees as check_degrees
-from tools.partition.lower import lower
+from tools.partition.axes import check_axes
+from tools.partition.lower import default_layers_per_stage, lower
+from tools.shards import DEFAULT_BALANCE
 from tools.spec.base import ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Cause, Finding
@@ -47,8 +49,9 @@ def estimate(
     p = predict(deployment, strategy, curves, concurrency=concurrency, max_throughput=max_throughput)
     model, s = deployment.model, p.strategy
     program = lower(model, s, "prefill", all_sizes(model, batch_size=s.batch, seq_len=p.load.isl, kv_len=p.load.isl))
+    room = [c.memory_bytes for c in deployment.stage_clusters(s)]
     stages = memory(
-        program, capacity_bytes=deployment.cluster.memory_bytes, context=deployment.workload.context, batch=s.batch,
+        program, capacity_bytes=room, context=deployment.workload.context, batch=s.batch,
         memory_reserve=deployment.requirements.memory_reserve, engine_version=deployment.engine.version,
     )  # fmt: skip
     return _assemble(_Case(deployment, s, curves, p.layout, p.load, p.performance, stages, p.max_batch))
@@ -84,7 +87,7 @@ def predict(
     """
     if concurrency is not None and concurrency < 1:
         raise ToolError(f"concurrency({concurrency}) must be at least 1")
-    check_degrees(deployment.model, strategy)
+    check_axes(deployment.model, strategy)
     copies = with_redundant(deployment.model, strategy.redundant_experts)
     deployment = deployment.model_copy(update={"model": copies})
     s = normalise(deployment, strategy)
@@ -138,8 +141,9 @@ class _Case:
 
 
 def _assemble(c: _Case) -> Estimate:
-    predictions, verdicts = judge(c.deployment, c.curves, c.perf, c.load, c.strategy.num_devices)
-    findings = (*_legality(c), *_fit(c), *_load_findings(c), *verdicts)
+    used = tuple({x.device.id: x for x in c.deployment.stage_clusters(c.strategy)}.values())
+    predictions, verdicts = judge(c.deployment, c.curves, c.perf, c.load, c.strategy.num_devices, used)
+    findings = (*_legality(c), *_fit(c), *_load_findings(c), *verdicts, *_mixed(c))
     p = c.perf
     stage_times, breakdown = _stage_times(c), {"ttft": _ttft_breakdown(c), "tpot": _tpot_breakdown(c)}
     held = [s.total_bytes - s.reserve_bytes for s in c.stages]
@@ -185,37 +189,15 @@ def _legality(c: _Case) -> list[Finding]:
     d, s = c.deployment, c.strategy
     beyond = beyond_positions(d)
     out: list[Finding] = [beyond] if beyond else []
-    n = d.cluster.num_devices
-    if n is not None and s.num_devices > n:
-        message = f"{s.label()} needs {s.num_devices} devices, the cluster has {n}"
-        out.append(
-            Finding(
-                code="devices",
-                severity="error",
-                cause="shape",
-                message=message,
-                fix=f"degrees whose product is at most {n}",
-            )
-        )
-    elif n is not None and s.num_devices < n:
-        message = f"{n - s.num_devices} of {n} devices stay idle under {s.label()}"
-        out.append(
-            Finding(
-                code="idle-devices",
-                severity="warning",
-                cause="other",
-                message=message,
-                values={"idle": n - s.num_devices},
-            )
-        )
+    out += device_findings(d, s)
     if s.engine in engines():
-        out += check(
-            d.model,
-            s,
-            version=d.engine.version,
-            num_nodes=d.cluster.num_nodes,
-            devices_per_node=d.cluster.devices_per_node,
-        )
+        for cluster in {x.device.id: x for x in d.stage_clusters(s)}.values():
+            nodes = cluster.num_nodes if not s.stage_devices else None
+            told = check(
+                d.model, s, version=d.engine.version, num_nodes=nodes, devices_per_node=cluster.devices_per_node,
+                device=cluster.known_device if s.stage_devices else None,
+            )  # fmt: skip
+            out += [f for f in told if f not in out]
     else:
         out.append(
             Finding(
@@ -225,6 +207,30 @@ def _legality(c: _Case) -> list[Finding]:
                 message=f"no legality rules for {s.engine}; priced, not checked",
             )
         )
+    return out
+
+
+def device_findings(d: Deployment, s: Strategy) -> list[Finding]:
+    """Devices that are asked for and not there (of each kind), and those that stay idle."""
+    out: list[Finding] = []
+    used = dict.fromkeys((c.device.id for c in d.clusters), 0)
+    for c in d.stage_clusters(s):
+        used[c.device.id] += s.group * s.dp
+    for c in d.clusters:
+        n, there = used[c.device.id], c.num_devices
+        if there is not None and n > there:
+            kind = f" {c.device.id}" if d.further_clusters else ""
+            message = f"{s.label()} needs {n}{kind} devices, the cluster has {there}"
+            fix = f"degrees whose product is at most {there}"
+            out.append(Finding(code="devices", severity="error", cause="shape", message=message, fix=fix))
+    total = d.num_devices
+    if total is not None and s.num_devices < total and not out:
+        idle = [(c.num_devices - used[c.device.id], c) for c in d.clusters if c.num_devices is not None]
+        kinds = ", ".join(f"{n} × {c.device.id}" for n, c in idle if n)
+        which = f" ({kinds})" if d.further_clusters else ""
+        message = f"{total - s.num_devices} of {total} devices stay idle under {s.label()}{which}"
+        values = {"idle": total - s.num_devices}
+        out.append(Finding(code="idle-devices", severity="warning", cause="other", message=message, values=values))
     return out
 
 
@@ -390,31 +396,46 @@ def _at_maximum(c: _Case) -> list[Finding]:
 # ------------------------------------------------------------------------------------------------------------ breakdown
 
 
-def _kernels(c: _Case, works: Works) -> list[tuple[Work, int]]:
-    """Every kernel of one pass through all stages, with how often it runs."""
+def _kernels(c: _Case, works: Works) -> list[tuple[Layout, Work, int]]:
+    """Every kernel of one pass through all stages, with the layout that prices it and how often it runs."""
     s, model = c.strategy, c.deployment.model
-    rows = stage_rows(model, s.layers_per_stage or (model.num_hidden_layers,), s.virtual)
+    out: list[tuple[Layout, Work, int]] = []
+    if not s.stage_devices:
+        return _of_rows(c.layout, works, stage_rows(model, s.layers_per_stage or (model.num_hidden_layers,), s.virtual))
+    sides = c.layout.by_stage(works)
+    rows = each_stage(model, s.layers_per_stage or ())
+    for layout in {id(side): side for side, _ in sides}.values():
+        mine = [(row, 1) for row, (side, _) in zip(rows, sides, strict=True) if side is layout]
+        there = next(w for side, w in sides if side is layout)
+        out += _of_rows(layout, there, mine)
+    return out
+
+
+def _of_rows(layout: Layout, works: Works, rows: Iterable[tuple[StageRow, int]]) -> list[tuple[Layout, Work, int]]:
+    """The kernels of these stages, each once."""
+    rows = tuple(rows)
     times: dict[object, int] = {}
     for row, count in rows:
         for kind, n in row.layers:
             times[kind] = times.get(kind, 0) + n * count
-    out = [(w, 1) for w in works.embed]
+    out = [(layout, w, 1) for w in works.embed] if any(r.embed for r, _ in rows) else []
     for kind, layer in works.layers:
-        out += [(w, times.get(kind, 0)) for w in layer]
-    return [*out, *((w, 1) for w in works.head)]
+        out += [(layout, w, times[kind]) for w in layer if kind in times]
+    return [*out, *((layout, w, 1) for w in works.head if any(r.head for r, _ in rows))]
 
 
 def _terms(c: _Case, works: Works, scale: float) -> list[Term]:
-    """Seconds per kernel name, summed over layers."""
+    """Seconds per kernel name, summed over layers; on several kinds of devices, per kind."""
     total: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
     sources: dict[str, str] = {}
-    for w, n in _kernels(c, works):
-        row = total.setdefault(w.kernel, [0.0, 0.0])
-        row[0] += n * _f(c.layout.kernel_time(w).total)
+    for layout, w, n in _kernels(c, works):
+        name = f"{w.kernel} on {layout.deployment.cluster.device.id}" if c.strategy.stage_devices else w.kernel
+        row = total.setdefault(name, [0.0, 0.0])
+        row[0] += n * _f(layout.kernel_time(w).total)
         row[1] += n
-        kinds[w.kernel] = w.kind if w.comm is None else w.comm.kind
-        sources[w.kernel] = _source(c, w)
+        kinds[name] = w.kind if w.comm is None else w.comm.kind
+        sources[name] = _source(layout, w)
     return [
         Term(
             name=name, value=seconds * scale, unit="s", 
@@ -425,11 +446,11 @@ def _terms(c: _Case, works: Works, scale: float) -> list[Term]:
     ]  # fmt: skip
 
 
-def _source(c: _Case, w: Work) -> str:
+def _source(layout: Layout, w: Work) -> str:
     """Where the seconds of a kernel come from."""
-    roof = c.layout.roof
+    roof = layout.roof
     if w.comm is not None:
-        measured = [t.curve.measured for t in c.layout.tops if t.operators is not None and t.curve.measured]
+        measured = [t.curve.measured for t in layout.tops if t.operators is not None and t.curve.measured]
         return f"collectives measured on {measured[0]}; α–β beyond that link" if measured else "α–β of the links"
     if roof.table(w) is not None or (w.routed and roof.experts_measured):
         return f"operators measured on {roof.relative}"
@@ -502,20 +523,57 @@ def _ttft_breakdown(c: _Case) -> Breakdown:
 
 def _stage_times(c: _Case) -> list[float]:
     """Kernel seconds of one decode pass per stage."""
-    works, layout = c.perf.steps.decode_works, c.layout
-    embed, head = _f(layout.body_time(works.embed)), _f(layout.body_time(works.head))
+    s, model = c.strategy, c.deployment.model
+    split = s.layers_per_stage or (model.num_hidden_layers,)
+    if not s.stage_devices:
+        rows = stage_rows(model, split, s.virtual)
+        return [t for row, count in rows for t in [_row_time(c.layout, c.perf.steps.decode_works, row)] * count]
+    sides = c.layout.by_stage(c.perf.steps.decode_works)
+    return [_row_time(*side, row) for side, row in zip(sides, each_stage(model, split), strict=True)]
+
+
+def _mixed(c: _Case) -> list[Finding]:
+    """A pipeline over several kinds of devices: how evenly its stages are busy, against layers dealt out evenly; and that
+    its bands were fitted on pipelines of one kind."""
+    s, steps, model = c.strategy, c.perf.steps, c.deployment.model
+    if not s.stage_devices:
+        return []
+    share = max(c.load.osl - 1, 0) / _f(-(-steps.b_high // np.minimum(s.pp, steps.b_high)))
+    passes = ((steps.prefill_works, _f(steps.chunks) / _f(steps.prompts)), (steps.decode_works, share))
+
+    def busiest(split: tuple[int, ...]) -> float:
+        rows = each_stage(model, split)
+        took = [sum(n * _row_time(*c.layout.by_stage(w)[i], row) for w, n in passes) for i, row in enumerate(rows)]
+        return max(took) / (sum(took) / len(took))
+
+    mine, even = busiest(s.layers_per_stage or ()), busiest(default_layers_per_stage(model.num_hidden_layers, s.pp))
+    kinds = ", ".join(f"{list(s.stage_devices).count(k)} on {k}" for k in dict.fromkeys(s.stage_devices))
+    words = f"stages {kinds}: busiest over mean {mine:.3f}, with layers dealt out evenly {even:.3f} (kernel times)"
+    values = {"ratio": mine, "bound": max(even, DEFAULT_BALANCE)}
+    message = (
+        "one pipeline over several kinds of devices: the error bands were fitted on pipelines of one kind, and nobody "
+        "measured this one"
+    )
+    return [
+        Finding(code="mixed-balance", severity="info", cause="balance", where="time", message=words, values=values),
+        Finding(
+            code="mixed-unmeasured",
+            severity="warning",
+            message=message,
+            fix="measure it with bench.sh before relying on it",
+        ),
+    ]
+
+
+def _row_time(layout: Layout, works: Works, row: StageRow) -> float:
     layers = {k: _f(layout.body_time(w)) for k, w in works.layers}
-
-    def time(row: StageRow) -> float:
-        return embed * row.embed + head * row.head + sum(n * layers[k] for k, n in row.layers)
-
-    split = c.strategy.layers_per_stage or (c.deployment.model.num_hidden_layers,)
-    return [t for row, count in stage_rows(c.deployment.model, split, c.strategy.virtual) for t in [time(row)] * count]
+    ends = _f(layout.body_time(works.embed)) * row.embed + _f(layout.body_time(works.head)) * row.head
+    return ends + sum(n * layers[k] for k, n in row.layers)
 
 
 def _utilisation(c: _Case) -> dict[str, float]:
     """Shares of the device's peak (compute, memory) and of time (network, busy), averaged over prefill and decode."""
-    cluster, load, perf = c.deployment.cluster, c.load, c.perf
+    load, perf = c.load, c.perf
     steps = perf.steps
     decode, prefill, batch = steps.decode_works, steps.prefill_works, steps.b_high
     per_replica = _f(perf.request_rate) / c.strategy.dp
@@ -529,13 +587,12 @@ def _utilisation(c: _Case) -> dict[str, float]:
         passes_decode,
         per_replica / per_step * max(load.osl - 1, 0) * count / max(1.0, min(_f(perf.decoding), _f(batch))),
     )
-    peak = c.layout.roof.peak(c.strategy.weight_dtype)[0]
     sums = {"compute": 0.0, "memory": 0.0, "network": 0.0}
     for works, rate in ((prefill, passes_prefill), (decode, passes_decode)):
-        for w, n in _kernels(c, works):
+        for layout, w, n in _kernels(c, works):
             # A pass visits every stage; a rank belongs to one of them.
-            share = n * rate / c.strategy.pp
+            share, peak = n * rate / c.strategy.pp, layout.roof.peak(c.strategy.weight_dtype)[0]
             sums["compute"] += share * _f(w.flops) / peak
-            sums["memory"] += share * _f(w.weight_bytes + w.stream_bytes) / cluster.memory_bandwidth
-            sums["network"] += share * _f(c.layout.kernel_time(w).total) if w.comm is not None else 0.0
+            sums["memory"] += share * _f(w.weight_bytes + w.stream_bytes) / layout.roof.cluster.memory_bandwidth
+            sums["network"] += share * _f(layout.kernel_time(w).total) if w.comm is not None else 0.0
     return {**{k: min(1.0, v) for k, v in sums.items()}, "busy": min(1.0, _f(perf.busy))}

@@ -30,12 +30,20 @@ def _free(layout: Layout, batch: np.ndarray, role: Role = None) -> tuple[np.ndar
     bodies, degrees = layout.memory_rows(batch, role), layout.cands.with_batch(batch).degrees()
     stages = [bodies.stage(counts) for counts in layout.stages.each(layout.cands.pp)]
     weights, activation, kv = (np.stack(x) for x in zip(*stages, strict=True))
-    left = kv_budgets(
-        # vLLM's accounting stands in for an engine without rules.
-        engine if known else "vllm", degrees, memory_total_bytes=d.cluster.memory_bytes, weights_bytes=weights,
-        activation_bytes=activation, memory_reserve=d.requirements.memory_reserve,
-        version=d.engine.version if known else None,
-    ) - kv  # fmt: skip
+
+    def budget(capacity: float, weights: np.ndarray, activation: np.ndarray) -> np.ndarray:
+        return kv_budgets(
+            # vLLM's accounting stands in for an engine without rules.
+            engine if known else "vllm", degrees, memory_total_bytes=capacity, weights_bytes=weights,
+            activation_bytes=activation, memory_reserve=d.requirements.memory_reserve,
+            version=d.engine.version if known else None,
+        )  # fmt: skip
+
+    sizes = layout.capacities
+    if len(sizes) == 1:
+        left = budget(sizes[0], weights, activation) - kv
+    else:
+        left = np.stack([budget(*rows) for rows in zip(sizes, weights, activation, strict=True)]) - kv
     fullest = np.argmin(left, axis=0)[None]
     return np.take_along_axis(left, fullest, 0)[0], np.take_along_axis(kv, fullest, 0)[0]
 

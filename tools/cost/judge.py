@@ -8,6 +8,7 @@ the replicas could serve, since what they do serve is the rate.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from tools.cost.curves import Band, Curves
 from tools.cost.serving import Load, Performance
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Finding
+from tools.spec.hardware import Cluster
 from tools.spec.term import Prediction
 from tools.spec.workload import Requirement
 
@@ -129,22 +131,32 @@ def kernels_from(curves: Curves, deployment: Deployment) -> str:
 
 
 def judge(
-    deployment: Deployment, curves: Curves, perf: Performance, load: Load, num_devices: int
-) -> tuple[tuple[Prediction, ...], tuple[Finding, ...]]:
-    """Predictions with verdicts, and findings: broken and at-risk gates, other readings of a throughput."""
+    deployment: Deployment, curves: Curves, perf: Performance, load: Load, num_devices: int,
+    clusters: Sequence[Cluster] = (),
+) -> tuple[tuple[Prediction, ...], tuple[Finding, ...]]:  # fmt: skip
+    """Predictions with verdicts, and findings: broken and at-risk gates, other readings of a throughput.
+
+    `clusters`: kinds of devices that take part, by default the deployment's own; the widest of their bands counts.
+    """
     n = np.asarray([num_devices])
-    provenance = f"closed form, {kernels_from(curves, deployment)}"
+    clusters = clusters or (deployment.cluster,)
+    sources = dict.fromkeys(kernels_from(curves, deployment.model_copy(update={"cluster": c})) for c in clusters)
+    provenance = f"closed form, {'; '.join(sources)}"
+
+    def band_of(metric: str) -> Band:
+        return max((curves.band(BAND_OF[metric], c) for c in clusters), key=lambda b: b.band)
+
     predictions: list[Prediction] = []
     findings: list[Finding] = []
     judged = set()
     for req in deployment.requirements.gates:
-        band = curves.band(BAND_OF[req.metric], deployment.cluster)
+        band = band_of(req.metric)
         p = prediction(
             req.metric, req.stat, float(best_reading(req, perf, load, n)[0]), band, UNIT[req.metric], provenance, req
         )
         judged.add((req.metric, statistic(req)))
         predictions.append(p)
-        findings += _verdict(req, p)
+        findings += verdict_findings(req, p)
         findings += _readings(req, perf, load, n)
     plain = {
         ("ttft_s", "mean"): perf.ttft, ("tpot_s", "mean"): perf.tpot, ("e2e_latency_s", "mean"): perf.e2e,
@@ -153,12 +165,13 @@ def judge(
     for (metric, stat), v in plain.items():
         if (metric, stat) not in judged:
             unit = "output tokens/s" if metric == "throughput_total" else UNIT[metric]
-            band = curves.band(BAND_OF[metric], deployment.cluster)
+            band = band_of(metric)
             predictions.append(prediction(metric, stat, float(v[0]), band, unit, provenance))
     return tuple(predictions), tuple(findings)
 
 
-def _verdict(req: Requirement, p: Prediction) -> list[Finding]:
+def verdict_findings(req: Requirement, p: Prediction) -> list[Finding]:
+    """An error for a requirement that is broken, a warning for one whose margin is inside the error band."""
     if p.status not in ("broken", "at_risk"):
         return []
     assert p.margin is not None

@@ -1,8 +1,8 @@
 """What was worked out before: costs of bodies by what they depend on, so that a second search over changed conditions (other
 limits, another rate, more devices) prices only what is new.
 
-A `Known` belongs to one partitioned graph on one kind of device. Its tables map whole numbers (degrees, sequences, tokens,
-context) to one value per body. Values are exactly what would be worked out again; nothing is rounded to be found.
+A `Known` belongs to one kind of device. Its tables map whole numbers (graph, degrees, sequences, tokens, context) to one value
+per body. Values are exactly what would be worked out again; nothing is rounded to be found.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from tools.partition.mesh import Mesh
 
-MAX_ROWS = 60_000
+MAX_ROWS = 400_000
 """Rows that a table keeps; it starts anew beyond."""
-MAX_KNOWN = 64
-"""Graphs that are remembered, the ones used last."""
-BITS_SEQUENCES, BITS_PAIR, BITS_MESH = 30, 18, 14
+MAX_VALUES = 16_000_000
+"""Numbers that are remembered in all; what was used longest ago goes first."""
+BITS_SEQUENCES, BITS_PAIR, BITS_MESH = 28, 17, 18
 
 
 def distinct(columns: Sequence[Any], n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,21 +53,25 @@ def distinct(columns: Sequence[Any], n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(slots=True)
 class Table:
-    """Columns of values by key."""
+    """Lines of values by key."""
 
     keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """In order."""
     where: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Row of each key in `values`."""
-    values: np.ndarray | None = None
+    """Line of each key."""
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """Lines from `base` on; the last ones are room for more."""
+    base: int = 0
+    """Lines that are gone. Numbers of lines are never used again: other tables are keyed by them."""
     lock: Any = field(default_factory=threading.Lock)
 
     def rows(self, keys: np.ndarray, work_out: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """(values, one row per key; the table's row of each). `keys` are distinct; `work_out` gives the values of those at
+        """(values, one line per key; the number of each line). `keys` are distinct; `work_out` gives the values of those at
         the indices that are missing."""
         with self.lock:
             if len(self.keys) + len(keys) > MAX_ROWS:
-                self.keys, self.where, self.values = self.keys[:0], self.where[:0], None
+                self.base += len(self.keys)
+                self.keys, self.where = self.keys[:0], self.where[:0]
             at = np.searchsorted(self.keys, keys)
             known = at < len(self.keys)
             known[known] = self.keys[at[known]] == keys[known]
@@ -75,39 +79,61 @@ class Table:
             if len(missing):
                 self._add(keys[missing], work_out(missing))
                 at = np.searchsorted(self.keys, keys)
-            assert self.values is not None
             found = self.where[at]
-            return self.values[found], found
+            return self.values[found - self.base], found
 
     def _add(self, keys: np.ndarray, values: np.ndarray) -> None:
-        old = 0 if self.values is None else len(self.values)
-        self.values = values if self.values is None else np.concatenate([self.values, values])
-        everything = np.concatenate([self.keys, keys])
-        order = np.argsort(everything, kind="stable")
-        self.where = np.concatenate([self.where, np.arange(old, old + len(keys))])[order]
-        self.keys = everything[order]
+        old, new = len(self.keys), len(self.keys) + len(keys)
+        if new > len(self.values) or self.values.shape[1] != values.shape[1]:
+            room = np.empty((max(new, 2 * old), values.shape[1]))
+            if old:
+                room[:old] = self.values[:old]
+            self.values = room
+        self.values[old:new] = values
+        order = np.argsort(keys)
+        at = np.searchsorted(self.keys, keys[order])
+        self.where = np.insert(self.where, at, self.base + old + order)
+        self.keys = np.insert(self.keys, at, keys[order])
 
 
 @dataclass(slots=True)
 class Known:
-    """Tables of one partitioned graph."""
+    """Tables of one kind of device and number format, for any number of partitioned graphs."""
 
-    owner: Any
+    owner: list[Any]
     """What the tables' identity rests on, kept alive."""
     tables: dict[str, Table] = field(default_factory=dict)
+    graphs: dict[tuple[int, ...], int] = field(default_factory=dict)
     meshes: dict[tuple[int, ...], int] = field(default_factory=dict)
     pairs: dict[tuple[int, int], int] = field(default_factory=dict)
-    launches: dict[str, list[float]] = field(default_factory=dict)
-    """Kernels of every body, by phase: whatever the sizes."""
+    launches: dict[int, list[float]] = field(default_factory=dict)
+    """Kernels of every body in prefill, by graph: whatever the sizes."""
+    lock: Any = field(default_factory=threading.Lock)
+    """Two threads must not give one number to two things."""
 
     def table(self, name: str) -> Table:
         return self.tables.setdefault(name, Table())
 
-    def mesh_ids(self, mesh: Mesh) -> np.ndarray:
-        """A number for each combination of degrees."""
+    @property
+    def size(self) -> int:
+        """Numbers it holds."""
+        return sum(t.values.size for t in self.tables.values())
+
+    def number(self, graph: Sequence[Any]) -> int:
+        """A number for each partitioned graph, told apart by the objects it consists of."""
+        key = tuple(map(id, graph))
+        with self.lock:
+            if key not in self.graphs:
+                self.graphs[key] = len(self.graphs)
+                self.owner.append(graph)
+            return self.graphs[key]
+
+    def mesh_ids(self, graph: int, mesh: Mesh) -> np.ndarray:
+        """A number for each combination of degrees of a graph."""
         columns = [np.atleast_1d(mesh.degrees[a]).tolist() for a in mesh.shape.atoms]
         rows = zip(*columns, strict=True) if columns else [()]
-        return np.asarray([self.meshes.setdefault(r, len(self.meshes)) for r in rows], np.int64)
+        with self.lock:
+            return np.asarray([self.meshes.setdefault((graph, *r), len(self.meshes)) for r in rows], np.int64)
 
     def keys(self, mesh_ids: np.ndarray, sequences: np.ndarray, first: Any, second: Any) -> np.ndarray | None:
         """One whole number per row; None where they do not fit into one."""
@@ -119,11 +145,14 @@ class Known:
 
     def _pair_ids(self, first: Any, second: Any) -> Any:
         if np.ndim(first) == 0 and np.ndim(second) == 0:
-            return self.pairs.setdefault((int(first), int(second)), len(self.pairs))
+            return self._numbers([(int(first), int(second))])[0]
         both = np.broadcast_arrays(np.asarray(first, np.int64), np.asarray(second, np.int64))
         start, back = distinct(both, len(both[0]))
-        ids = [self.pairs.setdefault((int(both[0][i]), int(both[1][i])), len(self.pairs)) for i in start]
-        return np.asarray(ids, np.int64)[back]
+        return self._numbers([(int(both[0][i]), int(both[1][i])) for i in start])[back]
+
+    def _numbers(self, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+        with self.lock:
+            return np.asarray([self.pairs.setdefault(p, len(self.pairs)) for p in pairs], np.int64)
 
 
 _KNOWN: OrderedDict[Hashable, Known] = OrderedDict()
@@ -131,11 +160,11 @@ _LOCK = threading.Lock()
 
 
 def known(key: Hashable, owner: Any) -> Known:
-    """Tables of what `key` names; `owner` holds the objects whose identity is part of the key."""
+    """Tables of what `key` names; `owner`: the object whose identity is part of the key."""
     with _LOCK:
-        found = _KNOWN.pop(key, None) or Known(owner)
+        found = _KNOWN.pop(key, None) or Known([owner])
         _KNOWN[key] = found
-        while len(_KNOWN) > MAX_KNOWN:
+        while len(_KNOWN) > 1 and sum(k.size for k in _KNOWN.values()) > MAX_VALUES:
             _KNOWN.popitem(last=False)
         return found
 

@@ -2,7 +2,8 @@
 
 A table holds ideal / measured (`tools.cost.tables`). The ideal seconds here are those of `benchmarks/distil_operators.py`,
 computed with the datasheet of the device at hand, so that a device nobody measured can use the table of its nearest
-relative: of the measured devices of its generation the one whose FLOP/s per byte/s is closest.
+relative: of the measured devices of its generation the one whose FLOP/s per byte/s is closest. What carries over is the
+time, by the ratio of the two devices' rooflines (`tools.cost.compute`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ SUBSTITUTES = {
 """Whose efficiency stands in when a format was not measured. The ideal stays the format's own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """What a datasheet says: dense FLOP/s by dtype, memory bytes/s."""
+
+    peak_flops: Mapping[str, float]
+    memory_bandwidth: float
+
+
 @dataclass(frozen=True, eq=False)
 class Operators:
     """All tables by key "kind/device/framework/dtype", and what the datasheets of the measured devices say."""
@@ -47,6 +56,8 @@ class Operators:
     tables: Mapping[str, Table]
     ridge: Mapping[str, float]
     """By device: bf16 FLOP/s over memory bytes/s."""
+    sheets: Mapping[str, Sheet] = field(default_factory=dict)
+    """By device: the datasheet that its tables were made with."""
     use_own: bool = True
     """False: a measured device is priced by its relatives all the same, to see what that costs."""
     chosen: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -129,11 +140,17 @@ def link_ideal(kind: str, nbytes: Num, p: Num, bandwidth: float) -> Num:
     return factor * (p - 1) / p * nbytes / bandwidth
 
 
+def sheets_of(datasheet: Mapping[str, Any]) -> dict[str, Sheet]:
+    """The datasheet of every measured device."""
+    return {d: Sheet(v["peak"], v["bandwidth"]) for d, v in datasheet.items()}
+
+
 def ridge_of(datasheet: Mapping[str, Any]) -> dict[str, float]:
     """bf16 FLOP/s over bytes/s of every measured device."""
     return {d: v["peak"]["bf16"] / v["bandwidth"] for d, v in datasheet.items()}
 
 
 __all__ = [
-    "Operators", "Provenance", "gemm_ideal", "kernel_dtype", "link_ideal", "ridge_of", "tuned", "unit_peak",
+    "Operators", "Provenance", "Sheet", "gemm_ideal", "kernel_dtype", "link_ideal", "ridge_of", "sheets_of", "tuned",
+    "unit_peak",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 
 from tools.cost.compute import kernels_of
 from tools.cost.curves import Curves
-from tools.cost.steps import Candidates, Layout, layouts, splits
+from tools.cost.steps import Candidates, Layout, Works, layouts, splits
 from tools.partition.pipeline import Orders, Span, Task, bubble, cut, num_slices, order, slices, timeline
 from tools.spec.deployment import Deployment
 from tools.spec.model import LayerKind
@@ -76,17 +76,20 @@ def schedule(
 def _piece_seconds(layout: Layout, s: Strategy, phase: Phase, p: Piece) -> tuple[list[float], float]:
     """(seconds in every chunk, seconds of a hand-over)."""
     works = layout.works(phase, *(np.asarray([n]) for n in (p.sequences, p.tokens, p.context)))
-
-    def seconds(of: tuple) -> float:
-        return float(np.max(layout.body_time(of, works)))
-
-    embed, head, layers = seconds(works.embed), seconds(works.head), {k: seconds(w) for k, w in works.layers}
+    priced = {id(side): _bodies_seconds(side, w) for side, w in layout.by_stage(works)}
+    on = [priced[id(side)] for side, _ in layout.by_stage(works)]
     ends = [0, *accumulate(splits(layout.cands, layout.model)[s.pp])]
     kinds = layout.model.layers()
-    chunks = [sum(layers[k] for k in kinds[a:b]) for a, b in pairwise(ends)]
-    chunks[0], chunks[-1] = chunks[0] + embed, chunks[-1] + head
+    chunks = [sum(on[i % s.pp][1][k] for k in kinds[a:b]) for i, (a, b) in enumerate(pairwise(ends))]
+    chunks[0], chunks[-1] = chunks[0] + on[0][0], chunks[-1] + on[-1][2]
     hop = float(np.max(layout.boundary_times(works.residual_bytes)[1])) / s.virtual if s.pp > 1 else 0.0
     return chunks, hop
+
+
+def _bodies_seconds(layout: Layout, works: Works) -> tuple[float, dict[LayerKind, float], float]:
+    """Of embedding, of a layer of each kind, of head."""
+    embed, *layers, head = (float(np.max(t)) for t in layout.body_times(works))
+    return embed, dict(zip((k for k, _ in layout.decode.layers), layers, strict=True)), head
 
 
 # ------------------------------------------------------------------------------------------- attention and experts apart

@@ -238,7 +238,7 @@ def price_steps(layout: Layout, load: Load, batch: np.ndarray, *, whole_batch: b
     mixed = StepTime(high_step.latency + extra.latency, high_step.slowest + extra.slowest)
     return Steps(
         batch, low, high_time, low_time, high_step, mixed, alone, prompts, chunks, queue_share, packed,
-        layout.launches(prefill), high_works, prefill,
+        layout.launches(), high_works, prefill,
     )  # fmt: skip
 
 
@@ -367,7 +367,15 @@ def _prefill(layout: Layout, steps: Steps, load: Load) -> Prefill:
     # Prefill passes are launched kernel by kernel: the first token waits for the host where the device is faster.
     # The device is not held up: the host is ahead again while decodes replay their graphs.
     first = np.maximum(latency, steps.launches * layout.engine.launch_s)
-    return Prefill(added, per * queued, per * base / steps.queue_share, first)
+    return Prefill(added, per * queued, base * _steps_each(layout, steps, load), first)
+
+
+def _steps_each(layout: Layout, steps: Steps, load: Load) -> Num:
+    """Steps that a prompt takes when many wait: the share of one that it has with others, or, of a prompt longer than the
+    budget, as many as it fills, since the next one takes what its last chunk leaves of a step."""
+    new = max(1, math.ceil(load.isl * (1.0 - load.cached)))
+    filled = new / (layout.cands.max_num_batched_tokens * layout.cands.attn_dp.astype(float))
+    return np.where(steps.chunks > 1, filled, steps.chunks / steps.prompts / steps.queue_share)
 
 
 def _stalls(layout: Layout, steps: Steps, load: Load) -> Num:
@@ -451,22 +459,24 @@ def _settled(
         # Prefills go first, and the next request comes when one ends: it waits for those that end in the same step.
         return 0.5 * np.minimum(inside - 1, inside * per_step / load.osl) * service
 
-    others, response = (inside - 1) / inside, p.latency
+    rest = inside - 1
+    others, response, joining = rest / inside, p.latency, np.minimum(p.queued - p.added, 0.0)
     t, decode = between(inside), gaps * between(inside)
     for _ in range(ROUNDS):
         service, ahead = p.service(t, steps.high), before(t)
         # The more the prefills take turns, the more of them share steps.
-        turns = np.minimum((inside - 1) * service / (response + decode), 1.0)
-        each = p.added + turns * np.minimum(p.queued - p.added, 0.0)
+        turns = np.minimum(rest * service / (response + decode), 1.0)
+        each = p.added + turns * joining
         if in_step:
             # All prefills come in one wave, before all decodes; half of the others' fall behind a request's own.
-            decode = gaps * t + 0.5 * (inside - 1) * p.added
+            decode = gaps * t + 0.5 * rest * p.added
         else:
-            decode = _decode_time(gaps * t, response + ahead, (inside - 1) * each)
+            # While a request is prefilled itself no other is.
+            decode = _decode_time(gaps * t, np.maximum(response + ahead - p.latency, 0.0), rest * each)
         if layout.engine.mixed:
             # No more prefills fall into a request's decoding than the queue lets through.
             decode = np.minimum(decode, gaps * t / np.maximum(1.0 - each / np.maximum(service, each), 1e-9))
-        t = between(1.0 + (inside - 1) * decode / (response + ahead + decode))
+        t = between(1.0 + rest * decode / (response + ahead + decode))
         response = 0.5 * (response + 0.5 * t * per_step * others + queue(service, decode) + p.latency)
     service = p.service(t, steps.high)
     return _Cycle(decode, response, queue(service, decode), service)
@@ -493,7 +503,8 @@ def _ahead(
 
 
 def _decode_time(alone: Num, response: Num, interference: Num) -> Num:
-    """D = alone + interference·D/(R+D): the prefills of the n-1 others that fall into the decoding part of a cycle."""
+    """D = alone + interference·D/(R+D): the prefills of the n-1 others that fall into the decoding part of a cycle, R being
+    the rest of it that they can fall into."""
     b = response - alone - interference
     return (-b + np.sqrt(b * b + 4.0 * alone * response)) / 2.0
 
@@ -507,14 +518,27 @@ def _closed_wait(n: np.ndarray, service: Num, decode: Num) -> Num:
     return np.maximum(np.maximum(r - service, 0.0) * 0.5, service * (n - 1) - decode)
 
 
+def overwhelmed(layout: Layout, load: Load) -> np.ndarray:
+    """Candidates at which more requests arrive than a full batch serves: never stable, whatever their latencies."""
+    w = layout.deployment.workload
+    if load.rate is None or w.spare_replicas or w.spare_nodes:
+        return np.zeros(len(layout.cands), bool)
+    return load.rate / layout.cands.dp >= _at_full(layout, load, np.maximum(layout.cands.batch, 1))[2]
+
+
+def _at_full(layout: Layout, load: Load, cap: np.ndarray) -> tuple[Steps, Prefill, np.ndarray]:
+    """(steps, prefill, requests per second) of a replica with all seats of its batch taken."""
+    full = price_steps(layout, load, cap)
+    p = _prefill(layout, full, load)
+    return full, p, 1.0 / (p.added + (load.osl - 1) * full.high / cap)
+
+
 def _open(layout: Layout, load: Load) -> Performance:
     assert load.rate is not None
     cap = np.maximum(layout.cands.batch, 1)
     rate = np.full(len(cap), load.rate) / layout.cands.dp
     gaps = load.osl - 1
-    full = price_steps(layout, load, cap)
-    p_full = _prefill(layout, full, load)
-    capacity = 1.0 / (p_full.added + gaps * full.high / cap)
+    full, p_full, capacity = _at_full(layout, load, cap)
     guess = cap
     steps, p = full, p_full
     decode = gaps * full.high

@@ -1,147 +1,41 @@
 """One forward pass of every pipeline stage, for arrays of candidates.
 
-Candidates whose axes nest alike share one `MeshShape` and so one partitioned graph; degrees and sizes are filled in as
-arrays. A `Layout` prices steps on demand: decode of b sequences, a prefill chunk, both together.
+Candidates whose axes nest alike share one partitioned graph (`tools.cost.graphs`). A `Layout` holds candidates of one or
+several graphs and prices steps on demand: decode of b sequences, a prefill chunk, both together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache, reduce
-from itertools import accumulate
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import numpy as np
 
-from tools.cost.collectives import Level, across, boundaries, collective_time, levels, members, p2p_time
-from tools.cost.compute import KernelTime, Num, Roof, WalkContext, Work, both, pairs, price, walk
-from tools.cost.curves import Curves, EngineCurve
-from tools.cost.known import Known, distinct, known
-from tools.engines.rules import Degrees, default_layers_per_stage, engines
-from tools.graph.build import all_sizes
-from tools.memory import (
-    Dtypes,
-    Role,
-    activation_sizes,
-    body_activation_bytes,
-    body_kv_bytes,
-    body_weight_bytes,
+from tools.cost.candidates import (
+    ARRAYS,
+    Candidates,
+    MoEComm,
+    StageRow,
+    Stages,
+    each_stage,
+    splits,
+    stage_layers,
+    stage_rows,
+    virtual_runs,
+    weighted,
 )
-from tools.partition.lower import PBody, partition_embed, partition_head, partition_layer, placement_of
-from tools.partition.lower import default_layers_per_stage as balanced_layers
-from tools.partition.mesh import Axes, Mesh, MeshShape, build_mesh
-from tools.partition.placement import Placement
+from tools.cost.collectives import Level, across, boundaries, collective_time, levels, p2p_time
+from tools.cost.compute import KernelTime, Num, Roof, Work, both, pairs, price
+from tools.cost.curves import Curves, EngineCurve
+from tools.cost.graphs import PHASES, Bodies, Graph, bodies, kv_heads_cut, meshes, placement, starts
+from tools.cost.known import Known, distinct, known
+from tools.cost.together import Job, price_all
+from tools.memory import Dtypes, Role
+from tools.partition.mesh import Mesh
 from tools.spec.deployment import Deployment
-from tools.spec.model import DType, LayerKind, ModelSpec
-from tools.spec.strategy import Phase, Strategy
-
-MoEComm = Literal["auto", "alltoall", "allgather"]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Degrees as int64 arrays of one length; what all of them share as scalars."""
-
-    tp: np.ndarray
-    pp: np.ndarray
-    dp: np.ndarray
-    ep: np.ndarray
-    etp: np.ndarray
-    attn_dp: np.ndarray
-    cp: np.ndarray
-    dcp: np.ndarray
-    batch: np.ndarray
-    max_num_batched_tokens: np.ndarray
-    sp: bool = False
-    moe_comm: MoEComm = "auto"
-    weight_dtype: DType = "bf16"
-    kv_dtype: DType = "bf16"
-    engine: str = "vllm"
-    layers_per_stage: tuple[int, ...] | None = None
-    """Stated stages, for one strategy; None: the engine's default."""
-    origin: Strategy | None = None
-    """Set when all entries are one strategy at several batches: axes that have no array here (dk, an attention pool,
-    experts on devices of their own) come from it."""
-
-    def __len__(self) -> int:
-        return len(self.tp)
-
-    @property
-    def group(self) -> np.ndarray:
-        """Ranks of one pipeline stage of one replica."""
-        return np.full(len(self), self.origin.group) if self.origin else self.tp * self.attn_dp * self.cp
-
-    @property
-    def num_devices(self) -> np.ndarray:
-        return self.group * self.pp * self.dp
-
-    def take(self, index: Any) -> Candidates:
-        return replace(self, **{n: getattr(self, n)[index] for n in ARRAYS})
-
-    def with_batch(self, batch: np.ndarray) -> Candidates:
-        return replace(self, batch=batch)
-
-    def degrees(self) -> Degrees:
-        """The same candidates as engine rules read them."""
-        return Degrees(
-            **{n: getattr(self, n) for n in ARRAYS}, weight_dtype=self.weight_dtype, kv_dtype=self.kv_dtype, sp=self.sp,
-            moe_comm=self.moe_comm,
-        )  # fmt: skip
-
-    @classmethod
-    def of(cls, s: Strategy) -> Candidates:
-        arrays = {n: np.asarray([getattr(s, n)], np.int64) for n in ARRAYS}
-        return cls(
-            **arrays, sp=s.sp, moe_comm=s.moe_comm, weight_dtype=s.weight_dtype, kv_dtype=s.kv_dtype, engine=s.engine,
-            layers_per_stage=s.layers_per_stage, origin=s,
-        )  # fmt: skip
-
-    def strategy(self, i: int, model: ModelSpec) -> Strategy:
-        """Candidate i as a Strategy, its stages spelled out."""
-        degrees: dict[str, Any] = {n: int(getattr(self, n)[i]) for n in ARRAYS}
-        if self.origin is not None:
-            return self.origin.model_copy(update=degrees)
-        stages = self.layers_per_stage or stage_layers(self.engine, model.num_hidden_layers, degrees["pp"])
-        return Strategy(
-            **degrees, sp=self.sp, moe_comm=self.moe_comm, weight_dtype=self.weight_dtype, kv_dtype=self.kv_dtype,
-            engine=self.engine, layers_per_stage=stages if degrees["pp"] > 1 else None, microbatches=degrees["pp"],
-        )  # fmt: skip
-
-
-ARRAYS = ("tp", "pp", "dp", "ep", "etp", "attn_dp", "cp", "dcp", "batch", "max_num_batched_tokens")
-assert {f.name for f in fields(Candidates)} >= set(ARRAYS)
-
-
-def stage_layers(engine: str, num_layers: int, pp: int) -> tuple[int, ...]:
-    """The engine's own split where it has one."""
-    if engine in engines() or engine == "trtllm":
-        return default_layers_per_stage(engine, num_layers, pp)
-    return balanced_layers(num_layers, pp)
-
-
-@dataclass(frozen=True, slots=True)
-class StageRow:
-    """What one kind of stage runs: how many of its layers are of each kind, and whether it embeds and ends."""
-
-    layers: tuple[tuple[LayerKind, int], ...]
-    embed: bool
-    head: bool
-
-
-@lru_cache(maxsize=2048)
-def stage_rows(model: ModelSpec, split: tuple[int, ...], virtual: int = 1) -> tuple[tuple[StageRow, int], ...]:
-    """Distinct stages with how many there are of each; a stage of an interleaved pipeline holds every (n / virtual)-th of
-    the n runs of `split`."""
-    kinds, ends = model.layers(), [0, *accumulate(split)]
-    stages = len(split) // virtual
-    rows: dict[StageRow, int] = {}
-    for i in range(stages):
-        mine = [k for c in range(i, len(split), stages) for k in kinds[ends[c] : ends[c + 1]]]
-        per_kind = tuple((k, mine.count(k)) for k in dict.fromkeys(mine))
-        row = StageRow(tuple(sorted(per_kind, key=repr)), i == 0, i == stages - 1)
-        rows[row] = rows.get(row, 0) + 1
-    return tuple(rows.items())
+from tools.spec.model import LayerKind, ModelSpec, with_nodes
+from tools.spec.strategy import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,31 +54,40 @@ class StepTime:
 
 
 @dataclass(frozen=True, slots=True)
-class Bodies:
-    """Partitioned bodies of one phase."""
-
-    embed: PBody
-    layers: tuple[tuple[LayerKind, PBody], ...]
-    head: PBody
-
-
-@dataclass(frozen=True, slots=True)
 class Rows:
-    """Steps that differ: entry of the layout's mesh, and sizes."""
+    """Steps that differ: entry of the layout's meshes, and sizes."""
 
     mesh: np.ndarray
     sequences: Num
     tokens: Num
     context: Num
 
-    def take(self, index: np.ndarray) -> Rows:
-        sizes = (x[index] if np.ndim(x) else x for x in (self.sequences, self.tokens, self.context))
-        return Rows(self.mesh[index], *sizes)
+    def sizes(self, index: np.ndarray) -> tuple[Num, ...]:
+        """Sequences, tokens and context of some of them."""
+        return tuple(x[index] if np.ndim(x) else x for x in (self.sequences, self.tokens, self.context))
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """Kernels of some steps, those of one graph."""
+
+    graph: int
+    where: np.ndarray
+    """Which steps."""
+    mesh_row: np.ndarray
+    """Entry of the graph's mesh for each."""
+    bodies: tuple[tuple[Work, ...], ...]
+    seconds: dict[int, Num] = field(default_factory=dict)
+    """Of kernels that were priced already, by identity."""
+
+    def body_seconds(self) -> list[Num]:
+        return [sum((self.seconds[id(w)] for w in works), 0.0) for works in self.bodies]
 
 
 @dataclass(frozen=True, slots=True)
 class Works:
-    """Kernels of every body in one step, once per row: candidates whose kernels are alike share one."""
+    """What one step of every candidate runs. Of one candidate: the kernels of its bodies, sizes plain numbers. Of several:
+    seconds of the bodies, once per row, candidates whose kernels are alike sharing one."""
 
     embed: tuple[Work, ...]
     layers: tuple[tuple[LayerKind, tuple[Work, ...]], ...]
@@ -193,108 +96,52 @@ class Works:
     """What crosses a stage boundary per rank; one value per candidate."""
     row: np.ndarray | None = None
     """Row of each candidate; None: plain numbers, of the one candidate there is."""
-    mesh_row: Any = 0
-    """Entry of the layout's mesh for each row."""
+    mesh_row: Num = 0
+    """Entry of the layout's meshes for each row."""
     times: np.ndarray | None = None
-    """Seconds of the bodies, one line per row; its kernels may be left out then."""
+    """Seconds of the bodies, one line per row."""
     index: np.ndarray | None = None
     """Line of each row in the table of what is known."""
     steps: Rows | None = None
+    walked: tuple[Walked, ...] = ()
+    """Kernels of those rows that were not known."""
     seconds: dict[int, Num] = field(default_factory=dict)
     """Kernels that were priced already, by identity."""
+    beside: tuple[Works, ...] = ()
+    """The same step on the other kinds of devices of a mixed pipeline (`tools.cost.staged`)."""
+
+    @property
+    def bodies(self) -> tuple[tuple[Work, ...], ...]:
+        return (self.embed, *(ws for _, ws in self.layers), self.head)
 
     def part(self, i: int) -> Works:
         """Of several steps that were worked out together, one."""
         if self.row is None:
             return self
-        return replace(self, row=self.row[i], residual_bytes=self.residual_bytes[i])
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Stages of every pp of a candidate set. `whole[body, pp]`: how often each body (embedding, layers by kind, head) runs
-    in all stages; `kinds[j, body, pp]`: how often in the j-th kind of stage, of those that can be the slowest or fullest."""
-
-    whole: np.ndarray
-    kinds: np.ndarray
-
-    @classmethod
-    def of(
-        cls, model: ModelSpec, kinds: Sequence[LayerKind], splits: Mapping[int, tuple[int, ...]], virtual: int
-    ) -> Stages:
-        rows: dict[int, list[np.ndarray]] = {}
-        whole = np.zeros((len(kinds) + 2, max(splits) + 1))
-        for pp, split in splits.items():
-            found = []
-            for row, times in stage_rows(model, split, virtual):
-                per = dict(row.layers)
-                counts = np.asarray([row.embed, *(per.get(k, 0) for k in kinds), row.head], float)
-                whole[:, pp] += times * counts
-                found.append(counts)
-            rows[pp] = [c for c in found if not any((c <= o).all() and o is not c for o in found)]
-        most = max(len(r) for r in rows.values())
-        table = np.zeros((most, *whole.shape))
-        for pp, left in rows.items():
-            for j in range(most):
-                table[j, :, pp] = left[min(j, len(left) - 1)]
-        return cls(whole, table)
-
-    def each(self, pp: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Per kind of stage, how often each body runs in it, for candidates with these `pp`."""
-        return ([counts[pp] for counts in kind] for kind in self.kinds)
-
-    def total(self, pp: np.ndarray, values: Sequence[Num]) -> Num:
-        """Sum over the stages of each candidate of a quantity per body."""
-        return weighted([counts[pp] for counts in self.whole], values)
-
-    def worst(self, pp: np.ndarray, values: Sequence[Num]) -> Num:
-        """Maximum over its stages."""
-        found = [weighted(counts, values) for counts in self.each(pp)]
-        return reduce(np.maximum, found)
-
-
-def weighted(counts: Sequence[np.ndarray], values: Sequence[Num]) -> Num:
-    out: Num = counts[0] * values[0]
-    for n, v in zip(counts[1:], values[1:], strict=True):
-        out = out + n * v
-    return out
-
-
-@dataclass(frozen=True, slots=True)
-class KnownMesh(Mesh):
-    """A mesh of arrays that multiplies its degrees once."""
-
-    known: dict[Axes, Num] = field(default_factory=dict, compare=False)
-
-    def degree(self, axes: Axes) -> Num:
-        if axes not in self.known:
-            self.known[axes] = Mesh.degree(self, axes)
-        return self.known[axes]
+        beside = tuple(w.part(i) for w in self.beside)
+        return replace(self, row=self.row[i], residual_bytes=self.residual_bytes[i], beside=beside)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Candidates of one MeshShape on one deployment, ready to be priced."""
+    """Candidates of one or several partitioned graphs on one deployment, ready to be priced."""
 
     deployment: Deployment
     curves: Curves
     cands: Candidates
-    mesh: Mesh
-    """Every combination of degrees that some candidate has, once."""
+    graphs: tuple[Graph, ...]
+    starts: np.ndarray
+    """First entry of every graph's mesh when they are counted through, and the end."""
     row: np.ndarray
-    """Entry of `mesh` for each candidate."""
+    """Entry of these for each candidate."""
     mesh_ids: np.ndarray
-    """Number of each entry of `mesh` in `known`."""
+    """Number of each entry in `known`."""
     known: Known
     stages: Stages
-    prefill: Bodies
-    decode: Bodies
     dtypes: Dtypes
     roof: Roof
     tops: tuple[Level, ...]
-    reach: dict[Axes, list[Num]] = field(default_factory=dict, compare=False)
-    """Members of groups at each level, by axes, as they were asked for."""
-    weights: list[tuple[list[Num], Num]] = field(default_factory=list, compare=False)
+    weights: list[np.ndarray] = field(default_factory=list, compare=False)
     """What `_weights` found."""
 
     @property
@@ -309,26 +156,48 @@ class Layout:
     def virtual(self) -> int:
         return virtual_runs(self.cands)
 
-    # ------------------------------------------------------------------------------------------------------------ steps
+    @property
+    def mesh(self) -> Mesh:
+        """Of a layout of one graph."""
+        return self.graphs[0].mesh
+
+    @property
+    def prefill(self) -> Bodies:
+        return self.graphs[0].prefill
+
+    @property
+    def decode(self) -> Bodies:
+        return self.graphs[0].decode
 
     def take(self, index: np.ndarray) -> Layout:
         """The same layout for some of its candidates (repeats allowed)."""
         return replace(self, cands=self.cands.take(index), row=self.row[index])
 
+    def graph_of(self, rows: np.ndarray) -> np.ndarray:
+        """Which graph the entries `rows` belong to."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def _by_graph(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(graph, which of `rows` are its)."""
+        if len(self.graphs) == 1:
+            yield 0, np.arange(len(rows))
+            return
+        graph = self.graph_of(rows)
+        for k in np.unique(graph):
+            yield int(k), np.flatnonzero(graph == k)
+
+    # ------------------------------------------------------------------------------------------------------------ steps
+
     def works(self, phase: Phase, sequences: Num, tokens: Num, context: Num) -> Works:
-        """Kernels of a step of `sequences` (per replica) x `tokens` new ones at `context` KV positions. Sizes may have a
-        leading dim: several steps of every candidate at once."""
+        """A step of `sequences` (per replica) x `tokens` new ones at `context` KV positions. Sizes may have a leading dim:
+        several steps of every candidate at once."""
         per_rank = -(-sequences // self.cands.attn_dp)
         if self.cands.sp:
             per_rank = -(-per_rank // self.cands.tp)
         held = -(-tokens // self.cands.cp) if phase == "prefill" else tokens
         residual = per_rank * held * self.model.hidden_size * self.dtypes.plain
         if np.size(per_rank) == 1:
-            # Plain numbers: arrays of one are ten times slower to multiply.
-            one = self.row[0]
-            mesh = Mesh(self.mesh.shape, {a: int(np.asarray(d)[one]) for a, d in self.mesh.degrees.items()})
-            b, s, kv = (int(np.reshape(x, -1)[0]) for x in (sequences, tokens, context))
-            return replace(self._walk(phase, mesh, b, s, kv, residual), mesh_row=one)
+            return self._plain(phase, [int(np.reshape(x, -1)[0]) for x in (sequences, tokens, context)], residual)
         shape = np.shape(per_rank)
         flat = [np.broadcast_to(x, shape).ravel() if np.ndim(x) else x for x in (sequences, tokens, context)]
         at = np.broadcast_to(self.row, shape).ravel()
@@ -336,54 +205,66 @@ class Layout:
         steps = Rows(at[first], *(x[first] if np.ndim(x) else x for x in flat))
         return replace(self._looked_up(phase, steps), row=row.reshape(shape), residual_bytes=residual)
 
+    def _plain(self, phase: Phase, sizes: Sequence[int], residual: Num) -> Works:
+        row = int(self.row[0])
+        k = int(self.graph_of(self.row[:1])[0])
+        graph = self.graphs[k]
+        embed, *layers, head = graph.walk(phase, graph.one(row - int(self.starts[k])), *sizes)
+        kinds = [kind for kind, _ in graph.bodies(phase).layers]
+        return Works(embed, tuple(zip(kinds, layers, strict=True)), head, residual, mesh_row=row)
+
     def _looked_up(self, phase: Phase, steps: Rows) -> Works:
-        """Works of distinct steps: their times alone where all of them are known, else with their kernels."""
-        sequences = np.broadcast_to(np.asarray(steps.sequences, np.int64), steps.mesh.shape)
+        """Seconds of distinct steps, and the kernels of those that were not known."""
+        n, walked = len(steps.mesh), []
+        sequences = np.broadcast_to(np.asarray(steps.sequences, np.int64), (n,))
         keys = self.known.keys(self.mesh_ids[steps.mesh], sequences, steps.tokens, steps.context)
-        fresh: list[Works] = []
 
         def work_out(missing: np.ndarray) -> np.ndarray:
-            fresh.append(self._walked(phase, steps if len(missing) == len(sequences) else steps.take(missing)))
-            return self._body_times(fresh[0], len(missing))
+            walked.extend(self._walked(phase, steps, missing))
+            self._price(walked)
+            out = np.empty((n, len(walked[0].bodies)))
+            for x in walked:
+                for i, t in enumerate(x.body_seconds()):
+                    out[x.where, i] = t
+            return out[missing]
 
         if keys is None:
-            works = self._walked(phase, steps)
-            return replace(works, times=self._body_times(works, len(sequences)))
-        times, index = self.known.table(phase).rows(keys, work_out)
-        whole = fresh and len(fresh[0].mesh_row) == len(sequences)
-        works = fresh[0] if whole else Works((), (), (), 0.0, mesh_row=steps.mesh)
-        return replace(works, times=times, index=index, steps=steps)
+            times, index = work_out(np.arange(n)), None
+        else:
+            times, index = self.known.table(phase).rows(keys, work_out)
+        return Works((), (), (), 0.0, mesh_row=steps.mesh, times=times, index=index, steps=steps, walked=tuple(walked))
 
-    def _walked(self, phase: Phase, steps: Rows) -> Works:
-        works = self._walk(phase, self.mesh_at(steps.mesh), steps.sequences, steps.tokens, steps.context, 0.0)
-        return replace(works, mesh_row=steps.mesh, steps=steps)
+    def _walked(self, phase: Phase, steps: Rows, which: np.ndarray) -> list[Walked]:
+        out = []
+        for k, mine in self._by_graph(steps.mesh[which]):
+            where, graph = which[mine], self.graphs[k]
+            local = steps.mesh[where] - self.starts[k]
+            out.append(Walked(k, where, local, graph.walk(phase, graph.at(local), *steps.sizes(where))))
+            if phase == "prefill":
+                self._count_launches(graph, out[-1].bodies)
+        return out
 
-    def _body_times(self, works: Works, n: int) -> np.ndarray:
-        """Seconds of every body, one row per step."""
-        bodies = (works.embed, *(ws for _, ws in works.layers), works.head)
-        return np.stack([np.broadcast_to(self.body_time(ws, works), (n,)) for ws in bodies], axis=1)
-
-    def mesh_at(self, rows: np.ndarray) -> Mesh:
-        return KnownMesh(self.mesh.shape, {a: np.asarray(d)[rows] for a, d in self.mesh.degrees.items()})
-
-    def _walk(self, phase: Phase, mesh: Mesh, sequences: Num, tokens: Num, context: Num, residual: Num) -> Works:
-        bodies = self.prefill if phase == "prefill" else self.decode
-        sizes = all_sizes(self.model, batch_size=sequences, seq_len=tokens, kv_len=context)
-        ctx = WalkContext(self.dtypes, self.cands.weight_dtype, sizes, mesh, phase, self.curves.moe)
-        layers = tuple((k, walk(b, ctx)) for k, b in bodies.layers)
-        return Works(walk(bodies.embed, ctx), layers, walk(bodies.head, ctx), residual)
+    def _price(self, walked: Iterable[Walked], only: frozenset[int] | None = None) -> None:
+        """Seconds of all kernels, or of those named by identity."""
+        wanted, jobs = [], []
+        for x in walked:
+            for w in {id(w): w for works in x.bodies for w in works}.values():
+                if id(w) not in x.seconds and (only is None or id(w) in only):
+                    wanted.append((x, w))
+                    jobs.append(Job(w, len(x.where), self._reach(w, x.graph, x.mesh_row)))
+        for (x, w), seconds in zip(wanted, price_all(jobs, lambda w, reach: self._time(w, reach).total), strict=True):
+            x.seconds[id(w)] = seconds
 
     def mixed(self, prefill: Works, decode: Works) -> Works:
         """Both in one step: GEMMs and collectives together, attention of each by itself."""
         residual = prefill.residual_bytes + decode.residual_bytes
         if prefill.row is None or decode.row is None:
-            return replace(self._joined(prefill, decode, None, None), residual_bytes=residual)
+            return replace(_joined(prefill, decode), residual_bytes=residual)
         first, row = distinct([prefill.row, decode.row], prefill.row.size)
         p, d = prefill.row[first], decode.row[first]
 
         def work_out(missing: np.ndarray) -> np.ndarray:
-            joined = self._joined(*self._with_kernels(prefill, decode, p[missing], d[missing]))
-            return self._body_times(joined, len(missing))
+            return self._mixed_times(prefill, decode, p[missing], d[missing])
 
         if prefill.index is None or decode.index is None:
             times = work_out(np.arange(len(p)))
@@ -391,110 +272,121 @@ class Layout:
             times, _ = self.known.table("mixed").rows(prefill.index[p] << 31 | decode.index[d], work_out)
         return Works((), (), (), residual, row, prefill.mesh_row[p], times)
 
-    def _with_kernels(
-        self, prefill: Works, decode: Works, p: np.ndarray, d: np.ndarray
-    ) -> tuple[Works, Works, np.ndarray, np.ndarray]:
-        """The works with kernels, of the rows `p` and `d` at least, and where these rows are in them."""
-        out: list[tuple[Works, np.ndarray]] = []
-        for phase, works, rows in (("prefill", prefill, p), ("decode", decode, d)):
-            if works.head or works.steps is None:
-                out.append((works, rows))
-                continue
-            few, back = np.unique(rows, return_inverse=True)
-            out.append((self._walked(phase, works.steps.take(few)), back.reshape(-1)))  # type: ignore[arg-type]
-        return out[0][0], out[1][0], out[0][1], out[1][1]
+    def _mixed_times(self, prefill: Works, decode: Works, p: np.ndarray, d: np.ndarray) -> np.ndarray:
+        """Seconds of the bodies of steps that carry row `p` of one and row `d` of the other."""
+        pairs_: list[_Pair] = []
+        for k, where in self._by_graph(prefill.mesh_row[p]):
+            sides = (
+                self._with_kernels("prefill", prefill, k, p[where]),
+                self._with_kernels("decode", decode, k, d[where]),
+            )
+            pairs_.append(_Pair.of(where, *sides))
+        self._price([x.prefill for x in pairs_], frozenset(i for x in pairs_ for i in x.alone))
+        self._price([x.decode for x in pairs_], frozenset(i for x in pairs_ for i in x.alone))
+        self._price([x.joined for x in pairs_])
+        out = np.empty((len(p), len(self.graphs[0].prefill.layers) + 2))
+        for x in pairs_:
+            for i, t in enumerate(x.body_seconds()):
+                out[x.joined.where, i] = t
+        return out
 
-    def _joined(self, prefill: Works, decode: Works, p: np.ndarray | None, d: np.ndarray | None) -> Works:
-        """Kernels of steps that carry row `p` of one and row `d` of the other; None: the one row there is."""
-        mesh_row = prefill.mesh_row if p is None else prefill.mesh_row[p]
-        seconds: dict[int, Num] = {}
+    def _with_kernels(self, phase: Phase, works: Works, k: int, rows: np.ndarray) -> tuple[Walked, np.ndarray]:
+        """Kernels of graph `k` for these rows of a step at least, and where each row is in them."""
+        assert works.steps is not None
+        for x in works.walked:
+            if x.graph == k:
+                place = np.full(len(works.steps.mesh), -1)
+                place[x.where] = np.arange(len(x.where))
+                at = place[rows]
+                if (at >= 0).all():
+                    return x, at
+        few, back = np.unique(rows, return_inverse=True)
+        return self._walked(phase, works.steps, few)[0], back.reshape(-1)
 
-        def rows(w: Work, of: Works, index: np.ndarray | None) -> Work:
-            return w if index is None else w.take(index, len(of.mesh_row))
+    # ---------------------------------------------------------------------------------------------------------- kernels
 
-        def together(a: tuple[Work, ...], b: tuple[Work, ...]) -> tuple[Work, ...]:
-            out = []
-            for x, y in pairs(a, b):
-                if x is not None and y is not None:
-                    out.append(joined(x, y))
-                    continue
-                alone, of, index = (x, prefill, p) if x is not None else (y, decode, d)
-                assert alone is not None
-                t = self._seconds(alone, of)
-                seconds[id(alone)] = t[index] if index is not None and np.ndim(t) else t
-                out.append(alone)
-            return tuple(out)
+    def kernel_time(self, w: Work) -> KernelTime:
+        """Of a layout of one graph: at its one mesh, or at all of them."""
+        return self._time(w, list(self._reach(w, 0)))
 
-        made: dict[tuple[int, int], Work] = {}
+    def _reach(self, w: Work, k: int, rows: Num = None) -> tuple[Num, ...]:
+        """Members of a collective's group at each level, at entries `rows` of the mesh of graph `k`."""
+        if w.comm is None or w.comm.kind == "transfer":
+            return ()
+        reach = self.graphs[k].reach(w.comm.axes)
+        return tuple(reach if rows is None else [r[rows] if np.ndim(r) else r for r in reach])
 
-        def joined(x: Work, y: Work) -> Work:
-            if (id(x), id(y)) not in made:
-                made[id(x), id(y)] = both(rows(x, prefill, p), rows(y, decode, d))
-            return made[id(x), id(y)]
-
-        layers = tuple((k, together(a, b)) for (k, a), (_, b) in zip(prefill.layers, decode.layers, strict=True))
-        return Works(
-            together(prefill.embed, decode.embed), layers, together(prefill.head, decode.head), 0.0,
-            mesh_row=mesh_row, seconds=seconds,
-        )  # fmt: skip
-
-    def kernel_time(self, w: Work, mesh_row: np.ndarray | None = None) -> KernelTime:
-        """`mesh_row`: entry of the mesh for each value of an array in `w`."""
-        t = self._kernel_time(w, mesh_row)
+    def _time(self, w: Work, reach: list[Num]) -> KernelTime:
+        if w.comm is None:
+            t = price(w, self.roof)
+        elif w.comm.kind == "transfer":
+            seconds = collective_time(w.comm.kind, w.comm.axes, w.comm_bytes, self.mesh, self.tops, w.fanout, w.balance)
+            t = KernelTime(seconds, 0.0, 0.0)
+        else:
+            t = KernelTime(across(w.comm.kind, reach, w.comm_bytes, self.tops, w.fanout, w.balance), 0.0, 0.0)
         own = self.curves.calibration_of(self.deployment.cluster.device)
         if own is None:
             return t
         return replace(t, total=own.scaled(t.total, t.compute, t.memory, network=w.comm is not None))
 
-    def _kernel_time(self, w: Work, mesh_row: np.ndarray | None) -> KernelTime:
-        if w.comm is None:
-            return price(w, self.roof)
-        if w.comm.kind == "transfer":
-            t = collective_time(w.comm.kind, w.comm.axes, w.comm_bytes, self.mesh, self.tops, w.fanout)
-        else:
-            reach = self._reach(w.comm.axes)
-            if mesh_row is not None:
-                reach = [r[mesh_row] if np.ndim(r) else r for r in reach]
-            t = across(w.comm.kind, reach, w.comm_bytes, self.tops, w.fanout)
-        return KernelTime(t, 0.0, 0.0)
-
-    def _reach(self, axes: Axes) -> list[Num]:
-        """Members of a group at each level, for every entry of the mesh."""
-        if axes not in self.reach:
-            self.reach[axes] = members(axes, self.mesh, self.tops)
-        return self.reach[axes]
-
-    def _seconds(self, w: Work, works: Works) -> Num:
-        if id(w) not in works.seconds:
-            works.seconds[id(w)] = self.kernel_time(w, works.mesh_row).total
-        return works.seconds[id(w)]
-
     def body_time(self, works: tuple[Work, ...], of: Works | None = None) -> Num:
+        """Seconds of one candidate's kernels; `of`: the step they belong to, which remembers them."""
         total: Num = 0.0
         for w in works:
-            total = total + (self.kernel_time(w).total if of is None else self._seconds(w, of))
+            if of is None:
+                total = total + self.kernel_time(w).total
+                continue
+            if id(w) not in of.seconds:
+                k = int(self.graph_of(np.asarray([of.mesh_row]))[0])
+                of.seconds[id(w)] = self._time(w, list(self._reach(w, k, of.mesh_row - int(self.starts[k])))).total
+            total = total + of.seconds[id(w)]
         return total
 
     def step(self, works: Works, sequences: Num) -> StepTime:
         """Time of a step, the engine's overhead for `sequences` included once per pass."""
-        if works.row is not None and works.times is not None:
-            times = [t[works.row] for t in works.times.T]
-        else:
-            times = [self.body_time(ws, works) for ws in (works.embed, *(ws for _, ws in works.layers), works.head)]
         overhead = self.engine.step_s + self.engine.per_sequence_s * -(-sequences // self.cands.attn_dp)
-        latency, slowest = self.stages.total(self.cands.pp, times), self.stages.worst(self.cands.pp, times)
+        latency, slowest = self.through(works)
         hops, worst = self.boundary_times(works.residual_bytes)
         return StepTime(latency + hops + overhead, slowest + worst + overhead)
 
-    def launches(self, works: Works) -> np.ndarray:
+    def body_times(self, works: Works) -> list[Num]:
+        """Seconds of embedding, of a layer of each kind, of head."""
+        if works.row is not None and works.times is not None:
+            return [t[works.row] for t in works.times.T]
+        return [self.body_time(ws, works) for ws in works.bodies]
+
+    def through(self, works: Works) -> tuple[Num, Num]:
+        """Kernel seconds (through all stages, of the slowest stage)."""
+        if works.row is not None and works.times is not None:
+            return self.stages.through(self.cands.pp, works.times, works.row)
+        times = self.body_times(works)
+        return self.stages.total(self.cands.pp, times), self.stages.worst(self.cands.pp, times)
+
+    def by_stage(self, works: Works) -> tuple[tuple[Layout, Works], ...]:
+        """What prices each pipeline stage of the one candidate there is."""
+        return ((self, works),) * int(self.cands.pp[0])
+
+    @property
+    def capacities(self) -> tuple[float, ...]:
+        """Bytes of a device: one figure for all stages, or one for each."""
+        return (self.deployment.cluster.memory_bytes,)
+
+    def launches(self) -> np.ndarray:
         """Kernels that one prefill pass through all stages launches."""
-        if "prefill" not in self.known.launches:
-            if not works.head:
-                assert works.steps is not None
-                works = self._walked("prefill", works.steps.take(np.zeros(1, np.int64)))
-            per = [float(sum(not w.fused for w in ws)) for _, ws in works.layers]
-            self.known.launches["prefill"] = [float(len(works.embed)), *per, float(len(works.head))]
-        return np.asarray(self.stages.total(self.cands.pp, self.known.launches["prefill"]))
+        each = np.asarray([self._launched(g) for g in self.graphs])
+        per = each[0] if len(each) == 1 else each[self.graph_of(self.row)].T
+        return np.asarray(self.stages.total(self.cands.pp, list(per)))
+
+    def _launched(self, graph: Graph) -> list[float]:
+        """Kernels of every body, whatever the sizes."""
+        if graph.number not in self.known.launches:
+            self._count_launches(graph, graph.walk("prefill", graph.one(0), 1, 16, 16))
+        return self.known.launches[graph.number]
+
+    def _count_launches(self, graph: Graph, bodies_: tuple[tuple[Work, ...], ...]) -> None:
+        embed, *layers, head = bodies_
+        per = (float(sum(not w.fused for w in ws)) for ws in layers)
+        self.known.launches.setdefault(graph.number, [float(len(embed)), *per, float(len(head))])
 
     def boundary_times(self, nbytes: Num) -> tuple[Num, Num]:
         """(sum over the stage boundaries, slowest one): each rank sends its part of the residual stream."""
@@ -512,70 +404,52 @@ class Layout:
     def memory_rows(self, batch: np.ndarray, role: Role = None) -> BodyBytes:
         """Bytes per body of the fullest rank at `batch` sequences per replica; `role`: of the ranks in these device groups."""
         c, n = self.cands, len(self.cands)
-        bodies = (self.prefill.embed, *(b for _, b in self.prefill.layers), self.prefill.head)
-        weights, untied = self._weights(role)
         # What a rank holds depends on its own sequences alone.
         batch = -(-np.asarray(batch, np.int64) // c.attn_dp) * c.attn_dp
         first, back = distinct([self.row, c.max_num_batched_tokens, batch], n)
-        context, batch = self.deployment.workload.context, batch[first]
-        few = self.take(first)
-        keys = self.known.keys(self.mesh_ids[few.row], batch, few.cands.max_num_batched_tokens, context)
+        context, few = self.deployment.workload.context, self.take(first).cands.with_batch(batch[first])
+        row = self.row[first]
+        keys = self.known.keys(self.mesh_ids[row], few.batch, few.max_num_batched_tokens, context)
 
         def work_out(missing: np.ndarray) -> np.ndarray:
-            return few.take(missing)._held_rows(batch[missing], bodies, role)
+            parts = list(self._by_graph(row[missing]))
+            held = []
+            for k, mine in parts:
+                at = missing[mine]
+                held.append(self.graphs[k].held(few.take(at), row[at] - self.starts[k], few.batch[at], context, role))
+            out = np.empty((len(missing), held[0].shape[1]))
+            for (_, mine), x in zip(parts, held, strict=True):
+                out[mine] = x
+            return out
 
-        rows = (
-            work_out(np.arange(len(first)))
-            if keys is None or role
-            else self.known.table("memory").rows(keys, work_out)[0]
-        )
-        kv, activation = rows.T[: len(bodies)], rows.T[len(bodies) :]
+        if keys is None or role:
+            rows = work_out(np.arange(len(first)))
+        else:
+            rows = self.known.table("memory").rows(keys, work_out)[0]
+        held = [x[back] for x in rows.T]
+        weights = [x[self.row] for x in self._weights(role).T]
+        bodies_ = len(held) // 2
+        return BodyBytes(weights[:-1], weights[-2] - weights[-1], held[:bodies_], held[bodies_:])
 
-        def each(x: Num, index: np.ndarray) -> np.ndarray:
-            return np.asarray(x)[index] if np.ndim(x) else np.broadcast_to(np.asarray(x, float), (n,))
+    def _weights(self, role: Role) -> np.ndarray:
+        """`Graph.weights` of every entry of the meshes."""
+        if role:
+            return np.concatenate([g.weights(role) for g in self.graphs])
+        if not self.weights:
 
-        return BodyBytes(
-            weights=[each(w, self.row) for w in weights],
-            tied=each(weights[-1], self.row) - each(untied, self.row),
-            kv=[x[back] for x in kv],
-            activation=[x[back] for x in activation],
-        )
+            def work_out(missing: np.ndarray) -> np.ndarray:
+                graphs = np.unique(self.graph_of(missing))
+                out = np.empty((len(self.mesh_ids), len(self.stages.whole) + 1))
+                for k in graphs:
+                    out[self.starts[k] : self.starts[k + 1]] = self.graphs[k].weights()
+                return out[missing]
+
+            self.weights.append(self.known.table("weights").rows(self.mesh_ids, work_out)[0])
+        return self.weights[0]
 
     def roles(self) -> tuple[frozenset[str], ...]:
         """Device groups that ranks belong to together, where a stage has several."""
-        one = Mesh(self.mesh.shape, {a: int(np.ravel(d)[0]) for a, d in self.mesh.degrees.items()})
-        return tuple(role for role, _ in one.roles())
-
-    def _held_rows(self, batch: np.ndarray, bodies: Sequence[PBody], role: Role = None) -> np.ndarray:
-        """KV of every body, then its activations, one row per candidate."""
-        c = self.cands
-        sizes = activation_sizes(
-            self.model, attn_dp=c.attn_dp, batch=batch, max_num_batched_tokens=c.max_num_batched_tokens
-        )
-        held: dict[str, Any] = {
-            "sequences": -(-batch // c.attn_dp), "context": self.deployment.workload.context, "engine": c.engine,
-            "in_flight": c.max_num_batched_tokens, "role": role,
-        }  # fmt: skip
-        args = (sizes, self.mesh_at(self.row), self.dtypes)
-        kv = [body_kv_bytes(b, *args, **held) for b in bodies]
-        seen: dict[Any, Any] = {}
-        found = [*kv, *(body_activation_bytes(b, *args, role=role, known=seen) for b in bodies)]
-        return np.stack([np.broadcast_to(np.asarray(x, float), (len(batch),)) for x in found], axis=1)
-
-    def _weights(self, role: Role = None) -> tuple[list[Num], Num]:
-        """(bytes of every body's weights, the head's without what the embedding holds too) per entry of the mesh."""
-        if role or not self.weights:
-            sizes = activation_sizes(self.model, attn_dp=1, batch=1, max_num_batched_tokens=1)
-            args = (sizes, self.mesh, self.dtypes)
-            tied = frozenset(x.name for x in self.prefill.embed.weights())
-            head = self.prefill.head
-            bodies = (self.prefill.embed, *(b for _, b in self.prefill.layers), head)
-            found = [body_weight_bytes(b, *args, role=role) for b in bodies]
-            pair = (found, body_weight_bytes(head, *args, tied, role))
-            if role:
-                return pair
-            self.weights.append(pair)
-        return self.weights[0]
+        return tuple(role for role, _ in self.graphs[0].one(0).roles())
 
 
 @dataclass(frozen=True, slots=True)
@@ -595,104 +469,125 @@ class BodyBytes:
         return held, peak, weighted(counts[1:-1], self.kv[1:-1])
 
 
-def kv_heads_cut(model: ModelSpec) -> int:
-    """Heads along which tp can split the cache (MLA: the latent is copied, so heads as such)."""
-    return model.attention.num_heads if model.attention.mla else model.attention.num_kv_heads
+def _joined(prefill: Works, decode: Works) -> Works:
+    """Kernels of the one candidate's step that carries both."""
 
+    def together(a: tuple[Work, ...], b: tuple[Work, ...]) -> tuple[Work, ...]:
+        return tuple(both(x, y) if x and y else x or y for x, y in pairs(a, b))  # type: ignore[misc]
 
-@lru_cache(maxsize=65536)
-def _degrees(tp: int, attn_dp: int, ep: int, etp: int, cp: int, dcp: int, kv_heads: int) -> Mesh:
-    return build_mesh(Strategy(tp=tp, attn_dp=attn_dp, ep=ep, etp=etp, cp=cp, dcp=dcp), kv_heads)
-
-
-def group_by_shape(cands: Candidates, model: ModelSpec) -> list[tuple[np.ndarray, Mesh, np.ndarray]]:
-    """Per MeshShape: indices of its candidates, every combination of their degrees once, and which of these each one has.
-    Raises Refused for degrees that do not nest."""
-    if cands.origin is not None:
-        one = build_mesh(cands.origin, kv_heads_cut(model))
-        degrees = {a: np.asarray([d], np.int64) for a, d in one.degrees.items()}
-        return [(np.arange(len(cands)), Mesh(one.shape, degrees), np.zeros(len(cands), np.int64))]
-    names = ("tp", "attn_dp", "ep", "etp", "cp", "dcp")
-    columns = [getattr(cands, n) for n in names]
-    first, back = distinct(columns, len(cands))
-    meshes = [_degrees(*(int(x[i]) for x in columns), kv_heads_cut(model)) for i in first]
-    by_shape: dict[MeshShape, list[int]] = {}
-    for i, mesh in enumerate(meshes):
-        by_shape.setdefault(mesh.shape, []).append(i)
-    out = []
-    for shape, rows in by_shape.items():
-        where = np.full(len(meshes), -1, np.int64)
-        where[rows] = np.arange(len(rows))
-        index = np.flatnonzero(where[back] >= 0)
-        degrees = {a: np.asarray([meshes[i].degrees[a] for i in rows], np.int64) for a in shape.atoms}
-        out.append((index, Mesh(shape, degrees), where[back][index]))
-    return out
-
-
-def bodies(model: ModelSpec, placement: Placement) -> Bodies:
-    kinds = tuple(dict.fromkeys(model.layers()))
-    return Bodies(
-        partition_embed(model, placement),
-        tuple((k, partition_layer(model, k, placement)) for k in kinds),
-        partition_head(model, placement),
+    layers = tuple((k, together(a, b)) for (k, a), (_, b) in zip(prefill.layers, decode.layers, strict=True))
+    return Works(
+        together(prefill.embed, decode.embed),
+        layers,
+        together(prefill.head, decode.head),
+        0.0,
+        mesh_row=prefill.mesh_row,
     )
 
 
-def layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> list[tuple[np.ndarray, Layout]]:
-    """One Layout per MeshShape with the indices of its candidates. Raises Refused for what cannot be partitioned."""
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Steps of one graph that carry both: kernels that join, and those that each side runs by itself."""
+
+    prefill: Walked
+    p: np.ndarray
+    decode: Walked
+    d: np.ndarray
+    joined: Walked
+    own: tuple[tuple[tuple[Walked, Work], ...], ...]
+    """Per body, kernels of one side alone."""
+
+    @property
+    def alone(self) -> list[int]:
+        return [id(w) for works in self.own for _, w in works]
+
+    @classmethod
+    def of(cls, where: np.ndarray, prefill: tuple[Walked, np.ndarray], decode: tuple[Walked, np.ndarray]) -> _Pair:
+        (a, p), (b, d) = prefill, decode
+        made: dict[tuple[int, int], Work] = {}
+        bodies_, own = [], []
+        for xs, ys in zip(a.bodies, b.bodies, strict=True):
+            found = pairs(xs, ys)
+            for x, y in found:
+                if x and y and (id(x), id(y)) not in made:
+                    made[id(x), id(y)] = both(x.take(p, len(a.where)), y.take(d, len(b.where)))
+            bodies_.append(tuple(made[id(x), id(y)] for x, y in found if x and y))
+            own.append(tuple((a, x) if x else (b, y) for x, y in found if not (x and y)))
+        return cls(a, p, b, d, Walked(a.graph, where, a.mesh_row[p], tuple(bodies_)), tuple(own))  # type: ignore[arg-type]
+
+    def body_seconds(self) -> list[Num]:
+        out = []
+        for joined, own in zip(self.joined.body_seconds(), self.own, strict=True):
+            for side, w in own:
+                t = side.seconds[id(w)]
+                joined = joined + (t[self.p if side is self.prefill else self.d] if np.ndim(t) else t)
+            out.append(joined)
+        return out
+
+
+# ------------------------------------------------------------------------------------------------------------------ make
+
+
+def layout_of(deployment: Deployment, curves: Curves, cands: Candidates) -> Layout:
+    """All candidates, whatever their graphs. Raises Refused for what cannot be partitioned."""
+    if cands.origin is not None and cands.origin.stage_devices:
+        from tools.cost.staged import staged_layout
+
+        return staged_layout(deployment, curves, cands)
+    deployment = _dispatching(deployment, cands)
     model, cluster = deployment.model, deployment.cluster
-    roof = Roof(
-        cluster, curves.device(cluster.device), curves.operators, curves.relative(cluster.device)[0], cands.engine,
-        block_fp8=model.quant_group is not None and model.weight_dtype == "fp8", kv_dtype=cands.kv_dtype,
-    )  # fmt: skip
+    block = model.quant_group is not None and model.weight_dtype == "fp8"
+    roof = Roof.of(cluster, curves, cands.engine, block_fp8=block, kv_dtype=cands.kv_dtype)
     tops = levels(cluster, curves, cands.engine)
     dtypes = Dtypes.of(model, cands.weight_dtype, cands.kv_dtype)
-    stages = Stages.of(model, list(dict.fromkeys(model.layers())), splits(cands, model), virtual_runs(cands))
-    out = []
-    for index, mesh, row in group_by_shape(cands, model):
-        mine = cands.take(index)
-        phases = {p: bodies(model, _placement(cands, mesh, p)) for p in PHASES}
-        seen = _known(deployment, curves, mine, phases["prefill"], phases["decode"], tops)
-        layout = Layout(
-            deployment, curves, mine, mesh, row, seen.mesh_ids(mesh), seen, stages, phases["prefill"], phases["decode"],
-            dtypes, roof, tops,
+    kinds = list(dict.fromkeys(model.layers()))
+    stages = Stages.of(model, kinds, splits(cands, model), virtual_runs(cands))
+    found, row = meshes(cands, model)
+    seen = _known(deployment, curves, cands, len(kinds), tops)
+    graphs = []
+    for mesh in found:
+        prefill, decode = (bodies(model, placement(cands, mesh, p)) for p in PHASES)
+        graph = Graph(model, mesh, prefill, decode, dtypes, cands.weight_dtype, curves.moe, tops)
+        graphs.append(replace(graph, number=seen.number(graph.identity)))
+    ids = np.concatenate([seen.mesh_ids(g.number, g.mesh) for g in graphs])
+    return Layout(deployment, curves, cands, tuple(graphs), starts(found), row, ids, seen, stages, dtypes, roof, tops)
+
+
+def _dispatching(deployment: Deployment, cands: Candidates) -> Deployment:
+    """The deployment with the model as these candidates dispatch its tokens. How many nodes each has, its mesh says."""
+    nodes = cands.origin.ep_nodes if cands.origin else 2 if cands.node else 1
+    model = with_nodes(deployment.model, nodes)
+    return deployment if model is deployment.model else deployment.model_copy(update={"model": model})
+
+
+def layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> list[tuple[np.ndarray, Layout]]:
+    """One Layout per graph with the indices of its candidates. Raises Refused for what cannot be partitioned."""
+    whole = layout_of(deployment, curves, cands)
+    if len(whole.graphs) == 1:
+        return [(np.arange(len(cands)), whole)]
+    out, graph = [], whole.graph_of(whole.row)
+    for k, one in enumerate(whole.graphs):
+        index, (first, end) = np.flatnonzero(graph == k), whole.starts[k : k + 2]
+        part = replace(
+            whole, cands=cands.take(index), graphs=(one,), starts=np.asarray([0, end - first]), row=whole.row[index] - first,
+            mesh_ids=whole.mesh_ids[first:end], weights=[],
         )  # fmt: skip
-        out.append((index, layout))
+        out.append((index, part))
     return out
 
 
-def _known(
-    deployment: Deployment, curves: Curves, cands: Candidates, prefill: Bodies, decode: Bodies, tops: tuple[Level, ...]
-) -> Known:
-    """Everything that the costs of a body depend on, besides degrees and sizes."""
-    bodies = tuple(b for phase in (prefill, decode) for b in (phase.embed, *(b for _, b in phase.layers), phase.head))
+def _known(deployment: Deployment, curves: Curves, cands: Candidates, kinds: int, tops: tuple[Level, ...]) -> Known:
+    """Everything that the costs of a body depend on, besides its graph, degrees and sizes."""
     cluster = deployment.cluster
     about = (
         cluster.device.id, cluster.memory_bandwidth, tuple(sorted(cluster.peak_flops.items())), cluster.mfu, cluster.mbu,
         tuple((t.name, t.size, t.bandwidth, t.mesh, t.curve.name) for t in tops), cands.engine, cands.weight_dtype,
-        cands.kv_dtype,
+        cands.kv_dtype, kinds,
     )  # fmt: skip
-    return known((tuple(map(id, bodies)), id(curves), about), (bodies, curves))
+    return known((id(curves), about), curves)
 
 
-def virtual_runs(cands: Candidates) -> int:
-    """Runs of layers per rank; a candidate set has one each."""
-    return cands.origin.virtual if cands.origin else 1
-
-
-def splits(cands: Candidates, model: ModelSpec) -> dict[int, tuple[int, ...]]:
-    """Layers per stage (per run, where a rank holds several), by pp."""
-    runs = virtual_runs(cands)
-    return {
-        int(pp): cands.layers_per_stage or stage_layers(cands.engine, model.num_hidden_layers, int(pp) * runs)
-        for pp in np.unique(cands.pp)
-    }
-
-
-def _placement(cands: Candidates, mesh: Mesh, phase: Phase) -> Placement:
-    if cands.origin is not None:
-        return placement_of(cands.origin, mesh, phase)
-    return Placement(mesh.shape, phase, cands.sp, cands.moe_comm)
-
-
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
+__all__ = [
+    "ARRAYS", "BodyBytes", "Candidates", "Layout", "MoEComm", "StageRow", "Stages", "StepTime", "Works", "each_stage",
+    "kv_heads_cut", "layout_of", "layouts", "splits", "stage_layers", "stage_rows", "weighted",
+]  # fmt: skip

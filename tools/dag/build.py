@@ -16,24 +16,26 @@ from tools.dag.graph import Dag, DagEdge, DagNode, Detail, Dims, Frame, Lane, Po
 from tools.dag.handover import draw_handover
 from tools.dag.text import layers_text, slug
 from tools.graph.ir import Op
+from tools.graph.routing import node_tokens, routed_name
 from tools.memory import Dtypes
 from tools.partition.layout import Comm, Layout, positions
-from tools.partition.lower import PBody, POp, Program, Stage, ends_of
+from tools.partition.lower import PBody, POp, Program, Stage, ends_of, expected_tokens
 from tools.partition.pipeline import num_slices, order, sequence, slices
 from tools.partition.pools import Pools
 from tools.partition.transfer import circles, messages
 from tools.spec.base import ToolError
 
-ROUTING_KINDS = frozenset({"topk", "assign_copies", "dispatch", "combine"})
+ROUTING_KINDS = frozenset({"topk", "assign_copies", "dispatch", "combine", "to_nodes", "from_nodes"})
 WORDS = {"einsum": "matmul", "topk": "gate: top-k selection", "gather_scores": "gather scores",
 "argmax": "greedy sampling",
          "select_last": "select last position", "repeat_heads": "repeat KV heads", "cache": "cache append and read",
          "embed": "embedding lookup", "pos_lookup": "position lookup", "sumsq": "sum of squares",
          "rms_apply": "rmsnorm apply",
          "renormalise": "renormalise", "dispatch": "dispatch: tokens to experts",
-         "combine": "combine: aggregate experts", "assign_copies": "gate: experts to the copies that serve them",
+         "combine": "combine: aggregate experts", "to_nodes": "dispatch: to the nodes of their experts",
+         "from_nodes": "combine: aggregate nodes", "assign_copies": "gate: experts to the copies that serve them",
          "unpad": "drop padding"}  # fmt: skip
-AXES = ("tp", "attn_dp", "ep", "etp", "cp", "edp", "pool_heads", "pool_seq")
+AXES = ("tp", "attn_dp", "ep", "etp", "cp", "edp", "ep_nodes", "pool_heads", "pool_seq")
 COMM_WORDS = {"all_reduce": "all-reduce", "reduce_scatter": "reduce-scatter", "all_gather": "all-gather",
               "all_to_all": "all-to-all", "slice": "split", "p2p": "send / recv", "transfer": "send / recv between groups",
               "ring_shift": "ring shift: send to next, receive from previous,"}  # fmt: skip
@@ -41,11 +43,12 @@ COMM_WORDS = {"all_reduce": "all-reduce", "reduce_scatter": "reduce-scatter", "a
 
 def build_dag(
     program: Program, *, detail: Detail = "full", title: str | None = None, expand_replicas: bool = False,
-    pools: Pools | None = None,
+    pools: Pools | None = None, kinds: Sequence[str] = (),
 ) -> Dag:  # fmt: skip
     """The deployment DAG of one phase. Raises ToolError if the program has no sizes.
 
     `pools`: `program` is one of two pools; the prefill's DAG then ends with the KV cache in place on the decode ranks.
+    `kinds`: the kind of device of every pipeline stage, by default the strategy's; lanes are named by it.
     """
     missing = [d for d in ("batch_size", "seq_len", "kv_len") if d not in program.sizes]
     if missing:
@@ -60,6 +63,9 @@ def build_dag(
         return ping_pong_dag(program, title=title) if apart else schedule_dag(program, title=title)
     builder = _Builder(program, detail, expand_replicas, pools)
     dag = builder.build(title)
+    if kinds := kinds or program.strategy.stage_devices:
+        named = (replace(lane, title=f"{lane.title} · {kinds[lane.stage % program.strategy.pp]}") for lane in dag.lanes)
+        dag = replace(dag, lanes=tuple(named))
     if detail == "stage":
         from tools.dag.coarse import stage_view
 
@@ -116,8 +122,10 @@ class _Builder:
         self.everyone = tuple(range(program.first, program.first + s.num_devices))
         self.whole = {**self.sizes, "batch_size": self.sizes["batch_size"] * s.dp}
         if "experts" in self.sizes:
-            routed = self.whole["batch_size"] * self.sizes["seq_len"] * self.sizes["top_k"]
-            self.whole["expert_tokens"] = -(-routed // self.sizes["experts"])
+            tokens = self.whole["batch_size"] * self.sizes["seq_len"]
+            for parts in ("experts", "expert_nodes"):
+                if parts in self.sizes:
+                    self.whole[routed_name((parts,))] = int(expected_tokens((parts,), tokens, self.sizes))
 
     # ------------------------------------------------------------------------ whole
 
@@ -494,9 +502,10 @@ class _Builder:
         dims = [(d, self._length(d, layout, rank)) for d in t.dims]
         if t.routed:
             n = dict(dims)
-            tokens = -(-n["batch_size"] * n["seq_len"] * self.sizes["top_k"] // self.sizes["experts"])
-            rest = [(d, k) for d, k in dims if d not in ("experts", "batch_size", "seq_len")]
-            dims = [("experts", n["experts"]), ("expert_tokens", tokens), *rest]
+            tokens = int(expected_tokens(n, n["batch_size"] * n["seq_len"], self.sizes))
+            parts = "expert_nodes" if "expert_nodes" in n else "experts"
+            rest = [(d, k) for d, k in dims if d not in (parts, "batch_size", "seq_len")]
+            dims = [(parts, n[parts]), (routed_name(n), tokens), *rest]
         port = Port(tensor, tuple(dims), self.dtypes.bytes(t.dtype))
         self._port_cache[key] = (body, port)
         return port
@@ -506,6 +515,10 @@ class _Builder:
             return []
         layout = body.layout(tensor)
         b, s = self._length("batch_size", layout, rank), self._length("seq_len", layout, rank)
+        if "expert_nodes" in body.spec(tensor).dims:
+            share, most = node_tokens(1.0, self.sizes), self.sizes["expert_nodes"]
+            tokens = expected_tokens(("expert_nodes",), b * s, self.sizes)
+            return [f"Expected: node_tokens=⌈{b}·{s}·{share:.4g}⌉={tokens}, at most {b * s} for each of {most} nodes"]
         k, e = self.sizes["top_k"], self.sizes["experts"]
         return [f"Expected: expert_tokens=⌈{b}·{s}·{k}/{e}⌉={-(-b * s * k // e)}, at most {b * s} per expert"]
 
@@ -592,7 +605,8 @@ class _Walk:
     def _from_gate(self, tensor: str) -> bool:
         """Whether a tensor is the gate's selection, wherever it has been moved."""
         origin = self.body.tensors[tensor].origin
-        return any(o.output == origin and o.kind in ("topk", "assign_copies") for o in self.body.body.ops)
+        chooses = (o for o in self.body.body.ops if o.kind in ("topk", "assign_copies") or o.fn == "ids")
+        return any(o.output == origin for o in chooses)
 
     def _read(self, node_id: str, tensor: str, u: _Unit, port: Port) -> None:
         source, _ = self.env[(tensor, u.devices[0])]

@@ -13,9 +13,13 @@ MAX_NODES = 200_000
 
 
 class SyntaxIssue(Frozen):
+    """`column` counts from 1; `fix` is the way out."""
+
     line: int
     token: str
     message: str
+    column: int = 1
+    fix: str = ""
 
 
 class DotReport(Frozen):
@@ -40,8 +44,8 @@ class DotReport(Frozen):
     def findings(self) -> tuple[Finding, ...]:
         """One finding per syntax error and per failed rule, with the place and the way out."""
         out = [Finding(code="dot-syntax", severity="error", cause="dag", message=f"{s.message} at {s.token!r}",
-        where=f"{self.file}:{s.line}",
-                       fix="correct the DOT syntax") for s in self.syntax]  # fmt: skip
+        where=f"{self.file}:{s.line}:{s.column}",
+                       fix=s.fix or "correct the DOT syntax") for s in self.syntax]  # fmt: skip
         for r in self.failed:
             v = r.violations[0]
             more = f" (and {r.total - 1} more)" if r.total > 1 else ""
@@ -62,7 +66,7 @@ def _too_large(rule: str, num_nodes: int) -> RuleResult:
 
 
 def check_graph(graph: DotGraph, name: str) -> DotReport:
-    issues = tuple(SyntaxIssue(line=p.line, token=p.token, message=p.message) for p in graph.problems)
+    issues = tuple(SyntaxIssue(line=p.line, token=p.token, message=p.message, column=p.column, fix=p.fix) for p in graph.problems)
     if len(graph.nodes) > MAX_NODES:
         results = tuple(_too_large(r, len(graph.nodes)) for r in ALL_RULES)
     else:

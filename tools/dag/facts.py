@@ -1,32 +1,39 @@
-"""What the nodes of any DOT graph say: operator, device, dims, role, repetition (labels, attributes, clusters)."""
+"""What the nodes of any DOT graph say: operator, device, dims, role, repetition (labels, attributes, clusters).
+
+A file's own conventions are read from the file before its nodes are judged: what it calls its devices (`places.learn`),
+whether module paths may be single words, which shapes it draws communication and routing with.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from tools.dag.conventions import in_usual_words, own_keys
+from tools.dag.kinds import COMM, COMPUTES, GATE, RESIDUAL, TOP_K, kind_of
 from tools.dag.labels import (
-    ALL_DEVICES,
     RECORDS,
     Dims,
+    Label,
     PortFacts,
+    attribute_key,
     attribute_ports,
-    devices_in,
-    index_set,
     layers_in,
     module_of,
     num_layers_in,
     operator_of,
     plain,
-    ports_in,
+    read_label,
     record_text,
     repeats_in,
     repeats_of,
-    sections,
+    tidy,
     words,
 )
 from tools.dag.parse import DotEdge, DotGraph, DotNode
+from tools.dag.places import MOST, USUAL, Places, hosts_in, index_set, learn
+from tools.dag.ports import ports_in
 
 
 @dataclass(slots=True)
@@ -36,7 +43,7 @@ class NodeFacts:
     text: str
     operator: str
     kind: str
-    """compute, comm, routing, io, or unknown."""
+    """compute, comm, routing or io."""
     shape: str
     inputs: tuple[PortFacts, ...] | None
     outputs: tuple[PortFacts, ...] | None
@@ -64,39 +71,119 @@ class View:
     succs: dict[str, list[str]]
     in_edges: dict[str, list[DotEdge]]
     out_edges: dict[str, list[DotEdge]]
+    places: Places = USUAL
+    lanes: dict[str, frozenset[int] | None] = field(default_factory=dict)
+    """Devices of each cluster: its own, else those of the innermost one around it that names some."""
 
     def edges_from(self, node: str) -> list[DotEdge]:
         return self.out_edges[node]
 
 
 def view(graph: DotGraph) -> View:
-    nodes = {n.id: _node_facts(n, graph) for n in graph.nodes.values()}
+    said = _said_in_usual_words(graph, {n.id: _read(n) for n in graph.nodes.values()})
+    lanes = [t for c in graph.clusters.values() for t in (tidy(plain(c.attrs.get("label", ""))), c.name)]
+    places = learn(["\n".join((*s.label.free, s.label.said.get("device", ""))) for s in said.values()], lanes)
+    if span := _devices_per_host(graph, places):
+        places = Places(places.words)
+        places.span = span
+    of_cluster = _lanes(graph, places)
+    nodes = {n.id: _node_facts(n, said[n.id], places, of_cluster, graph) for n in graph.nodes.values()}
     v = View(
-        graph, nodes, {n: [] for n in nodes}, {n: [] for n in nodes}, {n: [] for n in nodes}, {n: [] for n in nodes}
-    )
+        graph, nodes, {n: [] for n in nodes}, {n: [] for n in nodes}, {n: [] for n in nodes}, {n: [] for n in nodes},
+        places, of_cluster,
+    )  # fmt: skip
     for e in graph.edges:
         v.preds[e.dst].append(e.src)
         v.succs[e.src].append(e.dst)
         v.in_edges[e.dst].append(e)
         v.out_edges[e.src].append(e)
+    _one_word_modules(v, said)
+    for n in nodes.values():
+        if not n.kind:
+            n.kind = _kind_by_drawing(v, n)
     return v
 
 
-def _node_facts(n: DotNode, graph: DotGraph) -> NodeFacts:
+@dataclass(slots=True)
+class _Said:
+    text: str
+    label: Label
+    beside: Label
+    """What attributes and tooltips say that the label does not."""
+
+
+_ESCAPED = re.compile(r"\\([{}|<>\"])")
+_TIPS = ("tooltip", "comment")
+
+
+def _read(n: DotNode) -> _Said:
     text = plain(n.attrs.get("label", n.id), n.id)
     if n.attrs.get("shape", "").lower() in RECORDS:
         text = record_text(text)
-    module = n.attrs.get("module") or module_of(text)
-    operator = operator_of(n.attrs.get("operator") or text, module) or n.id.strip() or "?"
-    devices, everywhere, on_label = _devices(n, text, graph)
-    said = sections(text)
-    inputs, outputs, whole = (said.get(k) or attribute_ports(n.attrs, k) for k in ("input", "output", "global"))
+    elif "\\" in text:
+        text = _ESCAPED.sub(r"\1", text)
+    if beside := n.attrs.get("xlabel", ""):
+        text = f"{text}\n{plain(beside)}"  # drawn next to the node: it says this too
+    text = tidy(text)
+    told = [tidy(plain(n.attrs[k])) for k in _TIPS if k in n.attrs]
+    told += [f"{k.replace('_', ' ')}: {plain(x)}" for k, x in n.attrs.items() if attribute_key(k)]
+    return _Said(text, read_label(text), read_label("\n".join(told)) if told else _NOTHING)
+
+
+_NOTHING = Label()
+
+
+def _said_in_usual_words(graph: DotGraph, said: dict[str, _Said]) -> dict[str, _Said]:
+    """Where most labels do not say their dims in words that everybody uses, the file's own keys are looked for."""
+    silent = sum(not s.label.ports and not s.beside.ports for s in said.values())
+    if silent <= MOST * len(said):
+        return said
+    keys = own_keys({i: s.text for i, s in said.items()}, ((e.src, e.dst) for e in graph.edges))
+    if not keys:
+        return said
+    for s in said.values():
+        s.label = read_label(in_usual_words(s.text, keys))
+    return said
+
+
+def _node_facts(
+    n: DotNode, said: _Said, places: Places, lanes: dict[str, frozenset[int] | None], graph: DotGraph
+) -> NodeFacts:
+    label, beside = said.label, said.beside
+    module = (
+        n.attrs.get("module")
+        or module_of(label)
+        or module_of(beside)
+        or (module_of(read_label(n.id)) if "label" in n.attrs else "")
+    )
+    named = n.attrs.get("operator") or (beside.said.get("operator", "") if "label" not in n.attrs else "")
+    operator = named or operator_of(label, module, places) or n.id.strip() or "?"
+    devices, everywhere, on_label = _devices(n, said, places, lanes, graph)
+    inputs, outputs, whole = (
+        label.ports.get(k) or attribute_ports(n.attrs, k) or beside.ports.get(k) for k in ("input", "output", "global")
+    )
     layers = index_set(n.attrs.get("layer_indices", "")) or layers_in(module)
+    repeats = _repeats(n, said)
+    if len(layers) == (repeats or 0) + 1 and ":" in module:
+        layers -= {max(layers)}  # a Python slice ends before its last number
     return NodeFacts(
-        n.id, n.line, text, operator, _kind(n, operator), _shape(n.attrs), inputs, outputs,
+        n.id, n.line, said.text, operator, kind_of(n, operator, module), _shape(n.attrs), inputs, outputs,
         {d: size for p in whole or () for d, size in p.dims if d}, devices,
-        everywhere, on_label, module, _repeats(n, text), layers, n.cluster, n.attrs,
+        everywhere, on_label, module, repeats, layers, n.cluster, n.attrs,
     )  # fmt: skip
+
+
+_ONE_WORD = re.compile(r"[a-z_][a-z0-9_]*(?:/[a-z0-9_]+)?\Z")
+
+
+def _one_word_modules(v: View, said: dict[str, _Said]) -> None:
+    """Where most nodes carry a path, a single word beside the operator is one too: `sampler`, `head`."""
+    without = [n for n in v.nodes.values() if not n.module]
+    if len(without) > MOST * len(v.nodes):
+        return
+    for n in without:
+        free = (s.strip("[]()<>@ ") for s in (*said[n.id].label.free, *said[n.id].beside.free))
+        n.module = next((s for s in free if _ONE_WORD.match(s) and s != n.operator and not v.places.find(s)), "")
 
 
 def _shape(attrs: dict[str, str]) -> str:
@@ -106,124 +193,101 @@ def _shape(attrs: dict[str, str]) -> str:
         if attrs.get("sides", "4") != "4":
             return shape
         return "parallelogram" if attrs.get("skew", "0").strip("-0.") else "box"
+    if shape in ("plaintext", "plain", "none") and "<table" in attrs.get("label", "")[:400].lower():
+        return "box"  # the table draws the rectangle
     return shape
 
 
 # ------------------------------------------------------------------------ devices
 
-
-_PORT_LINES = re.compile(
-    r"^\s*(?:input|output)\b.*?(?=^\s*(?:GPU|device|Global|Weights|Cache)\b|\Z)",
-    re.MULTILINE | re.DOTALL | re.IGNORECASE,
-)
+_DEVICE_KEYS = ("gpu", "gpus", "device", "devices", "rank", "ranks", "npu")
+_ALL = re.compile(r"[\"'\[({]?(?:(?:all|everywhere|every|global)\b|\*|全部|所有)", re.IGNORECASE)
 
 
-def _devices(n: DotNode, text: str, graph: DotGraph) -> tuple[frozenset[int] | None, bool, bool]:
-    # Tensor names such as "x(GPU 3)" name members of a group, not the node's place.
-    where = _PORT_LINES.sub("", text)
-    if beside := n.attrs.get("xlabel", ""):
-        text, where = (f"{t}\n{plain(beside)}" for t in (text, where))  # drawn next to the node: it says this too
-    if ALL_DEVICES.search(text) or any(n.attrs.get(k, "") in ("all", "all GPUs") for k in _DEVICE_KEYS):
+def _devices(
+    n: DotNode, said: _Said, places: Places, lanes: dict[str, frozenset[int] | None], graph: DotGraph
+) -> tuple[frozenset[int] | None, bool, bool]:
+    # Tensor names such as "x(GPU 3)" name members of a group, not the node's place: only what stands outside the dims counts.
+    for label in (said.label, said.beside):
+        stated = label.said.get("device", "")
+        where = "\n".join((*label.free, stated))
+        if places.everywhere(where) or _ALL.match(stated):
+            return None, True, True
+        if found := (places.value(stated) if stated else None) or places.find(where):
+            if places.span and not hosts_in(where):
+                found = places.on_hosts(found, _hosts(graph, n.cluster))
+            return found, False, True
+    if any(n.attrs.get(k, "") in ("all", "all GPUs") for k in _DEVICE_KEYS):
         return None, True, True
-    found = devices_in(where) or devices_in(text)
-    if found:
+    if found := places.find(said.text):
         return found, False, True
     for key in _DEVICE_KEYS:
         if n.attrs.get(key) and index_set(n.attrs[key]):
             return index_set(n.attrs[key]), False, True
-    found = _cluster_devices(graph, n.cluster)
-    return found, False, False
+    return lanes.get(n.cluster or ""), False, False
 
 
-_DEVICE_KEYS = ("gpu", "gpus", "device", "devices", "rank", "ranks", "npu")
+def _lanes(graph: DotGraph, places: Places) -> dict[str, frozenset[int] | None]:
+    """Devices of each cluster: named by itself, else by the innermost one around it that names some."""
+    out: dict[str, frozenset[int] | None] = {}
+    for c in graph.clusters.values():  # a cluster comes after the one it lies in
+        label = tidy(plain(c.attrs.get("label", "")))
+        stated = read_label(label).said.get("device", "") if label else ""
+        own = (
+            index_set(c.attrs.get("gpu", ""))
+            or places.find(label)
+            or (places.value(stated) if stated else None)
+            or places.find(c.name.replace("_", " "))
+        )
+        out[c.name] = places.on_hosts(own, _hosts(graph, c.name)) if own else out.get(c.parent or "")
+    return out
 
 
-def _cluster_devices(graph: DotGraph, cluster: str | None) -> frozenset[int] | None:
-    """Devices of the innermost cluster that names some."""
+def _hosts(graph: DotGraph, cluster: str | None) -> frozenset[int]:
+    """Hosts that the innermost cluster around says."""
     while cluster is not None:
         c = graph.clusters[cluster]
-        found = (
-            index_set(c.attrs.get("gpu", ""))
-            or devices_in(plain(c.attrs.get("label", "")))
-            or devices_in(c.name.replace("_", " "))
-        )
-        if found:
+        if found := hosts_in(f"{tidy(plain(c.attrs.get('label', '')))}\n{c.name.replace('_', ' ')}"):
             return found
         cluster = c.parent
-    return None
+    return frozenset()
+
+
+def _devices_per_host(graph: DotGraph, places: Places) -> int:
+    """Above 0 where lanes of several hosts name the same devices: every host counts its own from 0."""
+    on: dict[int, set[int]] = {}
+    for c in graph.clusters.values():
+        named = places.find(tidy(plain(c.attrs.get("label", "")))) or places.find(c.name.replace("_", " "))
+        for d in named or ():
+            on.setdefault(d, set()).update(_hosts(graph, c.name))
+    return max(on) + 1 if any(len(h) > 1 for h in on.values()) else 0
 
 
 def lane_of(v: View, node: NodeFacts) -> frozenset[int] | None:
-    return _cluster_devices(v.graph, node.cluster)
+    return v.lanes.get(node.cluster or "")
+
+
+def devices_in(text: str) -> frozenset[int] | None:
+    """Devices that a text names in the usual words."""
+    return USUAL.find(text)
 
 
 # ------------------------------------------------------------------------ kind
 
-COMM = re.compile(
-    r"all[\s_-]?reduce|all[\s_-]?gather|reduce[\s_-]?scatter|all[\s_-]?to[\s_-]?all|\ba2a\b|\bsend\b|\brecv\b|\breceive\b|\bp2p\b|\bbroadcast\b|"
-    r"\bcommunication\b|\btransfer\b|\bcomm\b|ring[\s_-]?(?:exchange|shift)|\bnccl\b|\bhccl\b|通信|发送|接收|传输|广播|规约|归约|全收集|全交换",
-    re.IGNORECASE,
-)  # fmt: skip
-ROUTING = re.compile(
-    r"\bsplit(?:ter)?\b|\bslice\b|\baggregat\w*|\bconcat\w*|\bdispatch\b|\bcombine\b|\brout(?:e|er|ing)\b(?!.*(?:matmul|linear|logits))|top[\s_-]?k|"
-    r"\bgate\b(?!.*(?:proj|matmul|linear|softmax|sigmoid|score|mul|up))|\bscatter\b|"
-    r"\bgather\b(?!.*(?:embed|lookup|rows|index))|\bpartition\b|\bmerge\b|聚合|切分|拆分|分割|分发|汇总|合并|路由", re.IGNORECASE,
-)  # fmt: skip
-IO = re.compile(
-    r"\b(?:total|model|final|global)[\s_-]*(?:input|output)\b|总输入|总输出|模型输入|模型输出|"
-    r"^\s*(?:input|output)s?(?:\s+(?:tokens?|ids|token ids|sequences?|text|prompts?|data|batch|results?))?\s*$",
-    re.IGNORECASE,
-)
-ROLE_KIND = {
-    "comm": "comm",
-    "routing": "routing",
-    "io": "io",
-    "compute": "compute",
-    "attention": "compute",
-    "moe": "compute",
-}
+_ROUND = frozenset({"ellipse", "oval", "circle"})
 
 
-def _kind(n: DotNode, operator: str) -> str:
-    if n.attrs.get("role") in ROLE_KIND:
-        return ROLE_KIND[n.attrs["role"]]
-    head = words(operator.split("\n")[0])
-    head = re.split(r"\b(?:input|output)\s*[:=]", head, flags=re.IGNORECASE)[0] or head
-    head = _PLACE_FIRST.sub("", head) or head
-    # "Input tokens (all GPUs)": what stands in brackets at the end does not change what the node is.
-    if IO.search(head) or IO.search(re.sub(r"\s*[(（][^()（）]*[)）]\s*$|\s+(?:on\s+)?all\b.*", "", head)):
-        return "io"
-    if COMM.search(head):
-        return "comm"
-    # Only of a head that names no operator before its brackets do they tell: "Q Projection (dim slice 0)" projects.
-    bare = _BRACKETED.sub(" ", head)
-    if ROUTING.search(head if not _COMPUTES.search(bare) else bare):
-        return "routing"
-    return "compute"
-
-
-_PLACE_FIRST = re.compile(
-    r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE
-)
-_BRACKETED = re.compile(r"[(（][^()（）]*[)）]")
-_COMPUTES = re.compile(
-    r"\bproj|\blinear\b|matmul|gemm|softmax|norm\b|投影|线性|\bembedding\b|\bgelu\b|\bsilu\b", re.IGNORECASE
-)
-
-
-RESIDUAL = re.compile(r"\bresidual|\bresid\b|残差|\badd\s*(?:&|and|\+)\s*norm", re.IGNORECASE)
+def _kind_by_drawing(v: View, n: NodeFacts) -> str:
+    """Words that nobody here knows: then the file's drawing says what the node is."""
+    if n.shape == "parallelogram":
+        return "routing" if v.preds[n.id] and v.succs[n.id] else "io"
+    joins = n.everywhere or len(n.devices or ()) > 1
+    return "comm" if joins and n.shape in _ROUND else "compute"
 
 
 def is_residual(n: NodeFacts) -> bool:
     head = words(n.operator)
     return bool(RESIDUAL.search(head)) and not re.search(r"\bscale\b", head)
-
-
-GATE = re.compile(
-    r"top[\s_-]?k|\bgate\b.*\bselect|\bgating\b|\brouter\b(?!.*(?:matmul|linear|logits|softmax|proj))|\bgate\b\s*$|门控",
-    re.IGNORECASE,
-)
-TOP_K = re.compile(r"top[\s_-]?k", re.IGNORECASE)
 
 
 def is_gate(n: NodeFacts) -> bool:
@@ -243,16 +307,16 @@ def is_dashed(attrs: dict[str, str]) -> bool:
 # ------------------------------------------------------------------------ repetition
 
 
-def _repeats(n: DotNode, text: str) -> int | None:
+def _repeats(n: DotNode, said: _Said) -> int | None:
     stated = next((n.attrs[k] for k in ("repeats", "repeat", "repetitions") if n.attrs.get(k, "").isdigit()), None)
-    return int(stated) if stated else repeats_of(text)
+    return int(stated) if stated else repeats_of(said.label) or repeats_of(said.beside)
 
 
 def cluster_repeats(v: View, cluster: str | None) -> Iterable[tuple[str, int, frozenset[int]]]:
     """(cluster, repeats, layers) of every enclosing cluster that states a repetition."""
     while cluster is not None:
         c = v.graph.clusters[cluster]
-        label = plain(c.attrs.get("label", ""))
+        label = tidy(plain(c.attrs.get("label", "")))
         n = int(c.attrs["repeats"]) if c.attrs.get("repeats", "").isdigit() else repeats_in(label)
         if n is not None:
             yield cluster, n, index_set(c.attrs.get("layer_indices", "")) or layers_in(label)
@@ -264,11 +328,12 @@ def num_layers(v: View) -> int | None:
     for key in ("num_hidden_layers", "num_layers", "layers", "n_layers"):
         if v.graph.attrs.get(key, "").isdigit():
             return int(v.graph.attrs[key])
-    return num_layers_in(plain(v.graph.attrs.get("label", "")))
+    return num_layers_in(tidy(plain(v.graph.attrs.get("label", ""))))
 
 
 __all__ = [
     "COMM",
+    "COMPUTES",
     "TOP_K",
     "Dims",
     "NodeFacts",

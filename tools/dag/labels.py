@@ -1,41 +1,33 @@
-"""What a label says: its segments, devices, dims, module path and repetitions. Text in, values out; no graph.
+"""What a label says: its segments, dims, module path and repetitions. Text in, values out; no graph.
 
-A label is read in segments (lines, record fields, parts between ` | ` or ` -- `): the operator is the first one that is
-neither a path, nor a device, nor dims.
+A label is read in segments (lines, record fields, parts between ` | ` or ` -- `), a segment in pieces: what a keyword
+introduces (`Input: …`, `device=…`, `模块：…`) and what stands free. The operator is the first free piece that is neither a
+path, nor a device, nor dims. Pieces repeat from node to node, so each is read once.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-Dims = tuple[tuple[str, str], ...]
-"""(dim, length as written); the name is empty where a length has none."""
-MAX_HEAD, MAX_INDICES = 300, 100_000
+from tools.dag.places import DEVICE_WORD, USUAL, Places, index_set
+from tools.dag.ports import BRACKET, Dims, PortFacts, across_arrow, after_ports, only_ports, ports_in
+
+MAX_HEAD = 300
 MAX_LABEL = 16_000
 """Characters of a label that are read; what people can see of one is less."""
+MAX_WORD = 1_000
+_LONG_WORD = re.compile(rf"\S{{{MAX_WORD},}}")
 RECORDS = frozenset({"record", "mrecord"})
-
-
-@dataclass(frozen=True, slots=True)
-class PortFacts:
-    tensor: str
-    dims: Dims
-
-    def __str__(self) -> str:
-        return (
-            f"{self.tensor}=" * bool(self.tensor) + "[" + ", ".join(f"{d}={n}" if d else n for d, n in self.dims) + "]"
-        )
-
 
 # ------------------------------------------------------------------------ text
 
 _TAG = re.compile(r"<[^<>]*>")
 _CELL = re.compile(r"\s*:?\s*<\s*/td\s*>\s*<\s*td\b[^<>]*>", re.IGNORECASE)
-_BREAK = re.compile(r"<\s*(?:br|/tr|/p)\b[^<>]*>", re.IGNORECASE)
+_BREAK = re.compile(r"<\s*(?:br|/tr|/p|hr)\b[^<>]*>", re.IGNORECASE)
 _FIELD = re.compile(r"<[^<>]*>|(?<!\\)[{}]")
 
 
@@ -47,8 +39,27 @@ def plain(label: str, name: str = "") -> str:
     if label.startswith("<") and label.endswith(">"):
         # Cells of one row are a key and its value: "Input: [...]".
         label = html.unescape(_TAG.sub("", _BREAK.sub("\n", _CELL.sub(": ", label[1:-1]))))
+    if "\\" not in label:
+        return label
     label = re.sub(r"\\[nlr]", "\n", label).replace("\\N", name)
     return label.replace("\\[", "[").replace("\\]", "]").replace("\\_", "_")
+
+
+_PLAIN_ASCII = str.maketrans("（）：，；＝［］｛｝【】⟨⟩〈〉《》\xa0　➔➜➡⟶⇒⇨➝", "():,;=[]{}[][][][]  →→→→→→→")
+_DECORATED = re.compile(
+    r"[（）：，；＝［］｛｝【】⟨⟩〈〉《》\xa0　⌀-⏿■-◿☀-✔✖-➿⬀-⯿\ufe0f\u200d\U0001f000-\U0001faff]|\*\*|`|^[ \t]*[-*•#»›]+\s",
+    re.MULTILINE,
+)
+_PICTURES = re.compile(
+    r"[⌀-⏿■-◿☀-✔✖-➿⬀-⯿\ufe0f\u200d\U0001f000-\U0001faff]+[ \t]?|\*\*|`|^[ \t]*[-*•#»›]+\s+", re.MULTILINE
+)
+
+
+def tidy(text: str) -> str:
+    """Without emoji, bullets and Markdown; full-width punctuation as ASCII; of a word no more than anybody would write."""
+    if len(text) > MAX_WORD:
+        text = _LONG_WORD.sub(lambda m: m[0][:MAX_WORD], text)
+    return _PICTURES.sub("", text.translate(_PLAIN_ASCII)) if _DECORATED.search(text) else text
 
 
 def record_text(label: str) -> str:
@@ -57,8 +68,13 @@ def record_text(label: str) -> str:
     return re.sub(r"\\([{}|<>])", r"\1", "\n".join(f.strip() for f in fields if f.strip()))
 
 
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z]{2})")
+
+
+@lru_cache(maxsize=65536)
 def words(text: str) -> str:
-    return re.sub(r"[_@·]+", " ", text)
+    """`q_proj` → `q proj`, `SendRecv` → `Send Recv`."""
+    return _CAMEL.sub(" ", re.sub(r"[_@·]+", " ", text))
 
 
 _CUT = re.compile(r"\n|\s\|{1,2}\s|\s(?:--|—|–)\s")
@@ -68,197 +84,236 @@ def segments(text: str) -> list[str]:
     return [s for part in _CUT.split(text) if (s := part.strip())]
 
 
-# ------------------------------------------------------------------------ operator and module
+# ------------------------------------------------------------------------ pieces
 
-_SEPARATORS = r"[\s_:：#=\[({-]*"
-_DEVICE_WORD = r"(?:GPUs?|NPUs?|XPUs?|TPUs?|DCUs?|GCDs?|cuda|devices?|ranks?|cards?|设备|卡)"
-_AFTER_HEAD = re.compile(
-    rf"(?<![\s.;,|(\[·@-])[\s.;,|(\[·@-]*(?:\bon\s+)?(?:\b(?:all\s+)?{_DEVICE_WORD}\b\s*[:#=]?\s*\d"
-    r"|(?<![\w-])(?:input|in|输入)\s*(?:dim\w*|shapes?|维度)?\s*[:：=])",
+_QUALIFIER = r"(?:[ _-]*(?:dim(?:ension)?s?|shapes?|tensors?|sizes?|types?|paths?|ids?|维度|形状|张量|大小|路径))*"
+_TENSOR_NEXT = (
+    rf"{_QUALIFIER}(?:[ #]+(?=[\w%.]+\s*[:=])|[ ]?[(\[](?=[\w%.]+[\])])|_?(?=\d))"
+    r"(?=[\w%.]+[\])]?\s*[:=][^\n]*\w\s*[=:\[({])"
+)
+"""`Input q: [...]`, `in0 = ...`, `Input (q): ...`: a tensor's name between the keyword and its dims."""
+_ANYWHERE = {
+    "input": r"(?<![%\w.-])(?:inputs?|in)|输入",
+    "output": r"(?<![%\w.-])(?:outputs?|out)|输出",
+    "global": r"\bglobal|全局",
+    "module": r"\bmodules?|模块",
+    "device": r"\b(?:devices?|gpus?)|(?:所在)?设备",
+    "other": r"\b(?:weights?|caches?|params?|expected|partial|kernel|kv cache)|权重|缓存",
+    "repeats": r"重复(?:次数)?",
+}
+_AT_START = {
+    "input": r"inp|ins|args?|arguments?|operands?|takes|consumes|from tensors?|入",
+    "output": r"outs|returns?|results?|produces|yields|gives|出",
+    "global": r"whole|full|unsharded|global(?:ly)?|完整",
+    "module": r"(?:module[ _])?(?:path|mod|scope|target|fqn|loc|qualname)|模块路径|路径",
+    "device": r"npus?|xpus?|tpus?|placement|placed on|ranks?|location|runs on|cards?|所在卡|卡|位置",
+    "operator": r"op(?:erator|eration)?(?:[ _]?(?:type|name|code))?|算子|操作|名称",
+    "name": r"name",
+    "repeats": r"(?:num[ _])?repeat\w*|reps?|times|loop",
+    "other": r"dtype|flops|memory|mem|bytes|time|latency|note|desc(?:ription)?|kind|role|category|type|comm(?:unication)?|"
+    r"algorithm|strategy|num[ _]users|users|说明|备注|通信量|类型",
+}  # fmt: skip
+_MARK = re.compile(
+    "(?:" + "|".join(rf"(?P<{k}>{v})" for k, v in _ANYWHERE.items()) + rf")s?{_QUALIFIER}\s*(?:[:=]|为)\s*"
+    r"|(?:^[\s{(\[<]*|(?<=[,;|{])\s*)(?:"
+    + "|".join(rf"(?P<{k}_>{v})" for k, v in _AT_START.items())
+    + rf"|(?P<input__>inputs?|ins?|输入){_TENSOR_NEXT}"
+    + rf"|(?P<output__>outputs?|outs?|输出){_TENSOR_NEXT}"
+    rf")(?:{_QUALIFIER}\s*[:=]\s*|\s*(?=\()|(?<=[ #(\[])|(?<=[s_nt])(?=\d))",
     re.IGNORECASE,
 )
-_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[\w\-\[\]{}*,]+)+")
-_WHOLE_PATH = re.compile(rf"{_PATH.pattern}\Z")
-_TOP_MODULE = re.compile(
-    r"[\[(<]?\s*(lm_head|embed_tokens|embed(?:ding)?s?|wte|wpe|ln_f|norm|sampler|sampling|router|logits_processor|"
-    r"input|output|model|[a-z]+(?:_[a-z0-9]+)+)\s*[\])>]?\Z"
-)
-_SAID_MODULE = re.compile(r"(?:\bmodule|\bpath|模块(?:路径)?)\s*[:：=]\s*(\S+)", re.IGNORECASE)
-_SAID_OPERATOR = re.compile(r"^\s*(?:op(?:erator|eration)?|name|算子|操作|名称)\s*[:：=]\s*", re.IGNORECASE)
-_NOT_OPERATOR = re.compile(
-    r"\s*(?:(?:input|output|in|out|global|weights?|caches?|kv cache|params?|module|path|shapes?|dims?|"
-    r"输入|输出|全局|权重|模块|重复)"
-    r"(?:\s*(?:tensors?|dim(?:ension)?s?|shapes?|维度|形状))?\s*[:：=]"
-    rf"|[\[(<]?\s*(?:all\s+|on\s+)?{_DEVICE_WORD}(?:[\d\s,、，\-–~/&.:：#=_\[({{]|and\b|all\b|全部|所有|{_DEVICE_WORD})*[\])>]?\Z"
-    r"|\(?\s*(?:repeat\w*|[×✕x])\s*[:=x×]?\s*\d+\s*(?:times)?\)?\Z)",
+_BARE_KEY = re.compile(
+    rf"\W*(?:(?P<input>inputs?|ins?|takes|输入)|(?P<output>outputs?|outs?|gives|returns|produces|输出)|(?P<global>global(?:ly)?|whole|全局))"
+    rf"{_QUALIFIER}(?![\w.])\s*",
     re.IGNORECASE,
 )
-
-
-def operator_of(text: str, module: str) -> str:
-    """The operator's name: the first segment that is no path, device, section or count, up to what follows in it."""
-    found = segments(text)
-    named = [s for s in found if _SAID_OPERATOR.match(s)]
-    rest = [s for s in found if not _NOT_OPERATOR.match(s) and s.strip("[]()<> ") != module]
-    head = _SAID_OPERATOR.sub("", named[0]) if named else next(iter(rest), "") or next(iter(found), "")
-    return _head(head[:MAX_HEAD], module)
-
-
-def _head(line: str, module: str) -> str:
-    """The operator in a line that goes on with module, device or dims."""
-    if module and module in line[1:]:
-        line = re.sub(rf"[\s<(\[]*{re.escape(module)}[\s>)\]]*", " ", line).strip() or line
-    m = _AFTER_HEAD.search(line)
-    return line[: m.start()] if m and m.start() > 2 else line
-
-
-def module_of(text: str) -> str:
-    """Said (`Module: …`), else a line that is a dotted path, else the first dotted name outside dims and weights, else
-    a line that is a top-level module (`lm_head`) beside the operator's. Empty for none."""
-    if m := _SAID_MODULE.search(text):
-        return m[1]
-    found = segments(text)
-    for s in found:
-        if m := _WHOLE_PATH.match(s.strip("[]()<> ")):
-            return m[0]
-    for s in found:
-        bare = re.sub(r"\b(?:weights?|caches?)\b\s*(?:dim\w*\s*)?[:=].*", "", _BRACKET.sub(" ", s), flags=re.IGNORECASE)
-        m = re.search(rf"(?<![\w.-]){_PATH.pattern}", bare)
-        if m and (m[0][0].islower() or m[0][0] == "_"):
-            return m[0]
-    others = [s for s in found if not _NOT_OPERATOR.match(s)]
-    if len(others) > 1:
-        return next((m[1] for s in others if (m := _TOP_MODULE.match(s))), "")
-    return ""
-
-
-# ------------------------------------------------------------------------ numbers, devices
-
-
-def index_set(text: str) -> frozenset[int]:
-    """`0-3,8` → {0, 1, 2, 3, 8}"""
-    out: set[int] = set()
-    for part in re.findall(r"\d+(?:\s*(?:-|–|\.\.|~)\s*\d+)?", text):
-        ends = [int(x) for x in re.findall(r"\d+", part)]
-        if ends[-1] - ends[0] + len(out) < MAX_INDICES:
-            out |= set(range(ends[0], ends[-1] + 1))
-    return frozenset(out)
-
-
-_NUMBERS = r"\d+(?:\s*(?:,|，|、|-|–|\.\.|~|/|&|and|和)\s*(?:GPU|NPU|cuda|rank|device)?[\s_:#]*\d+)*"
-_DEVICE = re.compile(rf"{_DEVICE_WORD}{_SEPARATORS}({_NUMBERS})", re.IGNORECASE)
-ALL_DEVICES = re.compile(
-    r"\ball[\s_-]*(?:\d+[\s_-]*)?(?:GPUs?|NPUs?|devices?|ranks?|cards?)\b|(?:全部|所有)\s*(?:GPU|NPU|设备|卡|rank)",
-    re.IGNORECASE,
-)
-
-
-def devices_in(text: str) -> frozenset[int] | None:
-    found: set[int] = set()
-    for m in _DEVICE.finditer(text):
-        found |= index_set(re.sub(r"(?i)GPU|NPU|cuda|rank|device|[\s_:]", "", m[1]))
-    return frozenset(found) if found else None
-
-
-# ------------------------------------------------------------------------ dims
-
-_SECTION = re.compile(
-    r"(?P<key>\b(?:input|output|global|in|out|weights?|caches?|params?|expected|partial|module|kernel|devices?|gpus?|kv cache)"
-    r"|输入|输出|全局|权重|缓存|设备|模块|重复)s?(?:[ _-]*(?:dim(?:ension)?s?|shapes?|tensors?|维度|形状))?\s*[:：=]\s*",
-    re.IGNORECASE,
-)
-_BARE_SECTION = re.compile(
-    r"\b(?P<key>inputs?|outputs?|global|takes|gives|returns|produces)"
-    r"(?:[ _-]*(?:dim(?:ension)?s?|shapes?))?\s+(?=[\[(]|\w+\s*=\s*\d|[\w.]+\s+(?:with|of)\s+\w+\s*=)",
-    re.IGNORECASE,
-)
-_KEYS = {"in": "input", "out": "output", "输入": "input", "输出": "output", "全局": "global", "inputs": "input",
-         "outputs": "output", "takes": "input", "gives": "output", "returns": "output", "produces": "output"}  # fmt: skip
-_BRACKET = re.compile(
-    r"(?:(?<![\w.@·#\-])(?P<tensor>[\w.@·#\-]+(?:\([^()]*\))?)\s*[=:]?\s*)?(?:\[(?P<dims>[^\[\]]*)\]|\((?P<round>[^\[\]()]*[=,][^\[\]()]*)\))"
-)
-_PAIR = re.compile(r"([A-Za-z_]\w*)\s*[=:]\s*([^,;\s\])]+)")
-_LIST = re.compile(r"[,;，；、]")
-_WITH = re.compile(r"([\w.]+)\s+(?:with|of)\s+(?=\w+\s*=)")
+PORTS = ("input", "output", "global")
+_MAY_SAY = re.compile(r"[:=(]")
 
 
 @lru_cache(maxsize=65536)
-def sections(text: str) -> dict[str, tuple[PortFacts, ...]]:
-    """Ports of `input`, `output`, `global`, as far as the text states them."""
-    found = _ports_between(text, list(_SECTION.finditer(text)))
-    if "input" in found and "output" in found:
-        return found
-    marks = sorted([*_SECTION.finditer(text), *_BARE_SECTION.finditer(text)], key=lambda m: m.start())
-    return _ports_between(text, marks)
-
-
-def _ports_between(text: str, marks: list[re.Match[str]]) -> dict[str, tuple[PortFacts, ...]]:
-    parts: dict[str, tuple[PortFacts, ...]] = {}
+def pieces(segment: str) -> tuple[tuple[str, str], ...]:
+    """(keyword, what it introduces) along a segment; the keyword is empty for what stands free."""
+    if not _MAY_SAY.search(segment):
+        return (("", segment),)
+    marks = [m for m in _MARK.finditer(segment) if m.end() > m.start()]
+    if not marks:
+        m = _BARE_KEY.match(segment)
+        return (
+            ((m.lastgroup or "", m.string[m.end() :]),) if m and only_ports(m.string[m.end() :]) else (("", segment),)
+        )
+    out = [("", segment[: marks[0].start()].strip(" ,;|"))]
     for m, following in zip(marks, [*marks[1:], None], strict=False):
-        key = m["key"].lower()
-        key = _KEYS.get(key, key)
-        end = following.start() if following else len(text)
-        if key not in ("input", "output", "global") or key in parts:
-            continue
-        if ports := ports_in(text[m.end() : end], one_line=key == "output" and following is None):
-            parts[key] = ports
-    return parts
+        key = (m.lastgroup or "").rstrip("_")
+        out.append((key, segment[m.end() : following.start() if following else None].strip(" ,;|")))
+    return tuple((k, b) for k, b in out if k or re.search(r"\w", b))
 
 
-def ports_in(text: str, *, one_line: bool = False) -> tuple[PortFacts, ...]:
-    """`q=[batch_size=8, d_k=128]; [hidden=64]` → two ports; `batch_size=8, hidden=64` without brackets → one."""
-    found = [PortFacts(m["tensor"] or "", _dims(m["dims"] or m["round"] or "")) for m in _BRACKET.finditer(text)]
-    if found:
-        return tuple(p for p in found if p.dims)
-    first = next(iter(segments(text)), "") if one_line else text
-    return tuple(_prose_ports(first))
+@dataclass(slots=True)
+class Label:
+    """What a text says in words that everybody reads alike; devices and operators are the file's own words."""
+
+    ports: dict[str, tuple[PortFacts, ...]] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
+    free: list[str] = field(default_factory=list)
 
 
-def _prose_ports(text: str) -> Iterator[PortFacts]:
-    """`q with heads=12, d_k=64 and k with heads=12, d_k=64` → q and k."""
-    named = list(_WITH.finditer(text))
-    starts = [m.end() for m in named] or [0]
-    ends = [*(m.start() for m in named[1:]), len(text)]
-    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        if pairs := tuple((d, n) for d, n in _PAIR.findall(text[start:end])):
-            yield PortFacts(named[i][1] if named else "", pairs)
+_VALUE = re.compile(r"%[\w.]+")
+"""A value's name behind its type, as compilers print it."""
 
 
-def _dims(text: str) -> Dims:
-    out = []
-    for part in _LIST.split(text):
-        if not part.strip():
-            continue
-        name, eq, value = part.partition("=") if "=" in part else part.partition(":")
-        out.append((name.strip(), value.strip()) if eq else ("", part.strip()))
-    return tuple(out)
+def read_label(text: str) -> Label:
+    label, open_key = Label(), ""
+    for segment in segments(text):
+        for key, body in pieces(segment):
+            if key in PORTS:
+                if found := ports_in(body):
+                    label.ports[key] = (*label.ports.get(key, ()), *found)
+                rest = _VALUE.sub("", after_ports(body))
+                if re.search(r"\w", rest):
+                    label.free.append(rest.strip(" ,;.)"))
+                open_key = key
+            elif key:
+                if key == "operator" and is_path(body):
+                    key = "module"  # exporters call the scope an operator's name
+                if body:
+                    label.said.setdefault(key, body)
+                open_key = key if key == "other" else ""
+            elif open_key and only_ports(body):
+                if open_key in PORTS:
+                    label.ports[open_key] = (*label.ports.get(open_key, ()), *ports_in(body))
+            else:
+                label.free.append(body)
+                open_key = ""
+    if "input" not in label.ports or "output" not in label.ports:
+        _otherwise(text, label)
+    return label
+
+
+def _otherwise(text: str, label: Label) -> None:
+    """Dims on both sides of an arrow, or in prose."""
+    if not label.ports.keys() & {"input", "output"} and (both := across_arrow(text)):
+        label.ports |= {"input": both[0], "output": both[1]}
+        label.free = [f for f in label.free if across_arrow(f) is None]
+        return
+    marks = list(_BARE_SECTION.finditer(text))
+    for m, following in zip(marks, [*marks[1:], None], strict=False):
+        key = "output" if m["out"] else "global" if m["whole"] else "input"
+        part = text[m.end() : following.start() if following else len(text)]
+        if key not in label.ports and (found := ports_in(part.split("\n", 1)[0] if not following else part)):
+            label.ports[key] = found
+
+
+_BARE_SECTION = re.compile(
+    r"\b(?:(?P<in>inputs?|takes)|(?P<out>outputs?|gives|returns|produces)|(?P<whole>global))"
+    r"(?:[ _-]*(?:dim(?:ension)?s?|shapes?))?\s+(?=[\[(]|\w+\s*=\s*\d|[\w.]+\s+(?:with|of)\s+\w+\s*=)",
+    re.IGNORECASE,
+)
 
 
 @lru_cache(maxsize=4096)
-def _port_key(name: str) -> str:
-    """`in_dims` → input, `output_shape` → output, `global` → global; empty for other attributes."""
-    m = re.fullmatch(
-        r"(inputs?|in|outputs?|out|global|whole)(?:[_-]?(?:dims?|dimensions?|shapes?|tensors?))?", name, re.IGNORECASE
-    )
-    return {"i": "input", "o": "output", "g": "global", "w": "global"}[m[1][0].lower()] if m else ""
+def attribute_key(name: str) -> str:
+    """`in_dims` → input, `device_ids` → device, `num_repeats` → repeats; empty for other attributes."""
+    m = _MARK.match(name.replace("_", " ") + ": ")
+    key = (m.lastgroup or "").rstrip("_") if m and m.end() >= len(name) + 1 else ""
+    return "" if key == "other" else key
 
 
 def attribute_ports(attrs: Mapping[str, str], key: str) -> tuple[PortFacts, ...] | None:
     """Ports of the attribute `input`, `in_dims`, `input_shape`, … of a node."""
     for name, value in attrs.items():
-        if _port_key(name) == key and (ports := ports_in(plain(value))):
+        if attribute_key(name) == key and (ports := ports_in(tidy(plain(value)))):
             return ports
     return None
+
+
+# ------------------------------------------------------------------------ operator and module
+
+_AFTER_HEAD = re.compile(
+    rf"(?<![\s.;,|(\[·@-])[\s.;,|(\[·@-]*(?:\bon\s+)?(?:\b(?:all\s+)?{DEVICE_WORD}\b\s*[:#=\[({{]*\s*[\d*]"
+    r"|(?<![\w-])(?:input|in|输入)\s*(?:dim\w*|shapes?|维度)?\s*[:：=])",
+    re.IGNORECASE,
+)
+_PATH = re.compile(r"[A-Za-z_]\w*(?:\[[\d:*\w.-]+\])?(?:\.{1,2}[\w\-\[\]{}*,:]+)+")
+_WHOLE_PATH = re.compile(
+    rf"@?\s*({_PATH.pattern}|/[\w.\-]+(?:/[\w.\-\[\]{{}}*,:]+)+|[\w.\-]+(?:/[\w.\-\[\]{{}}*,:]+){{2,}}|/[A-Za-z_]\w*)\Z"
+)
+_NAMESPACE = re.compile(
+    r"(?:torch|aten|prims?|linalg|nn|F|tf|jax|lax|stablehlo|mhlo|onnx|operator|dist|mesh|arith|math|func|tensor|scf|nccl|hccl|relay|tvm|"
+    r"relax|np|numpy|triton|te|xla|cuda|cublas|cudnn|npu|ops?|e\.g|i\.e)[./]"
+)  # fmt: skip
+_TOP_MODULE = re.compile(
+    r"[\[(<@]?\s*(lm_head|embed_tokens|embed(?:ding)?s?|wte|wpe|ln_f|norm|sampler|sampling|router|logits_processor|"
+    r"input|output|model|[a-z]+(?:_[a-z0-9]+)+)\s*[\])>]?\Z"
+)
+_NOT_OPERATOR = re.compile(
+    r"\s*(?:\(?\s*(?:repeat\w*|[×✕x*])\s*[:=x×]?\s*\d+\s*(?:times|layers?|层|次)?\)?|\[?repeat\w*\s*[:=x×]*\s*\d+\]?|[\d\s.,%-]+)\s*\Z",
+    re.IGNORECASE,
+)
+_ASSIGNED = re.compile(r"\s*%[\w.]+\s*=\s*")
+
+
+def is_path(text: str) -> bool:
+    """`model.layers.0-15.mlp`, `/model/layers.0/attn`, `lm_head`; `torch.matmul` is a function."""
+    m = _WHOLE_PATH.match(text.strip(" \"'()<>"))
+    return bool(m and not _NAMESPACE.match(m[1])) or bool(
+        re.fullmatch(r"[a-z]+(?:_[a-z0-9]+)+|[a-z][\w.]*(?:/[\w.\-]+)+|sampler", text)
+    )
+
+
+def operator_of(label: Label, module: str, places: Places = USUAL) -> str:
+    """The operator's name: what the label calls so, else the first free piece that is no path, device or count."""
+    named = label.said.get("operator")
+    if not named:
+        rest = (
+            s for s in label.free
+            if not (_NOT_OPERATOR.match(s) or places.only(s) or only_ports(s)) and s.strip("[]()<>@ ") != module
+        )  # fmt: skip
+        named = next(rest, "") or label.said.get("name", "") or next(iter(label.free), "")
+    named = _ASSIGNED.sub("", named[:MAX_HEAD])
+    if (m := _BRACKET_FIRST.match(named)) and (places.only(m[1]) or places.everywhere(m[1])):
+        named = named[m.end() :]
+    return _head(named, module)
+
+
+_BRACKET_FIRST = re.compile(r"\s*[\[(<]([^\])>]*)[\])>]\s*(?=\S)")
+
+
+def _head(line: str, module: str) -> str:
+    """The operator in a line that goes on with module, device or dims."""
+    if module and module in line[1:] and re.search(r"[./_]", module):
+        line = re.sub(rf"[\s<(\[]*{re.escape(module)}[\s>)\]]*", " ", line).strip() or line
+    m = _AFTER_HEAD.search(line)
+    return line[: m.start()] if m and m.start() > 2 else line
+
+
+def module_of(label: Label) -> str:
+    """Said (`Module: …`), else a piece that is a path, else the first dotted name outside dims and weights, else a
+    piece that is a top-level module (`lm_head`) beside the operator's. Empty for none."""
+    if said := label.said.get("module", "").strip(" \"'()<>,}"):
+        return said.split()[0].strip("\"',")
+    for s in label.free:
+        if (m := _WHOLE_PATH.match(s.strip("[]()<>@ "))) and not _NAMESPACE.match(m[1]):
+            return m[1]
+    for s in label.free:
+        if "." not in s:
+            continue
+        for m in re.finditer(rf"(?<![\w.-]){_PATH.pattern}", BRACKET.sub(" ", s) if "=" in s else s):
+            if (m[0][0].islower() or m[0][0] in "_L") and not _NAMESPACE.match(m[0]):
+                return m[0]
+    if len(label.free) > 1:
+        return next((m[1] for s in label.free if (m := _TOP_MODULE.match(s))), "")
+    return ""
 
 
 # ------------------------------------------------------------------------ repetition, layers
 
 _TIMES = re.compile(
-    r"[×✕]\s*(\d+)(?!\d|\s*(?:identical\s+)?replica)|\b(\d+)\s*[×✕](?!\s*\d)|\bx\s?(\d+)\b|\brepeat(?:s|ed)?\s*[:=x×]?\s*(\d+)|"
+    r"[×✕]\s*(\d+)(?!\d|\s*(?:identical\s+)?replica)|\b(\d+)\s*[×✕](?!\s*\d)|\bx\s?(\d+)\b|\b(\d+)x\b(?!\s*\d)|\brepeat(?:s|ed)?\s*[:=x×]*\s*(\d+)|"
     r"\b(\d+)\s*(?:times|repetitions)\b|重复\s*(\d+)|共\s*(\d+)\s*层", re.IGNORECASE,
 )  # fmt: skip
 _RANGE = re.compile(
-    r"(?:\blayers?|\bblocks?|\bh)[._\s:\[({]*(\d+\s*(?:-|–|~|\.\.|to)\s*\d+)|第?\s*(\d+\s*(?:-|–|~|到|至)\s*\d+)\s*层",
+    r"(?:\blayers?|\bblocks?|\bh|\bl(?=\d))[._\s:\[({]*(\d+\s*(?:-|–|~|\.\.\.?|to|:)\s*\d+)|第?\s*(\d+\s*(?:-|–|~|到|至)\s*\d+)\s*层",
     re.IGNORECASE,
 )
 
@@ -268,30 +323,33 @@ def repeats_in(text: str) -> int | None:
     return int(next(g for g in m.groups() if g)) if m else None
 
 
-_PORT_LINE = re.compile(r"\s*(?:in|out)(?:put)?s?\b.*[:=\[]", re.IGNORECASE)
 _MAY_REPEAT = re.compile(r"[×✕重共]|x\s?\d|\dx|repe|times", re.IGNORECASE)
 
 
-def repeats_of(text: str) -> int | None:
-    """As `repeats_in`, in a whole label: tensors called x2 are no repetition."""
-    if not _MAY_REPEAT.search(text):
-        return None
-    for s in segments(text):
-        if not _MAY_REPEAT.search(s) or _PORT_LINE.match(s):
-            continue
-        if (k := repeats_in(_BRACKET.sub(" ", s))) is not None:
+def repeats_of(label: Label) -> int | None:
+    """As `repeats_in`, of what a label says outside its dims: tensors called x2 are no repetition."""
+    if (said := label.said.get("repeats")) and (m := re.match(r"[\s×x(]*(\d+)", said)):
+        return int(m[1])
+    for s in label.free:
+        if _MAY_REPEAT.search(s) and (k := repeats_in(BRACKET.sub(_kept, s))) is not None:
             return k
     return None
 
 
+def _kept(m: re.Match[str]) -> str:
+    """A bracket that counts (`[Repeat ×12]`) is no bracket of dims."""
+    return " " if "=" in m[0] or "," in m[0] else m[0]
+
+
+@lru_cache(maxsize=65536)
 def layers_in(text: str) -> frozenset[int]:
     """Layers of a stated range: `layers 0-15`, `model.layers.0-15.mlp`, `第 0 到 15 层`."""
     m = _RANGE.search(text)
-    return index_set(re.sub("to|到|至|~|–", "-", m[1] or m[2])) if m else frozenset()
+    return index_set(re.sub(r"to|到|至|~|–|:|\.{2,3}", "-", m[1] or m[2])) if m else frozenset()
 
 
 _NUM_LAYERS = re.compile(
-    r"\bnum_(?:hidden_)?layers\s*[=:]\s*(\d+)|\b(\d+)[\s-]*(?:hidden\s+|transformer\s+|decoder\s+)?layers?\b|(\d+)\s*层",
+    r"\b(?:num_(?:hidden_)?|n_)?layers\s*[=:]\s*(\d+)|\b(\d+)[\s-]*(?:hidden\s+|transformer\s+|decoder\s+)?layers?\b|(\d+)\s*层",
     re.IGNORECASE,
 )
 
@@ -300,3 +358,9 @@ def num_layers_in(text: str) -> int | None:
     """Layers of the whole model, as a title says it: `32 layers`, `num_layers=32`, `32层`."""
     m = _NUM_LAYERS.search(re.sub(_RANGE, " ", text))
     return int(next(g for g in m.groups() if g)) if m else None
+
+
+__all__ = [
+    "RECORDS", "Dims", "Label", "PortFacts", "attribute_key", "attribute_ports", "is_path", "layers_in", "module_of",
+    "num_layers_in", "operator_of", "plain", "read_label", "record_text", "repeats_in", "repeats_of", "tidy", "words",
+]  # fmt: skip

@@ -13,6 +13,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tools.dag.syntax import FIXES, advice
+
 
 @dataclass(slots=True)
 class DotNode:
@@ -45,6 +47,8 @@ class SyntaxProblem:
     line: int
     token: str
     message: str
+    column: int = 1
+    fix: str = ""
 
 
 @dataclass(slots=True)
@@ -63,14 +67,20 @@ class DotGraph:
 _HEAD = re.compile(r"(?<![\w\"])(strict\s+)?(di)?graph\b\s*(\"(?:[^\"\\]|\\.)*\"|[\w.\-]*)\s*\{", re.IGNORECASE)
 _TOKEN = re.compile(
     r"""(?P<skip>(?:\s+|//[^\n]*|/\*.*?\*/|(?<![^\s;{}\]])\#[^\n]*)+)
-      | (?P<quoted>"(?:[^"\\]|\\.)*")
+      | (?P<quoted>"[^"\\]*(?:\\.[^"\\]*)*")
       | (?P<edge>->|--)
       | (?P<punct>[{}\[\];,=:+])
       | (?P<id>-?(?:\.\d+|\d+(?:\.\d*)?)(?![A-Za-z_])|[^\W\d]\w*|\d\w*)
       | (?P<html><)
-      | (?P<bad>["\#]|[^\w\s"\#<{}\[\];,=:+.-]+|.)""",
+      | (?P<bad>["\#]|/\*|```|\.\.\.|[^\w\s"\#<{}\[\];,=:+.-]+|.)""",
     re.VERBOSE | re.DOTALL,
 )
+_ATTRIBUTE = re.compile(
+    r"""\s*([A-Za-z_]\w*)\s*=\s*("[^"\\]*(?:\\.[^"\\]*)*"|[A-Za-z_]\w*|-?\d+(?:\.\d+)?(?!\w))(?:\s*[,;]|(?=\s*\])|(?=\s+[A-Za-z_]\w*\s*=))""",
+    re.DOTALL,
+)
+"""One `name=value` as nearly all are written; every other form goes through the tokens."""
+_WORD = re.compile(r"\w+")
 _STRAY = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)*\}", re.DOTALL)
 _PLUS = re.compile(r'\s*\+\s*("(?:[^"\\]|\\.)*")')
 Token = tuple[str, str, int]
@@ -78,7 +88,6 @@ Token = tuple[str, str, int]
 MAX_DEPTH = 200
 MAX_EDGES = 1_000_000
 MAX_PROBLEMS, SHOWN_PROBLEMS = 1_000, 100
-BAD = {'"': "unterminated string", "#": "a # comment needs a space before it; a colour with # needs quotes"}
 
 
 def parse_dot(text: str) -> list[DotGraph]:
@@ -95,7 +104,13 @@ def parse_dot(text: str) -> list[DotGraph]:
         graphs.append(graph)
     if not graphs:
         words = text.split(None, 1)
-        problem = SyntaxProblem(1, words[0][:40] if words else "", "no `digraph NAME { … }` in this file")
+        problem = SyntaxProblem(
+            1,
+            words[0][:40] if words else "",
+            "no `digraph NAME { … }` in this file",
+            1,
+            "start with digraph NAME { … }",
+        )
         return [DotGraph("", True, False, 1, problems=[problem])]
     return graphs
 
@@ -139,6 +154,7 @@ class _Parser:
         self.graph = DotGraph("", True, False, 1)
         self.brackets: dict[int, int] | None = None
         self.num_problems = 0
+        self.last_problem = 0
 
     def line(self, offset: int) -> int:
         return bisect_right(self.newlines, offset - 1) + 1
@@ -155,17 +171,50 @@ class _Parser:
             if kind == "skip":
                 continue
             if kind == "quoted":
-                self.token = ("id", self._joined(_unquote(m[0])), m.start())
+                self.token = self._quoted(m)
             elif kind == "html":
                 self.token = self._html(m.start())
             elif kind == "bad":
-                self._problem(m.start(), m[0], BAD.get(m[0], "unexpected character"))
-                if m[0] in BAD:
-                    self.at = self._line_end(m.start())
+                if self._bad(m):
+                    return self.token
                 continue
             else:
                 self.token = (kind, m[0], m.start())
             return self.token
+
+    def _bad(self, m: re.Match[str]) -> bool:
+        """Reports what starts no token. True where a token stands there all the same: a colour without quotes."""
+        message, fix = advice(m[0])
+        self._problem(m.start(), m[0], message, fix)
+        if m[0] == "#" and (word := _WORD.match(self.text, m.end())) is not None and self.num_problems < MAX_PROBLEMS:
+            self.token, self.at = ("id", "#" + word[0], m.start()), word.end()
+            return True
+        if m[0] in ('"', "#", "/*"):
+            self.at = self._line_end(m.start())
+        elif m[0] == "```":  # prose up to the next fence, if there is one
+            again = self.text.find("```", m.end())
+            self.at = self._line_end(again) if again >= 0 else len(self.text)
+        return False
+
+    def _quoted(self, m: re.Match[str]) -> Token:
+        """A string; one that runs over a line's end straight into a word has lost its closing quote on the first line."""
+        after = self.text[m.end() : m.end() + 1]
+        if "\n" in m[0] and (after.isalnum() or after in "_\\") and not m[0].endswith('\n"'):
+            end = self.text.index("\n", m.start())
+            cut = max(self.text.rfind("]", m.start(), end), -1)
+            self.at = cut if cut > 0 else end
+            self._problem(
+                m.start(), self.text[m.start() : end], "unterminated string", 'close it with " before the line ends'
+            )
+            return ("id", self.text[m.start() + 1 : self.at].strip(), m.start())
+        if after.isalpha() and not m[0].endswith('\\"'):
+            self._problem(
+                m.end() - 1,
+                self.text[m.end() - 1 : m.end() + 20].split("\n")[0],
+                'a " inside a string',
+                'write \\" for it',
+            )
+        return ("id", self._joined(_unquote(m[0])), m.start())
 
     def _line_end(self, at: int) -> int:
         end = self.text.find("\n", at)
@@ -190,12 +239,17 @@ class _Parser:
         self.at = self._line_end(start)
         return ("html", self.text[start : self.at], start)
 
-    def _problem(self, offset: int, token: str, message: str) -> None:
+    def _problem(self, offset: int, token: str, message: str, fix: str = "") -> None:
         self.num_problems += 1
+        line = self.line(offset)
         if self.num_problems == MAX_PROBLEMS:
             message, self.at = f"{MAX_PROBLEMS:,} syntax errors; the rest is not read", len(self.text)
+        elif line == self.last_problem and token:
+            return  # what follows on the same line is mostly the same error
+        self.last_problem = line
         if len(self.graph.problems) < SHOWN_PROBLEMS or self.num_problems == MAX_PROBLEMS:
-            self.graph.problems.append(SyntaxProblem(self.line(offset), token[:40], message))
+            column = offset - (self.newlines[line - 2] if line > 1 else -1)
+            self.graph.problems.append(SyntaxProblem(line, token[:40], message, column, fix or FIXES.get(message, "")))
 
     # ------------------------------------------------------------------------ statements
 
@@ -204,7 +258,9 @@ class _Parser:
         self.next()
         self._statements(_Scope(None, {}, {}), 0)
         if self.token[0] == "end":
-            self._problem(len(self.text), "", "missing } at the end of the graph")
+            self._problem(
+                len(self.text), "", "missing } at the end of the graph", f"close the {{ of line {graph.line} with }}"
+            )
             return self.at
         end = self.at
         if (m := _STRAY.match(self.text, end)) is not None:
@@ -230,7 +286,13 @@ class _Parser:
         word = text.lower() if bare else ""
         if word in ("node", "edge", "graph"):
             self.next()
-            self._defaults(scope, word)
+            if self.token[0] != "edge":
+                self._defaults(scope, word)
+                return
+            self._problem(
+                offset, text, f"{word} is a keyword of DOT", f'as the name of a node it needs quotes: "{text}"'
+            )
+            self._edges_or_node(scope, [text], offset, True, depth)
             return
         is_group = text == "{" and kind == "punct"
         if (bare and word == "subgraph") or is_group:
@@ -268,6 +330,7 @@ class _Parser:
                     self.token[2],
                     self.token[1],
                     "edges are -> in a digraph, -- in a graph",
+                    "write ->" if self.graph.directed else "write --, or digraph instead of graph",
                 )
             self.next()
             chain.append(self._endpoint(scope, depth))
@@ -355,6 +418,9 @@ class _Parser:
         attrs: dict[str, str] = {}
         while self.token[:2] == ("punct", "["):
             opened = self.token[2]
+            while (m := _ATTRIBUTE.match(self.text, self.at)) is not None:
+                attrs[m[1]] = _unquote(m[2])
+                self.at = m.end()
             self.next()
             parted = True
             while self.token[:2] != ("punct", "]"):
@@ -372,9 +438,21 @@ class _Parser:
                 if self.token[:2] == ("punct", "="):
                     self.next()
                     attrs[key] = self._value()
+                elif self.token[0] == "edge" or self.token[:2] == ("punct", "["):
+                    # The next statement has begun: read it as one.
+                    self._problem(opened, "[", "attribute list without ]")
+                    self.at = offset
+                    self.next()
+                    return attrs
                 else:
-                    self._problem(offset, key, "an attribute needs = and a value")
+                    colon = self.token[:2] == ("punct", ":")
+                    self._problem(
+                        offset, key, "an attribute needs = and a value", "write = instead of :" if colon else ""
+                    )
                     attrs[key] = "true"
+                    if colon:
+                        self.next()
+                        attrs[key] = self._value()
             self.next()
         return attrs
 

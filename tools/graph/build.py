@@ -10,11 +10,13 @@ from functools import lru_cache, partial
 from typing import Any
 
 from tools.graph.ir import Body, BodyBuilder, Sizes, Tensor
+from tools.graph.parts import X, linear, rms, step
+from tools.graph.recurrent import linear_attention, linear_sizes
+from tools.graph.routing import NODE_TOKENS, from_nodes, hierarchical, node_sizes, to_nodes
 from tools.spec.base import Refused
 from tools.spec.model import LayerKind, ModelSpec
 from tools.spec.strategy import Phase
 
-X = ("batch_size", "seq_len", "hidden")
 VOCAB_ALIGNMENT = 64
 """Engines pad the vocabulary to a multiple of 64 (vLLM and SGLang `vocab_parallel_embedding.py`)."""
 
@@ -47,6 +49,10 @@ def model_sizes(model: ModelSpec) -> dict[str, int]:
             "qk_rope": mla.qk_rope_head_dim,
             "v_dim": mla.v_head_dim,
         }
+    if model.linear:
+        sizes |= linear_sizes(model.linear)
+    if a.indexer:
+        sizes |= {"index_heads": a.indexer.num_heads, "index_dim": a.indexer.head_dim, "index_k": a.indexer.top_k}
     if model.mlp:
         sizes["ffn"] = model.mlp.intermediate_size
     if model.moe:
@@ -56,6 +62,7 @@ def model_sizes(model: ModelSpec) -> dict[str, int]:
             "top_k": model.moe.top_k,
             "expert_ffn": model.moe.intermediate_size,
             "shared_ffn": model.moe.shared_intermediate_size,
+            **node_sizes(model.moe),
         }
     return sizes
 
@@ -99,12 +106,12 @@ def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = T
         return _parallel_block(b, model, kind, phase, absorb, attend)
     pre, post = model.block != "post", model.block in ("sandwich", "post")
     h = _norm(b, model, "input_norm", "x", kernel="input_norm", module="input_layernorm") if pre else "x"
-    attn = attend(b, model, kind, phase, absorb, h)
+    attn = linear_attention(b, model, h) if kind.mixer == "linear" else attend(b, model, kind, phase, absorb, h)
     if post:
         attn = _norm(b, model, "post_attn_norm", attn, kernel="attn_add_norm", module="post_attention_layernorm")
     x1 = _residual(b, model, "attn_residual", "x", attn, kernel="attn_add_norm", module="self_attn.residual")
     h2 = _norm(b, model, "ffn_norm", x1, kernel="attn_add_norm", module="pre_ffn_layernorm") if pre else x1
-    out = _ffn(b, model, kind, h2)
+    out = _ffn(b, model, kind, h2, phase)
     if post:
         out = _norm(b, model, "post_ffn_norm", out, kernel="ffn_add", module="post_ffn_layernorm")
     return b.build(_residual(b, model, "ffn_residual", x1, out, kernel="ffn_add", module="mlp.residual"))
@@ -177,6 +184,8 @@ def head_body(model: ModelSpec, logits: str = "last") -> Body:
 
 def _layer_name(model: ModelSpec, kind: LayerKind) -> str:
     parts = ["layer", kind.ffn]
+    if kind.mixer == "linear":
+        return "_".join([*parts, "linear"])
     if kind.sliding:
         parts.append("chunked" if model.attention.chunk_size else "sliding")
     if model.position.kind == "rope" and not kind.rope:
@@ -185,8 +194,9 @@ def _layer_name(model: ModelSpec, kind: LayerKind) -> str:
 
 
 def _norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, *, kernel: str, module: str, dim: str = "hidden") -> str:
-    w = b.weight(f"{name}.weight", (dim,), "vector")
-    inputs: tuple[str, ...] = (x, w)
+    inputs: tuple[str, ...] = (x,)
+    if model.norm_affine:
+        inputs = (x, b.weight(f"{name}.weight", (dim,), "vector"))
     if model.norm_bias:
         inputs = (*inputs, b.weight(f"{name}.bias", (dim,), "vector"))
     attrs = {"eps": model.norm_eps, "offset": model.norm_offset}
@@ -195,10 +205,8 @@ def _norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, *, kernel: str, m
 
 
 def _rms(b: BodyBuilder, model: ModelSpec, name: str, x: str, dim: str, *, kernel: str, module: str) -> str:
-    """RMSNorm over one inner dim whatever the model's block norm is (QK-norm, MLA latents)."""
-    w = b.weight(f"{name}.weight", (dim,), "vector")
-    attrs = {"eps": model.norm_eps, "offset": model.norm_offset}
-    return b.op(name, "norm", (x, w), b.tensors[x].dims, kernel=kernel, module=module, fn="rmsnorm", attrs=attrs)
+    """RMSNorm over one inner dim, with the model's epsilon and offset."""
+    return rms(b, name, x, dim, eps=model.norm_eps, offset=model.norm_offset, kernel=kernel, module=module)
 
 
 def _residual(b: BodyBuilder, model: ModelSpec, name: str, x: str, branch: str, *, kernel: str, module: str) -> str:
@@ -210,27 +218,18 @@ def _residual(b: BodyBuilder, model: ModelSpec, name: str, x: str, branch: str, 
     return b.op(name, "elementwise", (x, branch), X, kernel=kernel, module=module, fn="add")
 
 
-def _linear(
-    b: BodyBuilder, name: str, x: str, w_dims: tuple[str, ...], out: tuple[str, ...], *,
-    kernel: str, module: str, bias: bool = False, dtype: str = "matrix", routed: bool = False,
-) -> str:  # fmt: skip
-    w = b.weight(f"{name}.weight", w_dims, dtype)  # type: ignore[arg-type]
-    y = b.op(name, "einsum", (x, w), out, kernel=kernel, module=module, routed=routed)
-    if bias:
-        bias_dims = tuple(d for d in w_dims if d in out and (d not in b.tensors[x].dims or d == "experts"))
-        wb = b.weight(f"{name}.bias", bias_dims, "vector")
-        y = b.op(f"{name}_bias", "elementwise", (y, wb), out, kernel=kernel, module=module, fn="add", routed=routed)
-    return y
-
-
-def _rope(b: BodyBuilder, model: ModelSpec, name: str, x: str, dim: str) -> str:
+def _rope(b: BodyBuilder, model: ModelSpec, kind: LayerKind, name: str, x: str, dim: str, **other: Any) -> str:
+    """RoPE of the layer's kind; `other`: what a block does otherwise than the model."""
     p = model.position
+    local = kind.sliding and p.sliding_theta is not None
     attrs = {
-        "theta": p.theta,
+        "theta": p.sliding_theta if local else p.theta,
+        "scaling": None if local else p.scaling,
         "rotary_dim": p.rotary_dim if dim == "d_k" else None,
         "interleaved": p.interleaved,
         "dim": dim,
         "size": model_sizes(model)[dim],
+        **other,
     }
     return b.op(name, "rope", (x,), b.tensors[x].dims, kernel="rope", module="self_attn.rotary_emb", attrs=attrs)
 
@@ -239,6 +238,10 @@ def _qk_norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, heads: str) ->
     module = f"self_attn.{name}"
     if model.attention.qk_norm == "head":
         return _rms(b, model, name, x, "d_k", kernel="rope", module=module)
+    if model.attention.qk_norm == "heads":
+        w = b.weight(f"{name}.weight", (heads, "d_k"), "vector")
+        attrs: dict[str, Any] = {"eps": model.norm_eps, "offset": model.norm_offset}
+        return b.op(name, "norm", (x, w), b.tensors[x].dims, kernel="rope", module=module, fn="layernorm", attrs=attrs)
     # Over heads x d_k: the heads are split under tp, so the sum of squares is its own operator and gets its all-reduce.
     w = b.weight(f"{name}.weight", (heads, "d_k"), "vector")
     ssq = b.op(
@@ -255,13 +258,16 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     kv = "heads" if a.num_kv_heads == a.num_heads else "kv_heads"
     q_dims, kv_dims = ("batch_size", "seq_len", "heads", "d_k"), ("batch_size", "seq_len", kv, "d_k")
     lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias}
-    q = _linear(b, "q_proj", h, ("hidden", "heads", "d_k"), q_dims, module="self_attn.q_proj", **lin)
-    k = _linear(b, "k_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.k_proj", **lin)
-    v = _linear(b, "v_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.v_proj", **lin)
+    q = linear(b, "q_proj", h, ("hidden", "heads", "d_k"), q_dims, module="self_attn.q_proj", **lin)
+    k = linear(b, "k_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.k_proj", **lin)
+    v = linear(b, "v_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.v_proj", **lin)
+    if a.clip_qkv is not None:
+        limit = {"attrs": {"limit": a.clip_qkv}, "kernel": "rope", "module": "self_attn.clip"}
+        q, k, v = (step(b, f"{n}_clip", "clip", (x,), **limit) for n, x in (("q", q), ("k", k), ("v", v)))
     if a.qk_norm != "none":
         q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, kv)
     if kind.rope:
-        q, k = _rope(b, model, "q_rope", q, "d_k"), _rope(b, model, "k_rope", k, "d_k")
+        q, k = _rope(b, model, kind, "q_rope", q, "d_k"), _rope(b, model, kind, "k_rope", k, "d_k")
     k, v = _cache(b, "k_cache", k), _cache(b, "v_cache", v)
     if a.num_kv_heads != a.num_heads:
         group = a.num_heads // a.num_kv_heads
@@ -276,7 +282,11 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     )
     s = _masked_scores(b, model, kind, scores, a.scale or a.head_dim**-0.5)
     ctx = _softmax_values(b, model, s, v, "attn_values", q_dims, split_kv)
-    return _linear(
+    if a.output_gate:
+        gate = linear(b, "q_gate", h, ("hidden", "heads", "d_k"), q_dims, module="self_attn.q_proj", **lin)
+        gate = step(b, "output_gate", "sigmoid", (gate,), kernel="output_gate", module="self_attn.output_gate")
+        ctx = step(b, "gated_values", "mul", (ctx, gate), kernel="output_gate", module="self_attn.output_gate")
+    return linear(
         b, "o_proj", ctx, ("heads", "d_k", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias
     )
 
@@ -336,27 +346,28 @@ def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     bs = ("batch_size", "seq_len")
     nope, rope = (*bs, "heads", "qk_nope"), (*bs, "heads", "qk_rope")
     if mla.q_lora_rank:
-        qa = _linear(
+        qa = linear(
             b, "q_a_proj", h, ("hidden", "q_lora"), (*bs, "q_lora"), kernel="qkv_a_proj", module="self_attn.q_a_proj"
         )
         qa = _rms(b, model, "q_a_norm", qa, "q_lora", kernel="latent_norm", module="self_attn.q_a_layernorm")
         src, inner = qa, "q_lora"
     else:
         src, inner = h, "hidden"
-    qn = _linear(b, "q_nope", src, (inner, "heads", "qk_nope"), nope, kernel="q_b_proj", module="self_attn.q_b_proj")
-    qr = _linear(b, "q_pe", src, (inner, "heads", "qk_rope"), rope, kernel="q_b_proj", module="self_attn.q_b_proj")
-    c = _linear(
-        b, "kv_a", h, ("hidden", "kv_lora"), (*bs, "kv_lora"), kernel="qkv_a_proj", module="self_attn.kv_a_proj"
-    )
-    kr = _linear(
+    qn = linear(b, "q_nope", src, (inner, "heads", "qk_nope"), nope, kernel="q_b_proj", module="self_attn.q_b_proj")
+    qr = linear(b, "q_pe", src, (inner, "heads", "qk_rope"), rope, kernel="q_b_proj", module="self_attn.q_b_proj")
+    c = linear(b, "kv_a", h, ("hidden", "kv_lora"), (*bs, "kv_lora"), kernel="qkv_a_proj", module="self_attn.kv_a_proj")
+    kr = linear(
         b, "k_pe", h, ("hidden", "qk_rope"), (*bs, "qk_rope"), kernel="qkv_a_proj", module="self_attn.kv_a_proj"
     )
     c = _rms(b, model, "kv_a_norm", c, "kv_lora", kernel="latent_norm", module="self_attn.kv_a_layernorm")
-    qr, kr = _rope(b, model, "q_rope", qr, "qk_rope"), _rope(b, model, "k_rope", kr, "qk_rope")
+    if kind.rope:
+        qr, kr = _rope(b, model, kind, "q_rope", qr, "qk_rope"), _rope(b, model, kind, "k_rope", kr, "qk_rope")
+    chosen = picked_positions(b, model, kind, h, src) if model.attention.indexer else None
     c, kr = _cache(b, "c_cache", c), _cache(b, "pe_cache", kr)
-    absorbed = phase == "decode" and absorb
-    ctx = (_mla_absorbed if absorbed else _mla_expanded)(b, model, kind, qn, qr, c, kr, split_kv)
-    return _linear(
+    # Kernels that read picked positions only read latents, in prefill too.
+    absorbed = (phase == "decode" or model.attention.indexer is not None) and absorb
+    ctx = (_mla_absorbed if absorbed else _mla_expanded)(b, model, kind, qn, qr, c, kr, split_kv, chosen)
+    return linear(
         b,
         "o_proj",
         ctx,
@@ -368,19 +379,78 @@ def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     )
 
 
-def _mla_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, nope_scores: str, qr: str, kr: str) -> str:
+def sizes_of_rope(model: ModelSpec) -> int:
+    """Dims of a key that rotate in latent attention."""
+    assert model.attention.mla is not None
+    return model.attention.mla.qk_rope_head_dim
+
+
+def picked_positions(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str, latent: str) -> str:
+    """The indexer: [batch_size, seq_len, index_k] positions that attention may read, -1 where there are fewer.
+
+    Every rank has all of it, as in the engines: its weights are small, and what it picks holds for all heads.
+    """
+    ix = model.attention.indexer
+    assert ix is not None
+    bs, dims = ("batch_size", "seq_len"), ("batch_size", "index_heads", "seq_len", "kv_len")
+    project: dict[str, Any] = {"kernel": "index_proj", "module": "self_attn.indexer.proj"}
+    score: dict[str, Any] = {"kernel": "indexer", "module": "self_attn.indexer.scores"}
+    inner = b.tensors[latent].dims[-1]
+    q = linear(b, "index_q", latent, (inner, "index_heads", "index_dim"), (*bs, "index_heads", "index_dim"), **project)
+    k = linear(b, "index_k", h, ("hidden", "index_dim"), (*bs, "index_dim"), **project)
+    w = linear(b, "index_w", h, ("hidden", "index_heads"), (*bs, "index_heads"), **project)
+    scales = [b.weight(f"index_k_norm.{x}", ("index_dim",), "vector") for x in ("weight", "bias")]
+    attrs: dict[str, Any] = {"eps": 1e-6, "offset": 0.0}
+    norm: dict[str, Any] = {"kernel": "index_rope", "module": "self_attn.indexer.k_norm"}
+    k = b.op("index_k_norm", "norm", (k, *scales), (*bs, "index_dim"), fn="layernorm", attrs=attrs, **norm)
+    if kind.rope:
+        turns = {"rotary_dim": sizes_of_rope(model), "interleaved": ix.interleaved}
+        q, k = (_rope(b, model, kind, f"{x}_rope", x, "index_dim", **turns) for x in (q, k))
+    keys = b.op(
+        "index_cache",
+        "cache",
+        (k,),
+        ("batch_size", "kv_len", "index_dim"),
+        tensor_kind="cache",
+        dtype="index_key",
+        **score,
+    )
+    s = b.op("index_scores", "einsum", (q, keys), dims, dtype="fp32", **score)
+    s = step(b, "index_relu", "relu", (s,), dtype="fp32", **score)
+    # The factors are positive, so that they may follow the relu.
+    w = step(
+        b, "index_w_scaled", "scale", (w,), attrs={"c": (ix.num_heads * ix.head_dim) ** -0.5}, dtype="fp32", **score
+    )
+    s = b.op("index_sum", "einsum", (s, w), (*bs, "kv_len"), dtype="fp32", **score)
+    s = b.op("index_masked", "mask", (s,), (*bs, "kv_len"), fn="causal", attrs={"window": None, "chunk": None}, **score)
+    return b.op(
+        "picked_positions", "select", (s,), (*bs, "index_k"), attrs={"top_k": ix.top_k}, tensor_kind="index",
+        dtype="index", **score,
+    )  # fmt: skip
+
+
+def _mla_scores(
+    b: BodyBuilder, model: ModelSpec, kind: LayerKind, nope_scores: str, qr: str, kr: str, chosen: str | None
+) -> str:
     mla = model.attention.mla
     assert mla is not None
     dims = b.tensors[nope_scores].dims
     pe = b.op("scores_pe", "einsum", (qr, kr), dims, kernel="attention", module="self_attn.scores")
     s = b.op("scores", "elementwise", (nope_scores, pe), dims, kernel="attention", module="self_attn.scores", fn="add")
     scale = model.attention.scale or (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5
-    return _masked_scores(b, model, kind, s, scale)
+    s = _masked_scores(b, model, kind, s, scale)
+    if chosen is None:
+        return s
+    attrs = {"top_k": model.attention.indexer.top_k} if model.attention.indexer else {}
+    return b.op(
+        "picked", "mask", (s, chosen), dims, fn="selected", attrs=attrs, kernel="attention", module="self_attn.softmax"
+    )
 
 
 def _mla_expanded(
-    b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool
-) -> str:
+    b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool,
+    chosen: str | None,
+) -> str:  # fmt: skip
     """Prefill: expand the latent into per-head keys and values, then ordinary attention."""
     bt, dims = ("batch_size", "kv_len"), ("batch_size", "heads", "seq_len", "kv_len")
     uk = b.weight("k_up.weight", ("kv_lora", "heads", "qk_nope"))
@@ -388,13 +458,14 @@ def _mla_expanded(
     k = b.op("k_up", "einsum", (c, uk), (*bt, "heads", "qk_nope"), kernel="kv_b_proj", module="self_attn.kv_b_proj")
     v = b.op("v_up", "einsum", (c, uv), (*bt, "heads", "v_dim"), kernel="kv_b_proj", module="self_attn.kv_b_proj")
     s = b.op("scores_nope", "einsum", (qn, k), dims, kernel="attention", module="self_attn.scores")
-    s = _mla_scores(b, model, kind, s, qr, kr)
+    s = _mla_scores(b, model, kind, s, qr, kr, chosen)
     return _softmax_values(b, model, s, v, "attn_values", ("batch_size", "seq_len", "heads", "v_dim"), split_kv)
 
 
 def _mla_absorbed(
-    b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool
-) -> str:
+    b: BodyBuilder, model: ModelSpec, kind: LayerKind, qn: str, qr: str, c: str, kr: str, split_kv: bool,
+    chosen: str | None,
+) -> str:  # fmt: skip
     """Decode: fold W_UK into the query and W_UV into the output, so that attention reads the latent only."""
     bs, dims = ("batch_size", "seq_len"), ("batch_size", "heads", "seq_len", "kv_len")
     uk = b.weight("k_up.weight", ("kv_lora", "heads", "qk_nope"))
@@ -403,7 +474,7 @@ def _mla_absorbed(
         "q_absorbed", "einsum", (qn, uk), (*bs, "heads", "kv_lora"), kernel="q_absorb", module="self_attn.kv_b_proj"
     )
     s = b.op("scores_nope", "einsum", (q, c), dims, kernel="attention", module="self_attn.scores")
-    s = _mla_scores(b, model, kind, s, qr, kr)
+    s = _mla_scores(b, model, kind, s, qr, kr, chosen)
     lat = _softmax_values(b, model, s, c, "attn_latent", (*bs, "heads", "kv_lora"), split_kv)
     return b.op(
         "attn_values", "einsum", (lat, uv), (*bs, "heads", "v_dim"), kernel="v_absorb", module="self_attn.kv_b_proj"
@@ -416,7 +487,7 @@ def _parallel_block(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Ph
     if model.parallel_norms == 2:
         h2 = _norm(b, model, "ffn_norm", "x", kernel="input_norm", module="mlp_layernorm")
     attn = attend(b, model, kind, phase, absorb, h)
-    out = _ffn(b, model, kind, h2)
+    out = _ffn(b, model, kind, h2, phase)
     both = b.op("branch_add", "elementwise", (attn, out), X, kernel="ffn_add", module="branch_add", fn="add")
     return b.build(_residual(b, model, "residual", "x", both, kernel="ffn_add", module="residual"))
 
@@ -424,9 +495,9 @@ def _parallel_block(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Ph
 # ------------------------------------------------------------------------------------------------------------ FFN and MoE
 
 
-def _ffn(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str) -> str:
+def _ffn(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str, phase: Phase) -> str:
     if kind.ffn == "moe":
-        return _moe(b, model, h)
+        return _moe(b, model, h, phase)
     m = model.mlp
     if m is None:
         raise Refused(f"{model.name}: layer is dense, but no intermediate_size is known; state intermediate_size")
@@ -448,10 +519,10 @@ def _mlp(
 ) -> str:
     """Gate and up (or up alone), activation, down."""
     p, kernels = prefix, {"up": f"{prefix}gate_up_proj", "act": f"{prefix}act", "down": f"{prefix}down_proj"}
-    up = _linear(b, f"{p}up_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.up_proj", bias=bias)
+    up = linear(b, f"{p}up_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.up_proj", bias=bias)
     src = up
     if gated:
-        src = _linear(
+        src = linear(
             b, f"{p}gate_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.gate_proj", bias=bias
         )
     a = b.op(f"{p}act", "elementwise", (src,), mid, kernel=kernels["act"], module=f"{module}.act_fn", fn=activation)
@@ -459,7 +530,7 @@ def _mlp(
         a = b.op(
             f"{p}act_mul", "elementwise", (a, up), mid, kernel=kernels["act"], module=f"{module}.act_mul", fn="mul"
         )
-    return _linear(
+    return linear(
         b, f"{p}down_proj", a, (dim, "hidden"), X, kernel=kernels["down"], module=f"{module}.down_proj", bias=bias
     )
 
@@ -472,7 +543,7 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     scored = "gate_experts" if m.redundant else "experts"
     wide, narrow = ("batch_size", "seq_len", scored), ("batch_size", "seq_len", "top_k")
     kw: dict[str, Any] = {"kernel": "gate_topk", "module": "mlp.gate"}
-    logits = _linear(
+    logits = linear(
         b,
         "router",
         h,
@@ -495,8 +566,11 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     best = 2 if m.gate == "sigmoid_topk" else 1
     attrs = {"top_k": m.top_k, "n_group": m.n_group, "topk_group": m.topk_group, "group_score_of": best}
     ids = b.op("expert_ids", "topk", (choice,), narrow, tensor_kind="index", dtype="index", attrs=attrs, **kw)
-    w = b.op("expert_scores", "gather_scores", (scores, ids), narrow, dtype="fp32", **kw)
-    if m.gate == "topk_softmax":
+    mixer: dict[str, Any] = {"fn": "sparsemixer", "attrs": {"jitter": m.jitter}} if m.gate == "sparsemixer" else {}
+    w = b.op("expert_scores", "gather_scores", (scores, ids), narrow, dtype="fp32", **mixer, **kw)
+    if m.gate == "sparsemixer":
+        pass  # its weights need no further norm
+    elif m.gate == "topk_softmax":
         w = b.op("expert_weights", "softmax", (w,), narrow, dtype="fp32", attrs={"dim": "top_k"}, **kw)
     elif m.norm_topk_prob:
         w = b.op("expert_weights", "renormalise", (w,), narrow, dtype="fp32", attrs={"dim": "top_k"}, **kw)
@@ -519,13 +593,16 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     return ids, w
 
 
-def _moe(b: BodyBuilder, model: ModelSpec, h: str) -> str:
+def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase) -> str:
     m = model.moe
     assert m is not None
     ids, weights = _router(b, model, h)
+    nodes, sent = hierarchical(m, phase), h
+    if nodes:
+        sent, ids, weights = to_nodes(b, model, h, ids, weights)
     tok = ("experts", "batch_size", "seq_len")
     wide, mid = (*tok, "hidden"), (*tok, "expert_ffn")
-    send = (h, ids, weights) if m.input_scaled else (h, ids)
+    send = (sent, ids, weights) if m.input_scaled else (sent, ids)
     x = b.op(
         "dispatch",
         "dispatch",
@@ -537,7 +614,7 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str) -> str:
         fn="scaled" if m.input_scaled else "",
     )
     lin: dict[str, Any] = {"dtype": "expert_matrix", "routed": True, "bias": m.expert_bias}
-    up = _linear(
+    up = linear(
         b,
         "expert_up",
         x,
@@ -549,7 +626,7 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     )
     gate = up
     if m.gated:
-        gate = _linear(
+        gate = linear(
             b,
             "expert_gate",
             x,
@@ -567,7 +644,7 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str) -> str:
                 "expert_up_clamp", "elementwise", (up,), mid, module="mlp.experts.act_fn", fn="clamp_add_one", **act
             )
         a = b.op("expert_act_mul", "elementwise", (a, up), mid, module="mlp.experts.act_mul", fn="mul", **act)
-    y = _linear(
+    y = linear(
         b,
         "expert_down",
         a,
@@ -578,9 +655,11 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str) -> str:
         **lin,
     )
     back = (y, ids) if m.input_scaled else (y, ids, weights)
-    out = b.op(
-        "combine", "combine", back, X, kernel="combine", module="mlp.combine", fn="unweighted" if m.input_scaled else ""
-    )
+    name, dims = ("combine_nodes", (*NODE_TOKENS, "hidden")) if nodes else ("combine", X)
+    fn = "unweighted" if m.input_scaled else ""
+    out = b.op(name, "combine", back, dims, kernel=name, module="mlp.combine", fn=fn, routed=nodes)
+    if nodes:
+        out = from_nodes(b, out)
     if not m.shared_intermediate_size:
         return out
     shared = _mlp(
@@ -589,7 +668,7 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str) -> str:
         module="mlp.shared_expert", prefix="shared_",
     )  # fmt: skip
     if m.shared_gate:
-        g = _linear(
+        g = linear(
             b,
             "shared_gate",
             h,

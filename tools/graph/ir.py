@@ -4,8 +4,10 @@ A `Body` is a straight-line list of operators (one embedding, one transformer la
 bodies, identical layers being one body repeated. Structure and size are apart: a `Tensor` names its dims, a `Sizes` says
 how long each is: an int, or a numpy array with one entry per candidate, so that one walk prices a whole candidate set.
 
-Dims: batch_size seq_len kv_len hidden heads kv_heads d_k ffn experts gate_experts expert_ffn shared_ffn top_k vocab padded_vocab
-      positions q_lora kv_lora qk_nope qk_rope v_dim
+Dims: batch_size seq_len kv_len hidden heads kv_heads d_k ffn experts expert_nodes gate_experts expert_ffn
+      shared_ffn top_k vocab padded_vocab positions q_lora kv_lora qk_nope qk_rope v_dim lin_heads lin_group lin_dk
+      lin_dv lin_rank conv
+      index_heads index_dim index_k
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ Size = int | np.ndarray
 Sizes = Mapping[str, Size]
 
 TensorKind = Literal["activation", "weight", "cache", "index"]
-DTypeRole = Literal["act", "fp32", "index", "kv", "matrix", "expert_matrix", "embedding", "vector"]
+DTypeRole = Literal["act", "fp32", "index", "kv", "index_key", "matrix", "expert_matrix", "embedding", "vector"]
 """Which of a plan's dtypes a tensor has: matrices are quantised as the plan says, experts maybe differently, vectors
 (norms, biases) and the router never."""
 
 OpKind = Literal[
     "embed", "pos_lookup", "einsum", "elementwise", "norm", "sumsq", "rms_apply", "reduce", "softmax", "mask", "rope", "cache",
-    "repeat_heads", "topk", "gather_scores", "assign_copies", "renormalise", "dispatch", "combine", "select_last",
-    "unpad", "argmax",
+    "repeat_heads", "topk", "gather_scores", "assign_copies", "renormalise", "dispatch", "combine", "to_nodes", "from_nodes",
+    "select_last",
+    "unpad", "argmax", "conv", "recur", "select",
     # training: keys without a cache, the loss, backward operators (tools/graph/backward.py), the optimizer
     "as_keys", "mask_vocab", "pick", "nll", "as_keys_grad", "mask_grad", "pick_grad", "unary_grad", "norm_grad", "norm_weight_grad",
     "sum_to", "rms_apply_grad", "rms_ssq_grad", "rms_weight_grad", "softmax_grad", "sink_grad", "rope_grad", "repeat_heads_grad",

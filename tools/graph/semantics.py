@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tools.graph.ir import Body, Op
+from tools.graph.rope import attention_factor, inverse_frequencies
 
 Array = np.ndarray
 
@@ -26,6 +27,8 @@ class Place:
     past: int
     body: Body
     out_dims: tuple[str, ...]
+    length: int = 0
+    """Positions that there are after this step, on all devices; 0: as many as `index` reaches."""
 
     def dims(self, tensor: str) -> tuple[str, ...]:
         return self.body.tensors[tensor].dims
@@ -119,12 +122,16 @@ UNARY: dict[str, Callable[[Array, Any], Array]] = {
     "gelu": lambda x, a: _gelu(x),
     "gelu_tanh": lambda x, a: 0.5 * x * (1.0 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x, a: np.maximum(x, 0.0),
+    "relu2": lambda x, a: np.maximum(x, 0.0) ** 2,
+    "softplus": lambda x, a: np.logaddexp(0.0, x),
+    "clip": lambda x, a: np.clip(x, -a["limit"], a["limit"]),
     "sigmoid": lambda x, a: _sigmoid(x),
     "swiglu_oai": lambda x, a: _clamped_glu(x),
     "clamp_add_one": lambda x, a: np.clip(x, -OAI_LIMIT, OAI_LIMIT) + 1.0,
 }
 BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "add": np.add, "mul": np.multiply, "div": np.divide, "maximum": np.maximum, "exp_sub": lambda a, b: np.exp(a - b),
+    "decay": lambda x, log_rate: -np.exp(log_rate) * x,
 }  # fmt: skip
 LINEAR_UNARY = frozenset({"scale"})
 """Functions that commute with a sum, and so may act before a pending reduction."""
@@ -138,11 +145,48 @@ def _elementwise(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Arra
 
 
 def _norm(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
-    x, w, eps = args[0], args[1] + op.attrs["offset"], op.attrs["eps"]
+    x, eps = args[0], op.attrs["eps"]
+    if op.fn == "l2":
+        return x / np.sqrt((x * x).sum(-1, keepdims=True) + eps)
+    w = args[1] + op.attrs["offset"] if len(args) > 1 else 1.0
     if op.fn == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     y = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
     return y + args[2] if len(args) == 3 else y
+
+
+def conv(op: Op, args: Sequence[Array], place: Place, dims: Any, state: Array | None) -> tuple[Array, Array]:
+    """Causal convolution of every channel with itself, and the inputs that the next position will still see."""
+    x, w = args[0], args[1]
+    reach = w.shape[0] - 1
+    before = np.zeros((x.shape[0], reach, *x.shape[2:])) if state is None else state
+    seen = np.concatenate([before, x], axis=1)
+    y = sum((w[j] * seen[:, j : j + x.shape[1]] for j in range(reach + 1)), np.zeros_like(x))
+    return (y + args[2] if len(args) > 2 else y), seen[:, x.shape[1] :]
+
+
+def recur(op: Op, args: Sequence[Array], place: Place, dims: Any, state: Array | None) -> tuple[Array, Array]:
+    """The state after every position: decayed by exp(g), then key x value is added; with `delta` the value less what the
+    state already answers to the key, times beta."""
+    out = place.out_dims
+    k, v, g, *beta = (align(x, ds, out) for x, ds in zip(args, dims, strict=True))
+    keys = out.index("lin_dk") - 1  # a step has no seq_len
+    shape = np.broadcast_shapes(k.shape, v.shape, g.shape)
+    states = np.empty(shape)
+    s = np.zeros((shape[0], *shape[2:])) if state is None else state
+    for t in range(shape[1]):
+        s = s * np.exp(g[:, t])
+        new = v[:, t]
+        if op.fn == "delta":
+            new = (new - (s * k[:, t]).sum(keys, keepdims=True)) * beta[0][:, t]
+        s = s + k[:, t] * new
+        states[:, t] = s
+    return states, s
+
+
+STATEFUL = {"conv": conv, "recur": recur}
+"""Operators that carry something of fixed size from one step to the next: (op, inputs, place, dims, state or None before
+the first) → (output, state)."""
 
 
 def _sumsq(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
@@ -179,6 +223,9 @@ def _mask(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
         slopes = alibi_slopes(op.attrs["num_heads"])[place.index("heads")]
         bias = slopes[:, None, None] * k[None].astype(float)
         return x + align(bias + 0.0 * q[None], ("heads", "seq_len", "kv_len"), want)
+    if op.fn == "selected":
+        chosen = (args[1][..., None] == place.index("kv_len")).any(-2)
+        return np.where(align(chosen, (*dims[1][:-1], "kv_len"), want), x, -np.inf)
     seen = k <= q
     if op.attrs.get("window"):
         seen &= k > q - op.attrs["window"]
@@ -196,15 +243,18 @@ def alibi_slopes(num_heads: int) -> Array:
 
 
 def _rope(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
-    """Pair i turns by position x theta^(-2i/rot). A rank may hold some pairs only: `index` says which."""
+    """Pair i turns by position x its frequency. A rank may hold some pairs only: `index` says which."""
     x, a = args[0], op.attrs
     held = place.index(a["dim"])
     whole = a["rotary_dim"] or a["size"]
     rot = min(whole, len(held))
     pair = held[:rot:2] // 2 if a["interleaved"] else held[: rot // 2]
-    angle = place.index("seq_len")[:, None] * a["theta"] ** (-2.0 * pair / whole)[None]
+    at = place.index("seq_len")
+    length = place.length or int(np.abs(at).max(initial=0)) + 1
+    angle = at[:, None] * inverse_frequencies(a["theta"], whole, a["scaling"], length)[pair][None]
     shape = [x.shape[i] if d == "seq_len" else 1 for i, d in enumerate(dims[0][:-1])] + [rot // 2]
-    cos, sin = np.cos(angle).reshape(shape), np.sin(angle).reshape(shape)
+    stretch = attention_factor(a["scaling"], length)
+    cos, sin = stretch * np.cos(angle).reshape(shape), stretch * np.sin(angle).reshape(shape)
     part, rest = x[..., :rot], x[..., rot:]
     if a["interleaved"]:
         a0, a1 = part[..., 0::2], part[..., 1::2]
@@ -227,6 +277,14 @@ def _repeat_heads(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Arr
 
 def _topk(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     return np.argsort(-_eligible(args[0], op)[0], axis=-1, kind="stable")[..., : op.attrs["top_k"]]
+
+
+def _select(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    """The best positions of every query, -1 where there are fewer."""
+    best = np.argsort(-args[0], axis=-1, kind="stable")[..., : op.attrs["top_k"]]
+    best = np.where(np.isneginf(np.take_along_axis(args[0], best, -1)), -1, best)
+    short = op.attrs["top_k"] - best.shape[-1]
+    return np.pad(best, [(0, 0)] * (best.ndim - 1) + [(0, short)], constant_values=-1) if short > 0 else best
 
 
 def _eligible(x: Array, op: Op) -> tuple[Array, Array]:
@@ -255,7 +313,34 @@ def topk_margin(op: Op, x: Array) -> float:
     )
 
 
+def select_margin(op: Op, x: Array) -> float:
+    """Smallest difference between the last position that is picked and the first that is not; positions that no head
+    answers to tie at zero, where the earlier one is picked."""
+    top = -np.sort(-x, axis=-1)
+    k = op.attrs["top_k"]
+    if top.shape[-1] <= k:
+        return float("inf")
+    last, next_ = top[..., k - 1], top[..., k]
+    open_ = np.isfinite(next_) & ~((last == 0.0) & (next_ == 0.0))
+    return float((last[open_] - next_[open_]).min(initial=np.inf))
+
+
+def _sparsemixer(scores: Array, ids: Array, jitter: float) -> Array:
+    """Weights of the chosen experts, one choice after the other (arXiv 2409.12136; modeling_phimoe.py)."""
+    left, out = scores.copy(), []
+    for j in range(ids.shape[-1]):
+        chosen = ids[..., j : j + 1]
+        best = np.take_along_axis(left, chosen, -1)
+        near = (best - scores) / np.maximum(np.abs(scores), best) <= 2 * jitter
+        e = np.where(near & np.isfinite(left), np.exp(left - best), 0.0)
+        out.append(np.take_along_axis(e, chosen, -1) / e.sum(-1, keepdims=True))
+        np.put_along_axis(left, chosen, -np.inf, -1)
+    return np.concatenate(out, axis=-1)
+
+
 def _gather_scores(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    if op.fn == "sparsemixer":
+        return _sparsemixer(args[0], args[1], op.attrs["jitter"])
     return np.take_along_axis(args[0], args[1], axis=-1)
 
 
@@ -263,21 +348,35 @@ def _renormalise(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Arra
     return args[0] / (args[0].sum(-1, keepdims=True) + 1e-20)
 
 
+def _to_nodes(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    """Per node: its tokens (0 where none of their experts lies there), their experts (else -1), their weights (else 0)."""
+    x, ids = args[0], args[-1]
+    nodes = place.index("expert_nodes")[:, None, None, None]
+    here = ids[None] // (op.attrs["num_slots"] // op.attrs["nodes"]) == nodes
+    if op.fn == "tokens":
+        return np.where(here.any(-1)[..., None], x[None], 0.0)
+    return np.where(here, x[None], -1 if op.fn == "ids" else 0.0)
+
+
+def _from_nodes(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return args[0].sum(0)
+
+
 def _onehot(ids: Array, place: Place) -> Array:
-    """[batch_size, seq_len, top_k, experts held here]"""
+    """[(expert_nodes,) batch_size, seq_len, top_k, experts held here]"""
     return (ids[..., None] == place.index("experts")).astype(float)
 
 
 def _dispatch(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     x, hot = args[0], _onehot(args[1], place)
-    gate = (hot * args[2][..., None]).sum(2) if op.fn == "scaled" else hot.sum(2)
-    return np.einsum("bsh,bse->ebsh", x, gate)
+    gate = (hot * args[2][..., None]).sum(-2) if op.fn == "scaled" else hot.sum(-2)
+    return np.einsum("nbsh,nbse->ebsh" if x.ndim == 4 else "bsh,bse->ebsh", x, gate)
 
 
 def _combine(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     y, hot = args[0], _onehot(args[1], place)
-    gate = hot.sum(2) if op.fn == "unweighted" else (hot * args[2][..., None]).sum(2)
-    return np.einsum("ebsh,bse->bsh", y, gate)
+    gate = hot.sum(-2) if op.fn == "unweighted" else (hot * args[2][..., None]).sum(-2)
+    return np.einsum("ebsh,nbse->nbsh" if gate.ndim == 4 else "ebsh,bse->bsh", y, gate)
 
 
 def _select_last(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
@@ -300,6 +399,7 @@ RUN: dict[str, Callable[[Op, Sequence[Array], Place, Any], Array]] = {
     "assign_copies": _assign_copies, "embed": _embed, "pos_lookup": _pos_lookup,
     "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
     "sumsq": _sumsq, "reduce": _reduce, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
-    "repeat_heads": _repeat_heads, "topk": _topk, "gather_scores": _gather_scores, "renormalise": _renormalise,
-    "dispatch": _dispatch, "combine": _combine, "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,
+    "repeat_heads": _repeat_heads, "topk": _topk, "select": _select, "gather_scores": _gather_scores, "renormalise": _renormalise,
+    "dispatch": _dispatch, "combine": _combine, "to_nodes": _to_nodes, "from_nodes": _from_nodes,
+    "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from tools.graph.ir import Body, Op
-from tools.graph.semantics import Place, run
+from tools.graph.semantics import STATEFUL, Place, run
 from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Orders, positions
 from tools.partition.lower import PBody, POp, Program, Stage, ends_of
 from tools.partition.mesh import Mesh
@@ -51,7 +51,12 @@ def run_reference(
         trace.values[(layer, body.name, body.inputs[0])] = carried
         for op in body.ops:
             args = [env[n] if n in env else weight_of(weights, layer, n) for n in op.inputs]
-            if op.kind == "cache":
+            if op.kind in STATEFUL:
+                key = (layer if layer is not None else -1, op.output)
+                where = _whole_place(op, body, env, weights, layer, past)
+                dims = [body.tensors[n].dims for n in op.inputs]
+                env[op.output], caches[key] = STATEFUL[op.kind](op, args, where, dims, caches.get(key))
+            elif op.kind == "cache":
                 key = (layer if layer is not None else -1, op.output)
                 caches[key] = append_cache(caches.get(key), args[0])
                 env[op.output] = caches[key]
@@ -81,12 +86,14 @@ def _whole_place(op: Op, body: Body, env: Mapping[str, Array], weights: Weights,
     def index(dim: str) -> Array:
         if dim == "heads" and op.kind == "repeat_heads":
             return np.arange(sizes["kv_heads"] * op.attrs["group"])
+        if dim == "expert_nodes" and dim not in sizes:
+            return np.arange(op.attrs["nodes"])
         if dim == "experts" and dim not in sizes:
             return np.arange(weight_of(weights, layer, "expert_up.weight").shape[0])
         start = past if dim == "seq_len" else 0
         return np.arange(start, start + sizes[dim])
 
-    return Place(index, past, body, body.tensors[op.output].dims)
+    return Place(index, past, body, body.tensors[op.output].dims, past + sizes.get("seq_len", 0))
 
 
 # ------------------------------------------------------------------------------------------------------------- devices
@@ -225,7 +232,12 @@ def _run_op(
                 return devices.index(layout, dim, rank)
         return devices.index(layouts[0], dim, rank)
 
-    return run(op, args, Place(index, devices.past, pbody.body, dims[-1]), dims[:-1])
+    where = Place(index, devices.past, pbody.body, dims[-1], devices.past + devices.sizes["seq_len"])
+    if op.kind in STATEFUL:
+        key = (layer if layer is not None else -1, op.output)
+        value, cache[key] = STATEFUL[op.kind](op, args, where, dims[:-1], cache.get(key))
+        return value
+    return run(op, args, where, dims[:-1])
 
 
 # ---------------------------------------------------------------------------------------------------------- collectives
@@ -295,7 +307,16 @@ def _ring_shift(comm: Comm, parts: list[Array], dims: Sequence[str], devices: De
 def _all_to_all(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:
     assert comm.src_dim and comm.dst_dim
     sent = [_split(p, comm.dst_dim, comm, dims, devices) for p in parts]
-    return [_join([row[j] for row in sent], comm.src_dim, comm, dims, devices) for j in range(len(parts))]
+    order = _source_order(comm, devices, len(parts))
+    return [_join([sent[i][j] for i in order], comm.src_dim, comm, dims, devices) for j in range(len(parts))]
+
+
+def _source_order(comm: Comm, devices: Devices, count: int) -> Sequence[int]:
+    """Members of a group in the order in which they hold `src_dim`."""
+    if not comm.src_axes:
+        return range(count)
+    grid = np.arange(count).reshape([int(devices.mesh.degrees[a]) for a in comm.axes])
+    return [int(i) for i in grid.transpose([comm.axes.index(a) for a in comm.src_axes]).ravel()]
 
 
 def _slice(comm: Comm, parts: list[Array], dims: Sequence[str], devices: Devices) -> list[Array]:

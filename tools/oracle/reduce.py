@@ -13,9 +13,10 @@ from itertools import accumulate, pairwise
 from math import gcd, lcm, prod
 
 from tools.graph.build import VOCAB_ALIGNMENT, padded_vocab
+from tools.partition.axes import SLICES, sliced
 from tools.partition.lower import compress, default_layers_per_stage
 from tools.partition.pipeline import num_chunks
-from tools.spec.model import MLA, LayerKind, ModelSpec
+from tools.spec.model import MLA, LayerKind, LinearAttention, ModelSpec, RopeScaling
 from tools.spec.strategy import Strategy
 
 
@@ -36,11 +37,12 @@ class _Picker:
     def __init__(self, strategies: Sequence[Strategy] = ()) -> None:
         self.used: set[int] = {1}
         self.placed: dict[str, int] = {}
-        """Degrees that placements of single weights split a dim by."""
+        """Degrees that placements of single weights, and slices, split a dim by."""
         for s in strategies:
             for dim, axes in ((d, a) for _, split in s.placements for d, a in split):
-                degree = prod(getattr(s, a) for a in axes)
-                self.placed[dim] = lcm(self.placed.get(dim, 1), degree)
+                self.placed[dim] = lcm(self.placed.get(dim, 1), prod(s.degree(a) for a in axes))
+            for x, degree in sliced(s).values():
+                self.placed |= {dim: lcm(self.placed.get(dim, 1), degree * x.grain) for dim in x.dims}
 
     def dim(self, name: str, n: int, degree: int = 1, *, at_least: int = 2) -> int:
         """As `take`, with the degrees that placements split this dim by."""
@@ -77,6 +79,10 @@ def reduce(
         rotary = max(2, d_k // 4 * 2)  # still a part of d_k
     elif rotary:
         rotary = d_k
+    if model.linear:
+        updates["linear"] = _reduce_linear(model.linear, s, pick)
+        # What a state returns may be next to nothing; a norm would blow it up, and its rounding with it.
+        updates["norm_eps"] = 0.05
     vocab = _vocab(model, s.tp, pick)
     if model.mlp:
         ffn = pick.dim("ffn", model.mlp.intermediate_size, s.tp)
@@ -91,6 +97,8 @@ def reduce(
         max(seq_len, 5, s.seq_slices), degree, at_least=max(5, s.seq_slices * (2 * s.cp if s.cp > 1 else 1))
     )
     position = model.position.model_copy(update={"rotary_dim": rotary, "max_positions": seq + decode_steps + 3})
+    pairs = (rotary or (attention.mla.qk_rope_head_dim if attention.mla else d_k)) // 2
+    position = position.model_copy(update={"scaling": _shorter(position.scaling, pairs)})
     kinds, *splits = _layers(model, [strategy, decode] if decode else [strategy])
     updates |= {
         "vocab_size": vocab,
@@ -100,6 +108,7 @@ def reduce(
         "num_hidden_layers": len(kinds),
         "moe_layers": tuple(k.ffn == "moe" for k in kinds) if model.moe else None,
         "sliding_layers": tuple(k.sliding for k in kinds),
+        "linear_layers": tuple(k.mixer == "linear" for k in kinds) if model.linear else None,
     }
     small = ModelSpec.model_validate(model.model_copy(update=updates).model_dump())
     copies = small.moe.redundant if small.moe else 0
@@ -111,9 +120,17 @@ def reduce(
     return Reduced(small, cut[0], batch, seq, decode_steps, cut[1] if decode else None)
 
 
+def _shorter(scaling: RopeScaling | None, pairs: int) -> RopeScaling | None:
+    """RoPE's scaling for fewer pairs: factors that are given pair by pair, of the first ones."""
+    if scaling is None:
+        return None
+    return scaling.model_copy(update={n: getattr(scaling, n)[:pairs] for n in ("short_factor", "long_factor")})
+
+
 def _both(a: Strategy, b: Strategy) -> Strategy:
     """Degrees that keep what both strategies see of a dim: their least common multiples."""
-    degrees = {n: lcm(getattr(a, n), getattr(b, n)) for n in ("tp", "cp", "attn_dp", "ep", "etp", "dk", "dcp")}
+    degrees = {n: lcm(a.degree(n), b.degree(n)) for n in ("tp", "cp", "attn_dp", "ep", "etp", "dk", "dcp")}
+    degrees["axes"] = tuple((n, d) for n in SLICES if n != "dk" and (d := lcm(a.degree(n), b.degree(n))) > 1)  # type: ignore[assignment]
     kinds = {"cp_kind": "ring" if "ring" in (a.cp_kind, b.cp_kind) and degrees["cp"] > 1 else "ulysses"}
     # No strategy that could run: only its degrees are read.
     return Strategy.model_construct(**{**a.model_dump(), **degrees, **kinds, "sp": a.sp or b.sp})
@@ -121,7 +138,8 @@ def _both(a: Strategy, b: Strategy) -> Strategy:
 
 def _head_ranks(s: Strategy) -> int:
     """Ranks that the heads are dealt out over."""
-    return s.tp // s.dk * (s.cp if s.cp_kind == "ulysses" else 1)
+    taken = prod(d for x, d in sliced(s).values() if "heads" in x.takes_from)
+    return s.tp // taken * (s.cp if s.cp_kind == "ulysses" else 1)
 
 
 def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker, ranks: int):
@@ -139,11 +157,21 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker, ranks: int):
             qk_rope_head_dim=pick.take(4, 2, at_least=4),
             v_head_dim=pick.take(m.v_head_dim),
         )
+        ix = a.indexer
+        if ix:
+            index = {
+                "num_heads": pick.take(ix.num_heads),
+                "head_dim": pick.take(ix.head_dim, 2, at_least=6),
+                "top_k": 4,
+            }
+            ix = ix.model_copy(update=index)
+            pick.used.add(4)
         return a.model_copy(
             update={
                 "num_heads": heads,
                 "num_kv_heads": heads,
                 "mla": mla,
+                "indexer": ix,
                 "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim,
             }
         )
@@ -158,10 +186,23 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker, ranks: int):
             kv += ranks  # a pool's ranks share heads as they do in the model
         heads = kv * min(group, 3)
     pick.used |= {kv, heads}
-    head_dim = pick.take(a.head_dim, 2 * rest, at_least=4) if rest > 1 else pick.take(4 * s.dk, 2 * s.dk, at_least=4)
+    head_dim = pick.take(a.head_dim, 2 * rest, at_least=4) if rest > 1 else pick.dim("d_k", a.head_dim, 2, at_least=4)
     update = {"num_heads": heads, "num_kv_heads": kv, "head_dim": head_dim}
     update["sliding_window"] = 3 if a.sliding_window else None
     update["chunk_size"] = 4 if a.chunk_size else None
+    return a.model_copy(update=update)
+
+
+def _reduce_linear(a: LinearAttention, s: Strategy, pick: _Picker) -> LinearAttention:
+    """Linear attention with as few heads as tp lets it have; value heads still share keys where they did."""
+    keys = pick.take(a.num_key_heads, s.tp)
+    group = pick.take(a.num_value_heads // a.num_key_heads) if a.num_value_heads > a.num_key_heads else 1
+    pick.used.add(keys * group)
+    update = {
+        "num_key_heads": keys, "num_value_heads": keys * group, "key_dim": pick.take(a.key_dim, at_least=6),
+        "value_dim": pick.take(a.value_dim, at_least=6), "conv_kernel": min(a.conv_kernel, 3),
+        "gate_rank": pick.take(a.gate_rank) if a.gate_rank else None,
+    }  # fmt: skip
     return a.model_copy(update=update)
 
 
@@ -169,6 +210,7 @@ def _reduce_moe(model: ModelSpec, s: Strategy, pick: _Picker):
     m = model.moe
     assert m is not None and s.etp is not None
     groups = min(m.n_group, 4)
+    pick.used.add(s.ep_nodes)
     top_k = max(1, min(m.top_k, 3))
     least = max(top_k + 1, 4 if m.num_experts > 4 else 2) if m.num_experts > top_k else top_k
     least = max(least, groups * 2 if groups > 1 else 0)
@@ -188,6 +230,7 @@ def _reduce_moe(model: ModelSpec, s: Strategy, pick: _Picker):
         "n_group": groups,
         "topk_group": min(m.topk_group, max(1, groups - 1)) if groups > 1 else 1,
         "redundant": redundant,
+        "nodes": s.ep_nodes,
     }
     return m.model_copy(update=update)
 

@@ -208,7 +208,8 @@ def _run_op(
                 return devices.index(layout, dim, rank)
         return devices.index(layouts[0], dim, rank)
 
-    return run(op, [env[n][rank] for n in inputs], Place(index, 0, pbody.body, dims[-1]), dims[:-1])
+    place = Place(index, 0, pbody.body, dims[-1], devices.sizes["seq_len"])
+    return run(op, [env[n][rank] for n in inputs], place, dims[:-1])
 
 
 def run_step(

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 
 from tools.graph.ir import Size
+from tools.partition.axes.base import Order
 from tools.partition.mesh import Axes, Mesh
 
 Reduction = Literal["sum", "max"]
-Order = Literal["run", "cyclic", "zigzag", "paired"]
 """How a dim is dealt out. run: one stretch per rank. cyclic: position i to rank i mod d, so that a growing cache stays
 even. zigzag: of 2d stretches, rank r has the r-th and the r-th from the end, so that causal attention is balanced.
 paired: of 2d stretches, rank r has the r-th and the (d + r)-th, so that both halves of every RoPE pair are on one rank."""
@@ -82,6 +82,8 @@ class Comm:
     src_dim: str | None = None
     dst_dim: str | None = None
     reduce: Reduction = "sum"
+    src_axes: Axes = ()
+    """all_to_all: the same axes as `src_dim` lies over them, where that is another order."""
 
 
 def local_size(n: Size, degree: Size) -> Size:
@@ -165,12 +167,9 @@ def _next_departure(cur: Layout, dst: Layout) -> Comm | None:
             moving = tail[cut:]
             for other, wanted in dst.split:
                 have = cur.axes(other)
-                if (
-                    other != dim
-                    and wanted[: len(have)] == have
-                    and wanted[len(have) : len(have) + len(moving)] == moving
-                ):
-                    return Comm("all_to_all", moving, src_dim=dim, dst_dim=other)
+                gains = wanted[len(have) : len(have) + len(moving)]
+                if other != dim and wanted[: len(have)] == have and sorted(gains) == sorted(moving):
+                    return Comm("all_to_all", gains, dim, other, src_axes=() if gains == moving else moving)
         # Gather only what lies inside the first axis that another dim waits for; that one can then leave by all-to-all.
         waiting = {wanted[len(cur.axes(d))] for d, wanted in dst.split if d != dim and len(cur.axes(d)) < len(wanted)}
         inner = next((i + 1 for i, a in enumerate(tail[:-1]) if a in waiting), 0)
@@ -184,7 +183,7 @@ def _apply(cur: Layout, comm: Comm) -> Layout:
         pending = tuple(a for a in pending if a not in comm.axes)
     if comm.src_dim:
         have = split[comm.src_dim]
-        assert have[len(have) - len(comm.axes) :] == comm.axes, f"{comm} on {cur}"
+        assert have[len(have) - len(comm.axes) :] == (comm.src_axes or comm.axes), f"{comm} on {cur}"
         split[comm.src_dim] = have[: len(have) - len(comm.axes)]
     if comm.dst_dim:
         split[comm.dst_dim] = split.get(comm.dst_dim, ()) + comm.axes

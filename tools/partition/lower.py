@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from tools.graph.build import embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op, Size, Sizes, Tensor
+from tools.graph.routing import node_sizes, node_tokens, routed_name
+from tools.partition.axes import check_axes
 from tools.partition.layout import Comm, Layout, Orders, local_size, redistribute
 from tools.partition.mesh import Mesh, build_mesh
-from tools.partition.pipeline import check_pipeline, handover, num_chunks, ranks_of
+from tools.partition.pipeline import handover, num_chunks, ranks_of
 from tools.partition.placement import Placement, placed
 from tools.partition.ring import ring_region, unroll
 from tools.partition.rules import RULES, Context
 from tools.partition.transfer import Side
 from tools.spec.base import Refused, ToolError
-from tools.spec.model import LayerKind, ModelSpec, with_redundant
+from tools.spec.model import LayerKind, ModelSpec, with_nodes, with_redundant
 from tools.spec.strategy import Phase, Strategy
 
 
@@ -377,10 +381,12 @@ def lower(
     `sizes` as from `tools.graph.build.all_sizes` with batch_size per replica. Raises Refused with op, dim and axis for
     what cannot be represented, ToolError for degrees that contradict the model.
     """
-    model = with_redundant(model, strategy.redundant_experts)
+    model = with_nodes(with_redundant(model, strategy.redundant_experts), strategy.ep_nodes)
+    if model.moe and strategy.ep_nodes > 1:
+        sizes = {**sizes, **node_sizes(model.moe)}
     if model.moe and strategy.redundant_experts and "experts" in sizes:
         sizes = {**sizes, "experts": model.moe.num_slots}  # callers give the lengths of the model without copies
-    _check_degrees(model, strategy)
+    check_axes(model, strategy)
     mesh = build_mesh(strategy, model.attention.num_kv_heads if not model.attention.mla else model.attention.num_heads)
     placement = placement_of(strategy, mesh, phase)
     _check_placements(model, strategy, phase)
@@ -442,80 +448,28 @@ def _check_placements(model: ModelSpec, s: Strategy, phase: Phase) -> None:
             raise ToolError(f"placements: {name} has no dim {wrong}; it has {', '.join(sorted(found[name]))}")
 
 
-def _check_degrees(model: ModelSpec, s: Strategy) -> None:
-    """What no layout can express. Engine rules are stricter and live in tools.engines.rules."""
-    a, over_heads = model.attention, max(1, s.tp // s.dk)
-    if s.expert_devices and model.moe is None:
-        raise ToolError(f"expert_devices({s.expert_devices}) on {model.name}, which has no routed experts; use 0")
-    if s.attn_pool and (s.attention_group > s.tp or s.dcp > 1 or s.dk > 1 or s.sp):
-        raise Refused(
-            f"attn_pool({s.attn_pool}) deals heads and positions out over its own ranks: it goes with tp alone, not with "
-            f"attn_dp({s.attn_dp}), cp({s.cp}), dcp({s.dcp}), dk({s.dk}) or sp; use those, or the pool"
-        )
-    if s.expert_devices and s.sp:
-        raise Refused("sp with expert_devices: tokens are dealt out over tp for the experts already; use sp=False")
-    if s.cp > 1 and s.cp_kind == "ring" and s.dk > 1:
-        raise Refused("dk with ring attention: partial scores would have to be summed in every ring step; use dk=1")
-    if s.cp > 1 and s.cp_kind == "ring" and s.dcp > 1:
-        raise Refused("dcp with ring attention: kv_len is dealt out zig-zag over cp already; use dcp=1")
-    if s.cp > 1 and s.cp_kind == "ring" and s.sp:
-        raise Refused(
-            "sp with ring attention: seq_len would be split over cp (zig-zag) and tp (runs) at once; use sp=False"
-        )
-    if s.cp > 1 and s.cp_kind == "ulysses" and a.num_heads % (over_heads * s.cp):
-        raise ToolError(
-            f"heads({a.num_heads}) % (tp({s.tp}) * cp({s.cp})) = {a.num_heads % (s.tp * s.cp)}: the exchange of positions for "
-            f"heads needs tp * cp to divide the heads"
-        )
-    if s.tp % s.dk:
-        raise ToolError(
-            f"tp({s.tp}) % dk({s.dk}) = {s.tp % s.dk}; dk of the tp ranks slice each head, so tp must be a multiple of {s.dk}"
-        )
-    if a.num_heads % over_heads:
-        ok = [t * s.dk for t in range(1, a.num_heads + 1) if a.num_heads % t == 0]
-        raise ToolError(
-            f"heads({a.num_heads}) % tp({over_heads}) = {a.num_heads % max(1, over_heads)}; tp must be one of {ok}"
-        )
-    if s.dk > 1 and (a.mla or s.dcp > 1 or a.head_dim % (2 * s.dk)):
-        raise Refused(
-            f"dk({s.dk}): slices of d_k need plain attention without dcp and d_k({a.head_dim}) % (2 * dk) = 0, so that "
-            "RoPE pairs stay whole"
-        )
-    if not a.mla and over_heads <= a.num_kv_heads and a.num_kv_heads % over_heads:
-        raise ToolError(
-            f"kv_heads({a.num_kv_heads}) % tp({s.tp}) = {a.num_kv_heads % s.tp}; tp must divide kv_heads or be a multiple of it"
-        )
-    copies = s.tp if a.mla else max(1, over_heads // a.num_kv_heads)
-    if copies % s.dcp:
-        raise ToolError(
-            f"dcp({s.dcp}) deals the KV cache out over ranks that would hold copies of it, and tp({s.tp}) makes {copies}; "
-            f"dcp must divide {copies}"
-        )
-    if model.moe is None and s.redundant_experts:
-        raise ToolError(f"redundant_experts({s.redundant_experts}) on {model.name}, which has no experts; use 0")
-    if model.moe is None and s.ep > 1:
-        raise ToolError(f"ep({s.ep}) on {model.name}, which has no experts; use ep=1")
-    if s.layers_per_stage and sum(s.layers_per_stage) != model.num_hidden_layers:
-        raise ToolError(
-            f"layers_per_stage {list(s.layers_per_stage)} sums to {sum(s.layers_per_stage)}, "
-            f"the model has {model.num_hidden_layers} layers"
-        )
-    check_pipeline(s, model.num_hidden_layers)
-
-
 # ----------------------------------------------------------------------------------------------------------------- sizes
 
 
 def local_dims(pbody: PBody, tensor: str, sizes: Sizes, mesh: Mesh) -> dict[str, Size]:
-    """Longest local length of every dim of a tensor; for routed tensors batch_size x seq_len read `expert_tokens`."""
+    """Longest local length of every dim of a tensor; for routed tensors batch_size x seq_len read `expert_tokens`,
+    or `node_tokens` where they travel between nodes."""
     t, layout = pbody.spec(tensor), pbody.layout(tensor)
     dims = {d: local_size(sizes[d], mesh.degree(layout.axes(d))) for d in t.dims}
     if not t.routed:
         return dims
     tokens = dims.pop("batch_size") * dims.pop("seq_len")
-    rest = dict(dims)
-    out = {"experts": rest.pop("experts"), "expert_tokens": -(-tokens * sizes["top_k"] // sizes["experts"])}
-    return out | rest
+    parts = "expert_nodes" if "expert_nodes" in dims else "experts"
+    out = {parts: dims.pop(parts), routed_name(t.dims): expected_tokens(t.dims, tokens, sizes)}
+    return out | dims
+
+
+def expected_tokens(dims: Iterable[str], tokens: Size, sizes: Sizes) -> Any:
+    """Of `tokens`, those that one expert gets (⌈tokens · top_k / experts⌉), or one node."""
+    if "expert_nodes" in dims:
+        expected = np.ceil(node_tokens(tokens, sizes) - 1e-9)
+        return expected.astype(np.int64) if np.ndim(expected) else int(expected)
+    return -(-tokens * sizes["top_k"] // sizes["experts"])
 
 
 def ends_of(pbody: PBody, p: POp, mesh: Mesh, orders: Orders) -> tuple[Side, Side]:

@@ -13,21 +13,19 @@ own on one stretch of the stage's ranks; an axis says which group it belongs to.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
-from math import gcd
-from typing import Any
+from math import gcd, prod
 
 import numpy as np
 
 from tools.graph.ir import Size
+from tools.partition.axes import LOGICAL, SLICES, VISIBLE, cuts, sliced
 from tools.spec.base import Refused
 from tools.spec.strategy import Strategy
 
 Axes = tuple[str, ...]
-VISIBLE: Axes = ("tp", "cp", "attn_dp", "ep", "etp", "edp", "dcp", "dk", "pool_heads", "pool_seq")
-"""Logical axes that a strategy names, in the order in which messages prefer them; the others are parts of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class MeshShape:
         while axes:
             fit = [n for n, a in named.items() if set(axes[: len(a)]) == a]
             # Attention's axes before the experts', the longest first.
-            whole = min(fit, key=lambda n: (n != first, VISIBLE.index(n) > 2, -len(named[n])), default=None)
+            whole = min(fit, key=lambda n: (n != first, n not in ("tp", "cp", "attn_dp"), -len(named[n])), default=None)
             host = whole or min((n for n, a in named.items() if axes[0] in a), key=lambda n: len(named[n]))
             out.append(host if whole else f"part of {host}")
             axes = axes[len(named[host]) if whole else 1 :]
@@ -133,32 +131,6 @@ class Mesh:
         return tuple(tuple(int(r) for r in row) for row in rows)
 
 
-LOGICAL: tuple[tuple[str, str, str], ...] = (
-    # name, stride where it starts (inner), stride where it ends (outer)
-    ("dk", "one", "dk"), ("dcp", "one", "dcp"), ("tp_rep", "dk", "tp_rep"), ("tp_kv", "tp_rep", "tp"), ("tp_heads", "dk", "tp"),
-    ("tp", "one", "tp"),
-    ("cp_rep", "tp", "cp_rep"), ("cp_kv", "cp_rep", "cp"), ("cp", "tp", "cp"),
-    ("attn_dp", "cp", "group"), ("etp", "one", "etp"), ("ep", "etp", "ep"), ("edp", "ep", "group"),
-)  # fmt: skip
-
-
-def cuts(
-    tp: Any, cp: Any, attn_dp: Any, ep: Any, etp: Any, num_kv_heads: int, dcp: Any = 1, dk: Any = 1
-) -> dict[str, Any]:
-    """Strides at which the line of ranks is cut, by name. Works on ints and on arrays.
-
-    KV heads are dealt out to tp first, what is left of them to cp; ranks beyond that hold copies (`tp_rep`, `cp_rep`).
-    """
-    tp_rep = dk * np.maximum(tp // dk // num_kv_heads, 1)
-    heads_left = np.maximum(num_kv_heads // (tp // dk), 1)
-    cp_rep = np.maximum(cp // np.gcd(cp, heads_left), 1)
-    return {
-        "one": np.ones_like(tp), "dk": dk * np.ones_like(tp), "dcp": dcp * np.ones_like(tp),
-        "tp_rep": tp_rep, "tp": tp, "cp_rep": tp * cp_rep, "cp": tp * cp, "etp": etp,
-        "ep": etp * ep, "group": tp * cp * attn_dp,
-    }  # fmt: skip
-
-
 ATTENTION, EXPERTS, POOL = "attention", "experts", "pool"
 """Device groups of a stage that has more than one."""
 
@@ -166,28 +138,45 @@ ATTENTION, EXPERTS, POOL = "attention", "experts", "pool"
 def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
     """Mesh of one stage of one replica. Refuses factorisations that do not nest, with the two strides that clash."""
     assert strategy.attn_dp is not None and strategy.etp is not None
-    if strategy.tp % strategy.dk:
-        raise Refused(
-            f"tp({strategy.tp}) % dk({strategy.dk}) = {strategy.tp % strategy.dk}; dk slices heads among the tp ranks"
-        )
-    over_heads = strategy.tp // strategy.dk
+    taken = prod(d for x, d in sliced(strategy).values() if "heads" in x.takes_from)
+    if strategy.tp % taken:
+        raise Refused(f"tp({strategy.tp}) % {taken} = {strategy.tp % taken}; slices of heads take ranks from tp")
+    over_heads = strategy.tp // taken
     if over_heads > num_kv_heads and over_heads % num_kv_heads:
         raise Refused(
             f"tp({over_heads}) exceeds kv_heads({num_kv_heads}) and is no multiple of it: KV heads cannot be replicated "
             f"evenly; choose tp among the divisors or multiples of {num_kv_heads}"
         )
     apart = strategy.expert_devices > 0
-    ep, etp = (1, 1) if apart else (strategy.ep, strategy.etp)
-    named = cuts(strategy.tp, strategy.cp, strategy.attn_dp, ep, etp, num_kv_heads, strategy.dcp, strategy.dk)
+    names = ("tp", "cp", "attn_dp", "dcp", *SLICES)
+    degrees = {n: strategy.degree(n) for n in names} | (
+        {} if apart else {n: strategy.degree(n) for n in ("ep", "etp", "ep_nodes")}
+    )
+    named = cuts(degrees, num_kv_heads)
     if strategy.cp_kind == "ring":
         named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
-    attention = mesh_from_cuts({k: int(v) for k, v in named.items()})
+    attention = _nodes_inside(mesh_from_cuts({k: int(v) for k, v in named.items()}))
     others = []
     if strategy.attn_pool:
         others.append(_pool_mesh(strategy.attention_group + strategy.attn_pool, num_kv_heads))
     if apart:
         others.append(_expert_mesh(strategy, POOL if strategy.attn_pool else ATTENTION))
     return _together(attention, others) if others else attention
+
+
+def _nodes_inside(mesh: Mesh) -> Mesh:
+    """Sequences are dealt out over attn_dp with the nodes inside: what a rank gets from its counterparts in the other nodes
+    is then one run of the batch, which the exchange inside the node cuts no further. Which rank serves which sequence is
+    free; ranks that slice the same experts (etp) stay innermost."""
+    nodes, etp = mesh.shape.axis("ep_nodes"), mesh.shape.axis("etp")
+    if not nodes:
+        return mesh
+
+    def order(axes: Axes) -> Axes:
+        return tuple(sorted(axes, key=lambda a: (a in nodes) + 2 * (a in etp)))
+
+    logical = tuple((n, order(a) if n == "attn_dp" else a) for n, a in mesh.shape.logical)
+    return replace(mesh, shape=replace(mesh.shape, logical=logical))
 
 
 def _expert_mesh(s: Strategy, after: str) -> tuple[str, str, Mesh]:
@@ -223,8 +212,8 @@ def _together(attention: Mesh, others: Sequence[tuple[str, str, Mesh]]) -> Mesh:
 
 
 CUT_WORDS = {
-    "tp_rep": "tp/kv_heads (the ranks that share a KV head)", "cp_rep": "tp * cp/kv_heads (the ranks that share a KV head)",
-    "group": "tp * cp * attn_dp",
+    "inner": "the slices of tp", "tp_rep": "tp/kv_heads (the ranks that share a KV head)",
+    "cp_rep": "tp * cp/kv_heads (the ranks that share a KV head)", "group": "tp * cp * attn_dp",
 }  # fmt: skip
 
 

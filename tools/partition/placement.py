@@ -10,18 +10,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from tools.graph.ir import Op, Tensor
+from tools.partition.axes import SLICES, SPLITS
 from tools.partition.layout import DEFAULT_ORDERS, Layout, Order, Orders
 from tools.partition.mesh import ATTENTION, EXPERTS, POOL, Axes, MeshShape
 from tools.spec.base import Refused
 from tools.spec.strategy import Phase, Placements
 
-WEIGHT_DIMS: tuple[tuple[str, str], ...] = (
-    # Tensor parallelism splits every weight along the dim that the next operator contracts or that heads own
-    # (Megatron-LM, arXiv 1909.08053 §3); KV heads split only as far as there are some.
-    ("heads", "tp_heads"), ("kv_heads", "tp_kv"), ("d_k", "dk"), ("qk_nope", "dk"), ("v_dim", "dk"), ("ffn", "tp"),
-    ("shared_ffn", "tp"),
-    ("vocab", "tp"), ("padded_vocab", "tp"), ("experts", "ep"), ("expert_ffn", "etp"),
-)  # fmt: skip
 WHOLE: frozenset[str] = frozenset({"router.weight", "router.bias", "gate_correction_bias", "shared_gate.weight"})
 """Weights that every rank keeps whole: each token is scored against all experts where it lies."""
 
@@ -108,7 +102,17 @@ class Placement:
             return Layout()  # a norm over d_k needs it whole
         if group == POOL:
             return Layout.of({dim: self.axis("pool_heads") for dim in t.dims if dim in ("heads", "kv_heads")})
-        return Layout.of({dim: self.axis(axis) for dim, axis in WEIGHT_DIMS if dim in t.dims})
+        return Layout.of(self._split(t))
+
+    def _split(self, t: Tensor) -> dict[str, Axes]:
+        """Every dim over the axis that splits it, less the ranks that slices of this weight take."""
+        split = {dim: self.axis(axis) for dim, axis in SPLITS if dim in t.dims}
+        for name, x in SLICES.items():
+            mine = self.axis(name)
+            if mine and not x.beside & set(t.dims):
+                split |= {d: tuple(a for a in split[d] if a not in mine) for d in x.takes_from if d in split}
+                split |= {d: mine for d in x.dims if d in t.dims and len(t.dims) > 1}
+        return split
 
     def tokens(self) -> Mapping[str, Axes]:
         """How tokens are dealt out outside attention: by sequences over attn_dp, by positions over cp. A decode step has
@@ -117,7 +121,7 @@ class Placement:
 
     def _said(self, t: Tensor, split: tuple[tuple[str, Axes], ...], module: str) -> Layout:
         """A placement in the layout language. Refuses a dim that the weight lacks and axes that two dims would share."""
-        by_dim, taken = dict(WEIGHT_DIMS), dict[str, str]()
+        by_dim, taken = dict(SPLITS), dict[str, str]()
         out: dict[str, Axes] = {}
         for dim, names in split:
             if dim not in t.dims:
@@ -165,8 +169,9 @@ class Placement:
         orders: dict[str, Order] = dict(DEFAULT_ORDERS)
         if self.ring:
             orders["seq_len"] = "zigzag"
-        if self.axis("dk"):
-            orders["d_k"] = "paired"
+        for name, x in SLICES.items():
+            if self.axis(name):
+                orders |= dict(x.orders)
         return orders
 
     def attention(self) -> Mapping[str, Axes]:
@@ -200,7 +205,7 @@ class Placement:
             "batch_size": self.axis("attn_dp"), "kv_len": self.kv_split, "seq_len": self.axis("cp") if self.rings else (),
             "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")),
             "heads": self.axis("tp_heads") + self.exchanged,
-            "d_k": self.axis("dk"),
+            **{d: self.axis(name) for name, x in SLICES.items() for d in x.cache},
         }  # fmt: skip
 
     def home(self, dims: tuple[str, ...], layout: Layout) -> Layout:
@@ -235,7 +240,8 @@ class Placement:
         if self.has(EXPERTS):
             etp, ep = (), self.mesh.members(ATTENTION)  # every attention rank sends some of the tokens
         split = {d: tuple(a for a in tokens.axes(d) if a not in etp) for d in ("batch_size", "seq_len")}
-        idle = tuple(a for a in ep if a not in tokens.used())
+        nodes = self.axis("ep_nodes")
+        idle = tuple(sorted((a for a in ep if a not in tokens.used()), key=lambda a: a in nodes))  # as `tokens`: inside
         dim = "seq_len" if self.phase == "prefill" else "batch_size"
         return Layout.of({**split, dim: split[dim] + idle})
 

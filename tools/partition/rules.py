@@ -113,6 +113,9 @@ def elementwise_rule(op: Op, ctx: Context) -> Need:
         return Need((have[0],), have[0])
     if op.fn == "add" and len(acts) == len(op.inputs) and all(h == have[0] for h in have):
         return Need(tuple(have), have[0])
+    factor = _factor(op, acts, ctx)
+    if factor is not None:
+        return factor
     # The widest settled input decides; the residual stream, where there is one, is never moved.
     lead = next((h for n, h in zip(acts, have, strict=True) if not h.pending and ctx.tensor(n).dims == out), None)
     target = lead or ctx.settled(acts[0])
@@ -123,6 +126,23 @@ def elementwise_rule(op: Op, ctx: Context) -> Need:
         else:
             inputs.append(project(target, ctx.tensor(n).dims))
     return Need(tuple(inputs), target)
+
+
+def _factor(op: Op, acts: Sequence[str], ctx: Context) -> Need | None:
+    """Summands times a factor that every rank has whole: the sum can wait, and be one with the sum they are added to."""
+    have = [ctx.layouts[n] for n in acts]
+    waiting = [i for i, h in enumerate(have) if h.pending]
+    if op.fn != "mul" or len(acts) != 2 or len(op.inputs) != 2 or len(waiting) != 1:
+        return None
+    sums, by = have[waiting[0]], have[1 - waiting[0]]
+    dims = ctx.tensor(acts[1 - waiting[0]]).dims
+    if (
+        by != project(sums, dims)
+        or sums.reduce != "sum"
+        or ctx.tensor(acts[waiting[0]]).dims != ctx.tensor(op.output).dims
+    ):
+        return None
+    return Need(tuple(have), sums)
 
 
 def _check_weight(op: Op, name: str, ctx: Context, target: Layout) -> Layout:
@@ -178,6 +198,12 @@ def local_rule(op: Op, ctx: Context) -> Need:
     return Need((target,), target)
 
 
+def mask_rule(op: Op, ctx: Context) -> Need:
+    """Acts where the scores lie; the positions that an indexer picked are those of the same queries."""
+    target = ctx.settled(op.inputs[0])
+    return Need((target, *(project(target, ctx.tensor(n).dims) for n in op.inputs[1:])), target)
+
+
 def cache_rule(op: Op, ctx: Context) -> Need:
     """A cache lies the same in every phase, whatever sequence or context parallelism did before. New positions come
     whole; each rank keeps those it owns."""
@@ -228,10 +254,44 @@ def gather_scores_rule(op: Op, ctx: Context) -> Need:
     return Need((target, project(target, ctx.tensor(op.inputs[1]).dims)), project(target, ctx.tensor(op.output).dims))
 
 
+def to_nodes_rule(op: Op, ctx: Context) -> Need:
+    """Hierarchical dispatch, first step: tokens spread over the expert ranks, so that each leaves for a node once; the next
+    operator asks for them node by node."""
+    p = ctx.placement
+    x = ctx.settled(op.inputs[0])
+    nodes, tokens = p.axis("ep_nodes"), p.routed(x)
+    if not p.dispatches(x) or not any(axes[-len(nodes) :] == nodes for _, axes in tokens.split):
+        raise Refused(
+            f"{op.name}: ep_nodes({p.mesh.words(nodes, 'ep_nodes')}) needs tokens that leave for the nodes by all-to-all, and "
+            f"they lie {p.words(tokens)}; deal sequences out over the nodes (attn_dp across nodes, tp inside), or use ep_nodes=1"
+        )
+    inputs = tuple(project(tokens, ctx.tensor(n).dims) for n in op.inputs)
+    return Need(inputs, tokens)
+
+
+def _in_node(sent: Layout, ctx: Context) -> dict[str, Axes]:
+    """How the tokens that left as `sent` lie once they are in their node: each rank has those of the ranks that hold its
+    place in the other nodes."""
+    nodes = ctx.placement.axis("ep_nodes")
+    return {d: tuple(a for a in sent.axes(d) if a not in nodes) for d in ("batch_size", "seq_len")}
+
+
+def from_nodes_rule(op: Op, ctx: Context) -> Need:
+    """Each rank adds up what the nodes send back for the tokens that left it; a pending sum passes through."""
+    home = ctx.layouts[op.attrs["left"]]
+    pending = tuple(a for a in ctx.layouts[op.inputs[0]].pending if a not in home.used())
+    return Need((Layout.of(home.as_dict(), pending),), Layout.of(home.as_dict(), pending))
+
+
 def dispatch_rule(op: Op, ctx: Context) -> Need:
     """Experts on ranks that see the tokens anyway: each rank picks its own. Else tokens are spread over the expert ranks
     first and leave by all-to-all (the next operator asks for experts split, tokens whole)."""
     p = ctx.placement
+    if "expert_nodes" in ctx.tensor(op.inputs[0]).dims:
+        arrived, nodes = _in_node(ctx.layouts[op.inputs[0]], ctx), p.axis("ep_nodes")
+        return Need(
+            (Layout.of({**arrived, "expert_nodes": nodes}),) * len(op.inputs), Layout.of({**arrived, "experts": nodes})
+        )
     x = ctx.settled(op.inputs[0])
     if p.dispatches(x):
         tokens = p.routed(x)
@@ -252,6 +312,12 @@ def combine_rule(op: Op, ctx: Context) -> Need:
     tokens = {d: sent.axes(d) for d in ("batch_size", "seq_len")}
     pending = tuple(a for a in have.pending if not any(a in axes for axes in tokens.values()))
     need_y = Layout.of({**tokens, "experts": experts}, pending)
+    if "expert_nodes" in ctx.tensor(op.output).dims:
+        nodes = sent.axes("experts")
+        out = Layout.of({**tokens, "expert_nodes": nodes}, pending)
+        return Need(
+            (Layout.of({**tokens, "experts": nodes}, pending), *(out.without_pending(),) * len(op.inputs[1:])), out
+        )
     rest = tuple(project(Layout.of(tokens), ctx.tensor(n).dims) for n in op.inputs[1:])
     return Need((need_y, *rest), Layout.of(tokens, (*pending, *experts)))
 
@@ -268,11 +334,23 @@ def sampler_rule(op: Op, ctx: Context) -> Need:
     return Need((target,), project(target, ctx.tensor(op.output).dims))
 
 
+def state_rule(op: Op, ctx: Context) -> Need:
+    """A convolution or recurrence over positions: every rank has all positions of its sequences and heads, in order, and
+    keeps the state of these."""
+    lead = _whole(ctx.settled(op.inputs[0]), "seq_len")
+    inputs = tuple(
+        _check_weight(op, n, ctx, lead) if ctx.is_weight(n) else project(lead, ctx.tensor(n).dims) for n in op.inputs
+    )
+    return Need(inputs, project(lead, ctx.tensor(op.output).dims))
+
+
 RULES: dict[str, Callable[[Op, Context], Need]] = {
     "einsum": einsum_rule, "elementwise": elementwise_rule, "norm": norm_rule, "sumsq": sumsq_rule, "rms_apply": rms_apply_rule,
-    "softmax": softmax_rule, "mask": local_rule, "rope": local_rule, "renormalise": local_rule,
+    "softmax": softmax_rule, "mask": mask_rule, "rope": local_rule, "renormalise": local_rule,
     "assign_copies": local_rule, "cache": cache_rule,
-    "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule, "topk": topk_rule,
-    "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule, "select_last": select_last_rule,
-    "unpad": sampler_rule, "argmax": sampler_rule,
+    "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule, "topk": topk_rule, "select": topk_rule,
+    "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule,
+    "to_nodes": to_nodes_rule, "from_nodes": from_nodes_rule,
+    "select_last": select_last_rule,
+    "unpad": sampler_rule, "argmax": sampler_rule, "conv": state_rule, "recur": state_rule,
 }  # fmt: skip

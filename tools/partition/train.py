@@ -21,9 +21,10 @@ from tools.graph.backward import Backward, backward, grad
 from tools.graph.build import embed_body
 from tools.graph.ir import Body, Op, Sizes, Tensor
 from tools.graph.training import LABELS, TOKEN_WEIGHTS, loss_body, train_layer_body
+from tools.partition.axes import SLICES, check_axes, cuts
 from tools.partition.layout import Layout, redistribute
-from tools.partition.lower import PBody, POp, PTensor, _check_degrees, _Lowering, compress, default_layers_per_stage
-from tools.partition.mesh import Axes, Mesh, MeshShape, cuts, mesh_from_cuts
+from tools.partition.lower import PBody, POp, PTensor, _Lowering, compress, default_layers_per_stage
+from tools.partition.mesh import Axes, Mesh, MeshShape, mesh_from_cuts
 from tools.partition.pipeline import Orders, check_pipeline, num_chunks, order, stage_of
 from tools.partition.placement import Placement
 from tools.partition.ring import ring_region
@@ -52,7 +53,7 @@ class TrainShape(MeshShape):
 def train_mesh(strategy: Strategy, options: TrainOptions, num_kv_heads: int) -> Mesh:
     """Mesh of one stage: the replica's axes as in inference, dp outside them, cut at the sharding degree."""
     s, shard = strategy, options.shard_degree(strategy)
-    named = cuts(s.tp, s.cp, s.attn_dp, s.ep, s.etp, num_kv_heads)
+    named = cuts({n: s.degree(n) for n in ("tp", "cp", "attn_dp", "ep", "etp")}, num_kv_heads)
     if s.cp_kind == "ring":
         named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
     named |= {"shard": s.group * shard, "world": s.group * s.dp}
@@ -487,7 +488,7 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
     Raises Refused with op, dim and axis for what cannot be represented, ToolError for degrees that contradict the model.
     """
     _refuse(strategy, options)
-    _check_degrees(model, strategy)
+    check_axes(model, strategy)
     kv_heads = model.attention.num_heads if model.attention.mla else model.attention.num_kv_heads
     mesh = train_mesh(strategy, options, kv_heads)
     placement = train_placement(strategy, options, mesh)
@@ -526,11 +527,12 @@ def _refuse(s: Strategy, o: TrainOptions) -> None:
         raise Refused("training step, placements: weights placed one by one have no optimizer layout yet; use degrees")
     for axis, why in (
         ("dcp", "deals out a KV cache, and training keeps none"),
-        ("dk", "slices d_k for attention without a backward pass"),
+        *((name, f"slices {', '.join(x.dims)} of operators without a backward pass") for name, x in SLICES.items()),
         ("seq_slices", "slices prompts; use micro_batches"),
+        ("ep_nodes", "dispatches in two steps that have no backward pass yet"),
     ):
-        if getattr(s, axis) > 1:
-            raise Refused(f"training step, {axis}({getattr(s, axis)}): {axis} {why}; use {axis}=1")
+        if s.degree(axis) > 1:
+            raise Refused(f"training step, {axis}({s.degree(axis)}): {axis} {why}; use {axis}=1")
     for axis, why in (
         ("expert_devices", "device groups of their own have no backward pass"), ("attn_pool", "a pool joins serving only"),
         ("redundant_experts", "copies of an expert would need their gradients added"),

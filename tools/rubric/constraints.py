@@ -138,7 +138,10 @@ def balance(record: RunRecord) -> Verdict:
         return NO_PLAN
     if record.plan.estimate is None or record.plan.strategy is None:
         return False, "a proven plan without a strategy or its estimate"
-    judged = [_spread(record, "bytes"), _spread(record, "time")]
+    # Devices of several kinds hold what their speed asks for; their stages are to take equally long.
+    judged = [
+        _spread(record, what) for what in (("time",) if record.plan.strategy.stage_devices else ("bytes", "time"))
+    ]
     said = "; ".join(f"{what}: max/mean over devices {ratio:.3f}, bound {bound:.3f}" for what, ratio, bound in judged)
     return all(ratio <= bound * (1 + 1e-9) for _, ratio, bound in judged), said
 
@@ -158,7 +161,7 @@ def _spread(record: RunRecord, what: str) -> tuple[str, float, float]:
 
 @check("full use", r"full(y)? use", r"leverage .*(resources|conditions)", r"充分利用")
 def full_use(record: RunRecord) -> Verdict:
-    plan, have = record.plan, record.plan.deployment.cluster.num_devices
+    plan, have = record.plan, record.plan.deployment.num_devices
     if plan.status == "infeasible":
         return NO_PLAN
     if have is None:
@@ -184,10 +187,10 @@ def optimal(record: RunRecord) -> Verdict:
 
 @check("fits the hardware", r"conform to .*hardware", r"(practically|actually) (be )?deploy", r"符合.*硬件条件")
 def fits(record: RunRecord) -> Verdict:
-    plan, have = record.plan, record.plan.deployment.cluster.num_devices
+    plan, have = record.plan, record.plan.deployment.num_devices
     if plan.status == "infeasible" or plan.estimate is None:
         return NO_PLAN
-    full = [s for s in plan.estimate.memory if s.free_bytes < 0]
+    full = [s for e in (plan.estimate, *(u.estimate for u in plan.units)) for s in e.memory if s.free_bytes < 0]
     if have is not None and plan.num_devices > have:
         return False, f"{plan.num_devices} devices needed, {have} there"
     if full:

@@ -137,3 +137,6 @@ class RunRecord(Frozen):
     """A paper or a user dictated the strategy: Performance is reported, not barred."""
     fidelity: tuple[Fidelity, ...] = ()
     """For papers: what Accuracy looks at besides the requirements."""
+    fits: tuple[Fidelity, ...] | None = None
+    """For papers: whether the weights, cache and batch of each proposed strategy fit its devices; None: the plan's own memory
+    is looked at. A baseline that does not fit is marked, and no fault of the plan."""

@@ -6,8 +6,8 @@ import math
 
 from tools.oracle.prove import TOLERANCE
 from tools.rubric.base import Item, Score, criterion, mean, score
-from tools.rubric.record import GraphProof, RunRecord
-from tools.spec.plan import Plan
+from tools.rubric.record import Fidelity, GraphProof, RunRecord
+from tools.spec.plan import Estimate, Plan
 from tools.spec.strategy import Strategy
 
 CAP = 0.5
@@ -23,9 +23,7 @@ def rigor(record: RunRecord) -> Score:
             *_drawn_is_proven(record),
             *_ranks(record.plan),
             *_layers(record.plan),
-            *(
-                () if record.fixed_strategy else _memory(record.plan)
-            ),  # a given layout that does not fit is told, not ours
+            *(_memory(record.plan) if record.fits is None else _fits(record.fits)),
         ]
         items += [*_parts(record.plan)]
     else:
@@ -124,18 +122,34 @@ def verdict_items(plan: Plan) -> list[Item]:
 
 def _ranks(plan: Plan) -> list[Item]:
     """The rank map gives every device exactly one place, and the devices exist."""
-    strategy, cluster = plan.strategy, plan.deployment.cluster
+    strategy = plan.strategy
     if strategy is None:
         return [_item("strategy", False, "a proven plan without a strategy")]
     ranks = sorted(r for row in plan.rank_map for r in row["ranks"])
-    pools = list(plan.pools.values()) or [strategy]
-    n, have = sum(s.num_devices for s in pools), cluster.num_devices
+    pools = [u.strategy for u in plan.units] or list(plan.pools.values()) or [strategy]
+    n, have = sum(s.num_devices for s in pools), plan.deployment.num_devices
     equation = f"{' + '.join(map(_equation, pools))} = {n}"
     return [
         _item("devices", plan.num_devices == n, f"{equation}, the plan says {plan.num_devices}"),
         _item("devices exist", have is None or n <= have, f"{n} needed, {'unbounded' if have is None else have} there"),
         _item("rank map", ranks == list(range(n)), f"{len(ranks)} places for {n} devices"),
+        *_kinds(plan),
     ]
+
+
+def _kinds(plan: Plan) -> list[Item]:
+    """Of several kinds of devices no more are used than there are of each, and every rank's memory is its own kind's."""
+    items = []
+    for c in plan.deployment.clusters if plan.units else ():
+        n = sum(len(row["ranks"]) for row in plan.rank_map if row["device"] == c.device.id)
+        there = c.num_devices is None or n <= c.num_devices
+        items.append(_item(f"{c.device.id} exist", there, f"{n} of {c.num_devices} are used"))
+    for u in plan.units:
+        size = {c.device.id: c.memory_bytes for c in u.clusters}
+        on = {row["stage"]: row["device"] for row in u.rank_map}
+        wrong = [m for m in u.estimate.memory if m.capacity_bytes != size[on[m.stage]]]
+        items.append(_item(f"memory of {u.name}", not wrong, "each stage is counted with the bytes of its own device"))
+    return items
 
 
 def _equation(s: Strategy) -> str:
@@ -145,22 +159,33 @@ def _equation(s: Strategy) -> str:
 
 
 def _layers(plan: Plan) -> list[Item]:
-    strategy, total = plan.strategy, plan.deployment.model.num_hidden_layers
-    if strategy is None:
+    if plan.strategy is None:
         return []
+    return [i for s, e in _strategies(plan) for i in _layers_of(s, e, plan.deployment.model.num_hidden_layers)]
+
+
+def _strategies(plan: Plan) -> list[tuple[Strategy, Estimate | None]]:
+    """Every strategy that runs, with its own estimate."""
+    assert plan.strategy is not None
+    return [(u.strategy, u.estimate) for u in plan.units] or [(plan.strategy, plan.estimate)]
+
+
+def _layers_of(s: Strategy, e: Estimate | None, total: int) -> list[Item]:
     items = []
-    if strategy.layers_per_stage:
-        n = sum(strategy.layers_per_stage)
+    if s.layers_per_stage:
+        n = sum(s.layers_per_stage)
         items.append(
-            _item("layers per stage", n == total, f"{'+'.join(map(str, strategy.layers_per_stage))} = {n} of {total}")
+            _item("layers per stage", n == total, f"{'+'.join(map(str, s.layers_per_stage))} = {n} of {total}")
         )
-    if plan.estimate and plan.estimate.memory:
-        n = sum({s.stage: s.layers for s in plan.estimate.memory}.values())  # a stage may have several device groups
+    if e and e.memory:
+        n = sum({m.stage: m.layers for m in e.memory}.values())  # a stage may have several device groups
         items.append(_item("layers on stages", n == total, f"{n} of {total}"))
     return items
 
 
 def _memory(plan: Plan) -> list[Item]:
+    if plan.units:
+        return [i for u in plan.units for i in _memory(plan.model_copy(update={"units": (), "estimate": u.estimate}))]
     stages = plan.estimate.memory if plan.estimate else ()
     e = plan.estimate
     items = [_item("batch", e.batch <= e.max_batch, f"{e.batch} sequences per replica, {e.max_batch} fit")] if e else []
@@ -175,10 +200,15 @@ def _memory(plan: Plan) -> list[Item]:
     return items if stages else [*items, _item("memory", False, "no memory was computed")]
 
 
+def _fits(fits: tuple[Fidelity, ...]) -> list[Item]:
+    """A paper's own strategy that cannot be loaded is drawn and marked; who deploys it meets an engineering error."""
+    return [_item(f.name, f.holds, f.reason) for f in fits] or [_item("memory", False, "no memory was computed")]
+
+
 def _parts(plan: Plan) -> list[Item]:
     items = [
         _item(f"parts of {p.module}.{p.weight}", p.matches and _tally(p.num_shards, p.copies, p.devices), p.sentence)
-        for p in plan.parts
+        for p in (*plan.parts, *(p for u in plan.units for p in u.parts))
     ]
     return items or [_item("parts", False, "no module's parts were counted")]
 

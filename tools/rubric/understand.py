@@ -13,7 +13,7 @@ from tools.spec.conditions import Fact
 from tools.spec.deployment import Deployment
 
 REACHES: dict[str, Callable[[Deployment], Any]] = {
-    "hardware.num_devices": lambda d: "unbounded" if d.cluster.num_devices is None else d.cluster.num_devices,
+    "hardware.num_devices": lambda d: "unbounded" if d.num_devices is None else d.num_devices,
     "hardware.devices_per_node": lambda d: d.cluster.devices_per_node,
     "hardware.mfu": lambda d: d.cluster.mfu,
     "hardware.mbu": lambda d: d.cluster.mbu,

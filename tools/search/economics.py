@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tools.cost.curves import Curves
 from tools.cost.estimate import estimate
@@ -16,8 +18,8 @@ from tools.search.objective import choose_objective
 from tools.search.rank import explore, order
 from tools.spec.base import ToolError
 from tools.spec.deployment import Deployment
-from tools.spec.hardware import Cluster
-from tools.spec.plan import Economics, Estimate, Setting
+from tools.spec.hardware import Cluster, Device
+from tools.spec.plan import Candidate, Economics, Estimate, Setting, Unit
 
 
 def economics(deployment: Deployment, e: Estimate, setting: Setting = "stated") -> Economics:
@@ -42,6 +44,30 @@ def economics(deployment: Deployment, e: Estimate, setting: Setting = "stated") 
         output_tokens_per_joule=output / watts if watts else None,
         total_tokens_per_joule=total / watts if watts else None,
     )  # fmt: skip
+
+
+def fleet_economics(d: Deployment, c: Candidate) -> Economics:
+    """Figures of groups of devices together: prices and rated power summed over the devices of every kind."""
+    used: dict[str, int] = {}
+    for u in c.units:
+        for cluster in unit_stages(u):
+            used[cluster.device.id] = used.get(cluster.device.id, 0) + u.strategy.group * u.strategy.dp
+    kinds = {cluster.device.id: cluster.device for u in c.units for cluster in u.clusters}
+    known = all(kinds[k].power_watts for k in used)
+    watts = sum(n * (kinds[k].power_watts or 0.0) for k, n in used.items()) if known else None
+    priced = all(k in d.prices for k in used)
+    per_hour = sum(n * d.prices[k] for k, n in used.items()) if priced else None
+    n = c.estimate.num_devices
+    one = Device.model_construct(id=" + ".join(f"{m} x {k}" for k, m in used.items()), power_watts=watts and watts / n)
+    cluster = d.cluster.model_copy(update={"device": one})
+    prices = {one.id: per_hour / n} if per_hour is not None else {}
+    return economics(d.model_copy(update={"cluster": cluster, "prices": prices}), c.estimate)
+
+
+def unit_stages(u: Unit) -> tuple[Cluster, ...]:
+    """The cluster of every stage of a unit."""
+    kinds = {c.device.id: c for c in u.clusters}
+    return tuple(kinds[k] for k in u.strategy.stage_devices) or (u.clusters[0],) * u.strategy.pp
 
 
 def _finite(x: float) -> float | None:
@@ -115,43 +141,81 @@ def best_on(d: Deployment, curves: Curves, setting: Setting) -> Economics:
     )  # fmt: skip
 
 
-def verdict(rows: Sequence[Economics]) -> str:
-    """Which device to take, in one sentence with both numbers; "" where there is nothing to choose between.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Devices that can be taken, best first, and the rule that ordered them in words."""
+
+    ranked: tuple[Economics, ...]
+    words: Callable[[Economics], str]
+
+
+def choice(rows: Sequence[Economics]) -> Choice | None:
+    """Which device to take; None where there is nothing to choose between, or none serves the load.
 
     By price where every device has one: for a stated load the lowest price per hour that serves it, else the lowest
-    price per million output tokens. Without prices by the fewest devices, else by output tokens/s per device.
+    price per million output tokens. Without prices by the fewest devices, else by output tokens/s per device. Of devices
+    whose stated number serves the load none that needs more than that is taken.
     """
     devices = list(dict.fromkeys(r.device for r in rows))
-    if len(devices) < 2:
-        return ""
     able = [r for r in rows if r.feasible]
-    if not able:
-        return "none of the devices named serves the load within the requirements"
-    fewest = [r for r in able if r.setting == "fewest_devices"]
+    if len(devices) < 2 or not able:
+        return None
+    enough = {r.device for r in able if r.setting == "stated"} or set(devices)
+    fewest = [r for r in able if r.setting == "fewest_devices" and r.device in enough]
     priced = all(any(r.device == d and r.price_per_device_hour is not None for r in rows) for d in devices)
     stated = [r for r in able if r.setting == "stated"] or able
     if priced and fewest:
-        return _said(fewest, devices, lambda r: r.price_per_hour or math.inf, lambda r: (
+        return _ordered(fewest, lambda r: r.price_per_hour or math.inf, lambda r: (
             f"{r.device} serves the load with {r.num_devices} devices for {r.price_per_hour:.4g} {r.currency} an hour"
         ))  # fmt: skip
     if priced:
-        return _said(stated, devices, lambda r: r.price_per_million_output or math.inf, lambda r: (
+        return _ordered(stated, lambda r: r.price_per_million_output or math.inf, lambda r: (
             f"{r.device} costs {r.price_per_million_output:.4g} {r.currency} per million output tokens"
         ))  # fmt: skip
     if fewest:
-        return _said(fewest, devices, lambda r: r.num_devices, lambda r: f"{r.device} needs {r.num_devices} devices")
-    return _said(stated, devices, lambda r: -(r.output_tok_s or 0.0) / r.num_devices, lambda r: (
+        return _ordered(fewest, _least_then_fastest, lambda r: f"{r.device} needs {r.num_devices} devices")
+    return _ordered(stated, lambda r: -(r.output_tok_s or 0.0) / r.num_devices, lambda r: (
         f"{r.device} gives {(r.output_tok_s or 0.0) / r.num_devices:.4g} output tokens/s per device"
     ))  # fmt: skip
 
 
-def _said(
-    rows: list[Economics], devices: list[str], key: Callable[[Economics], float], words: Callable[[Economics], str]
-) -> str:
-    """Every device at its best, best first; those that cannot at all by name."""
+def _least_then_fastest(r: Economics) -> tuple[int, float]:
+    return r.num_devices, -(r.capacity_tok_s or r.output_tok_s or 0.0)
+
+
+def _ordered(rows: list[Economics], key: Callable[[Economics], Any], words: Callable[[Economics], str]) -> Choice:
+    """Every device at its best, best first."""
     best: dict[str, Economics] = {}
     for r in sorted(rows, key=key):
         best.setdefault(r.device, r)
-    missing = [d for d in devices if d not in best]
-    said = "; ".join(words(r) for r in best.values())
-    return said + (f"; {', '.join(missing)} cannot" if missing else "")
+    return Choice(tuple(best.values()), words)
+
+
+def verdict(rows: Sequence[Economics]) -> str:
+    """The choice in one sentence with the numbers, those that cannot at all by name; "" where there is none to make."""
+    devices = list(dict.fromkeys(r.device for r in rows))
+    if len(devices) < 2:
+        return ""
+    found = choice(rows)
+    if found is None:
+        return "none of the devices named serves the load within the requirements"
+    said = [found.words(r) for r in found.ranked]
+    for device in devices:
+        if all(r.device != device for r in found.ranked):
+            there = next((r.num_devices for r in rows if r.device == device and r.setting == "stated"), 0)
+            more = next((r for r in rows if r.device == device and r.setting == "fewest_devices" and r.feasible), None)
+            said.append(f"{device} cannot" + (f" with {there} ({more.num_devices} would)" if more and there else ""))
+    return "; ".join(said)
+
+
+def on_best_device(d: Deployment, curves: Curves) -> Deployment:
+    """The conditions on the device that `choice` takes of those they name to choose from; the others stand beside it."""
+    found = choice(compare_devices(d, curves)) if d.other_clusters else None
+    if found is None or found.ranked[0].device == d.cluster.device.id:
+        return d
+    best = found.ranked[0].device
+    cluster = next(c for c in d.other_clusters if c.device.id == best)
+    others = tuple(c for c in (d.cluster, *d.other_clusters) if c.device.id != best)
+    return on_cluster(d, cluster).model_copy(
+        update={"other_clusters": others, "baseline": d.baseline, "alternatives": d.alternatives}
+    )

@@ -5,7 +5,7 @@ Every suggestion is applied to the conditions and searched again before it is ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,14 +16,15 @@ from tools.cost.estimate import batch_limit, beyond_positions, estimate
 from tools.cost.fit import max_batch
 from tools.cost.judge import margins
 from tools.cost.serving import Load, serve
-from tools.cost.steps import ARRAYS, Candidates, layouts
+from tools.cost.steps import ARRAYS, Candidates, layout_of
 from tools.search.objective import objective_value, relative_gain
 from tools.search.rank import Ranked, baseline_strategy, explore, order
-from tools.search.space import TOKEN_LIMITS, Priced, Space, _ceiling, _price, batched_tokens, price_space, worst
+from tools.search.space import Priced, Space, _ceiling, _price, price_space, worst
 from tools.spec.deployment import Deployment, Objective
 from tools.spec.finding import Finding
 from tools.spec.plan import Candidate, Change, Estimate, Infeasible, WhatIf
 from tools.spec.workload import Requirement
+from tools.units import format_quantity
 
 WHAT_IF_LIMIT = 2_500
 """Priced candidates of one step size above which what-ifs that search again are left out."""
@@ -41,6 +42,26 @@ KIND: dict[str, Kind] = {
     "throughput_total": "throughput",
     "request_rate": "rate",
 }
+_SAID: dict[str, tuple[str, str]] = {
+    "ttft_s": ("TTFT", "s"),
+    "tpot_s": ("TPOT", "s"),
+    "e2e_latency_s": ("end-to-end latency", "s"),
+    "throughput_per_device": ("throughput per device", "tokens/s"),
+    "throughput_total": ("total throughput", "tokens/s"),
+    "request_rate": ("request rate", "requests/s"),
+}
+"""A metric as a reader calls it, and the dimension of its limit."""
+
+
+def gate_words(gate: Requirement) -> str:
+    """ "TTFT p90"; without a statistic where none was stated."""
+    name = _SAID[gate.metric][0]
+    return name if gate.stat == "limit" else f"{name} {gate.stat}"
+
+
+def limit_words(gate: Requirement, limit: float) -> str:
+    """ "2.2 s", "55 ms", "4000 tokens/s"."""
+    return format_quantity(limit, _SAID[gate.metric][1], 3 if limit < 1000 else 6)
 
 
 def explain_infeasible(deployment: Deployment, curves: Curves, seen: list[Space]) -> Infeasible:
@@ -149,15 +170,9 @@ def best_of(deployment: Deployment, curves: Curves, objective: Objective | None 
     return ranked[0] if ranked else None
 
 
-def workable(d: Deployment, curves: Curves) -> bool:
-    """Whether anything is feasible: on all devices at the engine's own step size first, which is priced fastest."""
-    n = d.cluster.num_devices
-    if n is not None and not any(d.engine.limits.get(name) for name in TOKEN_LIMITS):
-        limits = {**d.engine.limits, TOKEN_LIMITS[0]: float(batched_tokens(d, curves, d.engine.name))}
-        fixed = d.model_copy(update={"engine": d.engine.model_copy(update={"limits": limits})})
-        if price_space(fixed, curves, (n,)).num_feasible:
-            return True
-    return bool(explore(d, curves)[0].num_feasible)
+def workable(d: Deployment, curves: Curves, judged: Sequence[Space] = ()) -> bool:
+    """Whether anything is feasible. `judged`: spaces with the same prices and no feasible strategy."""
+    return bool(explore(d, curves, judged, able=True)[0].num_feasible)
 
 
 # -------------------------------------------------------------------------------------------------------------- changes
@@ -190,7 +205,7 @@ def more_devices(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable[C
     )
     # Clusters nearby and far ones, each priced together: what they have in common is worked out once.
     for low, high in ((n, 2 * n), (2 * n, 8 * n), (8 * n, steps[-1])):
-        space = price_space(d, curves, [m for m in steps if low < m <= high])
+        space = price_space(d, curves, [m for m in steps if low < m <= high], able=True)
         works = [int(p.num_devices[p.feasible].min()) for p in space.priced if p.feasible.any()]
         if works:
             m = min(works)
@@ -226,7 +241,7 @@ def relaxed_limits(d: Deployment, curves: Curves, seen: list[Space]) -> Iterable
         # Prices do not depend on limits: what was priced is judged again, every device count that was tried.
         if limit > 0 and any(_with_gate(space, d, i, limit).num_feasible for space in seen):
             yield Change(
-                description=f"{gate.metric} {gate.stat} of {limit:g} instead of {gate.limit:g}",
+                description=f"{gate_words(gate)} of {limit_words(gate, limit)} instead of {limit_words(gate, gate.limit)}",
                 kind=KIND[gate.metric],
                 value=limit,
                 deployment=changed,
@@ -277,11 +292,15 @@ def shorter_context(d: Deployment, curves: Curves, seen: list[Space]) -> Iterabl
     def at(context: int) -> Deployment:
         return with_workload(d, max_context=context, seq_len_max=min(w.seq_len_max, context) if w.seq_len_max else None)
 
+    # A context changes how many sequences fit, and no price: what was priced has failed already.
+    def works(context: int) -> bool:
+        return workable(at(context), curves, seen)
+
     # Only whole steps are offered, so only they are tried.
     step = 1024
     first = typical // step + 1
-    steps = _largest(first, (longest - 1) // step, lambda k: workable(at(k * step), curves))
-    if steps is not None or workable(at(typical), curves):
+    steps = _largest(first, (longest - 1) // step, lambda k: works(k * step))
+    if steps is not None or works(typical):
         rounded = typical if steps is None else steps * step
         yield Change(
             description=f"context of {rounded} tokens instead of {longest}",
@@ -350,12 +369,10 @@ class _Rows:
         """Whether one of these rows works; those that do not are not tried at a heavier load again."""
         if not len(index):
             return False
-        d, works = self.at(k), np.zeros(len(index), bool)
-        load = Load.of(d.workload)
-        for part, layout in layouts(d, self.curves, self.left[which].take(index)):
-            c = layout.cands
-            perf = serve(layout, load)
-            works[part] = worst(margins(d, perf, load, c.dp, c.num_devices)) >= 0
+        d = self.at(k)
+        load, c = Load.of(d.workload), self.left[which].take(index)
+        perf = serve(layout_of(d, self.curves, c), load)
+        works = worst(margins(d, perf, load, c.dp, c.num_devices)) >= 0
         self.most[which][index[~works]] = np.minimum(self.most[which][index[~works]], k - 1)
         return bool(works.any())
 
@@ -373,11 +390,11 @@ class _Survivors:
         self.lightest = 0
 
     def __call__(self, k: int) -> bool:
-        found = [price_layouts(self.at(k), self.curves, c) for c in self.left]
-        works = any(p.feasible.any() for ps in found for p in ps)
+        found = [p for c in self.left if (p := price_layouts(self.at(k), self.curves, c)) is not None]
+        works = any(p.feasible.any() for p in found)
         if works and k > self.lightest:
             self.lightest = k
-            able = [p.cands.take(np.flatnonzero(p.feasible)) for ps in found for p in ps]
+            able = [p.cands.take(np.flatnonzero(p.feasible)) for p in found]
             self.left = [distinct_layouts(c) for c in able if len(c)]
         return works
 
@@ -389,16 +406,13 @@ def distinct_layouts(cands: Candidates) -> Candidates:
     return cands.take(np.sort(first))
 
 
-def price_layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> list[Priced]:
-    """Legal layouts at every batch of their ladder under these conditions."""
+def price_layouts(deployment: Deployment, curves: Curves, cands: Candidates) -> Priced | None:
+    """Legal layouts at every batch of their ladder under these conditions; None where not one sequence fits."""
     limit = np.minimum(batch_limit(deployment, curves, cands.engine, 1), cands.max_num_batched_tokens) * cands.attn_dp
-    out = []
-    for index, layout in layouts(deployment, curves, cands):
-        most = max_batch(layout, _ceiling(deployment, layout.cands, limit[index]))
-        if (most > 0).any():
-            made = _price(layout.take(np.flatnonzero(most > 0)), most[most > 0], Load.of(deployment.workload))
-            out += [made] if made is not None else []
-    return out
+    layout = layout_of(deployment, curves, cands)
+    most = max_batch(layout, _ceiling(deployment, cands, limit))
+    fits = np.flatnonzero(most > 0)
+    return _price(layout.take(fits), most[fits], Load.of(deployment.workload)) if len(fits) else None
 
 
 def _largest(low: int, high: int, works: Callable[[int], bool]) -> int | None:
@@ -447,7 +461,7 @@ def _relaxed(d: Deployment, curves: Curves, point: tuple[Priced, int], prefix: s
             reach = gate.limit * (1 + m) if gate.higher_is_better else gate.limit * (1 - m)
             limit = _round_away(reach, up=not gate.higher_is_better)
             changed = with_limit(changed, gate, limit)
-            text = f"{gate.metric} {gate.stat} of {limit:g} instead of {gate.limit:g}"
+            text = f"{gate_words(gate)} of {limit_words(gate, limit)} instead of {limit_words(gate, gate.limit)}"
             said.append((m, text, KIND[gate.metric], limit))
     if not said or not _meets(p, i, d, changed):
         return None
@@ -514,7 +528,9 @@ def what_ifs(
     for i, gate in enumerate(deployment.requirements.gates):
         limit = gate.limit * (1 - RELAXED if gate.higher_is_better else 1 + RELAXED)
         ranked = order(_with_gate(space, deployment, i, limit), objective)
-        note(f"{gate.metric} {gate.stat} relaxed by {RELAXED:.0%} to {limit:g}", ranked[0] if ranked else None)
+        note(
+            f"{gate_words(gate)} relaxed by {RELAXED:.0%} to {limit_words(gate, limit)}", ranked[0] if ranked else None
+        )
     # Searched again at the plan's step size: what a change brings hardly depends on it, and the space is a few times
     # smaller.
     tokens = best.estimate.strategy.max_num_batched_tokens

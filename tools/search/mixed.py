@@ -17,20 +17,24 @@ from math import gcd
 import numpy as np
 
 from tools.cost.curves import Curves
+from tools.cost.staged import refuse_vendors
 from tools.cost.steps import Candidates, Layout, layouts
 from tools.graph.build import all_sizes
 from tools.memory import layer_loads, memory
 from tools.partition.layerwise import Loads
 from tools.partition.lower import default_layers_per_stage, lower
 from tools.partition.uneven import StageDevice, fastest_split
+from tools.search.rank import evaluate_strategy
 from tools.spec.base import Frozen, Refused, ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.hardware import Cluster
-from tools.spec.plan import StageMemory, WhatIf
+from tools.spec.plan import Candidate, StageMemory
 from tools.spec.strategy import Phase, Strategy
 
 MOST_STAGES = 32
 """Longer pipelines are not tried: a request would cross them for every token."""
+MOST_PRICED = 6
+"""Pipelines that are priced as a serving run, of those with the highest kernel rates."""
 
 
 class MixedStage(Frozen):
@@ -84,7 +88,7 @@ def mixed_pipelines(
         except ToolError as e:
             refusals.append(f"tp({tp}) dp({dp}): {e}")
     if not found:
-        why = refusals[0] if refusals else f"no group size divides all of {counts} and leaves each stage a layer"
+        why = refusals[-1] if refusals else f"no group size divides all of {counts} and leaves each stage a layer"
         raise Refused(f"no pipeline over {_kinds(clusters)} fits: {why}")
     return tuple(sorted(found, key=lambda p: (-p.output_tok_s, p.strategy.tp)))
 
@@ -242,24 +246,20 @@ def _assemble(
     )  # fmt: skip
 
 
-def mixed_what_if(d: Deployment, curves: Curves, planned: Strategy) -> tuple[WhatIf, ...]:
-    """What one pipeline over the planned and the idle kinds of devices would serve, against the plan: kernel times on both
-    sides. Nothing where no kind is idle, or none of the pipelines fits."""
-    idle = tuple(c for c in d.idle_clusters if c.num_devices)
-    if not idle or d.cluster.num_devices is None or len(idle) > 2:
-        return ()
-    try:
-        best = mixed_pipelines(d, (d.cluster, *idle), curves, concurrency=planned.batch * planned.dp)[0]
-    except ToolError:
-        return ()
-    alone = pipeline_rate(d, curves, planned)
-    what = f"one pipeline over {_kinds((d.cluster, *idle))} ({best.words}; kernel times, both sides)"
-    return (
-        WhatIf(
-            description=what, strategy=best.strategy.label(d.model.moe is not None), objective_value=best.output_tok_s,
-            relative_gain=best.output_tok_s / alone - 1,
-        ),
-    )  # fmt: skip
+def mixed_candidates(d: Deployment, curves: Curves) -> tuple[Candidate, ...]:
+    """Pipelines over all kinds of devices of the deployment, priced and judged as any strategy is; the cuts with the highest
+    kernel rate first, `MOST_PRICED` of them. Raises as `mixed_pipelines` does, Refused for kinds of several vendors."""
+    refuse_vendors(d.clusters)
+    w = d.workload
+    flying = w.concurrency or (32 if w.batch_size is None else w.batch_size)
+    found = mixed_pipelines(d, d.clusters, curves, concurrency=flying)
+    return tuple(evaluate_strategy(d, staged(p), curves) for p in found[:MOST_PRICED])
+
+
+def staged(p: MixedPipeline) -> Strategy:
+    """Its strategy with the device of every stage; batch and step size are left to the search."""
+    fields = p.strategy.model_dump(exclude={"batch", "max_num_batched_tokens"})
+    return Strategy.model_validate({**fields, "stage_devices": tuple(s.device for s in p.stages)})
 
 
 def pipeline_rate(d: Deployment, curves: Curves, s: Strategy) -> float:
@@ -274,4 +274,4 @@ def pipeline_rate(d: Deployment, curves: Curves, s: Strategy) -> float:
     return s.dp * d.workload.osl / slowest
 
 
-__all__ = ["MixedPipeline", "MixedStage", "mixed_pipelines", "mixed_what_if", "pipeline_rate"]
+__all__ = ["MixedPipeline", "MixedStage", "mixed_candidates", "mixed_pipelines", "pipeline_rate", "staged"]

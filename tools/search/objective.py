@@ -27,15 +27,22 @@ def choose_objective(deployment: Deployment) -> Objective:
 def objective_value(objective: Objective, priced: Priced) -> np.ndarray:
     """Higher is better. total_throughput: output tokens/s (at capacity where a rate is stated). fewest_devices: minus
     the number of devices, ties by tokens/s per device. min_latency: minus E2E seconds. knee: see `knee_score`."""
-    tok_s = priced.metrics["capacity_tok_s"]
+    m = priced.metrics
+    return value_of(objective, m["capacity_tok_s"], m["e2e"], m["tpot"], priced.num_devices)
+
+
+def value_of(
+    objective: Objective, tok_s: np.ndarray, e2e: np.ndarray, tpot: np.ndarray, num_devices: np.ndarray
+) -> np.ndarray:
+    """`objective_value` of figures at hand."""
     if objective == "total_throughput":
         return tok_s
     if objective == "min_latency":
-        return -priced.metrics["e2e"]
+        return -e2e
     if objective == "fewest_devices":
-        per_device = tok_s / priced.num_devices
-        return -priced.num_devices + per_device / (1.0 + per_device) * 0.5
-    return knee_score(tok_s, priced.metrics["tpot"])
+        per_device = tok_s / num_devices
+        return -num_devices + per_device / (1.0 + per_device) * 0.5
+    return knee_score(tok_s, tpot)
 
 
 def knee_score(tok_s: np.ndarray, tpot: np.ndarray) -> np.ndarray:

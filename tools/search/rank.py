@@ -90,11 +90,14 @@ def lower_bound(deployment: Deployment) -> int:
     return max(1, int(least // deployment.cluster.memory_bytes))
 
 
-def explore(deployment: Deployment, curves: Curves) -> tuple[Space, list[Space]]:
-    """(the first space with a feasible strategy, else the first one; all spaces that were priced)."""
+def explore(
+    deployment: Deployment, curves: Curves, judged: Sequence[Space] = (), *, able: bool = False
+) -> tuple[Space, list[Space]]:
+    """(the first space with a feasible strategy, else the first one; all spaces that were priced). Configurations of
+    `judged`, which are known to fail under these conditions too, are left out; `able` as in `price_space`."""
     seen: list[Space] = []
     for sizes in device_counts(deployment):
-        space = price_space(deployment, curves, sizes)
+        space = price_space(deployment, curves, sizes, judged, able=able)
         seen.append(space)
         if space.num_feasible:
             return (space if deployment.cluster.num_devices is None else _most_devices(space)), seen
@@ -117,7 +120,7 @@ def order(space: Space, objective: Objective) -> list[Ranked]:
     if not tables:
         return []
     values = np.concatenate([objective_value(objective, p)[i] for p, i in tables])
-    families = [(c.sp, c.moe_comm != "auto", c.weight_dtype, c.kv_dtype) for c in (p.cands for p, _ in tables)]
+    families = [(c.sp, c.moe_comm != "auto", c.node, c.weight_dtype, c.kv_dtype) for c in (p.cands for p, _ in tables)]
     numbers = {f: i for i, f in enumerate(sorted(set(families)))}
     family = np.concatenate([np.full(len(i), numbers[f]) for f, (_, i) in zip(families, tables, strict=True)])
     layout = [*(np.concatenate([getattr(p.cands, name)[i] for p, i in tables]) for name in LAYOUT), family]
@@ -141,8 +144,8 @@ def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchRe
     for conditions no search can answer (no devices), Refused for a model whose operators are not supported.
     """
     from tools.search.explain import explain_infeasible, what_ifs
-    from tools.search.mixed import mixed_what_if
-    from tools.search.pools import pooled
+    from tools.search.fleet import better, fleet_candidates, fleets
+    from tools.search.pools import pooled, pooled_candidate, takes_over
 
     _check(deployment)
     objective = choose_objective(deployment)
@@ -152,21 +155,39 @@ def search(deployment: Deployment, curves: Curves, *, top: int = 10) -> SearchRe
     candidates = _candidates(deployment, curves, ranked, objective, top)
     baseline = evaluate_strategy(deployment, baseline_strategy(deployment, curves), curves)
     answers = [_asked(deployment, a, curves) for a in deployment.alternatives]
+    grouped = () if beyond_positions(deployment) else fleets(deployment, curves, objective)
+    mine = candidates[0] if candidates else None
+    # Groups of several kinds of devices stand among the strategies of the main kind alone, where they belong.
+    mixed = [c for c in fleet_candidates(grouped) if [u.clusters for u in c.units] != [(deployment.cluster,)]]
+    ahead = tuple(c for c in mixed if mine is None or better(c, mine))
+    candidates = _numbered((*ahead, *candidates, *(c for c in mixed if c not in ahead)), objective)
+    pair = pooled(deployment, curves, candidates[0].estimate.output_tok_s if candidates else None)
+    alone = not deployment.further_clusters and not beyond_positions(deployment)
+    if pair is not None and alone and takes_over(pair, objective, candidates[0] if candidates else None):
+        ahead = tuple(c for c in (pooled_candidate(deployment, curves, pair),) if c.estimate.feasible)
+        candidates = _numbered((*ahead, *candidates), objective)
     infeasible = None if candidates else explain_infeasible(deployment, curves, seen)
     return SearchResult(
         objective=objective, best=candidates[0] if candidates else None, ranked=candidates,
-        pareto=_pareto(deployment, curves, space, objective, candidates), baseline=baseline,
+        pareto=_pareto(deployment, curves, space, objective, candidates) or candidates[:MAX_PARETO], baseline=baseline,
         asked=tuple(a for a in answers if isinstance(a, Candidate)),
         refused=tuple(a for a in answers if isinstance(a, Finding)), infeasible=infeasible,
         num_enumerated=sum(s.num_enumerated for s in seen), num_legal=sum(s.num_legal for s in seen),
         num_fitting=sum(s.num_fitting for s in seen), num_feasible=sum(s.num_feasible for s in seen),
-        what_ifs=(
-            *what_ifs(deployment, curves, candidates[0], objective, space),
-            *mixed_what_if(deployment, curves, candidates[0].estimate.strategy),
-        ) if candidates else (),
-        pooled=pooled(deployment, curves, candidates[0].estimate.output_tok_s if candidates else None),
+        what_ifs=what_ifs(deployment, curves, mine, objective, space) if mine is not None and not ahead else (),
+        pooled=pair, fleets=grouped,
         devices_table=_devices_table(deployment, curves, candidates[0]) if candidates else (),
     )  # fmt: skip
+
+
+def _numbered(candidates: Sequence[Candidate], objective: Objective) -> tuple[Candidate, ...]:
+    """In this order, each with what decides between it and the first."""
+    return tuple(
+        c.model_copy(update={"rank": i, "reason": _reason(candidates[0], c.estimate, c.objective_value, objective)})
+        if i > 1
+        else c.model_copy(update={"rank": 1, "reason": "best"})
+        for i, c in enumerate(candidates, 1)
+    )
 
 
 def _check(deployment: Deployment) -> None:
@@ -340,7 +361,7 @@ def _pareto(
     tables = [_select(p, i) for p, i in able if len(i)] or [p for p in space.priced if len(p)]
     if not tables:
         return ()
-    known = {c.estimate.strategy: c.estimate for c in ranked}
+    known = {c.estimate.strategy: c.estimate for c in ranked if not c.units}
     starts = np.cumsum([0, *(len(p) for p in tables)])
     per_device = np.concatenate([p.metrics["output_tok_s"] / p.num_devices for p in tables])
     tpot = np.concatenate([p.metrics["tpot"] for p in tables])

@@ -146,7 +146,8 @@ def best_values(
         first = Candidates.of(strategies[members[0]])
         arrays = {n: np.asarray([getattr(strategies[i], n) for i in members], np.int64) for n in ARRAYS}
         together: Any = {**arrays, "origin": None, "layers_per_stage": None}
-        for p in price_layouts(d, curves, replace(first, **together)):
+        priced = price_layouts(d, curves, replace(first, **together))
+        for p in (priced,) if priced is not None else ():
             values = np.where(p.feasible, objective_value(objective, p), -np.inf)
             for i in members:
                 mine = [np.asarray(getattr(p.cands, n) == getattr(strategies[i], n)) for n in ARRAYS if n != "batch"]
@@ -156,7 +157,7 @@ def best_values(
     return out
 
 
-UNUSUAL = ("dk", "cp_kind", "expert_devices", "attn_pool", "virtual", "seq_slices")
+UNUSUAL = ("dk", "ep_nodes", "cp_kind", "expert_devices", "attn_pool", "virtual", "seq_slices")
 """Axes that are priced one strategy at a time."""
 
 

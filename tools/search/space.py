@@ -14,10 +14,12 @@ from tools.cost.curves import Curves
 from tools.cost.estimate import batch_limit
 from tools.cost.fit import free_bytes, max_batch
 from tools.cost.judge import margins
-from tools.cost.serving import Load, serve, spare_replicas
-from tools.cost.steps import ARRAYS, Candidates, Layout, MoEComm, kv_heads_cut, layouts
+from tools.cost.known import distinct
+from tools.cost.serving import Load, overwhelmed, serve, spare_replicas
+from tools.cost.steps import ARRAYS, Candidates, Layout, MoEComm, kv_heads_cut, layout_of
 from tools.engines.rules import check, engines, legal_mask, server_defaults
-from tools.partition.mesh import cuts, mesh_from_cuts
+from tools.partition.axes import cuts
+from tools.partition.mesh import mesh_from_cuts
 from tools.spec.base import MeshwrightError, Refused
 from tools.spec.deployment import Deployment
 from tools.spec.model import ModelSpec
@@ -48,7 +50,8 @@ def tensor_degrees(model: ModelSpec, most: int) -> tuple[int, ...]:
 @lru_cache(maxsize=65536)
 def _nests(tp: int, cp: int, attn_dp: int, ep: int, etp: int, dcp: int, kv_heads: int) -> bool:
     try:
-        mesh_from_cuts({k: int(v) for k, v in cuts(tp, cp, attn_dp, ep, etp, kv_heads, dcp).items()})
+        degrees = {"tp": tp, "cp": cp, "attn_dp": attn_dp, "ep": ep, "etp": etp, "dcp": dcp}
+        mesh_from_cuts({k: int(v) for k, v in cuts(degrees, kv_heads).items()})
     except Refused:
         return False
     return True
@@ -175,30 +178,46 @@ def families(deployment: Deployment, curves: Curves) -> list[Candidates]:
     experts, sequence parallelism."""
     d, engine = deployment, deployment.engine.name
     empty: dict[str, Any] = {n: np.zeros(0, np.int64) for n in ARRAYS}
-    ways: list[tuple[MoEComm, bool]] = [("auto", False)]
+    ways: list[tuple[MoEComm, bool, int]] = [("auto", False, 0)]
     if engine in engines():
-        ways += [("allgather", False)] if d.model.moe else []
-        ways += [("auto", True)] if _accepts(deployment, tp=2, sp=True) else []
+        ways += [("allgather", False, 0)] if d.model.moe else []
+        ways += [("auto", True, 0)] if _accepts(deployment, tp=2, sp=True) else []
+        ways += [("auto", False, node)] if (node := _dispatch_node(deployment)) else []
     return [
-        Candidates(**empty, weight_dtype=w, kv_dtype=k, engine=engine, moe_comm=comm, sp=sp)
-        for w in d.weight_dtypes for k in d.kv_dtypes for comm, sp in ways
+        Candidates(**empty, weight_dtype=w, kv_dtype=k, engine=engine, moe_comm=comm, sp=sp, node=node)
+        for w in d.weight_dtypes for k in d.kv_dtypes for comm, sp, node in ways
     ]  # fmt: skip
 
 
-UNLIKE = frozenset({"cp-kind", "cp-prefill", "dcp-backend"})
+def prefill_families(deployment: Deployment, curves: Curves) -> list[Candidates]:
+    """Empty candidate sets for ranks that only prefill: tokens straight to the experts, and to the nodes first."""
+    plain, node = families(deployment, curves)[0], _dispatch_node(deployment, frozenset({"ep-nodes-phase"}))
+    return [plain, replace(plain, node=node)] if node else [plain]
+
+
+def _dispatch_node(deployment: Deployment, ignored: frozenset[str] = frozenset()) -> int:
+    """Ranks of a node, where the engine can send tokens to nodes first; 0 where it cannot or there is one node only."""
+    node, several = deployment.cluster.devices_per_node, deployment.cluster.num_nodes != 1
+    if not deployment.model.moe or node < 2 or not several:
+        return 0
+    degrees = {"attn_dp": 2 * node, "ep": 2 * node, "ep_nodes": 2}
+    return node if _accepts(deployment, ignored, **degrees) else 0
+
+
+UNLIKE = frozenset({"cp-kind", "cp-prefill", "dcp-backend", "ep-nodes-phase"})
 """Warnings that an engine does something else than the graph that is priced and proven, or cannot be relied on to do it."""
-REFUSED = frozenset({"sp", "dcp", "dcp-cp", "cp-heads", "cp-window", "cp-ep", "cp-kind"})
+REFUSED = frozenset({"sp", "dcp", "dcp-cp", "cp-heads", "cp-window", "cp-ep", "cp-kind", "ep-nodes", "not-expressible"})
 
 
-def _accepts(deployment: Deployment, **axis: Any) -> bool:
-    """Whether the engine has this axis, as the graph has it."""
+def _accepts(deployment: Deployment, ignored: frozenset[str] = frozenset(), **axis: Any) -> bool:
+    """Whether the engine has this axis, as the graph has it. `ignored`: warnings that do not apply."""
     try:
         found = check(
             deployment.model, Strategy(**axis), engine=deployment.engine.name, version=deployment.engine.version
         )
     except MeshwrightError:
         return False
-    return not any(f.code in UNLIKE or (f.severity == "error" and f.code in REFUSED) for f in found)
+    return not any(f.code in UNLIKE - ignored or (f.severity == "error" and f.code in REFUSED) for f in found)
 
 
 def searched_axes(deployment: Deployment) -> dict[str, bool]:
@@ -250,8 +269,11 @@ def _nodes(deployment: Deployment, c: Candidates) -> Any:
     return None if n is None else np.maximum(n, -(-c.num_devices // deployment.cluster.devices_per_node))
 
 
-def price_space(deployment: Deployment, curves: Curves, sizes: Sequence[int]) -> Space:
-    """Enumerate, filter by engine and memory, choose batches, price: everything over the device counts `sizes`."""
+def price_space(
+    deployment: Deployment, curves: Curves, sizes: Sequence[int], judged: Sequence[Space] = (), *, able: bool = False
+) -> Space:
+    """Enumerate, filter by engine and memory, choose batches, price: everything over the device counts `sizes` but the
+    configurations of `judged`. `able`: where only what is feasible counts, without those that the arrivals overwhelm."""
     rows = degrees(deployment.model, sizes, replicas=not only_copies(deployment), **searched_axes(deployment))
     load = Load.of(deployment.workload)
     reasons: Counter[str] = Counter()
@@ -271,15 +293,31 @@ def price_space(deployment: Deployment, curves: Curves, sizes: Sequence[int]) ->
         limit = (
             np.minimum(batch_limit(deployment, curves, cands.engine, 1), cands.max_num_batched_tokens) * cands.attn_dp
         )
-        for index, layout in layouts(deployment, curves, cands):
-            most = max_batch(layout, _ceiling(deployment, layout.cands, limit[index]))
-            fits = most > 0
-            reasons["memory"] += int((~fits).sum())
-            fitting += int(fits.sum())
-            if fits.any():
-                found = _price(layout.take(np.flatnonzero(fits)), most[fits], load)
-                priced += [found] if len(found) else []
+        layout = layout_of(deployment, curves, cands)
+        most = max_batch(layout, _ceiling(deployment, cands, limit))
+        fits = np.flatnonzero(most > 0)
+        reasons["memory"] += len(cands) - len(fits)
+        fitting += len(fits)
+        for block in _blocks(layout, fits, most):
+            wide = _unless(_fitting(layout.take(block), most[block], load), judged)
+            if able:
+                wide = wide.take(np.flatnonzero(~overwhelmed(wide, load)))
+            found = _served(wide, load)
+            priced += [found] if len(found) else []
     return Space(tuple(priced), enumerated, legal_count, fitting, {k: v for k, v in reasons.items() if v})
+
+
+BLOCK = 250_000
+"""Configurations that are served at once, more or less: their arrays stay in the cache, and the calls that a block takes
+are few beside them."""
+
+
+def _blocks(layout: Layout, index: np.ndarray, most: np.ndarray) -> Iterator[np.ndarray]:
+    """These candidates in blocks of whole graphs."""
+    graph = layout.graph_of(layout.row[index])
+    rows = np.bincount(graph, np.searchsorted(BATCHES, most[index]) + 1, len(layout.graphs))
+    block = (np.cumsum(rows) // BLOCK)[graph]
+    yield from (index[block == k] for k in np.unique(block))
 
 
 def only_copies(deployment: Deployment) -> bool:
@@ -297,9 +335,19 @@ def _meant(family: Candidates, rows: np.ndarray) -> np.ndarray:
     column = dict(zip(DEGREES, rows.T, strict=True))
     if family.sp:
         return rows[column["tp"] > 1]
+    if family.node:
+        return rows[_over_nodes(column, family.node)]
     if family.moe_comm != "auto":
         return rows[(column["attn_dp"] > 1) & (column["ep"] > 1)]
     return rows
+
+
+def _over_nodes(column: dict[str, np.ndarray], node: int) -> np.ndarray:
+    """Degrees whose experts lie over several whole nodes, with sequences dealt out over the nodes and tp inside them."""
+    ranks, inside = column["ep"] * column["etp"], column["tp"] * column["cp"]
+    nodes = ranks // node
+    whole = (ranks % node == 0) & (nodes > 1) & (column["ep"] % np.maximum(nodes, 1) == 0)
+    return whole & (node % inside == 0) & (column["cp"] == 1) & (column["attn_dp"] > 1)
 
 
 def _fill(family: Candidates, rows: np.ndarray) -> Candidates:
@@ -329,24 +377,47 @@ def _ceiling(deployment: Deployment, cands: Candidates, limit: np.ndarray) -> np
 
 def _price(layout: Layout, most: np.ndarray, load: Load) -> Priced:
     """Every candidate at every batch of its ladder that fits."""
+    return _served(_fitting(layout, most, load), load)
+
+
+def _fitting(layout: Layout, most: np.ndarray, load: Load) -> Layout:
+    """Every candidate at every batch of its ladder that fits."""
     index, batch = _ladder(most, together=load.mode == "together", deployment=layout.deployment)
     if not len(index):
         index, batch = np.arange(len(most)), most
     wide = layout.take(index)
     wide = replace(wide, cands=wide.cands.with_batch(batch))
     free, _ = free_bytes(wide, batch)
-    keep = np.flatnonzero(free >= 0)
-    if not len(keep):
-        names = (*METRICS, "load", *(f"gate:{i}" for i in range(len(layout.deployment.requirements.gates))))
-        return Priced(wide.cands.take(keep), dict.fromkeys(names, np.zeros(0)), np.zeros(0))
-    wide = wide.take(keep) if len(keep) < len(free) else wide
-    perf = serve(wide, load)
-    devices = wide.cands.num_devices
+    return wide if (free >= 0).all() else wide.take(np.flatnonzero(free >= 0))
+
+
+def _unless(layout: Layout, judged: Sequence[Space]) -> Layout:
+    """The layout without candidates that were judged before."""
+    family = replace(layout.cands, **_NO_DEGREES)
+    same = [p.cands for s in judged for p in s.priced if replace(p.cands, **_NO_DEGREES) == family]
+    if not same or not len(layout.cands):
+        return layout
+    columns = [np.concatenate([getattr(c, n) for c in (*same, layout.cands)]) for n in ARRAYS]
+    n = len(layout.cands)
+    _, kind = distinct(columns, len(columns[0]))
+    return layout.take(np.flatnonzero(~np.isin(kind[-n:], kind[:-n])))
+
+
+_NO_DEGREES: dict[str, Any] = dict.fromkeys(ARRAYS)
+
+
+def _served(layout: Layout, load: Load) -> Priced:
+    """What every candidate does under the load."""
+    d, cands = layout.deployment, layout.cands
+    if not len(cands):
+        names = (*METRICS, "load", *(f"gate:{i}" for i in range(len(d.requirements.gates))))
+        return Priced(cands, dict.fromkeys(names, np.zeros(0)), np.zeros(0))
+    perf = serve(layout, load)
     capacity = np.where(perf.stable, perf.capacity_rate * load.osl, perf.output_tok_s)
     metrics = dict(zip(METRICS, (perf.ttft, perf.tpot, perf.e2e, perf.output_tok_s, capacity), strict=True))
-    judged = margins(layout.deployment, perf, load, wide.cands.dp, devices)
-    judged["load"] = np.where(_too_small(layout.deployment, wide.cands, load), -np.inf, judged["load"])
-    return Priced(wide.cands, metrics | judged, worst(judged))
+    judged = margins(d, perf, load, cands.dp, cands.num_devices)
+    judged["load"] = np.where(_too_small(d, cands, load), -np.inf, judged["load"])
+    return Priced(cands, metrics | judged, worst(judged))
 
 
 def worst(judged: dict[str, np.ndarray]) -> np.ndarray:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tools.spec.base import Frozen
+from tools.spec.base import Frozen, ToolError
 from tools.spec.hardware import Cluster
 from tools.spec.model import DType, ModelSpec
+from tools.spec.strategy import Strategy
 from tools.spec.workload import EngineChoice, Requirements, Workload
 
 Objective = Literal["fewest_devices", "total_throughput", "knee", "min_latency"]
@@ -39,8 +40,44 @@ class Deployment(Frozen):
     """Strategies that the user asks about by name; each is priced and reported beside the plan."""
     other_clusters: tuple[Cluster, ...] = ()
     """Clusters of other devices that the user considers ("H100 or H20?"); each is searched and set beside the plan."""
-    idle_clusters: tuple[Cluster, ...] = ()
-    """Kinds of devices that stand beside the planned ones; a plan does not mix kinds, so they are left idle."""
+    further_clusters: tuple[Cluster, ...] = ()
+    """Clusters of other kinds of devices that are there beside `cluster`: a plan may use any of them, alone or together."""
     prices: dict[str, float] = {}
     """Price of one device for an hour, by device id, in `currency`."""
     currency: str = "USD"
+
+    @property
+    def clusters(self) -> tuple[Cluster, ...]:
+        """Every kind of device that is there, the main one first."""
+        return (self.cluster, *self.further_clusters)
+
+    @property
+    def num_devices(self) -> int | None:
+        """Devices of all kinds; None: unbounded."""
+        counts = [c.num_devices for c in self.clusters]
+        return None if None in counts else sum(n for n in counts if n is not None)
+
+    def cluster_of(self, device: str) -> Cluster:
+        """The cluster of a kind of device, by catalogue id. Raises ToolError for one that is not there."""
+        found = next((c for c in self.clusters if c.device.id == device), None)
+        if found is None:
+            there = ", ".join(c.device.id for c in self.clusters)
+            raise ToolError(f"there is no {device} in this deployment; there is {there}")
+        return found
+
+    def stage_clusters(self, strategy: Strategy) -> tuple[Cluster, ...]:
+        """Where each pipeline stage of a strategy lies."""
+        if not strategy.stage_devices:
+            return (self.cluster,) * strategy.pp
+        return tuple(self.cluster_of(device) for device in strategy.stage_devices)
+
+    def places(self, strategy: Strategy) -> tuple[tuple[Cluster, int], ...]:
+        """Of every stage of every replica (stages innermost): its cluster, and the number that its first rank has there."""
+        where = self.stage_clusters(strategy)
+        of_kind = [c.device.id for c in where]
+        own = [of_kind[:i].count(kind) for i, kind in enumerate(of_kind)]
+        return tuple(
+            (c, (replica * of_kind.count(c.device.id) + own[i]) * strategy.group)
+            for replica in range(strategy.dp)
+            for i, c in enumerate(where)
+        )

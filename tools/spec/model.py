@@ -33,6 +33,17 @@ class MLA(Frozen):
     v_head_dim: int = 128
 
 
+class Indexer(Frozen):
+    """Picks the positions that a query attends to (DeepSeek sparse attention, DeepSeek-V3.2): small heads of its own score all
+    cached keys, of which there is one per position; attention then reads the `top_k` best."""
+
+    num_heads: int
+    head_dim: int
+    top_k: int
+    interleaved: bool = False
+    """How its queries and keys rotate, see `Position.interleaved`."""
+
+
 class Attention(Frozen):
     """One attention block. `num_kv_heads == num_heads` is MHA, 1 is MQA, between is GQA; `mla` set is MLA."""
 
@@ -42,17 +53,66 @@ class Attention(Frozen):
     mla: MLA | None = None
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm: Literal["none", "head", "full"] = "none"
-    """`head`: RMSNorm over d_k of each head (Qwen3); `full`: over heads x d_k (MiniMax-M2, OLMo-2)."""
+    qk_norm: Literal["none", "head", "heads", "full"] = "none"
+    """`head`: RMSNorm over d_k of each head (Qwen3); `heads`: LayerNorm over it with weights per head (Command-R+); `full`:
+    over heads x d_k (MiniMax-M2, OLMo-2)."""
+    clip_qkv: float | None = None
+    """Queries, keys and values are clamped to ± this (DBRX, OLMo)."""
     sliding_window: int | None = None
     """Window of the layers that slide; which layers do is `ModelSpec.sliding_layers`."""
     chunk_size: int | None = None
     """Chunked attention (Llama-4): a token sees only its own chunk; layers as in `ModelSpec.sliding_layers`."""
+    indexer: Indexer | None = None
     sinks: bool = False
     """A learned logit per head joins the softmax's denominator (gpt-oss)."""
+    output_gate: bool = False
+    """Each head's output is multiplied by the sigmoid of a second query projection (Qwen3-Next)."""
     softcap: float | None = None
     scale: float | None = None
     """Multiplier of the scores; None means head_dim ** -0.5 (for MLA: (nope + rope) ** -0.5)."""
+
+
+class LinearAttention(Frozen):
+    """Attention whose state does not grow with the context: a matrix of key_dim x value_dim per head, which every token
+    decays and adds to.
+
+    gated_delta: one decay per head and the delta rule (Gated DeltaNet, arXiv 2412.06464; Qwen3-Next). kda: one decay per
+    key channel, gates of low rank (Kimi Delta Attention, arXiv 2510.26692). mamba2: no delta rule, keys and queries
+    shared by groups of heads (state-space duality, arXiv 2405.21060).
+    """
+
+    kind: Literal["gated_delta", "kda", "mamba2"]
+    num_key_heads: int
+    """Heads of keys and queries; the value heads share them in equal groups."""
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_kernel: int = 4
+    """Positions of the causal convolution that queries, keys and values go through."""
+    conv_bias: bool = False
+    gate_rank: int | None = None
+    """kda: width between the two projections of the decay and of the output gate."""
+
+
+class RopeScaling(Frozen):
+    """What stretches RoPE to longer contexts; formulas in `tools.graph.rope`."""
+
+    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+    factor: float = 1.0
+    original: int = 4096
+    """Positions the model was trained with before it was stretched."""
+    attention_factor: float = 1.0
+    """Multiplies cos and sin (YaRN's temperature, LongRoPE's)."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    """YaRN's ramp begins and ends at whole pairs."""
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    long_attention_factor: float | None = None
+    """Instead of `attention_factor` beyond `original` positions (Phi-3.5-MoE)."""
 
 
 class Position(Frozen):
@@ -62,6 +122,9 @@ class Position(Frozen):
     """Leading dims of d_k that rotate; None means all (GPT-J 64, phi-2 32, GLM-4.5 half)."""
     interleaved: bool = False
     """True: pairs (0,1),(2,3)… (GPT-J, DeepSeek); False: pairs (i, i + d/2) (Llama)."""
+    scaling: RopeScaling | None = None
+    sliding_theta: float | None = None
+    """Base of the layers that slide, which nothing stretches; None: they rotate as the others do."""
     max_positions: int = 4096
     learned_offset: int = 0
     """Rows skipped at the start of a learned table (OPT: 2)."""
@@ -72,7 +135,7 @@ class Position(Frozen):
 class MLP(Frozen):
     intermediate_size: int
     gated: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
     bias: bool = False
 
 
@@ -81,22 +144,25 @@ class MoE(Frozen):
 
     softmax_topk: softmax over all experts, take top-k (renormalised if norm_topk_prob). topk_softmax: top-k of the
     logits, softmax over those (Mixtral, gpt-oss). sigmoid_topk: sigmoid, selection by score + correction bias, within the
-    best `topk_group` of `n_group` groups, weights renormalised and scaled (DeepSeek-V3).
+    best `topk_group` of `n_group` groups, weights renormalised and scaled (DeepSeek-V3). sparsemixer: the weight of each
+    choice is a softmax over the experts within its reach that were not chosen before (Phi-MoE, arXiv 2409.12136).
     """
 
     num_experts: int
     top_k: int
     intermediate_size: int
-    gate: Literal["softmax_topk", "topk_softmax", "sigmoid_topk"] = "softmax_topk"
+    gate: Literal["softmax_topk", "topk_softmax", "sigmoid_topk", "sparsemixer"] = "softmax_topk"
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     n_group: int = 1
     topk_group: int = 1
     correction_bias: bool = False
     router_bias: bool = False
+    jitter: float = 0.01
+    """sparsemixer: experts further than twice this below the choice, relative to it, are out of reach."""
     expert_bias: bool = False
     gated: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_oai"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"] = "silu"
     shared_intermediate_size: int = 0
     """Total width of the shared expert(s); 0 means none."""
     shared_gate: bool = False
@@ -107,6 +173,10 @@ class MoE(Frozen):
     """Further copies of experts that a deployment holds (DeepSeek-V3, arXiv 2412.19437 §3.4): slot num_experts + i is a copy
     of expert i mod num_experts, and the tokens of an expert take turns over its copies."""
 
+    nodes: int = 1
+    """Groups of devices that a deployment deals the experts out to in equal runs; above 1, prefill sends a token to each of
+    them once, and on to its experts from there (DeepEP's normal kernels, arXiv 2412.19437 §3.2.2)."""
+
     @property
     def num_slots(self) -> int:
         """Experts with all their copies: what expert parallelism deals out."""
@@ -114,11 +184,13 @@ class MoE(Frozen):
 
 
 class LayerKind(Frozen):
-    """What distinguishes one layer from the next: its FFN, and whether its attention slides and rotates."""
+    """What distinguishes one layer from the next: its FFN, how it mixes tokens, and whether its attention slides and
+    rotates."""
 
     ffn: Literal["dense", "moe"] = "dense"
     sliding: bool = False
     rope: bool = True
+    mixer: Literal["attention", "linear"] = "attention"
 
 
 class ModelSpec(Frozen):
@@ -136,9 +208,14 @@ class ModelSpec(Frozen):
     """Per layer, whether its FFN is the MoE; None means all when `moe` is set, none otherwise."""
     sliding_layers: tuple[bool, ...] | None = None
     """Per layer, whether sliding/chunked attention applies; None means none (all, when sliding_window is set)."""
+    linear: LinearAttention | None = None
+    linear_layers: tuple[bool, ...] | None = None
+    """Per layer, whether linear attention takes the place of attention; None means none."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
     norm_bias: bool = False
+    norm_affine: bool = True
+    """Whether norms have weights (OLMo-1: none)."""
     norm_offset: float = 0.0
     """Added to the norm's weight (Gemma: 1)."""
     embedding_norm: bool = False
@@ -174,7 +251,7 @@ class ModelSpec(Frozen):
     def _consistent(self) -> ModelSpec:
         if self.mlp is None and self.moe is None:
             raise ValueError(f"{self.name}: a model needs an mlp or a moe")
-        for label in ("moe_layers", "sliding_layers"):
+        for label in ("moe_layers", "sliding_layers", "linear_layers"):
             flags = getattr(self, label)
             if flags is not None and len(flags) != self.num_hidden_layers:
                 raise ValueError(f"{label} has {len(flags)} entries for {self.num_hidden_layers} layers")
@@ -183,6 +260,8 @@ class ModelSpec(Frozen):
     def layer_kind(self, index: int) -> LayerKind:
         moe = self.moe is not None and (self.moe_layers is None or self.moe_layers[index])
         windowed = self.attention.sliding_window is not None or self.attention.chunk_size is not None
+        if self.linear is not None and self.linear_layers is not None and self.linear_layers[index]:
+            return LayerKind(ffn="moe" if moe else "dense", rope=self.position.kind == "rope", mixer="linear")
         sliding = windowed and (self.sliding_layers is None or self.sliding_layers[index])
         rope = self.position.kind == "rope" and (self.position.rope_layers is None or self.position.rope_layers[index])
         return LayerKind(ffn="moe" if moe else "dense", sliding=sliding, rope=rope)
@@ -197,6 +276,13 @@ class Quantization(Frozen):
     weights: DType = "bf16"
     kv_cache: DType = "bf16"
     activations: DType = Field(default="bf16")
+
+
+def with_nodes(model: ModelSpec, nodes: int) -> ModelSpec:
+    """The model as a deployment dispatches it: tokens go to `nodes` groups of devices first."""
+    if model.moe is None or model.moe.nodes == nodes:
+        return model
+    return model.model_copy(update={"moe": model.moe.model_copy(update={"nodes": nodes})})
 
 
 def with_redundant(model: ModelSpec, copies: int) -> ModelSpec:

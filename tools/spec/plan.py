@@ -7,7 +7,8 @@ from typing import Any, Literal
 from tools.spec.base import Frozen
 from tools.spec.deployment import Assumption, Deployment, Objective
 from tools.spec.finding import Cause, Finding
-from tools.spec.strategy import Strategy
+from tools.spec.hardware import Cluster
+from tools.spec.strategy import Phase, Strategy
 from tools.spec.term import Breakdown, Prediction
 
 
@@ -225,16 +226,50 @@ class Sensitivity(Frozen):
         return not self.flips
 
 
+class Unit(Frozen):
+    """Devices with a strategy of their own beside others in one plan: all replicas on one kind of device, or one pipeline over
+    several kinds."""
+
+    name: str
+    clusters: tuple[Cluster, ...]
+    """The kinds of devices it runs on; several: its pipeline's stages name theirs."""
+    share: float
+    """Of the requests, what a router sends here."""
+    in_flight: int | None = None
+    """Of a stated number of requests in flight, how many are here."""
+    phases_run: tuple[Phase, ...] = ("prefill", "decode")
+    """One of them: a pool whose requests come from, or go on to, the other unit."""
+    estimate: Estimate
+    """Predicted under its share of the load."""
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.estimate.strategy
+
+
 class Candidate(Frozen):
     rank: int
     estimate: Estimate
     objective_value: float
     reason: str = ""
     """Why it is where it is relative to the best one: the number that decided."""
+    units: tuple[Unit, ...] = ()
+    """Where it is several strategies side by side: each with its share of the requests. `estimate` is then of all together,
+    its `strategy` that of the unit with most devices."""
+
+
+class Fleet(Frozen):
+    """One way to group the kinds of devices: the candidate it gives, or why it gives none."""
+
+    groups: tuple[str, ...]
+    """Device ids, joined by + where one pipeline has stages on several kinds; devices of other kinds stay idle."""
+    candidate: Candidate | None = None
+    why: str = ""
 
 
 class Pooled(Frozen):
-    """Prefill and decode on pools of their own: predicted means over both. `dp` of a strategy is its number of workers."""
+    """Prefill and decode on pools of their own: rates in closed form, means the slower of closed form and simulation,
+    percentiles of simulated requests. `dp` of a strategy is its number of workers."""
 
     prefill: Strategy
     decode: Strategy
@@ -248,9 +283,15 @@ class Pooled(Frozen):
     prefill_busy: float
     """Share of the prefill pool's time that is used."""
     meets: bool
-    """Every requirement, percentiles judged by their means, and the connector joins the pools."""
+    """Every requirement, and the connector joins the pools."""
+    ttft_percentiles: dict[str, float] = {}
+    tpot_percentiles: dict[str, float] = {}
+    num_simulated: int = 0
+    """Requests behind the percentiles."""
     gain: float | None = None
     """Output tokens/s over those of the best single pool, minus 1."""
+    least_gain: float = 0.0
+    """Gain from which on two pools are better even where both predictions are off by their band, in opposite directions."""
     findings: tuple[Finding, ...] = ()
 
 
@@ -273,10 +314,22 @@ class SearchResult(Frozen):
     num_feasible: int
     seconds: float = 0.0
     what_ifs: tuple[WhatIf, ...] = ()
+    fleets: tuple[Fleet, ...] = ()
+    """Where there are several kinds of devices: every way to group them, feasible ones first, best first."""
     pooled: Pooled | None = None
     """The best two pools over the same devices, beside the best single one; None: not asked, or not possible."""
     devices_table: tuple[dict[str, Any], ...] = ()
     """For ample devices: devices x throughput of the best strategy at that size."""
+
+
+class PlanUnit(Unit):
+    """A unit as it is published: proven, placed, counted."""
+
+    phases: dict[str, dict[str, Any]] = {}
+    rank_map: tuple[dict[str, Any], ...] = ()
+    """As the plan's. Ranks count through all units; in the unit's DAGs and launch files they count from `first_rank`."""
+    first_rank: int = 0
+    parts: tuple[ModuleParts, ...] = ()
 
 
 class Plan(Frozen):
@@ -291,6 +344,9 @@ class Plan(Frozen):
     strategy: Strategy | None
     pools: dict[str, Strategy] = {}
     """Phase → strategy where prefill and decode have devices of their own; `strategy` is then the prefill's."""
+    units: tuple[PlanUnit, ...] = ()
+    """Where the plan uses other devices than the main kind: its groups of devices, each with its strategy and its share of
+    the requests. `strategy`, `phases`, and `parts` are then those of the one with most devices, `estimate` is of all."""
     phases: dict[str, dict[str, Any]] = {}
     """prefill / decode: batch, tokens, digest of the per-device graph, proof."""
     num_devices: int = 0
@@ -313,6 +369,10 @@ class Plan(Frozen):
     degraded: tuple[str, ...] = ()
     """Nodes that the built-in policy answered because the LLM did not."""
     findings: tuple[Finding, ...] = ()
+    fleets: tuple[Fleet, ...] = ()
+    """Every way to group several kinds of devices, feasible ones first, best first."""
+    pooled: Pooled | None = None
+    """The best prefill and decode pools over the main kind of devices, beside the plan."""
     search: dict[str, Any] = {}
     proposal: dict[str, Any] = {}
     """What the LLM or the policy proposed, its justification, and its regret against the search's best."""

@@ -49,6 +49,10 @@ class Strategy(Frozen):
     """What travels around the ring in prefill: keys and values, or queries with their running sums (arXiv 2411.01783)."""
     moe_comm: Literal["auto", "alltoall", "allgather"] = "auto"
     """How tokens reach experts when attn_dp > 1: all-to-all dispatch/combine (auto), or all-gather + reduce-scatter."""
+    ep_nodes: int = 1
+    """Hierarchical all-to-all: prefill sends a token first to each of `ep_nodes` equal runs of the ep ranks (the nodes) that
+    holds one of its experts, once, and inside it to the experts; partial sums come back the same way (DeepEP's normal
+    kernels). 1, and every decode step (its low-latency kernels): straight to the experts' ranks."""
     redundant_experts: int = 0
     """Further copies of experts, so that expert parallelism deals out num_experts + redundant_experts slots; tokens of an
     expert take turns over its copies."""
@@ -64,11 +68,16 @@ class Strategy(Frozen):
     """Interleaved pipeline (arXiv 2104.04473): runs of layers that each rank holds; pp * virtual runs are dealt out cyclically."""
     seq_slices: int = 1
     """Token-dimension pipeline (TeraPipe, arXiv 2102.07988): slices of the prompt that follow each other through the stages."""
+    axes: tuple[tuple[str, int], ...] = ()
+    """Degrees of axes that have no field of their own (`tools/partition/axes`): (name, degree), sorted; {name: degree} in a
+    file."""
     placements: Placements = ()
     """Weights that lie otherwise than the degrees say: (module, ((dim, axes), …)), the first that matches counts; a weight
     with no dim named is whole on every rank. Collectives follow from it."""
     layers_per_stage: tuple[int, ...] | None = None
     """None: the balanced default of the engine."""
+    stage_devices: tuple[str, ...] = ()
+    """Catalogue id of the device of each stage, where a pipeline's stages lie on different kinds; (): all on the planned one."""
     weight_dtype: DType = "bf16"
     kv_dtype: DType = "bf16"
     batch: int = 1
@@ -83,11 +92,13 @@ class Strategy(Frozen):
     def _fill(cls, data: dict) -> dict:
         data = dict(data)
         none = ("expert_devices", "attn_pool", "redundant_experts")
-        for key in ("tp", "pp", "dp", "ep", "cp", "dcp", "dk", "virtual", "seq_slices", *none):
+        for key in ("tp", "pp", "dp", "ep", "cp", "dcp", "dk", "ep_nodes", "virtual", "seq_slices", *none):
             least = 0 if key in none else 1
             value = data.get(key, least)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ToolError(f"{key} must be a whole number of at least {least}, got {value!r}")
+        if data.get("axes"):
+            data["axes"] = _axes(data["axes"])
         if data.get("placements"):
             data["placements"] = _placements(data["placements"])
         tp, ep, cp = data.get("tp", 1), data.get("ep", 1), data.get("cp", 1)
@@ -114,7 +125,12 @@ class Strategy(Frozen):
         if stages is not None and len(stages) != runs:
             times = f" * virtual({data['virtual']}) = {runs}" if data.get("virtual", 1) > 1 else f" = {runs}"
             raise ToolError(f"layers_per_stage has {len(stages)} entries, but pp{times}")
+        _check_stage_devices(tuple(data.get("stage_devices") or ()), data.get("pp", 1), data.get("virtual", 1))
         return data
+
+    def degree(self, axis: str) -> int:
+        """Degree of an axis by its name, 1 for one that the strategy does not name."""
+        return int(getattr(self, axis, None) or dict(self.axes).get(axis, 1))
 
     @property
     def attention_group(self) -> int:
@@ -155,12 +171,15 @@ class Strategy(Frozen):
             parts.append(f"cp{self.cp}" + ("q" if self.cp_kind == "ring" and self.ring_pass == "q" else ""))
         if self.dk > 1:
             parts.append(f"dk{self.dk}")
+        parts += [f"{name}{d}" for name, d in self.axes if d > 1]
         if self.dcp > 1:
             parts.append(f"dcp{self.dcp}")
         if (self.attn_dp or 1) > 1:
             parts.append(f"attn_dp{self.attn_dp}")
         if moe and (self.ep > 1 or self.etp != self.expert_group):
             parts.append(f"ep{self.ep}·etp{self.etp}")
+        if self.ep_nodes > 1:
+            parts.append(f"nodes{self.ep_nodes}")
         if self.redundant_experts:
             parts.append(f"red{self.redundant_experts}")
         if self.expert_devices:
@@ -179,7 +198,26 @@ class Strategy(Frozen):
             parts.append("allgather")
         if self.placements:
             parts.append("placed")
+        if self.stage_devices:
+            parts.append("mixed")
         return "·".join(parts)
+
+
+def _axes(said: object) -> tuple[tuple[str, int], ...]:
+    """{name: degree} as sorted tuples. Raises ToolError naming the entry."""
+    entries = list(said.items() if isinstance(said, Mapping) else said)  # type: ignore[call-overload]
+    for name, d in entries:
+        if not isinstance(d, int) or isinstance(d, bool) or d < 1:
+            raise ToolError(f"axes: {name} must be a whole number of at least 1, got {d!r}")
+    return tuple(sorted((str(n), d) for n, d in entries))
+
+
+def _check_stage_devices(devices: tuple[str, ...], pp: int, virtual: int) -> None:
+    """A device for every stage or for none. Raises ToolError with the numbers."""
+    if devices and len(devices) != pp:
+        raise ToolError(f"stage_devices names {len(devices)} devices, but pp = {pp} stages")
+    if devices and virtual > 1:
+        raise ToolError(f"virtual({virtual}) with stage_devices: the stages of an interleaved pipeline are of one kind")
 
 
 def _placements(said: object) -> Placements:

@@ -8,19 +8,36 @@ from collections.abc import Iterator
 from tools.dag.facts import NodeFacts, View, is_dashed, is_gate, lane_of, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
 
+HOST = re.compile(r"\b(?:CPU|host)\b|主机", re.IGNORECASE)
+"""Where the total input may come from, and the total output go to, besides a device."""
+
 
 @rule("R01", "one lane per device; every compute operator is one node on one named device, in its lane")
 def lanes(v: View) -> Iterator[Violation]:
     some_nodes(v)
     full_detail(v)
+    if not any(n.devices or n.everywhere for n in v.nodes.values()):
+        yield Violation(
+            message=f"none of the {len(v.nodes)} nodes names a device, and no cluster does",
+            line=v.graph.line,
+            fix='write `GPU 3` into every label and draw one `subgraph cluster_gpu3 { label="GPU 3" … }` per device',
+        )
+        return
+    by_lane = _named_by_lanes(v)
+    if by_lane:
+        yield Violation(
+            message="no computation names its device in its label; only the boxes around them do",
+            line=v.graph.line,
+            fix="write `GPU 3` into every label",
+        )
     placed = any("pos" in n.attrs for n in v.nodes.values())
     used: set[str] = set()
     for n in v.nodes.values():
         if n.kind != "compute":
-            if n.devices is None and not n.everywhere:
+            if n.devices is None and not n.everywhere and not (n.kind == "io" and HOST.search(n.text)):
                 yield bad(n, "names no GPU", "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
             continue
-        if n.everywhere or n.devices is None or not n.on_label:
+        if n.everywhere or n.devices is None or not (n.on_label or by_lane):
             if not n.everywhere:
                 yield bad(n, "names no GPU in its label", "write `GPU 3` into the label")
             else:
@@ -35,13 +52,13 @@ def lanes(v: View) -> Iterator[Violation]:
         if lane is None:
             yield bad(
                 n,
-                f"GPU {min(n.devices)} has no lane around it",
+                f"{v.places.names(n.devices)} has no lane around it",
                 "put the node into `subgraph cluster_gpu…` of its device",
             )
         elif lane != n.devices:
             yield bad(
                 n,
-                f"is on GPU {min(n.devices)} but lies in the lane of GPU {','.join(map(str, sorted(lane)))}",
+                f"is on {v.places.names(n.devices)} but lies in the lane of {v.places.names(lane)}",
                 "move it to its own lane",
             )
         used.add(n.cluster or "")
@@ -53,6 +70,12 @@ def lanes(v: View) -> Iterator[Violation]:
                 line=cluster.line,
                 fix='add bb="x0,y0,x1,y1"',
             )
+
+
+def _named_by_lanes(v: View) -> bool:
+    """The file's convention: the box around a node says the device, the node does not."""
+    computes = [n for n in v.nodes.values() if n.kind == "compute" and not n.everywhere]
+    return bool(computes) and all(n.devices and not n.on_label for n in computes)
 
 
 @rule("R02", "every transfer between devices is a node")
@@ -72,7 +95,8 @@ def transfers(v: View) -> Iterator[Violation]:
             continue
         if (a.kind == "compute" == b.kind and a.devices != b.devices) or not a.devices & b.devices:
             yield Violation(
-                message=f"{a.id} (GPU {_gpus(a)}) → {b.id} (GPU {_gpus(b)}) crosses devices without communication",
+                message=f"{a.id} ({v.places.names(a.devices)}) → {b.id} ({v.places.names(b.devices)}) "
+                "crosses devices without communication",
                 node=a.id, line=e.line,
                 fix="put an ellipse (send/recv or a collective) that names both devices between them",
             )  # fmt: skip
@@ -88,10 +112,6 @@ def transfers(v: View) -> Iterator[Violation]:
                 line=e.line,
                 fix="add a communication node",
             )
-
-
-def _gpus(n: NodeFacts) -> str:
-    return ",".join(map(str, sorted(n.devices or ())))
 
 
 @rule("R12", '"all GPUs" only for the whole world')
@@ -127,7 +147,7 @@ def all_gpus(v: View) -> Iterator[Violation]:
             yield bad(
                 n,
                 f'"all GPUs", but it joins {len(near)} of {len(world)} devices',
-                f"write GPU {','.join(map(str, sorted(near)))}",
+                f"write {v.places.names(near)}",
             )
 
 

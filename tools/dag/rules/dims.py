@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from math import prod
 
 from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_dashed, is_gate, is_residual, plain, words
 from tools.dag.rules.base import MAX_SHOWN, NotDecidable, Violation, bad, rule, some_nodes
@@ -84,6 +85,7 @@ def _resized(outputs: tuple[PortFacts, ...], inputs: tuple[PortFacts, ...]) -> s
 @rule("R04", "every node states Input and Output dims as name=value; Global for split dims")
 def dims_stated(v: View) -> Iterator[Violation]:
     some_nodes(v)
+    _dims_readable(v)
     sizes = dict(re.findall(r"(\w+)=(\d+)", v.graph.attrs.get("sizes", "")))
     for n in v.nodes.values():
         missing = [w for w, ports in (("Input", n.inputs), ("Output", n.outputs)) if not ports]
@@ -109,6 +111,27 @@ def dims_stated(v: View) -> Iterator[Violation]:
                 )
     if not sizes:
         yield from _split_without_global(v)
+
+
+_SIZE = re.compile(r"[^\W\d]\w*\s*[=:]\s*\d|\[\s*\d+\s*[,x×]|\(\s*\d+\s*[,x×]")
+
+
+def _dims_readable(v: View) -> None:
+    """Sizes stand in most labels, but not behind words that say which go in and which come out."""
+    for word, missing in (
+        ("input", [n for n in v.nodes.values() if not n.inputs]),
+        ("output", [n for n in v.nodes.values() if not n.outputs]),
+    ):
+        said = next((n for n in missing if len(_SIZE.findall(n.text)) > 1), None)
+        if (
+            len(missing) == len(v.nodes)
+            and said
+            and sum(bool(_SIZE.search(n.text)) for n in missing) > len(missing) / 2
+        ):
+            raise NotDecidable(
+                f"labels state sizes, but none says which are its {word} "
+                f"({said.id}: {said.text[:60]!r}); write `{word.title()}: […]`"
+            )
 
 
 def _split_without_global(v: View) -> Iterator[Violation]:
@@ -201,6 +224,18 @@ def _same(a: PortFacts, b: PortFacts) -> bool:
     return dict(a.dims) == dict(b.dims)
 
 
+_TENSOR_KEYS = (
+    "label",
+    "xlabel",
+    "headlabel",
+    "taillabel",
+    "data",
+    "tensor_name",
+    "value",
+    "name",
+    "edgetooltip",
+    "tooltip",
+)
 _SHAPE_ONLY = re.compile(
     r"\s*[(\[]?\s*\d+(?:\s*[,;x×*]\s*\d+)*\s*[)\]]?\s*\Z|[(\[].*[)\]]\Z|(?:[A-Za-z_]\w*\s*=\s*\d+[\s,;]*)+\Z"
 )
@@ -208,9 +243,13 @@ _SHAPE_ONLY = re.compile(
 
 def _tensor(attrs: dict[str, str]) -> str:
     """The tensor that an edge names; a shape alone is no name."""
-    said = plain(attrs.get("label", "") or attrs.get("xlabel", "") or attrs.get("headlabel", "")).split("\n")[0]
+    said = plain(next((attrs[k] for k in _TENSOR_KEYS if attrs.get(k)), "")).split("\n")[0]
     name = attrs.get("tensor") or said.split("[")[0].strip(" =:")
     return "" if _SHAPE_ONLY.match(name) else name
+
+
+RESIDENT = re.compile(r"W(?:[_A-Z\d]|[a-z]{1,4}\Z|\Z)|.*(?:weight|bias|cache|gamma|beta|mask)|w\Z|w_|cos\Z|sin\Z")
+"""Weights, caches and constants that lie on the device: no edge has to bring them."""
 
 
 def _unserved(v: View) -> Iterator[Violation]:
@@ -220,7 +259,12 @@ def _unserved(v: View) -> Iterator[Violation]:
         if n.kind != "compute" or is_residual(n) or not n.inputs or not brought or "" in brought:
             continue
         for p in n.inputs:
-            if p.tensor and p.tensor not in brought and len(brought) < len({q.tensor for q in n.inputs}):
+            if (
+                p.tensor
+                and not RESIDENT.match(p.tensor)
+                and p.tensor not in brought
+                and len(brought) < len({q.tensor for q in n.inputs})
+            ):
                 yield bad(
                     n, f"no edge brings its input {p.tensor}", f"add the edge from the node that makes {p.tensor}"
                 )
@@ -233,7 +277,8 @@ def _unoffered(v: View) -> Iterator[Violation]:
         made = [v.nodes[m].outputs for m in v.preds[n.id]]
         if n.kind != "compute" or len(ports) < 2 or any(p.tensor for p in ports) or not made or not all(made):
             continue
-        for p in ports:
+        batched = [p for p in ports if any(BATCH.match(d) for d, _ in p.dims)]
+        for p in batched or ports:  # beside activations, what has no batch dim is a weight
             if not any(_same(o, p) for outputs in made for o in outputs or ()):
                 yield bad(n, f"no producer makes its input {p}", "add the edge from the node that makes it")
 
@@ -257,7 +302,7 @@ def batch(v: View) -> Iterator[Violation]:
                     f"a computation turns batch_size {_set(ins)} into {_set(outs)}",
                     "batch items are independent; only split, routing or communication may regroup",
                 )
-            elif ins and not outs and any(d for p in n.outputs or () for d, _ in p.dims):
+            elif ins and not outs and not _reshapes(n) and any(d for p in n.outputs or () for d, _ in p.dims):
                 yield bad(n, "its output has no batch_size any more", "batch items are independent; keep the dim")
         items = n.attrs.get("batch_items", "")
         if (
@@ -276,6 +321,12 @@ def batch(v: View) -> Iterator[Violation]:
     yield from _foreign_items(v)
     if not decidable:
         raise NotDecidable("no computation states a batch_size")
+
+
+def _reshapes(n: NodeFacts) -> bool:
+    """Dims are merged or split, `[batch_size=4, seq_len=8] → [tokens=32]`: as many elements as before, none mixed."""
+    sizes = [[int(x) for _, x in p.dims if x.isdigit()] for ports in (n.inputs, n.outputs) for p in ports or ()]
+    return len(sizes) == 2 and prod(sizes[0]) == prod(sizes[1])
 
 
 def _batch_of(ports: tuple[PortFacts, ...] | None) -> str:

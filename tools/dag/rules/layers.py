@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from tools.dag.facts import NodeFacts, View, cluster_repeats, index_set, num_layers, plain, repeats_in, words
+from tools.dag.facts import COMPUTES, NodeFacts, View, cluster_repeats, index_set, num_layers, plain, repeats_in, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
 
 BLOCK = re.compile(
@@ -14,9 +14,11 @@ BLOCK = re.compile(
     r"\b(?:transformer|decoder|encoder)[\s-]?(?:block|layer)|\bMoE\b|\blayers?\s*\d+\s*(?:-|–|to)\s*\d+", re.IGNORECASE,
 )  # fmt: skip
 OPERATOR = re.compile(
-    r"matmul|gemm|linear|\bproj|\bscores?\b|softmax|\bscale\b|\bmask\b|\bvalues?\b|\bcontext\b|norm\b|\badd\b|\bmul\b|\bact|gelu|silu|swish|relu|rope|"
+    r"mat ?mul|gemm|linear|\bproj|\bscores?\b|soft ?max|\bscale\b|\bmask\b|\bvalues?\b|\bcontext\b|"
+    r"norm\b|\badd\b|\bmul\b|\bact|gelu|silu|swish|relu|rope|"
     r"rotary|\bup\b|\bdown\b|\bgate\b|\bq\b|\bk\b|\bv\b|qkv|\bcache\b|\boutput\b|embed|lookup|sampl|argmax|logits|repeat|weights?|cat\b|transpose|"
-    r"reshape|lm[\s-]?head|dispatch|combine|residual|gather|scatter|top[\s_-]?k|router|sigmoid", re.IGNORECASE,
+    r"reshape|dropout|sqrt|einsum|\bdot\b|\bbmm\b|lm[\s-]?head|dispatch|combine|residual|gather|scatter|top[\s_-]?k|router|"
+    r"sigmoid", re.IGNORECASE,
 )  # fmt: skip
 OMITTED = re.compile(
     r"\bomitted\b|\b(?:more|remaining|other|similar|same)\b.*\blayers?\b|^\W*(?:\.{3}|…)\W*|省略|其余.*层",
@@ -44,10 +46,21 @@ def single_operators(v: View) -> Iterator[Violation]:
             yield bad(n, f"{head[:60]!r} names {len(parts)} operators", "one node per operator")
         elif len(listing) > 1 and all(OPERATOR.search(p) and not re.search(r"\d", p) for p in listing):
             yield bad(n, f"{head[:60]!r} names {len(listing)} operators", "one node per operator")
+        elif _listed_bare(head):
+            yield bad(n, f"{head[:60]!r} names {len(_LIST.split(head))} operators", "one node per operator")
         elif OMITTED.search(head):
             yield bad(n, f"{head[:60]!r} stands for layers that are not drawn", "draw the layer once and write × n")
         elif BLOCK.search(head) and not OPERATOR.search(BLOCK.sub("", head)):
             yield bad(n, f"{head[:60]!r} is a block of operators", "break it down: projections, scores, softmax, …")
+
+
+_LIST = re.compile(r"\s*[,，、;；]\s*")
+
+
+def _listed_bare(head: str) -> bool:
+    """`Linear up, GELU, Linear down`: operators one after the other."""
+    parts = _LIST.split(head) if "," in head or "、" in head or ";" in head else []
+    return len(parts) > 1 and all(COMPUTES.search(p) and not re.search(r"\d", p) for p in parts)
 
 
 ANY_LAYER = re.compile(r"\b(?:layers?|blocks?|h)[._\[{(]+(?:[a-z*]|idx|index)[\]})]*(?:\.|$)", re.IGNORECASE)
@@ -102,7 +115,7 @@ def _layer_index(n: NodeFacts) -> int | None:
         return None
     if n.layers:
         return min(n.layers) if n.attrs.get("repeats", "1") == "1" else None
-    m = LAYER_INDEX.search(n.module) or LAYER_INDEX.search(n.id) or LAYER_INDEX.search(n.operator)
+    m = LAYER_INDEX.search(n.module or n.id) or LAYER_INDEX.search(n.operator)
     return int(m[1] or m[2]) if m else None
 
 
@@ -243,6 +256,15 @@ def _uneven_stages(v: View) -> Iterator[Violation]:
 @rule("R20", "each node carries its module path")
 def modules(v: View) -> Iterator[Violation]:
     some_nodes(v)
-    for n in v.nodes.values():
-        if not n.module and n.kind != "io":
+    judged = [n for n in v.nodes.values() if n.kind != "io"]
+    if judged and not any(n.module for n in judged):
+        # The file has no such convention: one thing to tell, not one per node.
+        yield Violation(
+            message=f"none of the {len(judged)} nodes carries a module path",
+            line=v.graph.line,
+            fix="write it on the second line of every label, e.g. model.layers.0-79.self_attn.q_proj",
+        )
+        return
+    for n in judged:
+        if not n.module:
             yield bad(n, "no module path", "write it on the second line, e.g. model.layers.0-79.self_attn.q_proj")

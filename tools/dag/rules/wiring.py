@@ -64,19 +64,21 @@ def ends(v: View) -> Iterator[Violation]:
 
 @rule("R08", "a residual add has at least two inputs")
 def residuals(v: View) -> Iterator[Violation]:
+    # Where no operator lists several inputs, one shape stands for all of them: only the edges count.
+    lists_all = any(len(n.inputs or ()) > 1 for n in v.nodes.values())
     for n in v.nodes.values():
         if n.kind != "compute" or not is_residual(n):
             continue
         if len(set(v.preds[n.id])) < 2:
             yield bad(n, f"residual add with {len(set(v.preds[n.id]))} input", "add the edge that skips the block")
-        elif n.inputs and len(n.inputs) < 2:
+        elif lists_all and n.inputs and len(n.inputs) < 2:
             yield bad(n, "residual add whose label states one input", "list both inputs with their dims")
 
 
 EXPERT = re.compile(r"\bexperts?\b|\bmoe\b|专家", re.IGNORECASE)
 MAX_WALK = 1_000_000
 """Gates times edges; beyond it only the union of all gates is judged."""
-EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\brouting\b", re.IGNORECASE)
+EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\brouting\b|路由|分发", re.IGNORECASE)
 
 
 @rule("R09", "the gate's selection is dashed, from the gate towards every expert's routing")
@@ -136,7 +138,7 @@ def _partial_choice(v: View, found: list[NodeFacts], targets: set[str]) -> Itera
     final = {t for t in targets if not any(m in targets for m in v.succs[t])}
     for g in found:
         chosen = _follow(v, [e.dst for e in v.out_edges[g.id] if is_dashed(e.attrs)]) & targets
-        way, todo = set(), [g.id]
+        way, todo = set(), [g.id, *_before(v, g)]
         while todo:
             for m in v.succs[todo.pop()]:
                 if m not in way and v.nodes[m].kind in ("routing", "comm"):
@@ -149,6 +151,19 @@ def _partial_choice(v: View, found: list[NodeFacts], targets: set[str]) -> Itera
                 f"selects among {len(chosen & final)} of the {len(way & final)} experts that its tokens can reach",
                 f"add dashed edges to {', '.join(left[:4])}",
             )
+
+
+MAX_BEFORE = 4
+"""Operators between the tokens and the choice: gate matmul, bias, softmax, norm."""
+
+
+def _before(v: View, g: NodeFacts) -> list[str]:
+    """What the gate reads, back to the tokens that it chooses for: computations of its own device."""
+    found, edge = [], [g.id]
+    for _ in range(MAX_BEFORE):
+        edge = [p for n in edge for p in v.preds[n] if v.nodes[p].kind == "compute" and v.nodes[p].devices == g.devices]
+        found += edge[:MAX_BEFORE]
+    return found
 
 
 def _is_expert_side(head: str, n: NodeFacts) -> bool:

@@ -1,4 +1,4 @@
-"""What every launch file has in common: the request, the script around a command, and how commands are read.
+"""What every launch file has in common: the request, and the script around a command.
 
 A `Launcher` says one engine's command; this file wraps it for one node, several nodes, and several replicas. Scripts
 are plain bash: values that come from outside are shell-quoted, what differs per cluster is an environment variable.
@@ -10,12 +10,9 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import Field
 
 from tools.engines.rules import EngineRules, Flag, Placement
-from tools.spec.base import Frozen, ToolError
+from tools.spec.base import Frozen
 from tools.spec.hardware import Device
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
@@ -57,6 +54,8 @@ class Request:
     max_num_batched_tokens: int
     memory_fraction: float | None
     concurrency: int
+    own_checkpoint: bool = False
+    """Weights in another dtype than the released checkpoint's: only the user knows where they are."""
     request_rate: float | None = None
     port: int = 8000
     notes: tuple[str, ...] = ()
@@ -106,10 +105,48 @@ class Launcher:
     visible: str = "CUDA_VISIBLE_DEVICES"
 
 
+VISIBLE = {
+    "amd": "HIP_VISIBLE_DEVICES", "huawei": "ASCEND_RT_VISIBLE_DEVICES", "moore threads": "MUSA_VISIBLE_DEVICES",
+}  # fmt: skip
+"""The variable that limits a process to some devices, by vendor."""
+
+
+def vendor(device: Device | None) -> str:
+    return device.vendor.lower() if device is not None else "nvidia"
+
+
 def visible_variable(launcher: Launcher, device: Device | None) -> str:
-    """The variable that limits a process to some devices."""
-    own = {"amd": "HIP_VISIBLE_DEVICES", "huawei": "ASCEND_RT_VISIBLE_DEVICES"}
-    return own.get(device.vendor.lower(), launcher.visible) if device is not None else launcher.visible
+    return VISIBLE.get(vendor(device), launcher.visible)
+
+
+def on_npus(r: Request) -> bool:
+    return vendor(r.device) == "huawei"
+
+
+def hccl_lines(r: Request) -> list[str]:
+    """Ascend's collectives across nodes: HCCL, GLOO and the TP store must name one network."""
+    if not r.multi_node:
+        return []
+    return [
+        ': "${HCCL_IF_IP:?set HCCL_IF_IP, the address of this node on the network between hosts}"',
+        ': "${NIC:?set NIC, the network interface that has this address}"',
+        "export HCCL_IF_IP GLOO_SOCKET_IFNAME=$NIC TP_SOCKET_IFNAME=$NIC HCCL_SOCKET_IFNAME=$NIC",
+    ]
+
+
+FLOATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""--dtype by our dtype, in vLLM and SGLang alike."""
+
+
+def dtype_flags(r: Request, kv_dtypes: Mapping[str, str]) -> list[Flag]:
+    """Quantisation is read from the checkpoint; only what departs from it is said."""
+    s, native = r.strategy, r.model.weight_dtype
+    flags = [Flag("--kv-cache-dtype", kv_dtypes[s.kv_dtype])]
+    if s.weight_dtype in FLOATS and native in FLOATS:
+        flags.insert(0, Flag("--dtype", FLOATS[s.weight_dtype]))
+    elif s.weight_dtype == "fp8" and native in FLOATS:
+        flags.insert(0, Flag("--quantization", "fp8"))
+    return flags
 
 
 def flag_lines(flags: Iterable[Flag]) -> list[str]:
@@ -162,12 +199,12 @@ def serve_script(launcher: Launcher, r: Request) -> str:
     ]
     lines = [*launcher.command(r), *r.pool_flags]
     if once is not None:
-        parts.append("exec " + continued([" ".join(once(r)), *lines]) + "\n")
+        parts.append("exec " + continued([" ".join(once(r)), *lines, '"$@"']) + "\n")
         return "\n".join(parts)
     before, across = launcher.across_nodes(r) if r.multi_node else ([], [])
     lines += across
     if r.instances == 1:
-        parts.append("\n".join(before) + ("\n\n" if before else "") + "exec " + continued(lines) + "\n")
+        parts.append("\n".join(before) + ("\n\n" if before else "") + "exec " + continued([*lines, '"$@"']) + "\n")
     else:
         parts.append(_several(launcher, r, before, lines))
     return "\n".join(parts)
@@ -183,17 +220,20 @@ def _usage(r: Request, once: Callable[[Request], list[str]] | None) -> list[str]
             "the directory of this script must be readable under the same path on all of them",
         ]
     if nodes == 1:
-        return [f"bash {script}            # MODEL, HOST and PORT may be set in the environment"]
+        return [f"bash {script}   # MODEL, HOST and PORT may be set in the environment; further flags go to the engine"]
     addr = " MASTER_ADDR=<first node of this replica>" if r.multi_node else ""
     usage = [f"NODE_RANK=<0..{nodes - 1}>{addr} bash {script}   # on each of {nodes} nodes"]
-    if r.multi_node:
+    if r.multi_node and on_npus(r):
+        usage.append("HCCL_IF_IP and NIC name this node's address and interface on the network between hosts")
+    elif r.multi_node:
         usage.append("NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network where a node has several")
     return usage
 
 
 def model_and_address(r: Request) -> list[str]:
+    where = f"   # set MODEL: a checkpoint in {r.strategy.weight_dtype}" if r.own_checkpoint else ""
     return [
-        f"MODEL=${{MODEL:-{shlex.quote(r.model_path)}}}",
+        f"MODEL=${{MODEL:-{shlex.quote(r.model_path)}}}{where}",
         "HOST=${HOST:-0.0.0.0}",
         f"PORT=${{PORT:-{r.port}}}",
     ]
@@ -239,7 +279,9 @@ def _several(launcher: Launcher, r: Request, before: Sequence[str], lines: Seque
     first = "$((NODE_RANK / NNODES * SLOTS))" if r.multi_node else "$((NODE_RANK * SLOTS))" if nodes > 1 else "0"
     body = "\n".join("  " + line for line in before)
     environment = [f"{name}={value}" for name, value in r.pool_environment]
-    command = continued([" ".join(['env "$VISIBLE=$devices"', *environment]), *lines], "  ")
+    command = continued(
+        [" ".join(['env "$VISIBLE=$devices"', *environment]), *lines, '${EXTRA[@]+"${EXTRA[@]}"}'], "  "
+    )
     for name, step in PORTS.items():
         offset = "slot" if step == 1 else f"{step} * slot"
         command = command.replace(f'"${name}"', f'"$(({name} + {offset}))"')
@@ -248,10 +290,12 @@ SLOTS={slots}   # replicas side by side on a node
 LOCAL={r.placement.local}   # devices of one replica on a node
 VISIBLE=${{VISIBLE:-{visible_variable(launcher, r.device)}}}   # the variable that limits a process to some devices
 FIRST={first}
+EXTRA=("$@")
+FIRST_DEVICE=${{FIRST_DEVICE:-0}}   # of this node; those before it belong to somebody else
 
 serve() {{   # serve SLOT
   local slot=$1 devices
-  devices=$(seq -s, "$((slot * LOCAL))" "$((slot * LOCAL + LOCAL - 1))")
+  devices=$(seq -s, "$((FIRST_DEVICE + slot * LOCAL))" "$((FIRST_DEVICE + slot * LOCAL + LOCAL - 1))")
 {body + chr(10) if body else ""}{command} &
 }}
 
@@ -285,8 +329,9 @@ SLOTS={slots}
 conf=$(mktemp)
 replica=0
 {{
-  echo "daemon off; events {{}}"
-  echo "http {{ upstream replicas {{ least_conn;"
+  # A request holds two connections; nginx allows 512 and bodies of 1 MB, prompts may be longer.
+  echo "daemon off; worker_rlimit_nofile 65536; events {{ worker_connections 16384; }}"
+  echo "http {{ client_max_body_size 0; upstream replicas {{ least_conn;"
   for node in $NODES; do
     for ((slot = 0; slot < SLOTS && replica < REPLICAS; slot++, replica++)); do
       echo "  server $node:$((PORT + slot));"
@@ -298,230 +343,3 @@ replica=0
 }} > "$conf"
 exec nginx -c "$conf"
 """
-
-
-def bench_script(launcher: Launcher, r: Request, port: int | None = None) -> str:
-    """The engine's own benchmark under the planned load, then its result beside the predictions.
-
-    Exit 1 where a figure lies outside its band. The measured row goes to $MEASURED, which `meshwright calibrate` reads."""
-    port = port or (r.port - 1 if r.instances > 1 else r.port)
-    usage = [
-        "bash bench.sh            # while the servers run; at other loads: CONCURRENCY=N bash bench.sh",
-        "meshwright calibrate --measured measured.csv   # afterwards: curves and bands of this cluster",
-        *(f"{n}" for n in r.bench_notes),
-    ]
-    prompts = 8 * r.concurrency if r.request_rate is None else max(4 * r.concurrency, round(120 * r.request_rate))
-    why = (
-        "eight rounds: the first fills the batch"
-        if r.request_rate is None
-        else "two minutes of arrivals, or four batches"
-    )
-    rows = [
-        f"MODEL=${{MODEL:-{shlex.quote(r.model_path)}}}",
-        "HOST=${HOST:-127.0.0.1}",
-        f"PORT=${{PORT:-{port}}}",
-        f"CONCURRENCY=${{CONCURRENCY:-{r.concurrency}}}",
-        f"PROMPTS=${{PROMPTS:-{max(16, min(prompts, 4000))}}}   # {why}",
-        "export RESULT=${RESULT:-bench.json} MEASURED=${MEASURED:-measured.csv}",
-    ]
-    return (
-        header(r, "Measure the plan and compare it with its predictions.", usage)
-        + "\n"
-        + "\n".join(rows)
-        + '\n\nrm -f "$RESULT"\n'
-        + continued(launcher.bench(r))
-        + "\n\n"
-        + comparison(r)
-    )
-
-
-def comparison(r: Request) -> str:
-    """Python that reads the result (JSON, or the last line of JSON lines), compares, and appends the measured row."""
-    s = r.strategy
-    rows = [(e.key, e.name, e.value, e.band, e.limit, e.higher_is_better) for e in r.expected]
-    measured = {
-        "model": r.model.name, "gpu": r.device.id if r.device is not None else "", "n_gpus": s.num_devices,
-        "engine": r.rules.engine, "weight_dtype": s.weight_dtype, "kv_dtype": s.kv_dtype, "tp": s.tp * (s.attn_dp or 1),
-        "pp": s.pp, "ep": s.ep, "dp": s.dp, "attn_dp": s.attn_dp or 1, "isl": r.isl, "osl": r.osl,
-        "metric": "at_concurrency",
-    }  # fmt: skip
-    return f"""python3 - "$RESULT" "$MEASURED" "$CONCURRENCY" <<'PY'
-import csv, json, os, sys
-PREDICTED = {rows!r}   # key of the result, name, value, relative band, limit, higher is better
-ROW = {measured!r}
-PLANNED, RATE = {r.concurrency}, {r.request_rate!r}
-result, table, concurrency = sys.argv[1:]
-text = open(result).read().strip()
-try:
-    found = json.loads(text)
-except ValueError:
-    found = json.loads(text.splitlines()[-1])   # one JSON document per run and line
-outside = 0
-at_plan = RATE is not None or int(concurrency) == PLANNED
-for key, name, value, band, limit, higher in PREDICTED if at_plan else []:
-    got = found.get(key)
-    if not got:
-        print(f"{{name:22s}} not in the result")
-        continue
-    off = got / value - 1
-    inside = abs(off) <= band
-    outside += not inside
-    said = f"{{name:22s}} measured {{got:10.4g}}  predicted {{value:10.4g}} ±{{band:.0%}}  off {{off:+.1%}}"
-    said += "  inside the band" if inside else "  OUTSIDE the band"
-    if limit is not None:
-        said += f"  limit {{limit:.4g}} " + ("met" if (got >= limit if higher else got <= limit) else "BROKEN")
-    print(said)
-if not at_plan:
-    print(f"concurrency {{concurrency}} is not the planned {{PLANNED}}: nothing to compare, the row is kept")
-if RATE is not None and found.get("mean_e2el_ms") and found.get("request_throughput"):
-    concurrency = max(1, round(found["request_throughput"] * found["mean_e2el_ms"] / 1e3))   # Little's law
-row = ROW | {{"concurrency_or_batch": concurrency, "ttft_ms": found.get("mean_ttft_ms", ""),
-             "tpot_ms": found.get("mean_tpot_ms", ""), "output_tok_s_total": found.get("output_throughput", "")}}
-new = not os.path.exists(table)
-with open(table, "a", newline="") as f:
-    w = csv.DictWriter(f, row)
-    if new:
-        w.writeheader()
-    w.writerow(row)
-sys.exit(1 if outside else 0)
-PY
-"""
-
-
-def files(launcher: Launcher, r: Request) -> tuple[LaunchFile, ...]:
-    out = [LaunchFile(name=f"{launcher.engine}/{r.pool}.sh", text=serve_script(launcher, r)), *launcher.extra(r)]
-    # Replicas that MPI starts share no numbering of nodes: a router would not know where they are.
-    if r.instances > 1 and not (r.multi_node and launcher.started_once):
-        out.append(LaunchFile(name=f"{launcher.engine}/router.sh", text=router_script(r)))
-    out.append(LaunchFile(name=f"{launcher.engine}/bench.sh", text=bench_script(launcher, r)))
-    return tuple(out)
-
-
-# Reading a command back ------------------------------------------------------------------------------------------
-
-
-class ParsedCommand(Frozen):
-    """What a launch command says: `degrees` are keyword arguments of Strategy, `options` every flag as written."""
-
-    engine: str
-    model_path: str
-    degrees: dict[str, int]
-    layers_per_stage: tuple[int, ...] | None = None
-    options: dict[str, str] = Field(default_factory=dict)
-    """Long flag names with dashes, without the leading ones; a switch has the value ""."""
-    version: str | None = None
-    """Release of the engine, where the text names one (the tag of an image)."""
-
-    def strategy(self, **more: Any) -> Strategy:
-        kwargs: dict[str, Any] = {"engine": self.engine, **self.degrees, **more}
-        if self.layers_per_stage is not None and len(self.layers_per_stage) == kwargs.get("pp", 1):
-            kwargs.setdefault("layers_per_stage", self.layers_per_stage)
-        return Strategy(**kwargs)
-
-
-ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)=(.*)$", re.MULTILINE)
-REFERENCE = re.compile(r"\$\{(\w+)(?::?[-?]([^}]*))?\}|\$(\w+)")
-
-
-def shell_variables(text: str) -> dict[str, str]:
-    """Plain assignments of a script; `X=${X:-default}` gives the default."""
-    out: dict[str, str] = {}
-    for name, raw in ASSIGNMENT.findall(text):
-        try:
-            words = shlex.split(raw, comments=True)
-        except ValueError:
-            continue
-        value = words[0] if len(words) == 1 else " ".join(words)
-        if "$((" in value:
-            continue  # arithmetic on ranks
-        if match := re.fullmatch(r"\$\{\w+:-(.*)\}", value, re.DOTALL):
-            value = match.group(1)
-        out[name] = value
-    return out
-
-
-def command_words(text: str, starts: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """(words of the first command that starts with one of `starts`, variables of the script). ToolError if none."""
-    joined = re.sub(r"\\\r?\n", " ", text)
-    variables = shell_variables(joined)
-    for line in joined.splitlines():
-        if line.lstrip().startswith("#"):
-            continue
-        for start in starts:
-            at = re.search(rf"(?<![\w.-]){re.escape(start)}(?!\w)", line)
-            if at is None:
-                continue
-            inline = dict(re.findall(r"([A-Z_][A-Z0-9_]*)=([^\s;]+)", line[: at.start()]))
-            # Arithmetic and alternative expansions name ports and ranks, never degrees.
-            rest = re.sub(r"\$\(\([^()]*\)\)", "0", line[at.end() :])
-            rest = re.sub(r"\$\{\w+:\+[^}]*\}", "", rest)
-            try:
-                words = shlex.split(rest, comments=True)
-            except ValueError as error:
-                raise ToolError(f"the {start} command cannot be read: {error}; check its quotes") from None
-            return [_expand(w, variables) for w in _until_operator(words)], {**variables, **inline}
-    raise ToolError(f"no command that starts with {' or '.join(starts)}; give the launch command or its script")
-
-
-def _until_operator(words: Sequence[str]) -> list[str]:
-    out: list[str] = []
-    for w in words:
-        if w in {"&", "&&", "|", "||", ";", ">", ">>", "2>&1"}:
-            break
-        out.append(w.removesuffix(";"))
-    return out
-
-
-def _expand(word: str, variables: Mapping[str, str]) -> str:
-    """Variables of the script, else the default that the reference itself gives (`${X:-default}`), else nothing."""
-    return REFERENCE.sub(lambda m: variables.get(m.group(1) or m.group(3), m.group(2) or ""), word)
-
-
-def split_flags(
-    words: Sequence[str], short: Mapping[str, str], switches: frozenset[str]
-) -> tuple[list[str], dict[str, str]]:
-    """(positional words, options by long name). Understands --flag=value, underscores, and the short forms given."""
-    positional: list[str] = []
-    options: dict[str, str] = {}
-    i = 0
-    while i < len(words):
-        word = words[i]
-        i += 1
-        if not (word.startswith("--") or word.split("=")[0] in short):
-            positional.append(word)
-            continue
-        name, _, value = word.partition("=")
-        name = short.get(name, name.removeprefix("--").replace("_", "-"))
-        if not value and name not in switches and i < len(words) and not _is_flag(words[i], short):
-            value = words[i]
-            i += 1
-        options[name] = value
-    return positional, options
-
-
-def _is_flag(word: str, short: Mapping[str, str]) -> bool:
-    return word.startswith("--") or word in short
-
-
-def whole(options: Mapping[str, str], *names: str, default: int = 1) -> int:
-    """The first option among `names` as a positive integer."""
-    for name in names:
-        if name in options:
-            try:
-                value = int(options[name])
-            except ValueError:
-                raise ToolError(f"--{name} must be a whole number, got {options[name]!r}") from None
-            if value < 1:
-                raise ToolError(f"--{name} must be at least 1, got {value}")
-            return value
-    return default
-
-
-def layer_partition(variables: Mapping[str, str], name: str) -> tuple[int, ...] | None:
-    raw = variables.get(name, "").strip("\"'")
-    if not raw:
-        return None
-    try:
-        return tuple(int(x) for x in raw.split(","))
-    except ValueError:
-        raise ToolError(f"{name} must be whole numbers joined by commas, got {raw!r}") from None

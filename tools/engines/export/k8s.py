@@ -18,11 +18,12 @@ from tools.engines.export.base import (
     continued,
     layer_partition_lines,
     model_and_address,
+    on_npus,
     one_line,
+    vendor,
 )
 from tools.engines.export.yaml_text import documents
 from tools.spec.base import ToolError
-from tools.spec.hardware import Device
 
 IMAGES = {
     ("vllm", "nvidia"): "vllm/vllm-openai:v0.33.0", ("vllm", "amd"): "vllm/vllm-openai-rocm:v0.33.0",
@@ -31,12 +32,9 @@ IMAGES = {
 """Images of the releases that the rules describe; a registry of one's own is usual, so check the tag."""
 RESOURCES = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "huawei": "huawei.com/Ascend910"}
 ENGINES = ("vllm", "sglang")
+TOKEN_SECRET = "hf-token"
 READY_FAILURES = 360
 """Probes of 10 s each before a pod counts as failed: an hour for loading weights."""
-
-
-def vendor(device: Device | None) -> str:
-    return device.vendor.lower() if device is not None else "nvidia"
 
 
 def resource_name(name: str) -> str:
@@ -53,13 +51,27 @@ def manifest_file(launcher: Launcher, r: Request, image: str | None) -> LaunchFi
         raise ToolError(f"no container image of {launcher.engine} for {of} devices is known; pass image=")
     name = f"{resource_name(r.model.name)}-{launcher.engine}"
     workload = (_leader_worker_set if r.multi_node else _deployment)(launcher, r, name, chosen)
-    head = (
-        f"# {one_line(r.model.name)}: {r.strategy.label(moe=r.model.moe is not None)} with {r.rules.label}\n"
-        f"# {one_line(r.rules.world(r.strategy))}\n"
-    )
+    head = "".join(f"# {one_line(row)}\n" for row in _header(r, asked=image is not None))
     return LaunchFile(
         name=f"{launcher.engine}/k8s.yaml", text=head + documents([workload, _service(r, name)]), executable=False
     )
+
+
+def _header(r: Request, *, asked: bool) -> list[str]:
+    """What the manifest is for, and what a cluster's own settings have to add."""
+    rows = [
+        f"{r.model.name}: {r.strategy.label(moe=r.model.moe is not None)} with {r.rules.label}",
+        r.rules.world(r.strategy),
+        f"secret {TOKEN_SECRET}, key token: for checkpoints behind a licence (optional)",
+    ]
+    if not asked:
+        rows.append("the image is the release that flags and rules were read from; check that its tag fits your driver")
+    if r.multi_node:
+        rows.append(
+            "between nodes NCCL takes the pods' network; for RDMA add the resource of your device plugin (rdma/…), or "
+            "hostNetwork"
+        )
+    return rows + [f"note: {n}" for n in r.notes]
 
 
 def shell(launcher: Launcher, r: Request) -> str:
@@ -72,6 +84,8 @@ def shell(launcher: Launcher, r: Request) -> str:
             "NNODES=$LWS_GROUP_SIZE", "RANK=$LWS_WORKER_INDEX", "MASTER_ADDR=$LWS_LEADER_ADDRESS", "MASTER_PORT=29501"
         ]  # fmt: skip
         before, across = launcher.across_nodes(r)
+        if on_npus(r):
+            rows += ["HCCL_IF_IP=${HCCL_IF_IP:-$(hostname -i)}", "NIC=${NIC:-eth0}"]
     rows += [*layer_partition_lines(r), *launcher.environment(r), *before]
     return "\n".join([*rows, "exec " + continued([*launcher.command(r), *across])]) + "\n"
 
@@ -80,6 +94,9 @@ def _container(launcher: Launcher, r: Request, name: str, image: str, probe: boo
     devices = int(r.placement.local) * (r.strategy.dp if r.native_replicas else 1)
     out: dict[str, Any] = {
         "name": launcher.engine, "image": image, "command": ["bash", "-c"], "args": [shell(launcher, r)],
+        "env": [{"name": "HF_TOKEN", "valueFrom": {
+            "secretKeyRef": {"name": TOKEN_SECRET, "key": "token", "optional": True},
+        }}],
         "resources": {"limits": {RESOURCES[vendor(r.device)]: devices}},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
     }  # fmt: skip

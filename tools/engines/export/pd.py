@@ -3,21 +3,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tools.engines.export.base import (
     Launcher,
     LaunchFile,
     Request,
-    bench_script,
     header,
-    one_line,
     serve_script,
 )
+from tools.engines.export.bench import bench_script
+from tools.engines.rules.base import Degrees, dispatches
 from tools.spec.finding import Finding
+from tools.spec.strategy import Strategy
 
 BOOTSTRAP_PORT = 8998
-NIXL_PORT = 5600
+NIXL_PORT = {"prefill": 5600, "decode": 7600}
+"""First port of the side channels, one per rank: pools that share a node keep out of each other's way."""
+PORTS_APART = 100
+"""Between the first ports of the two pools."""
+LOW_LATENCY_STEP = 256
+"""Tokens of a step that vLLM itself takes under low-latency dispatch, whose buffers are sized by it (0.33.0
+config/scheduler.py DEFAULT_MAX_NUM_BATCHED_TOKENS_FOR_BATCHED_DP)."""
+OF_ONE_SERVER = ("a2a-step", "ep-nodes-phase")
+"""Findings about a server that runs both phases: a prefill pool never decodes."""
+
+
+# Findings --------------------------------------------------------------------------------------------------------
+
+
+def step_tokens(engine: str, pool: str, s: Strategy) -> int | None:
+    """Tokens of a step where the pool wants others than the plan: vLLM's decode pool under all-to-all dispatch."""
+    if engine != "vllm" or pool != "decode" or not dispatches(Degrees.of(s)):
+        return None
+    return min(s.max_num_batched_tokens, max(LOW_LATENCY_STEP, -(-s.batch // (s.attn_dp or 1))))
+
+
+def of_pool(pool: str, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Without what the other pool takes away."""
+    return tuple(f for f in findings if pool != "prefill" or f.code not in OF_ONE_SERVER)
+
+
+def of_pools(said: Mapping[str, tuple[Finding, ...]]) -> tuple[Finding, ...]:
+    """Findings of each pool, named after it; what both say alike is said once."""
+    seen: dict[tuple[str, str], Finding] = {}
+    for pool, findings in said.items():
+        for f in findings:
+            key = (f.code, f.message)
+            label = "both pools" if key in seen else f"{pool} pool"
+            seen[key] = f.model_copy(update={"message": f"{label}: {f.message}"})
+    return tuple(seen.values())
+
+
+def shared_nodes(
+    prefill: Strategy, decode: Strategy, *, devices_per_node: int, num_nodes: int | None
+) -> tuple[Finding, ...]:
+    """A warning where the cluster has fewer nodes than the two pools would fill alone: then they share one, or do not fit."""
+    sizes = prefill.num_devices, decode.num_devices
+    apart = sum(-(-n // devices_per_node) for n in sizes)
+    if num_nodes is None or apart <= num_nodes:
+        return ()
+    devices = num_nodes * devices_per_node
+    fits = sum(sizes) <= devices
+    fix = (
+        f"on a node of both, start decode.sh with FIRST_DEVICE={sizes[0] % devices_per_node} (several instances) or with the "
+        "visible devices that prefill.sh leaves (one instance)"
+        if fits
+        else f"pools of at most {devices} devices together, or {apart} nodes"
+    )
+    return (Finding(
+        code="pd-nodes", severity="warning", cause="engine", where="devices",
+        message=f"devices: prefill({sizes[0]}) and decode({sizes[1]}) fill {apart} nodes of {devices_per_node} devices, the "
+        f"cluster has {num_nodes}: " + ("they share a node" if fits else f"{sum(sizes)} > {devices} devices"),
+        fix=fix, values={"prefill": sizes[0], "decode": sizes[1], "devices": devices},
+    ),)  # fmt: skip
 
 
 # Scripts ---------------------------------------------------------------------------------------------------------
@@ -31,7 +91,7 @@ def pool_settings(engine: str, pool: str, transfer: str) -> dict[str, Any]:
         return {
             "pool_lines": (
                 ': "${NODE_IP:?set NODE_IP, the address at which the other pool reaches this node}"',
-                f"NIXL_PORT=${{NIXL_PORT:-{NIXL_PORT}}}",
+                f"NIXL_PORT=${{NIXL_PORT:-{NIXL_PORT[pool]}}}",
                 "unset PYTORCH_CUDA_ALLOC_CONF   # expandable segments and registered KV memory exclude each other",
             ),
             "pool_environment": (
@@ -51,8 +111,13 @@ def pool_settings(engine: str, pool: str, transfer: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pool_file(launcher: Launcher, r: Request) -> LaunchFile:
-    return LaunchFile(name=f"{launcher.engine}/{r.pool}.sh", text=serve_script(launcher, r))
+def pair_files(launcher: Launcher, prefill: Request, decode: Request) -> tuple[LaunchFile, ...]:
+    """Both pools, the router in front of them, and the benchmark against it."""
+    return (
+        *(LaunchFile(name=f"{launcher.engine}/{r.pool}.sh", text=serve_script(launcher, r)) for r in (prefill, decode)),
+        proxy_script(launcher.engine, prefill, decode),
+        LaunchFile(name=f"{launcher.engine}/bench.sh", text=bench_script(launcher, decode, port=decode.port - 1)),
+    )
 
 
 def proxy_script(engine: str, prefill: Request, decode: Request) -> LaunchFile:
@@ -84,12 +149,3 @@ for server in $DECODE; do args+=(--decode "http://$server"); done
 exec {start[0]} "${{args[@]}}" --host 0.0.0.0 --port "$ROUTER_PORT"
 """
     return LaunchFile(name=f"{engine}/proxy.sh", text=text)
-
-
-def bench_file(launcher: Launcher, decode: Request) -> LaunchFile:
-    """The benchmark against the router in front of both pools."""
-    return LaunchFile(name=f"{launcher.engine}/bench.sh", text=bench_script(launcher, decode, port=decode.port - 1))
-
-
-def notes(found: tuple[Finding, ...]) -> tuple[str, ...]:
-    return tuple(one_line(f"{f.message}; {f.fix}") for f in found)

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from tools.engines.export.base import (
-    Launcher,
-    ParsedCommand,
-    Request,
-    command_words,
-    flag_lines,
-    layer_partition,
-    split_flags,
-    whole,
-)
+from tools.engines.export.base import Launcher, Request, dtype_flags, flag_lines, hccl_lines, on_npus
+from tools.engines.export.reading import ParsedCommand, command_words, layer_partition, split_flags, whole
 from tools.engines.rules import Flag
+from tools.engines.rules.base import Degrees, dispatches
+from tools.engines.rules.common import LOW_LATENCY_TOKENS
 from tools.engines.rules.sglang import KV_DTYPES, MAX_GRAPH_BATCH, SHARED_TP1, scheduled
 from tools.spec.base import ToolError
 
-FLOATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+RESERVED_TOKENS = 5
+"""Of --context-length, which no request may use: inputs end 6 tokens before it, outputs 2 (managers/tp_worker.py:568,
+managers/scheduler.py:2714), and a request has one output token at least."""
+DISPATCH_TOKENS = 128
+"""Default of SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK (environ.py:1439)."""
 
 
-def dtype_flags(r: Request) -> list[Flag]:
-    """Quantisation is read from the checkpoint; only what departs from it is said."""
-    s, native = r.strategy, r.model.weight_dtype
-    flags = [Flag("--kv-cache-dtype", KV_DTYPES[s.kv_dtype])]
-    if s.weight_dtype in FLOATS and native in FLOATS:
-        flags.insert(0, Flag("--dtype", FLOATS[s.weight_dtype]))
-    elif s.weight_dtype == "fp8" and native in FLOATS:
-        flags.insert(0, Flag("--quantization", "fp8"))
-    elif s.weight_dtype == "int8" and r.device is not None and r.device.vendor.lower() == "huawei":
-        flags.insert(0, Flag("--quantization", "modelslim"))
-    return flags
+def context_length(r: Request) -> int:
+    """The planned context with what the engine keeps for itself, as far as the checkpoint goes."""
+    most = r.model.max_context
+    wanted = r.max_model_len + RESERVED_TOKENS
+    return wanted if most is None else min(wanted, max(most, r.max_model_len))
 
 
 def command(r: Request) -> list[str]:
@@ -38,8 +30,9 @@ def command(r: Request) -> list[str]:
     flags = [
         *r.rules.parallel_flags(r.model, s),
         *([Flag("--dp-size", str(s.dp))] if r.native_replicas else []),
-        *dtype_flags(r),
-        Flag("--context-length", str(r.max_model_len)),
+        *([Flag("--quantization", "modelslim")] if s.weight_dtype == "int8" and on_npus(r) else []),
+        *dtype_flags(r, KV_DTYPES),
+        Flag("--context-length", str(context_length(r))),
         # Both are divided by attn_dp inside the engine.
         Flag("--max-running-requests", str(r.max_num_seqs)),
         Flag("--chunked-prefill-size", str(r.max_num_batched_tokens * attn_dp)),
@@ -47,14 +40,20 @@ def command(r: Request) -> list[str]:
         # No graphs for batches that the plan never runs: their memory belongs to the KV cache.
         Flag("--cuda-graph-max-bs-decode", str(min(MAX_GRAPH_BATCH, scheduled(s)))),
     ]
-    if r.device is not None and r.device.vendor.lower() == "huawei":
+    if on_npus(r):
         flags += [Flag("--device", "npu"), Flag("--attention-backend", "ascend")]
     if r.memory_fraction is not None:
         flags.append(Flag("--mem-fraction-static", f"{r.memory_fraction:g}"))
     return [
         "python3 -m sglang.launch_server", '--model-path "$MODEL"', '--host "$HOST"', '--port "$PORT"',
-        *flag_lines(flags),
+        *flag_lines(flags), *(['--dist-init-addr 127.0.0.1:"$MASTER_PORT"'] if own_ports(r) else []),
     ]  # fmt: skip
+
+
+def own_ports(r: Request) -> bool:
+    """With attention DP an instance talks over a run of ports, which it derives from its own port: those of neighbours, one
+    port further, would overlap (server_args.py:820)."""
+    return (r.strategy.attn_dp or 1) > 1 and r.instances > 1 and not r.multi_node
 
 
 def across_nodes(r: Request) -> tuple[list[str], list[str]]:
@@ -62,18 +61,29 @@ def across_nodes(r: Request) -> tuple[list[str], list[str]]:
 
 
 def bench(r: Request) -> list[str]:
-    lines = [
+    return [
         "python3 -m sglang.benchmark.serving", "--backend sglang", '--model "$MODEL"',
         '--base-url "http://$HOST:$PORT"', "--dataset-name random-ids", f"--random-input-len {r.isl}",
-        f"--random-output-len {r.osl}", "--random-range-ratio 1.0", '--max-concurrency "$CONCURRENCY"',
+        f"--random-output-len {r.osl}", "--random-range-ratio 1.0", "--tokenize-prompt", '--max-concurrency "$CONCURRENCY"',
         '--num-prompts "$PROMPTS"', '--warmup-requests "$CONCURRENCY"', '--output-file "$RESULT"',
     ]  # fmt: skip
-    if r.request_rate:
-        lines.append(f"--request-rate {r.request_rate:g}")
-    return lines
 
 
 def environment(r: Request) -> list[str]:
+    rows = ["MASTER_PORT=${MASTER_PORT:-29501}"] if own_ports(r) else []
+    return [*rows, *(hccl_lines(r) if on_npus(r) else []), *_shared_experts(r), *_dispatch_tokens(r)]
+
+
+def _dispatch_tokens(r: Request) -> list[str]:
+    """Low-latency kernels take so many tokens of a rank: room for the planned batch."""
+    tokens = int(scheduled(r.strategy))
+    room = DISPATCH_TOKENS < tokens <= LOW_LATENCY_TOKENS and r.pool != "prefill"
+    if not room or r.model.moe is None or not dispatches(Degrees.of(r.strategy)):
+        return []
+    return [f"export SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK={tokens}"]
+
+
+def _shared_experts(r: Request) -> list[str]:
     """Shared experts stay whole on every rank, as the plan has them, where no all-to-all back end makes them so."""
     s, moe = r.strategy, r.model.moe
     wanted = moe is not None and moe.shared_intermediate_size > 0 and s.tp == 1 and s.group > 1

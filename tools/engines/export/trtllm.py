@@ -8,16 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tools.engines.export.base import (
-    Launcher,
-    LaunchFile,
-    ParsedCommand,
-    Request,
-    command_words,
-    flag_lines,
-    split_flags,
-    whole,
-)
+from tools.engines.export.base import Launcher, LaunchFile, Request, flag_lines
+from tools.engines.export.reading import ParsedCommand, command_words, split_flags, whole
 from tools.engines.export.yaml_text import to_yaml
 from tools.engines.rules import Flag
 from tools.engines.rules.trtllm import FREE_FRACTION, KV_DTYPES
@@ -91,16 +83,13 @@ def started_once(r: Request) -> list[str]:
 
 
 def bench(r: Request) -> list[str]:
-    lines = [
+    return [
         "python3 -m tensorrt_llm.serve.scripts.benchmark_serving", "--backend openai", '--model "$MODEL"',
         '--host "$HOST"', '--port "$PORT"', "--dataset-name random", "--random-ids", f"--random-input-len {r.isl}",
         f"--random-output-len {r.osl}", "--ignore-eos", '--max-concurrency "$CONCURRENCY"',
         '--num-prompts "$PROMPTS"', "--percentile-metrics ttft,tpot,itl,e2el", "--metric-percentiles 50,90,95,99",
         "--save-result", "--result-dir .", '--result-filename "$RESULT"',
     ]  # fmt: skip
-    if r.request_rate:
-        lines.append(f"--request-rate {r.request_rate:g}")
-    return lines
 
 
 LAUNCHER = Launcher(

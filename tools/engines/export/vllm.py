@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from tools.engines.export.base import (
-    Launcher,
-    ParsedCommand,
-    Request,
-    command_words,
-    flag_lines,
-    layer_partition,
-    split_flags,
-    whole,
-)
+from tools.engines.export.base import Launcher, Request, dtype_flags, flag_lines
+from tools.engines.export.reading import ParsedCommand, command_words, layer_partition, split_flags, whole
 from tools.engines.rules import Flag
+from tools.engines.rules.base import Degrees, dispatches
+from tools.engines.rules.common import LOW_LATENCY_TOKENS
 from tools.engines.rules.vllm import KV_DTYPES
-
-FLOATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-
-def dtype_flags(r: Request) -> list[Flag]:
-    """Quantisation is read from the checkpoint; only what departs from it is said."""
-    s, native = r.strategy, r.model.weight_dtype
-    flags = [Flag("--kv-cache-dtype", KV_DTYPES[s.kv_dtype])]
-    if s.weight_dtype in FLOATS and native in FLOATS:
-        flags.insert(0, Flag("--dtype", FLOATS[s.weight_dtype]))
-    elif s.weight_dtype == "fp8" and native in FLOATS:
-        flags.insert(0, Flag("--quantization", "fp8"))
-    return flags
 
 
 def base_command(r: Request) -> list[str]:
@@ -46,13 +27,20 @@ def base_command(r: Request) -> list[str]:
 
 def command(r: Request) -> list[str]:
     s = r.strategy
-    lines = [*base_command(r), *flag_lines(dtype_flags(r))]
+    lines = [*base_command(r), *flag_lines(dtype_flags(r, KV_DTYPES))]
     if r.model.moe is not None and (s.attn_dp or 1) > 1 and s.ep > 1:
-        # High throughput is for the large batches of prefill, low latency for decode; one pool does both.
-        dispatch = "deepep_high_throughput" if r.pool == "prefill" else "deepep_low_latency"
-        backend = "allgather_reducescatter" if s.moe_comm == "allgather" else dispatch
-        lines.append(f'--all2all-backend "${{ALL2ALL_BACKEND:-{backend}}}"')
+        lines.append(f'--all2all-backend "${{ALL2ALL_BACKEND:-{all_to_all(r)}}}"')
     return lines
+
+
+def all_to_all(r: Request) -> str:
+    """High throughput is for the large batches of prefill, low latency for decode; one pool does both, where its steps are
+    small enough (vLLM sizes the low-latency buffers by them)."""
+    s = r.strategy
+    if not dispatches(Degrees.of(s)):
+        return "allgather_reducescatter"
+    throughput = r.pool == "prefill" or s.ep_nodes > 1 or r.max_num_batched_tokens > LOW_LATENCY_TOKENS
+    return "deepep_high_throughput" if throughput else "deepep_low_latency"
 
 
 def across_nodes(r: Request) -> tuple[list[str], list[str]]:
@@ -77,7 +65,7 @@ def across_nodes(r: Request) -> tuple[list[str], list[str]]:
 
 def bench(r: Request) -> list[str]:
     prefix = round(r.isl * r.cached)
-    lines = [
+    return [
         "vllm bench serve", '--model "$MODEL"', '--base-url "http://$HOST:$PORT"', "--dataset-name random",
         f"--random-input-len {r.isl - prefix}", *([f"--random-prefix-len {prefix}"] if prefix else []),
         f"--random-output-len {r.osl}", "--ignore-eos",
@@ -85,9 +73,6 @@ def bench(r: Request) -> list[str]:
         "--percentile-metrics ttft,tpot,itl,e2el", "--metric-percentiles 50,90,95,99",
         "--save-result", '--result-dir .', '--result-filename "$RESULT"',
     ]  # fmt: skip
-    if r.request_rate:
-        lines.append(f"--request-rate {r.request_rate:g}")
-    return lines
 
 
 LAUNCHER = Launcher(engine="vllm", command=command, across_nodes=across_nodes, bench=bench)

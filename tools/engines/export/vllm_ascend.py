@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tools.engines.export import vllm
-from tools.engines.export.base import Request, flag_lines
+from tools.engines.export.base import FLOATS, Request, flag_lines, hccl_lines
 from tools.engines.rules import Flag
 from tools.engines.rules.vllm_ascend import KV_DTYPES
 
@@ -16,8 +16,8 @@ def dtype_flags(r: Request) -> list[Flag]:
     flags = [Flag("--kv-cache-dtype", KV_DTYPES[s.kv_dtype])]
     if s.weight_dtype in ("int8", "int4"):
         flags.insert(0, Flag("--quantization", "ascend"))
-    elif s.weight_dtype in vllm.FLOATS:
-        flags.insert(0, Flag("--dtype", vllm.FLOATS[s.weight_dtype]))
+    elif s.weight_dtype in FLOATS:
+        flags.insert(0, Flag("--dtype", FLOATS[s.weight_dtype]))
     return flags
 
 
@@ -26,19 +26,12 @@ def command(r: Request) -> list[str]:
 
 
 def environment(r: Request) -> list[str]:
-    """Collectives on the vector cores; across nodes HCCL, GLOO and the TP store must name one network."""
+    """Collectives on the vector cores."""
     rows = [
         "export HCCL_OP_EXPANSION_MODE=${HCCL_OP_EXPANSION_MODE:-AIV}",
         "export PYTORCH_NPU_ALLOC_CONF=${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}",
     ]
-    if not r.multi_node:
-        return rows
-    return [
-        *rows,
-        ': "${HCCL_IF_IP:?set HCCL_IF_IP, the address of this node on the network between hosts}"',
-        ': "${NIC:?set NIC, the network interface that has this address}"',
-        "export HCCL_IF_IP GLOO_SOCKET_IFNAME=$NIC TP_SOCKET_IFNAME=$NIC HCCL_SOCKET_IFNAME=$NIC",
-    ]
+    return [*rows, *hccl_lines(r)]
 
 
 LAUNCHER = dataclasses.replace(

@@ -16,6 +16,7 @@ judged by the newest known one, said likewise.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -108,9 +109,8 @@ def check(
     beyond = _beyond(known, strategy)
     if beyond:
         return (*beyond, *said)  # its degrees mean something else to the engine: judging them would mislead
-    model = with_redundant(model, strategy.redundant_experts)
-    d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node)
-    broken = [v for v in (rule(model, d) for rule in known.rules) if np.any(v.bad)]
+    d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node, device=device)
+    broken = [v for v in _verdicts(known, with_redundant(model, strategy.redundant_experts), d) if np.any(v.bad)]
     way_out = ""
     if any(v.axis == "tp" and v.severity == "error" for v in broken):
         way_out = _way_out(known, model, strategy)
@@ -126,6 +126,7 @@ BEYOND: tuple[tuple[str, Any, str, frozenset[str]], ...] = (
     ("expert_devices", 0, "experts on devices of their own", frozenset()),
     ("attn_pool", 0, "a pool of devices that joins attention", frozenset()),
     ("seq_slices", 1, "a pipeline over slices of the prompt", frozenset()),
+    ("ep_nodes", 1, "an all-to-all in two steps, nodes first", frozenset({"vllm", "sglang"})),
     ("redundant_experts", 0, "further copies of experts", frozenset({"vllm", "sglang"})),
     ("placements", (), "weights that are placed one by one", frozenset()),
     ("virtual", 1, "an interleaved pipeline", frozenset({"megatron", "torchtitan"})),
@@ -187,8 +188,12 @@ def legal(
         return False
     if engine not in engines():
         return True
-    d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node)
-    return not any(bool(np.any(v.bad)) for v in _errors(_nearest(engine, version), model, d))
+    rules = _nearest(engine, version)
+    if _beyond(rules, strategy):
+        return False
+    d = Degrees.of(strategy, num_nodes=num_nodes, devices_per_node=devices_per_node, device=device)
+    model = with_redundant(model, strategy.redundant_experts)
+    return not any(v.severity == "error" and bool(np.any(v.bad)) for v in _verdicts(rules, model, d))
 
 
 def _refused(device: Device | None, weight_dtype: str, kv_dtype: str, engine: str) -> str:
@@ -197,60 +202,53 @@ def _refused(device: Device | None, weight_dtype: str, kv_dtype: str, engine: st
     return next((f.code for f in found if f.severity == "error"), "")
 
 
-def _errors(rules: EngineRules, model: ModelSpec, d: Degrees) -> list[Verdict]:
-    return [v for v in (rule(model, d) for rule in rules.rules) if v.severity == "error"]
+def _verdicts(rules: EngineRules, model: ModelSpec, d: Degrees) -> list[Verdict]:
+    return [rule(model, d) for rule in rules.rules]
 
 
 def legal_mask(
-    engine: str,
-    model: ModelSpec,
-    *,
-    tp: Ints,
-    pp: Ints = 1,
-    ep: Ints = 1,
-    etp: Ints | None = None,
-    attn_dp: Ints = 1,
-    cp: Ints = 1,
-    dp: Ints = 1,
-    batch: Ints = 1,
-    max_num_batched_tokens: Ints = 8192,
-    weight_dtype: str = "bf16",
-    kv_dtype: str = "bf16",
-    sp: bool = False,
-    moe_comm: str = "auto",
-    dcp: Ints = 1,
-    dk: Ints = 1,
-    cp_kind: str = "ulysses",
-    num_nodes: int | None = None,
-    devices_per_node: int | None = None,
-    version: str | None = None,
-    device: Device | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    engine: str, model: ModelSpec, *,
+    tp: Ints, pp: Ints = 1, ep: Ints = 1, etp: Ints | None = None, attn_dp: Ints = 1, cp: Ints = 1, dp: Ints = 1, dcp: Ints = 1,
+    batch: Ints = 1, max_num_batched_tokens: Ints = 8192,
+    weight_dtype: str = "bf16", kv_dtype: str = "bf16", sp: bool = False, moe_comm: str = "auto", cp_kind: str = "ulysses",
+    num_nodes: int | None = None, devices_per_node: int | None = None, version: str | None = None, device: Device | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """`(mask, reason)` over broadcast integer arrays: mask True where legal, reason the first error's code, else "".
 
     `etp` None means what ep leaves: tp * cp * attn_dp // ep. Agrees with `check` on every element.
     """
-    # Degrees of a million ranks still multiply inside 64 bits.
-    names = ("tp", "pp", "ep", "attn_dp", "cp", "dp", "dcp", "dk", "batch", "max_num_batched_tokens")
-    axes = (tp, pp, ep, attn_dp, cp, dp, dcp, dk, batch, max_num_batched_tokens)
-    a = [np.asarray(x, dtype=np.int64) for x in axes]
-    spread: dict[str, Any] = dict(zip(names, np.broadcast_arrays(*a, *([] if etp is None else [etp])), strict=False))
+    spread = _spread(
+        etp, tp=tp, pp=pp, ep=ep, attn_dp=attn_dp, cp=cp, dp=dp, dcp=dcp, batch=batch,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )  # fmt: skip
     shape = spread["tp"].shape
     refused = _refused(device, weight_dtype, kv_dtype, engine)
     if refused or engine not in engines():
         return np.full(shape, not refused), np.full(shape, refused)
-    whole = spread["tp"] * spread["cp"] * spread["attn_dp"] // spread["ep"]
-    etp_ = whole if etp is None else np.broadcast_to(np.asarray(etp, np.int64), shape)
     d = Degrees(
-        **spread, etp=np.maximum(etp_, 1), weight_dtype=weight_dtype, kv_dtype=kv_dtype, sp=sp, moe_comm=moe_comm,
-        cp_kind=cp_kind,
-        num_nodes=num_nodes, devices_per_node=devices_per_node,
+        **spread, weight_dtype=weight_dtype, kv_dtype=kv_dtype, sp=sp, moe_comm=moe_comm, cp_kind=cp_kind,
+        num_nodes=num_nodes, devices_per_node=devices_per_node, vendor=device.vendor.lower() if device is not None else "",
     )  # fmt: skip
-    verdicts = _errors(_nearest(engine, version), model, d)
+    return _first_error(_verdicts(_nearest(engine, version), model, d), shape)
+
+
+def _spread(etp: Ints | None, **axes: Ints) -> dict[str, Any]:
+    """All axes and etp as arrays of one shape; degrees of a million ranks still multiply inside 64 bits."""
+    given = axes if etp is None else {**axes, "etp": etp}
+    arrays = np.broadcast_arrays(*(np.asarray(x, dtype=np.int64) for x in given.values()))
+    spread: dict[str, Any] = dict(zip(given, arrays, strict=True))
+    if etp is None:
+        spread["etp"] = spread["tp"] * spread["cp"] * spread["attn_dp"] // spread["ep"]
+    return {**spread, "etp": np.maximum(spread["etp"], 1)}
+
+
+def _first_error(verdicts: Iterable[Verdict], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(no error, code of the first one or "") for each candidate."""
+    errors = [v for v in verdicts if v.severity == "error"]
     first = np.zeros(shape, dtype=np.int16)
-    for i, v in enumerate(verdicts, start=1):
+    for i, v in enumerate(errors, start=1):
         first = np.where((first == 0) & np.asarray(v.bad, dtype=bool), i, first)
-    codes = np.array(["", *(v.code for v in verdicts)])
+    codes = np.array(["", *(v.code for v in errors)])
     return first == 0, codes[first]
 
 

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tools.partition.axes import sliced
 from tools.spec.finding import Cause, Finding, Severity
+from tools.spec.hardware import Device
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown, Term
@@ -40,26 +42,38 @@ class Degrees:
     attn_dp: Ints = 1
     cp: Ints = 1
     dcp: Ints = 1
-    dk: Ints = 1
     batch: Ints = 1
     max_num_batched_tokens: Ints = 8192
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
+    slices: tuple[tuple[str, int, str], ...] = ()
+    """(axis, degree above 1, why no engine runs it): axes that slice further than any engine does."""
     sp: bool = False
     moe_comm: str = "auto"
+    ep_nodes: Ints = 1
     cp_kind: str = "ulysses"
     layers_per_stage: tuple[int, ...] | None = None
     num_nodes: int | None = None
     devices_per_node: int | None = None
+    vendor: str = ""
+    """Of the device in lower case; "" where none is known."""
 
     @classmethod
-    def of(cls, s: Strategy, *, num_nodes: int | None = None, devices_per_node: int | None = None) -> Degrees:
+    def of(
+        cls,
+        s: Strategy,
+        *,
+        num_nodes: int | None = None,
+        devices_per_node: int | None = None,
+        device: Device | None = None,
+    ) -> Degrees:
         return cls(
-            tp=s.tp, pp=s.pp, dp=s.dp, ep=s.ep, etp=s.etp, attn_dp=s.attn_dp, cp=s.cp, dcp=s.dcp, dk=s.dk,
+            tp=s.tp, pp=s.pp, dp=s.dp, ep=s.ep, etp=s.etp, attn_dp=s.attn_dp, cp=s.cp, dcp=s.dcp,
             batch=s.batch, cp_kind=s.cp_kind,
             max_num_batched_tokens=s.max_num_batched_tokens, weight_dtype=s.weight_dtype, kv_dtype=s.kv_dtype, sp=s.sp,
-            moe_comm=s.moe_comm, layers_per_stage=s.layers_per_stage, num_nodes=num_nodes,
-            devices_per_node=devices_per_node,
+            moe_comm=s.moe_comm, ep_nodes=s.ep_nodes, layers_per_stage=s.layers_per_stage, num_nodes=num_nodes,
+            devices_per_node=devices_per_node, slices=tuple((n, d, x.engines) for n, (x, d) in sliced(s).items()),
+            vendor=device.vendor.lower() if device is not None else "",
         )  # fmt: skip
 
     @property
@@ -108,6 +122,11 @@ class Verdict:
 
 
 Rule = Callable[[ModelSpec, Degrees], Verdict]
+
+
+def dispatches(d: Degrees) -> Mask:
+    """Whether tokens reach experts by an all-to-all."""
+    return (np.asarray(d.attn_dp) > 1) & (np.asarray(d.ep) > 1) & (d.moe_comm != "allgather")
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tools.engines.rules.base import (
     attention_linears,
     block_fp8,
     dense_linears,
+    dispatches,
     divisors,
     first_bad,
     named,
@@ -39,13 +40,15 @@ def heads_divide(source: str) -> Rule:
     return rule
 
 
-def heads_stay_whole() -> Rule:
+def no_further_slices() -> Rule:
+    """Axes that slice heads or weights further than tp does are for papers and other runtimes."""
+
     def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        name, k, why = d.slices[0] if d.slices else ("", 1, "")
         return Verdict(
-            "dk", np.asarray(d.dk) > 1, "attention.q_proj",
-            lambda: f"dk({d.dk}) slices d_k({m.attention.head_dim}) of each head; attention kernels take whole heads",
-            lambda: f"dk 1, tp {d.tp // d.dk} over the heads", "attention back ends",
-            values={"dk": d.dk},
+            name or "slices", np.asarray(d.tp) * 0 + k > 1, "attention.q_proj",
+            lambda: f"{name}({k}) of tp({d.tp}): no flag of the engine says it; {why}",
+            lambda: f"{name} 1, tp {d.tp // k}", "argument parser", values={name: k},
         )  # fmt: skip
 
     return rule
@@ -131,12 +134,92 @@ def experts_cover_ranks(source: str) -> Rule:
     return rule
 
 
+def experts_divide(source: str, says: Callable[[int, Degrees], str] | None = None) -> Rule:
+    """Every rank of an expert group holds equally many experts; `says` (experts, degrees) is the engine's own equation."""
+
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        n = m.moe.num_slots if m.moe else 0
+        return Verdict(
+            "ep-even", n % d.ep != 0, "moe.experts",
+            lambda: says(n, d) if says else f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
+            f"ep among the divisors of {n}: {divisors(n)}", source, cause="shape",
+        )  # fmt: skip
+
+    return rule
+
+
 def expert_parallel_needs_experts(source: str) -> Rule:
     def rule(m: ModelSpec, d: Degrees) -> Verdict:
         return Verdict(
             "ep-not-moe", (d.ep > 1) & (m.moe is None), "moe.experts",
             lambda: f"ep({d.ep}) > 1, but {m.name} has no routed experts",
             "ep 1 for a dense model", source,
+        )  # fmt: skip
+
+    return rule
+
+
+def attention_dp_needs_experts(where: str, says: Callable[[Degrees], str], source: str) -> Rule:
+    """Attention DP is for models with experts; `says` is what the engine would make of a dense one."""
+
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        return Verdict(
+            "attn-dp-dense", (d.attn_dp > 1) & (m.moe is None), where,
+            lambda: f"attn_dp({d.attn_dp}) on a dense model{says(d)}",
+            lambda: f"dp {d.dp * d.attn_dp} instead of attn_dp {d.attn_dp}", source,
+        )  # fmt: skip
+
+    return rule
+
+
+DEEPEP_NODE = 8
+"""Ranks that DeepEP's normal kernels take for a node (NUM_MAX_NVL_PEERS): rank // 8 is the node, rank % 8 the place in it."""
+
+
+def dispatch_in_nodes() -> Rule:
+    """Hierarchical dispatch is what DeepEP's normal kernels do, over nodes of eight ranks."""
+
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        inside = d.ep * d.etp // np.maximum(d.ep_nodes, 1)
+        return Verdict(
+            "ep-nodes", (np.asarray(d.ep_nodes) > 1) & (inside != DEEPEP_NODE), "moe.dispatch",
+            lambda: (
+                f"ep({d.ep}) * etp({d.etp}) / ep_nodes({d.ep_nodes}) = {inside} ranks per node; the kernels that dispatch "
+                f"in two steps take {DEEPEP_NODE}"
+            ),
+            lambda: f"ep_nodes {max(1, d.ep * d.etp // DEEPEP_NODE)}", "DeepEP csrc/deep_ep.cpp NUM_MAX_NVL_PEERS",
+        )  # fmt: skip
+
+    return rule
+
+
+def needs_deepep(fix: str, source: str) -> Rule:
+    """A warning: kernels that do not come with the engine."""
+
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        return Verdict(
+            "a2a-backend", dispatches(d) & (m.moe is not None), "moe.dispatch",
+            lambda: "the plan dispatches tokens by all-to-all, which needs the DeepEP kernels (and RDMA across nodes)",
+            fix, source, severity="warning",
+        )  # fmt: skip
+
+    return rule
+
+
+LOW_LATENCY_TOKENS = 1024
+"""Tokens of a rank that DeepEP's low-latency kernels take in one dispatch, at most (FINISHED_SUM_TAG of csrc/kernels/
+internode_ll.cu; sglang 0.5.23 layers/moe/token_dispatcher/deepep.py:409 asserts it)."""
+
+
+def dispatch_fits_low_latency(tokens: Callable[[Degrees], Ints], name: str, says: str, fix: str, source: str) -> Rule:
+    """A warning: decode is priced with DeepEP's low-latency kernels, which take `tokens` of a rank (called `name`) or do not."""
+
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        bad = dispatches(d) & (np.asarray(d.ep_nodes) == 1) & (np.asarray(tokens(d)) > LOW_LATENCY_TOKENS)
+        return Verdict(
+            "a2a-step", bad & (m.moe is not None), "moe.dispatch",
+            lambda: f"{name}({tokens(d)}) > {LOW_LATENCY_TOKENS}, the most that DeepEP's low-latency kernels take: {says}",
+            fix, source, severity="warning", values={"tokens": tokens(d), "most": LOW_LATENCY_TOKENS},
         )  # fmt: skip
 
     return rule
@@ -151,6 +234,47 @@ def group_splits_into_experts() -> Rule:
             lambda: f"group({d.group}) % (etp({d.etp}) * ep({d.ep})) = {d.group % (d.etp * d.ep)}, must be 0",
             "etp * ep among the divisors of tp * cp * attn_dp", "both factorisations span the same ranks",
         )  # fmt: skip
+
+    return rule
+
+
+def pipeline_supported(missing: frozenset[str], says: str, source: str) -> Rule:
+    """`missing` are the architectures without pipeline stages; `says` names the lack of one ("{architecture} has none")."""
+
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        return Verdict(
+            "pp-model", (d.pp > 1) & (m.architecture in missing), "layers",
+            lambda: f"{says.format(architecture=m.architecture)}, pp({d.pp})", "pp 1", source,
+        )  # fmt: skip
+
+    return rule
+
+
+def context_parallel_is_prefill_only(source: str) -> Rule:
+    """A warning."""
+
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        return Verdict(
+            "cp-prefill", d.cp > 1, "kv_cache",
+            lambda: f"cp({d.cp}) splits the prompt only; each of the {d.cp} ranks keeps the whole KV cache",
+            "count the KV cache once per rank", source, severity="warning",
+        )  # fmt: skip
+
+    return rule
+
+
+def no_sequence_parallelism(source: str) -> Rule:
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        return Verdict(
+            "sp", (d.tp > 1) & d.sp, "norm", lambda: "sequence parallelism of norms has no switch", "sp off", source
+        )
+
+    return rule
+
+
+def sequence_parallelism_needs_tp(says: str, fix: str, source: str) -> Rule:
+    def rule(m: ModelSpec, d: Degrees) -> Verdict:
+        return Verdict("sp", (np.asarray(d.tp) == 1) & d.sp, "norm", lambda: f"{says} with tp({d.tp})", fix, source)
 
     return rule
 
@@ -288,13 +412,13 @@ def tp_linears(m: ModelSpec, d: Degrees) -> tuple[Linear, ...]:
     return attention_linears(m, d.tp) + dense_linears(m, d.tp) + shared_linears(m, d.tp)
 
 
-def checkpoint_matches(source: str) -> Rule:
-    """A warning: which checkpoint the plan's weight dtype needs."""
+def checkpoint_matches(source: str, *, at_load: tuple[str, ...] = ("fp8",)) -> Rule:
+    """A warning: which checkpoint the plan's weight dtype needs; `at_load` are those that the engine makes of 16 bits."""
 
     def rule(m: ModelSpec, d: Degrees) -> Verdict:
         native, want = m.weight_dtype, d.weight_dtype
         floats = ("bf16", "fp16", "fp32")
-        online = native in floats and want == "fp8"
+        online = native in floats and want in at_load
         bad = native != want and not online and not (native in floats and want in floats)
         return Verdict(
             "checkpoint-dtype", bad, "weights",

@@ -58,21 +58,6 @@ def layers_divide(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_slots if m.moe else 0
-    return Verdict(
-        "ep-even", n % d.ep != 0, "moe.experts", lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
-        f"ep among the divisors of {n}: {divisors(n)}", "core/transformer/moe/moe_layer.py:186", cause="shape",
-    )  # fmt: skip
-
-
-def sequence_parallel_needs_tp(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "sp", (np.asarray(d.tp) == 1) & d.sp, "norm", lambda: f"--sequence-parallel with tp({d.tp})",
-        "sp off, or tp above 1", "training/arguments.py:1335",
-    )  # fmt: skip
-
-
 def experts_need_sequence_parallel(m: ModelSpec, d: Degrees) -> Verdict:
     return Verdict(
         "moe-sp", (d.tp > 1) & (not d.sp) & (m.moe is not None), "moe.dispatch",
@@ -100,7 +85,7 @@ def no_decode(m: ModelSpec, d: Degrees) -> Verdict:
 RULES: tuple[Rule, ...] = (
     common.group_splits_into_experts(),
     common.heads_divide("core/transformer/transformer_config.py:1446"),
-    common.heads_stay_whole(),
+    common.no_further_slices(),
     groups_match,
     common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, d.tp), "tp", "core/tensor_parallel/layers.py divide"),
     common.widths_divide(
@@ -109,11 +94,11 @@ RULES: tuple[Rule, ...] = (
     common.expert_parallel_needs_experts("training/arguments.py"),
     common.routed_width_divides(lambda d: d.etp, "etp", "core/tensor_parallel/layers.py divide"),
     common.experts_cover_ranks("core/transformer/moe/moe_layer.py:186"),
-    experts_divide,
+    common.experts_divide("core/transformer/moe/moe_layer.py:186"),
     common.dtype_known("weight_dtype", WEIGHT_DTYPES, "training/arguments.py mixed precision"),
     common.stages_have_layers("training/arguments.py:968"),
     layers_divide,
-    sequence_parallel_needs_tp,
+    common.sequence_parallelism_needs_tp("--sequence-parallel", "sp off, or tp above 1", "training/arguments.py:1335"),
     experts_need_sequence_parallel,
     exchange_needs_heads,
     no_decode,

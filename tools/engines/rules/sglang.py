@@ -27,7 +27,7 @@ from tools.engines.rules.base import (
     attention_linears,
     block_fp8,
     dense_linears,
-    divisors,
+    dispatches,
     first_bad,
     named,
     place,
@@ -60,6 +60,10 @@ LAYERNORM_SP = frozenset({"Qwen3ForCausalLM"})
 """arg_groups/fields/parallel.py enable_layernorm_sp (a quantised Muse Spark too, which we do not know)."""
 SHARED_TP1 = frozenset({"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"})
 """Architectures of models/deepseek_v2.py, whose shared experts obey SGLANG_SHARED_EXPERT_TP1."""
+PREFILL_CP_ON_AMD = frozenset({"DeepseekV4ForCausalLM"})
+"""arg_groups/parallel_hook.py:115."""
+INTERLEAVES = frozenset({"DeepseekV32ForCausalLM"})
+"""Architectures whose prefill context parallelism refuses zigzag (arg_groups/parallel_hook.py:123)."""
 COUNTS_EXPERTS_PER_SLICE = frozenset({"Qwen3MoeForCausalLM"})
 """models/qwen3_moe.py:246 compares expert TP with the experts; qwen2_moe.py and deepseek_v2.py the whole group."""
 
@@ -82,11 +86,6 @@ def shared_ways(m: ModelSpec, d: Degrees) -> Ints:
     """
     replicated = dispatches(d) | ((np.asarray(d.tp) == 1) & (m.architecture in SHARED_TP1))
     return np.where(replicated, 1, d.group)
-
-
-def dispatches(d: Degrees) -> Ints:
-    """Whether tokens reach experts by an all-to-all backend."""
-    return (d.attn_dp > 1) & (d.ep > 1) & (d.moe_comm != "allgather")
 
 
 def linears(m: ModelSpec, d: Degrees) -> tuple[Linear, ...]:
@@ -115,16 +114,6 @@ def dispatch_spans_group(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_slots if m.moe else 0
-    return Verdict(
-        "ep-even", n % d.ep != 0, "moe.experts",
-        lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
-        f"ep among the divisors of {n}: {divisors(n)}", "layers/moe/topk.py:571, token_dispatcher/deepep.py:240",
-        cause="shape",
-    )  # fmt: skip
-
-
 def group_within_experts(m: ModelSpec, d: Degrees) -> Verdict:
     n = m.moe.num_slots if m.moe else 0
     ranks = d.etp if m.architecture in COUNTS_EXPERTS_PER_SLICE else d.group
@@ -143,17 +132,6 @@ def moe_blocks_divide(m: ModelSpec, d: Degrees) -> Verdict:
         "fp8-block-moe", width // d.etp % b != 0, "moe.experts.gate_up_proj",
         lambda: f"shard {width}/etp({d.etp}) = {width / d.etp:g} is not a multiple of the FP8 block({b})",
         "more expert parallelism (whole experts), or smaller tp", "layers/quantization/fp8.py:1585", axis="tp",
-    )  # fmt: skip
-
-
-def attention_dp_needs_experts(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "attn-dp-dense", (d.attn_dp > 1) & (m.moe is None), "mlp",
-        lambda: (
-            f"attn_dp({d.attn_dp}) on a dense model splits the MLP over all {d.group} ranks, which is not the plan's "
-            f"layout (over tp({d.tp}))"
-        ),
-        lambda: f"dp {d.dp * d.attn_dp} instead of attn_dp {d.attn_dp}", "models/qwen2.py, models/llama.py",
     )  # fmt: skip
 
 
@@ -197,11 +175,12 @@ def sequence_parallelism_known(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def context_parallel_is_prefill_only(m: ModelSpec, d: Degrees) -> Verdict:
+def prefill_context_parallel_platform(m: ModelSpec, d: Degrees) -> Verdict:
+    refuses = {"moore threads": True, "amd": m.architecture not in PREFILL_CP_ON_AMD}
     return Verdict(
-        "cp-prefill", d.cp > 1, "kv_cache",
-        lambda: f"cp({d.cp}) splits the prompt only; each of the {d.cp} ranks keeps the whole KV cache",
-        "count the KV cache once per rank", "arg_groups/fields/parallel.py enable_prefill_cp", severity="warning",
+        "cp-platform", (d.cp > 1) & refuses.get(d.vendor, False), "attention",
+        lambda: f"cp({d.cp}): --enable-prefill-cp of {m.architecture} is refused on devices of this vendor ({d.vendor})",
+        "cp 1, with more tp or pp instead", "arg_groups/parallel_hook.py:115,820",
     )  # fmt: skip
 
 
@@ -245,13 +224,6 @@ def decode_context_parallel_gqa(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def pipeline_supported(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "pp-model", (d.pp > 1) & (m.architecture in NO_PIPELINE), "layers",
-        lambda: f"the implementation of {m.architecture} has no pipeline stages, pp({d.pp})", "pp 1", "models/",
-    )  # fmt: skip
-
-
 def pipeline_is_synchronous(m: ModelSpec, d: Degrees) -> Verdict:
     return Verdict(
         "pp-overlap", d.pp > 1, "scheduler", lambda: f"pp({d.pp}) switches overlap scheduling off",
@@ -284,18 +256,18 @@ def marlin_tiles(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def needs_deepep(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "a2a-backend", dispatches(d) & (m.moe is not None), "moe.dispatch",
-        lambda: "the plan dispatches tokens by all-to-all, which needs the DeepEP kernels (and RDMA across nodes)",
-        "install DeepEP, or moe_comm allgather", "arg_groups/overrides.py:1611", severity="warning",
-    )  # fmt: skip
+decode_fits_low_latency = common.dispatch_fits_low_latency(
+    lambda d: scheduled(d), "batch per attention rank",
+    "the server dispatches by the normal ones, without CUDA graphs, and decode is priced with the former",
+    f"a batch of at most {common.LOW_LATENCY_TOKENS} for each attention rank, or moe_comm allgather",
+    "layers/moe/token_dispatcher/deepep.py:409",
+)  # fmt: skip
 
 
 RULES: tuple[Rule, ...] = (
     common.group_splits_into_experts(),
     common.heads_divide("layers/linear.py:1139"),
-    common.heads_stay_whole(),
+    common.no_further_slices(),
     common.kv_heads_divide_or_replicate("layers/linear.py:1139"),
     common.output_groups_divide("models/deepseek_v4.py:1037"),
     common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, dense_ways(d)), "tp", "distributed/utils.py divide"),
@@ -303,12 +275,16 @@ RULES: tuple[Rule, ...] = (
         "tp-shared-expert", lambda m, d: shared_linears(m, shared_ways(m, d)), "tp", "distributed/utils.py divide"
     ),
     common.expert_parallel_needs_experts("layers/moe"),
-    attention_dp_needs_experts,
+    common.attention_dp_needs_experts(
+        "mlp",
+        lambda d: f" splits the MLP over all {d.group} ranks, which is not the plan's layout (over tp({d.tp}))",
+        "models/qwen2.py, models/llama.py",
+    ),
     group_covers_expert_degrees,
     dispatch_spans_group,
     common.routed_width_divides(lambda d: d.etp, "etp", "distributed/utils.py divide"),
     common.experts_cover_ranks("layers/moe/topk.py:571"),
-    experts_divide,
+    common.experts_divide("layers/moe/topk.py:571, token_dispatcher/deepep.py:240"),
     group_within_experts,
     common.row_blocks_divide(linears, "row col merged", "layers/quantization/fp8.py:590"),
     moe_blocks_divide,
@@ -316,8 +292,9 @@ RULES: tuple[Rule, ...] = (
     common.dtype_known("weight_dtype", WEIGHT_DTYPES, "arg_groups/choices.py QUANTIZATION_CHOICES"),
     common.dtype_known("kv_dtype", tuple(KV_DTYPES), "arg_groups/fields/model.py kv_cache_dtype"),
     common.stages_have_layers("distributed/utils.py:110"),
-    pipeline_supported,
+    common.pipeline_supported(NO_PIPELINE, "the implementation of {architecture} has no pipeline stages", "models/"),
     sequence_parallelism_known,
+    prefill_context_parallel_platform,
     decode_context_parallel_copies,
     decode_context_parallel_with_prefill,
     common.fits_nodes(aligned, "arg_groups/validation_hook.py:179"),
@@ -326,7 +303,7 @@ RULES: tuple[Rule, ...] = (
     shared_layout_differs,
     decode_context_parallel_gqa,
     common.released_fp8_blocks(BLOCK_FP8, lambda d: d.etp, "layers/quantization/fp8.py:590"),
-    context_parallel_is_prefill_only,
+    common.context_parallel_is_prefill_only("arg_groups/fields/parallel.py enable_prefill_cp"),
     common.context_parallel_kind(
         (),
         "the engine gathers keys and values instead of the plan's exchange",
@@ -336,7 +313,9 @@ RULES: tuple[Rule, ...] = (
     pipeline_is_synchronous,
     batch_divides,
     marlin_tiles,
-    needs_deepep,
+    common.needs_deepep("install DeepEP, or moe_comm allgather", "arg_groups/overrides.py:1611"),
+    decode_fits_low_latency,
+    common.dispatch_in_nodes(),
     common.checkpoint_matches("layers/quantization"),
     common.architecture_known(NO_IMPLEMENTATION, "models/"),
     common.tp_inside_node(aligned, "entrypoints/engine.py:2063"),
@@ -359,7 +338,8 @@ def parallel_flags(m: ModelSpec, s: Strategy) -> tuple[Flag, ...]:
         # The LM head then splits over attention TP, as in the plan, instead of gathering over all of the group.
         flags += [Flag("--attn-dp-size", str(d.attn_dp)), Flag("--enable-dp-lm-head")]
     if s.cp > 1:
-        flags += [Flag("--attn-cp-size", str(s.cp)), Flag("--enable-prefill-cp"), Flag("--cp-strategy", "zigzag")]
+        kind = "interleave" if m.architecture in INTERLEAVES else "zigzag"
+        flags += [Flag("--attn-cp-size", str(s.cp)), Flag("--enable-prefill-cp"), Flag("--cp-strategy", kind)]
     if m.moe is not None:
         flags += _expert_flags(d, bool(dense_linears(m, 1)))
     if s.redundant_experts:
@@ -377,7 +357,9 @@ def _expert_flags(d: Degrees, has_dense: bool) -> list[Flag]:
     if edp > 1:
         flags.append(Flag("--moe-dp-size", str(edp)))
     if dispatches(d):
-        flags += [Flag("--moe-a2a-backend", "deepep"), Flag("--deepep-mode", "auto")]
+        # Normal kernels for prefill, low-latency ones for decode, as long as these take the batch.
+        low_latency = scheduled(d) <= common.LOW_LATENCY_TOKENS
+        flags += [Flag("--moe-a2a-backend", "deepep"), Flag("--deepep-mode", "auto" if low_latency else "normal")]
     if has_dense and d.attn_dp * d.cp > 1 and d.tp == 1:
         flags.append(Flag("--moe-dense-tp-size", "1"))
     return flags

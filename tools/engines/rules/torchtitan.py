@@ -45,14 +45,6 @@ def experts_span_shards(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    n = m.moe.num_slots if m.moe else 0
-    return Verdict(
-        "ep-even", n % d.ep != 0, "moe.experts", lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}, must be 0",
-        f"ep among the divisors of {n}: {divisors(n)}", "distributed/expert_parallel.py", cause="shape",
-    )  # fmt: skip
-
-
 def kv_heads_divide(m: ModelSpec, d: Degrees) -> Verdict:
     kv = m.attention.num_kv_heads
     return Verdict(
@@ -84,17 +76,10 @@ def ends_keep_a_layer(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def sequence_parallel_is_default(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "sp", (np.asarray(d.tp) == 1) & d.sp, "norm", lambda: f"sequence parallelism with tp({d.tp})", "sp off",
-        "config/configs.py enable_sequence_parallel",
-    )  # fmt: skip
-
-
 RULES: tuple[Rule, ...] = (
     common.group_splits_into_experts(),
     common.heads_divide("models/*/sharding.py"),
-    common.heads_stay_whole(),
+    common.no_further_slices(),
     common.context_parallel_kind(("ring",), "context parallelism is ring attention", "config/configs.py"),
     kv_heads_divide,
     common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, d.tp), "tp", "models/*/sharding.py"),
@@ -103,12 +88,14 @@ RULES: tuple[Rule, ...] = (
     experts_span_shards,
     common.routed_width_divides(lambda d: d.etp, "etp", "models/*/sharding.py"),
     common.experts_cover_ranks("distributed/expert_parallel.py"),
-    experts_divide,
+    common.experts_divide("distributed/expert_parallel.py"),
     common.dtype_known("weight_dtype", WEIGHT_DTYPES, "config/configs.py"),
     common.stages_have_layers("distributed/pipeline_parallel.py:395"),
     ends_keep_a_layer,
     stages_are_its_own,
-    sequence_parallel_is_default,
+    common.sequence_parallelism_needs_tp(
+        "sequence parallelism", "sp off", "config/configs.py enable_sequence_parallel"
+    ),
     megatron.no_decode,
     common.fits_nodes(aligned, "distributed/parallel_dims.py:190"),
     # warnings

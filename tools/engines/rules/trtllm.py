@@ -25,7 +25,6 @@ from tools.engines.rules.base import (
     any_of,
     block_fp8,
     dense_linears,
-    divisors,
     first_bad,
     named,
     shared_linears,
@@ -69,14 +68,6 @@ def attention_is_whole_or_split(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def attention_dp_needs_experts(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "attn-dp-dense", (d.attn_dp > 1) & (m.moe is None), "mlp",
-        lambda: f"attn_dp({d.attn_dp}) on a dense model leaves nothing shared between its ranks: they are replicas",
-        lambda: f"dp {d.dp * d.attn_dp} instead of attn_dp {d.attn_dp}", seen("features/parallel-strategy"),
-    )  # fmt: skip
-
-
 def expert_degrees_fill_tp(m: ModelSpec, d: Degrees) -> Verdict:
     """tp_size = moe_tp * moe_ep (* cluster, which we never use)."""
     edp = d.group // np.maximum(d.etp * d.ep, 1)
@@ -87,16 +78,6 @@ def expert_degrees_fill_tp(m: ModelSpec, d: Degrees) -> Verdict:
             f"{edp} copies of the experts have no setting"
         ),
         lambda: f"etp * ep = {d.group}", seen("mapping.py, tp_size = moe_tp_size * moe_ep_size"),
-    )  # fmt: skip
-
-
-def experts_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    """Each rank owns num_experts // ep of them, so that a remainder would belong to nobody."""
-    n = m.moe.num_slots if m.moe else 0
-    return Verdict(
-        "ep-even", n % d.ep != 0, "moe.experts",
-        lambda: f"num_experts({n}) % ep({d.ep}) = {n % d.ep}: each rank takes {n // d.ep}, {n % d.ep} belong to nobody",
-        f"ep among the divisors of {n}: {divisors(n)}", seen("mapping.py ep_experts"), cause="shape",
     )  # fmt: skip
 
 
@@ -115,13 +96,6 @@ def context_parallel_heads(m: ModelSpec, d: Degrees) -> Verdict:
         "cp-heads", (d.cp > 1) & (h % ways != 0), "attention.q_proj",
         lambda: f"heads({h}) % (tp({d.tp}) * cp({d.cp})) = {h % ways}, must be 0", "a cp whose product with tp divides",
         seen("mapping.py attn_tp_size = tp_size * cp_size"), cause="shape",
-    )  # fmt: skip
-
-
-def no_sequence_parallelism(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "sp", (d.tp > 1) & d.sp, "norm", lambda: "sequence parallelism of norms has no switch", "sp off",
-        seen("keys of the configuration file"),
     )  # fmt: skip
 
 
@@ -166,17 +140,26 @@ def unverified(m: ModelSpec, d: Degrees) -> Verdict:
 RULES: tuple[Rule, ...] = (
     common.group_splits_into_experts(),
     common.heads_divide(seen("attention over tp_size")),
-    common.heads_stay_whole(),
+    common.no_further_slices(),
     common.kv_heads_divide_or_replicate(seen("features/parallel-strategy: KV is replicated where kv_heads < tp")),
     attention_is_whole_or_split,
-    attention_dp_needs_experts,
+    common.attention_dp_needs_experts(
+        "mlp",
+        lambda d: " leaves nothing shared between its ranks: they are replicas",
+        seen("features/parallel-strategy"),
+    ),
     common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, d.tp), "tp", seen("linear layers")),
     common.widths_divide("tp-shared-expert", lambda m, d: shared_linears(m, d.tp), "tp", seen("linear layers")),
     common.expert_parallel_needs_experts(seen("mapping.py")),
     expert_degrees_fill_tp,
     common.routed_width_divides(lambda d: d.etp, "etp", seen("mapping.py moe_tp_size")),
     common.experts_cover_ranks(seen("mapping.py ep_experts")),
-    experts_divide,
+    common.experts_divide(
+        seen("mapping.py ep_experts"),
+        lambda n, d: (
+            f"num_experts({n}) % ep({d.ep}) = {n % d.ep}: each rank takes {n // d.ep}, {n % d.ep} belong to nobody"
+        ),
+    ),
     common.int4_groups_divide(common.tp_linears, lambda d: d.etp, seen("group scales lie along the contracted dim")),
     common.dtype_known("weight_dtype", WEIGHT_DTYPES, seen("quantization of the documentation")),
     common.dtype_known("kv_dtype", tuple(KV_DTYPES), seen("kv_cache_config.dtype")),
@@ -184,13 +167,13 @@ RULES: tuple[Rule, ...] = (
     context_parallel_without_experts,
     common.context_parallel_kind(("ulysses",), "heads are split over tp_size * cp_size", seen("mapping.py")),
     context_parallel_heads,
-    no_sequence_parallelism,
+    common.no_sequence_parallelism(seen("keys of the configuration file")),
     no_decode_context_parallelism,
     common.fits_nodes(aligned, seen("mapping.py, world = tp * pp * cp")),
     # warnings
     blocks_unverified,
     common.released_fp8_blocks(BLOCK_FP8, lambda d: d.etp, seen("no source; other engines refuse or refine")),
-    common.checkpoint_matches(seen("quantization of the documentation")),
+    common.checkpoint_matches(seen("quantization of the documentation"), at_load=()),
     common.tp_inside_node(aligned, seen("NCCL over the network")),
     unverified,
 )

@@ -59,10 +59,6 @@ NO_PIPELINE = frozenset({"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"
 ASSERTS_EVEN_EXPERTS = frozenset({"DeepseekV4ForCausalLM"})
 
 
-def group(d: Degrees) -> Ints:
-    return d.group
-
-
 def aligned(d: Degrees) -> Sequence[Ints]:
     """With attention DP, one DP rank (its pp * tp * pcp processes) stays whole or spans whole nodes."""
     return [np.where(np.asarray(d.attn_dp) > 1, d.replica // d.attn_dp, d.replica)]
@@ -175,21 +171,6 @@ def mxfp4_shards(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def attention_dp_needs_experts(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "attn-dp-dense", (d.attn_dp > 1) & (m.moe is None), "attention",
-        lambda: f"attn_dp({d.attn_dp}) on a dense model: its data-parallel ranks share nothing, they are replicas",
-        lambda: f"dp {d.dp * d.attn_dp} instead of attn_dp {d.attn_dp}", "engine/arg_utils.py:2384",
-    )  # fmt: skip
-
-
-def no_sequence_parallelism(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "sp", (d.tp > 1) & d.sp, "norm", lambda: "sequence parallelism of norms has no switch", "sp off",
-        "config/compilation.py PassConfig",
-    )  # fmt: skip
-
-
 def context_parallel_needs_full_attention(m: ModelSpec, d: Degrees) -> Verdict:
     windowed = any(layer.sliding for layer in m.layers())
     return Verdict(
@@ -199,11 +180,12 @@ def context_parallel_needs_full_attention(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def context_parallel_is_prefill_only(m: ModelSpec, d: Degrees) -> Verdict:
+def prefill_context_parallel_needs_mla(m: ModelSpec, d: Degrees) -> Verdict:
+    """CUDA and ROCm attention back ends other than MLA's leave supports_pcp False, which is asserted at start-up."""
     return Verdict(
-        "cp-prefill", d.cp > 1, "kv_cache",
-        lambda: f"cp({d.cp}) splits the prompt only; each of the {d.cp} ranks keeps the whole KV cache",
-        "count the KV cache once per rank", "config/parallel.py pcp_shard_decode_requests", severity="warning",
+        "cp-backend", (d.cp > 1) & (m.attention.mla is None), "attention",
+        lambda: f"cp({d.cp}): no attention back end without MLA supports --prefill-context-parallel-size",
+        "cp 1, with more tp or pp instead", "v1/worker/cp_utils.py:36, v1/attention/backend.py:823",
     )  # fmt: skip
 
 
@@ -249,13 +231,6 @@ def decode_context_parallel_with_prefill(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def pipeline_supported(m: ModelSpec, d: Degrees) -> Verdict:
-    return Verdict(
-        "pp-model", (d.pp > 1) & (m.architecture in NO_PIPELINE), "layers",
-        lambda: f"{m.architecture} does not implement SupportsPP, pp({d.pp})", "pp 1", "config/model.py:1570",
-    )  # fmt: skip
-
-
 def batch_fits_step(m: ModelSpec, d: Degrees) -> Verdict:
     seqs = -(-d.batch // d.attn_dp)
     return Verdict(
@@ -265,35 +240,46 @@ def batch_fits_step(m: ModelSpec, d: Degrees) -> Verdict:
     )  # fmt: skip
 
 
-def needs_deepep(m: ModelSpec, d: Degrees) -> Verdict:
-    bad = (d.attn_dp > 1) & (d.ep > 1) & (d.moe_comm != "allgather")
+def dispatches_alike(m: ModelSpec, d: Degrees) -> Verdict:
     return Verdict(
-        "a2a-backend", bad, "moe.dispatch",
-        lambda: "the plan dispatches tokens by all-to-all, which needs the DeepEP kernels (and RDMA across nodes)",
-        "install DeepEP, or moe_comm allgather (--all2all-backend allgather_reducescatter)",
-        "config/parallel.py all2all_backend", severity="warning",
+        "ep-nodes-phase", np.asarray(d.ep_nodes) > 1, "moe.dispatch",
+        lambda: (
+            f"ep_nodes({d.ep_nodes}): one server has one back end for both phases, deepep_high_throughput (nodes first, no "
+            "CUDA graphs) or deepep_low_latency (straight to the ranks); decode is priced with the latter"
+        ),
+        "a prefill pool of its own, or ep_nodes 1", "config/parallel.py all2all_backend", severity="warning",
     )  # fmt: skip
+
+
+steps_fit_low_latency = common.dispatch_fits_low_latency(
+    lambda d: d.max_num_batched_tokens, "max_num_batched_tokens",
+    "the server takes deepep_high_throughput, which runs without CUDA graphs, and decode is priced with the former",
+    f"a prefill pool of its own, steps of at most {common.LOW_LATENCY_TOKENS} tokens, or moe_comm allgather",
+    "fused_moe/layer.py:373, config/compilation.py:1244",
+)  # fmt: skip
 
 
 PORTABLE_RULES: tuple[Rule, ...] = (
     common.group_splits_into_experts(),
     common.heads_divide("config/model.py:1559"),
-    common.heads_stay_whole(),
+    common.no_further_slices(),
     common.kv_heads_divide_or_replicate("layers/linear.py QKVParallelLinear"),
     vocab_divides,
     common.output_groups_divide("models/deepseek_v4/attention.py:225"),
     common.widths_divide("tp-ffn", lambda m, d: dense_linears(m, d.tp), "tp", "distributed/utils.py divide"),
     common.widths_divide("tp-shared-expert", lambda m, d: shared_linears(m, d.tp), "tp", "distributed/utils.py divide"),
     common.expert_parallel_needs_experts("config/model.py:1498"),
-    attention_dp_needs_experts,
+    common.attention_dp_needs_experts(
+        "attention", lambda d: ": its data-parallel ranks share nothing, they are replicas", "engine/arg_utils.py:2384"
+    ),
     experts_are_all_or_nothing,
     common.routed_width_divides(lambda d: d.etp, "etp", "fused_moe/config.py:1352"),
     common.experts_cover_ranks("fused_moe/expert_map_manager.py:66"),
     experts_divide,
     tp_within_experts,
     common.stages_have_layers("distributed/utils.py:198"),
-    pipeline_supported,
-    no_sequence_parallelism,
+    common.pipeline_supported(NO_PIPELINE, "{architecture} does not implement SupportsPP", "config/model.py:1570"),
+    common.no_sequence_parallelism("config/compilation.py PassConfig"),
     context_parallel_needs_full_attention,
     decode_context_parallel_copies,
     decode_context_parallel_with_prefill,
@@ -301,7 +287,7 @@ PORTABLE_RULES: tuple[Rule, ...] = (
     common.fits_nodes(aligned, "engine/arg_utils.py:2400"),
     # warnings
     experts_uneven,
-    context_parallel_is_prefill_only,
+    common.context_parallel_is_prefill_only("config/parallel.py pcp_shard_decode_requests"),
     common.context_parallel_kind(
         (),
         "the engine gathers keys and values instead of the plan's exchange",
@@ -314,6 +300,7 @@ PORTABLE_RULES: tuple[Rule, ...] = (
 """What holds on every platform that vLLM's core runs on."""
 RULES: tuple[Rule, ...] = (
     *PORTABLE_RULES,
+    prefill_context_parallel_needs_mla,
     common.row_blocks_divide(common.tp_linears, "row col", "quantization/utils/fp8_utils.py:1296"),
     moe_blocks_refine,
     nvfp4_blocks,
@@ -324,7 +311,13 @@ RULES: tuple[Rule, ...] = (
     moe_blocks_refined_slowly,
     mxfp4_shards,
     common.released_fp8_blocks(128, lambda d: d.etp, "quantization/utils/fp8_utils.py:1296"),
-    needs_deepep,
+    common.needs_deepep(
+        "install DeepEP, or moe_comm allgather (--all2all-backend allgather_reducescatter)",
+        "config/parallel.py all2all_backend",
+    ),
+    steps_fit_low_latency,
+    common.dispatch_in_nodes(),
+    dispatches_alike,
     common.checkpoint_matches("layers/quantization"),
 )
 

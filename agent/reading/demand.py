@@ -1,0 +1,109 @@
+"""The load of a service said in other words than a rate: users a day, jobs in a night, "8/s", a speed that no total can mean."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from agent.reading.facts import Candidate, Reading
+from tools.units import seconds_per
+
+if TYPE_CHECKING:
+    from agent.reading.prose import Scene
+    from tools.units import Quantity
+
+DAY_S = 86400.0
+RATE = "workload.request_rate"
+_DAILY_USERS = re.compile(
+    r"\bdau\b|daily (?:active )?users?|(?:active )?users? (?:per|a|each) day|日活(?:跃)?(?:用户)?(?:数|量)?|每[天日](?:活跃)?用户(?:数)?",
+    re.I,
+)
+_ASKED_A_DAY = re.compile(
+    r"(?:人均|每人|每(?:个)?用户|平均每人)\s*(?:每[天日]|日均)?|(?:每[天日])\s*(?:人均|每人)|(?:requests?|questions?|queries|calls?|chats?|messages?|prompts?) (?:per|/|for each) (?:user|person|head)|each (?:user )?(?:asks|sends|makes)|per user (?:per|a|and) day|per head",
+    re.I,
+)
+_PER_TIME = re.compile(r"\s*/\s*(?P<t>s|sec|second|min|minute|h|hr|hour|d|day)(?![A-Za-z0-9/])", re.I)
+_EACH_TIME = re.compile(r"每(?P<t>秒钟?|分钟|小时|天|日)\s*(?:约|大约)?\s*$")
+_ARRIVALS = re.compile(r"\brequests?\b|\barrivals?\b|\bquer(?:y|ies)\b|\bcalls?\b|\btraffic\b|\bload\b|\bpoisson\b|请求|到达|流量|调用", re.I)  # fmt: skip
+
+
+def read(scene: Scene, reading: Reading) -> None:
+    """Adds rates that follow from the words; takes back what other rules made of their numbers."""
+    found = _daily(scene, reading) + _bare_rate(scene)
+    taken = {(c.path, c.stated_as) for c in found}
+    for c in found:
+        reading.candidates[:] = [
+            o
+            for o in reading.candidates
+            if not ((o.file, o.line) == (c.file, c.line) and o.stated_as in c.stated_as and o.path in _MISREAD)
+            or (o.path, o.stated_as) in taken
+        ]
+    reading.candidates += found
+
+
+_MISREAD = ("workload.concurrency", "workload.batch_size", RATE, "hardware.device_count", "hardware.num_nodes")
+
+
+def _bare_rate(scene: Scene) -> list[Candidate]:
+    """ "Requests: 8/s", "Poisson arrivals at 2/s", "请求速率: 每分钟 600 个"."""
+    if not _ARRIVALS.search(scene.text) or any(
+        p.spot.term.path == RATE and p.quantity.dimension != "count" for p in scene.pairs
+    ):
+        return []
+    for q in _counts(scene):
+        behind, before = _PER_TIME.match(scene.text, q.end), _EACH_TIME.search(scene.text[: q.start])
+        unit = (behind or before or {"t": ""})["t"]
+        if unit and not re.search(r"tok", scene.text[max(0, q.start - 16) : q.end + 12], re.I):
+            start, end = (before.start() if before else q.start), (behind.end() if behind else q.end)
+            return [scene.candidate(RATE, float(f"{q.value / seconds_per(unit):.10g}"), start, end)]
+    return []
+
+
+def _counts(scene: Scene) -> list[Quantity]:
+    return [q for q in scene.quantities if q.dimension == "count" and q.value > 0 and q.start >= scene.label_end]
+
+
+def _daily(scene: Scene, reading: Reading) -> list[Candidate]:
+    """Parts of "50 万 daily users × 12 questions a day"; `joined` multiplies them."""
+    out = []
+    users = _nearest(scene, _DAILY_USERS)
+    asked = _nearest(scene, _ASKED_A_DAY)
+    if users is not None:
+        out.append(scene.candidate("done.daily_users", users.value, users.start, users.end))
+    if asked is not None and asked is not users:
+        out.append(scene.candidate("done.requests_per_user_day", asked.value, asked.start, asked.end))
+    return out
+
+
+def _nearest(scene: Scene, words: re.Pattern[str]) -> Quantity | None:
+    """The amount nearest to `words`, behind them rather than before."""
+    best: tuple[float, Quantity] | None = None
+    for m in words.finditer(scene.text):
+        for q in [q for q in scene.quantities if q.value > 0 and q.dimension in ("count", "requests/s")]:
+            overlap = q.start < m.end() and m.start() < q.end
+            gap = 0 if overlap else q.start - m.end() if q.start >= m.end() else 1.5 * (m.start() - q.end) + 2
+            clause = scene.text[min(m.end(), q.end) : max(m.start(), q.start)]
+            if 0 <= gap <= 24 and not re.search(r"[，,;；。]", clause) and (best is None or gap < best[0]):
+                best = (gap, q)
+    if best is None:
+        return None
+    q = best[1]
+    # "12 requests per day" was read as a rate already; here it is a number of times
+    return q if q.dimension == "count" else replace(q, value=q.value * DAY_S)
+
+
+def joined(candidates: list[Candidate]) -> list[Candidate]:
+    """Requests per second of the daily users and of what each of them asks in a day, as one derived rate."""
+    users = [c for c in candidates if c.path == "done.daily_users"]
+    asked = [c for c in candidates if c.path == "done.requests_per_user_day"]
+    if not users or not asked:
+        return []
+    value = float(f"{users[-1].value * asked[-1].value / DAY_S:.10g}")
+    how = f"{users[-1].stated_as} × {asked[-1].stated_as} per day"
+    return [replace(users[-1], path=RATE, value=value, stated_as=how, origin="derived")]
+
+
+__all__ = ["joined", "read"]

@@ -1,0 +1,107 @@
+"""Linear attention and picked positions: proven under every axis, states counted, nothing that grows where nothing does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from knowledge.catalog import load_model
+from tools.checks import run_checks
+from tools.graph.build import all_sizes
+from tools.graph.ir import Op
+from tools.graph.semantics import Place, recur
+from tools.memory import kv_bytes_per_token, memory, state_bytes_per_sequence
+from tools.oracle.prove import prove
+from tools.partition.lower import lower
+from tools.spec.base import Refused, ToolError
+from tools.spec.strategy import Strategy
+
+HYBRID, SPARSE = load_model("qwen3-next-80b-a3b").model, load_model("deepseek-v3.2").model
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        {"tp": 4, "sp": True}, {"tp": 2, "attn_dp": 2, "ep": 4}, {"tp": 2, "cp": 2, "pp": 2}, {"cp": 4, "cp_kind": "ring"},
+        {"tp": 8, "dcp": 2}, {"tp": 4, "axes": {"hidden_tp": 2}}, {"pp": 2, "seq_slices": 3},
+        {"tp": 2, "attn_dp": 2, "expert_devices": 4, "ep": 4}, {"tp": 2, "attn_pool": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_hybrid_is_proven_under_every_axis(degrees: dict) -> None:
+    for proof in prove(HYBRID, Strategy.model_validate(degrees), batch_size=8, seq_len=17, decode_steps=2).values():
+        assert proof.ok and proof.max_relative_error <= 1e-9
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        {"tp": 4, "sp": True},
+        {"tp": 2, "attn_dp": 2, "ep": 4},
+        {"tp": 2, "cp": 2},
+        {"tp": 8, "dcp": 2},
+        {"pp": 2, "seq_slices": 3},
+    ],
+    ids=str,
+)
+def test_picked_positions_are_proven_under_every_axis(degrees: dict) -> None:
+    for proof in prove(SPARSE, Strategy.model_validate(degrees), batch_size=8, seq_len=17, decode_steps=2).values():
+        assert proof.ok and proof.max_relative_error <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("model", "degrees", "said"),
+    [
+        (HYBRID, {"tp": 32}, r"heads of linear attention \(16\) % tp\(32\)"),
+        (SPARSE, {"cp": 4, "cp_kind": "ring"}, "picks among all of them"),
+        (SPARSE, {"tp": 2, "attn_pool": 2}, "indexer"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_numbers(model, degrees: dict, said: str) -> None:
+    with pytest.raises((ToolError, Refused), match=said):
+        lower(model, Strategy.model_validate(degrees), "prefill", {})
+
+
+@pytest.mark.parametrize(
+    "degrees", [{"tp": 4}, {"tp": 2, "attn_dp": 2, "ep": 4}, {"tp": 2, "cp": 2}, {"tp": 4, "pp": 3}]
+)
+@pytest.mark.parametrize("model", [HYBRID, SPARSE], ids=lambda m: m.name)
+def test_devices_together_hold_the_states_and_keys_of_the_model(model, degrees: dict) -> None:
+    sizes = all_sizes(model, batch_size=4, seq_len=64, kv_len=64)
+    program = lower(model, Strategy.model_validate(degrees), "prefill", sizes)
+    found = run_checks([program], only=("conservation", "collectives", "divisibility"))
+    assert [f.message for f in found if f.severity == "error"] == []
+
+
+def test_a_sequence_of_linear_attention_takes_the_same_at_any_length() -> None:
+    """Qwen3-Next: 36 of 48 layers keep 32 heads x 128 x 128 x 4 B and 3 inputs of 8,192 channels; 12 layers keep 2 KiB a token."""
+    assert state_bytes_per_sequence(HYBRID) == 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
+    assert kv_bytes_per_token(HYBRID) == 12 * 2 * 2 * 256 * 2
+    program = lower(HYBRID, Strategy(tp=2, engine="sglang"), "decode", {})
+    held = [memory(program, capacity_bytes=141e9, context=c, batch=16)[0].kv_bytes for c in (4096, 8192, 16384)]
+    assert held[2] - held[1] == pytest.approx(2 * (held[1] - held[0]))
+    assert held[0] - (held[1] - held[0]) == pytest.approx(16 * state_bytes_per_sequence(HYBRID) / 2)
+
+
+def test_the_indexer_adds_132_bytes_a_token_and_layer() -> None:
+    v3 = load_model("deepseek-v3").model
+    assert kv_bytes_per_token(SPARSE) - kv_bytes_per_token(v3) == 61 * 132
+
+
+def test_the_recurrence_is_the_one_that_gated_delta_networks_state() -> None:
+    """arXiv 2412.06464, eq. 10: S_t = S_{t-1} α_t (I - β_t k_t k_t^T) + β_t v_t k_t^T, there with S transposed."""
+    rng = np.random.default_rng(0)
+    k, v = rng.normal(size=(1, 5, 1, 3)), rng.normal(size=(1, 5, 1, 4))
+    g, beta = -rng.uniform(size=(1, 5, 1)), rng.uniform(size=(1, 5, 1))
+    dims = ("batch_size", "seq_len", "lin_heads")
+    out = (*dims, "lin_dk", "lin_dv")
+    op = Op("s", "recur", (), "s", "", "", "delta")
+    place = Place(lambda d: np.arange(0), 0, None, out)  # type: ignore[arg-type]
+    states, last = recur(op, (k, v, g, beta), place, ((*dims, "lin_dk"), (*dims, "lin_dv"), dims, dims), None)
+    s = np.zeros((4, 3))
+    for t in range(5):
+        kt, vt, a, b = k[0, t, 0], v[0, t, 0], np.exp(g[0, t, 0]), beta[0, t, 0]
+        s = s @ (a * (np.eye(3) - b * np.outer(kt, kt))) + b * np.outer(vt, kt)
+        np.testing.assert_allclose(states[0, t, 0], s.T, rtol=1e-12)
+    np.testing.assert_allclose(last[0, 0], s.T, rtol=1e-12)

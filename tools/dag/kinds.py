@@ -1,0 +1,82 @@
+"""What an operator's words say it is: computation, communication, routing, or the total input or output."""
+
+from __future__ import annotations
+
+import re
+
+from tools.dag.labels import words
+from tools.dag.parse import DotNode
+
+COMM = re.compile(
+    r"all[\s_-]?reduce|all[\s_-]?gather|reduce[\s_-]?scatter|all[\s_-]?to[\s_-]?all|\ba2a\b|\bi?send\b|\bi?recv\b|\breceive\b|\bp2p\b|\bbroadcast\b|"
+    r"\bcommunication\b|\btransfer\b|\bcomm\b|ring[\s_-]?(?:exchange|shift)|\bnccl\b|\bhccl\b|通信|发送|接收|传输|广播|规约|归约|全收集|全交换",
+    re.IGNORECASE,
+)  # fmt: skip
+ROUTING = re.compile(
+    r"\bsplit(?:ter)?\b|\bslice\b|\bchunk\b|\baggregat\w*|\bconcat\w*|\bcat\b|\bdispatch\b|\bcombine\b|"
+    r"\brout(?:e|er|ing)\b(?!.*(?:mat ?mul|linear|logits|scores?|weights|probs|soft ?max))|"
+    r"top[\s_-]?(?:k|\d+)(?![a-z\d])|\bgate\b(?!.*(?:proj|mat ?mul|linear|softmax|sigmoid|score|mul|up))|\bscatter\b|"
+    r"\bgather\b(?!.*(?:embed|lookup|rows|index))|\bpartition\b|\bmerge\b|"
+    r"聚合|切分|拆分|分割|分发|汇总|合并|路由|拼接", re.IGNORECASE,
+)  # fmt: skip
+IO = re.compile(
+    r"\b(?:total|model|final|global)[\s_-]*(?:input|output)\b|总输入|总输出|模型输入|模型输出|"
+    r"^\s*(?:input|output)s?(?:\s+(?:tokens?|ids|token ids|sequences?|text|prompts?|data|batch|results?))?\s*$",
+    re.IGNORECASE,
+)
+ROLE_KIND = {
+    "comm": "comm",
+    "routing": "routing",
+    "io": "io",
+    "compute": "compute",
+    "attention": "compute",
+    "moe": "compute",
+}
+
+
+def kind_of(n: DotNode, operator: str, module: str) -> str:
+    """What the operator's words say it is; empty where they say nothing."""
+    if n.attrs.get("role") in ROLE_KIND:
+        return ROLE_KIND[n.attrs["role"]]
+    head = words(operator.split("\n")[0])
+    head = re.split(r"\b(?:input|output)\s*[:=]", head, flags=re.IGNORECASE)[0] or head
+    head = _PLACE_FIRST.sub("", head) or head
+    # "Input tokens (all GPUs)": what stands in brackets at the end does not change what the node is.
+    if IO.search(head) or IO.search(re.sub(r"\s*[(（][^()（）]*[)）]\s*$|\s+(?:on\s+)?all\b.*", "", head)):
+        return "io"
+    if COMM.search(head):
+        return "comm"
+    # Only of a head that names no operator before its brackets do they tell: "Q Projection (dim slice 0)" projects.
+    bare = _BRACKETED.sub(" ", head)
+    computes = COMPUTES.search(bare)
+    if ROUTING.search(bare) and ROUTING.search(head):
+        return "compute" if re.search(r"embed|wte", module) else "routing"
+    if ROUTING.search(head):
+        return "" if computes and n.attrs.get("shape") == "parallelogram" else "compute" if computes else "routing"
+    return "compute" if computes or COMPUTES.search(head) else ""
+
+
+_PLACE_FIRST = re.compile(
+    r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE
+)
+_BRACKETED = re.compile(r"[(（][^()（）]*[)）]")
+COMPUTES = re.compile(
+    r"\bproj|\blinear\b|mat[\s_-]?mul|gemm|\bbmm\b|\bmm\b|soft[\s_-]?max|norm\b|normali[sz]|\badd\b|\baddition\b|"
+    r"投影|线性|归一化|激活|相加|矩阵乘|采样|"
+    r"\bembedding\b|gelu\b|\bsilu\b|\brelu\b|\bswi?g?lu\b|\bswish\b|\bactivation\b|\bresidual|残差|\bsampl|argmax|\brope\b|\brotary\b|\battention\b|\bhead\b|"
+    r"\bconv\d?d?\b|\bmlp\b|\bffn\b|\bexperts?\b",
+    re.IGNORECASE,
+)  # fmt: skip
+RESIDUAL = re.compile(r"\bresidual|\bresid\b|残差|\badd\s*(?:&|and|\+)\s*norm", re.IGNORECASE)
+
+
+GATE = re.compile(
+    r"top[\s_-]?(?:k|\d+)(?![a-z\d])|\bgate\b.*\bselect|\bgating\b|\brouter\b(?!.*(?:mat ?mul|linear|logits|soft ?max|proj))|"
+    r"\bgate\b\s*$|"
+    r"门控(?!.*(?:线性|投影|softmax))",
+    re.IGNORECASE,
+)
+TOP_K = re.compile(r"top[\s_-]?(?:k|\d+)(?![a-z\d])", re.IGNORECASE)
+
+
+__all__ = ["COMM", "COMPUTES", "GATE", "IO", "RESIDUAL", "ROUTING", "TOP_K", "kind_of"]

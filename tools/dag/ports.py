@@ -1,0 +1,152 @@
+"""Dims as labels write them: `q=[batch_size=8, d_k=128]`, `x: {b=2, s=16}`, `tensor<b=2 x s=16 x bf16>`, `(B, S, H)`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+Dims = tuple[tuple[str, str], ...]
+"""(dim, length as written); the name is empty where a length has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortFacts:
+    tensor: str
+    dims: Dims
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensor}=" * bool(self.tensor) + "[" + ", ".join(f"{d}={n}" if d else n for d, n in self.dims) + "]"
+        )
+
+
+_DTYPE = (
+    r"(?:torch\.)?(?:b?f(?:loat)?\d+(?:_?e\d+m\d+\w*)?|bfloat16|fp\d+(?:_?e\d+m\d+)?|u?int\d+|[ui]\d+|half|double|bool)"
+)
+_TYPE_WORD = re.compile(
+    rf"(?<![\w.])(?:{_DTYPE}|(?:ranked)?tensor(?:type)?|memref|torch\.size|size|shape)\s*(?=[\[(<{{])", re.IGNORECASE
+)
+_IS_DTYPE = re.compile(rf"{_DTYPE}\Z", re.IGNORECASE)
+_OTHER_BRACKETS = re.compile(
+    r"\{([^{}<>\[\]()]*[=:][^{}<>\[\]()]*)\}|<([^{}<>\[\]()]*=[^{}<>\[\]()]*)>|(?<=\w)<([^<>\[\](){}=]*\d[^<>\[\](){}=]*)>"
+)
+BRACKET = re.compile(
+    r"(?:(?<![\w.@·#\-])(?P<tensor>[\w.@·#\-]+(?:\([^()]*\))?)\s*[=:]?\s*)?(?:\[(?P<dims>[^\[\]]*)\]|\((?P<round>[^\[\]()]*[=,][^\[\]()]*)\))"
+)
+_GROUP = re.compile(r"\[[^\[\]]*\]|\([^\[\]()]*[=,][^\[\]()]*\)")
+_NAME_DIMS = re.compile(r"\S*\s*[=:]?\s*\0\Z")
+_PAIR = re.compile(r"([^\W\d]\w*)\s*[=:]\s*([^,;\s\])}>]+)")
+_LIST = re.compile(r"[,;，；、]")
+_TIMES = re.compile(r"\s[x×*·]\s|×")
+_SPACED = re.compile(r"\w+\s*=\s*\S+(?:\s+\w+\s*=\s*\S+)+\Z")
+_NAMED = re.compile(r"([\w.]+)\s+(?:with|of)\s+(?=\w+\s*=)|(?<![\w=:])([\w.%]+)\s*[:=]\s*(?=[^\W\d]\w*\s*[=:]\s*\w)")
+_ATOM = re.compile(r"(?:\d[\d,._]*|[A-Za-z]\w{0,11}|\?|-1)(?:\s*[/*+\-]\s*\w+)*\Z", re.ASCII)
+
+
+def square(text: str) -> str:
+    """Dims in braces or angle brackets as dims in square brackets, without the type in front of them."""
+    if "{" in text or "<" in text:
+        text = _TYPE_WORD.sub("", text)
+        return _OTHER_BRACKETS.sub(lambda m: f"[{m[1] or m[2] or m[3]}]", text)
+    return _TYPE_WORD.sub("", text) if _TYPE_WORD.search(text) else text
+
+
+@lru_cache(maxsize=65536)
+def ports_in(text: str) -> tuple[PortFacts, ...]:
+    """`q=[batch_size=8, d_k=128]; [hidden=64]` → two ports; `batch_size=8, hidden=64` without brackets → one."""
+    text = square(text)
+    found = [PortFacts(m["tensor"] or "", _dims(m["dims"] or m["round"] or "")) for m in BRACKET.finditer(text)]
+    if found:
+        return tuple(p for p in found if p.dims)
+    return tuple(_prose_ports(text))
+
+
+def after_ports(text: str) -> str:
+    """What follows the last bracket of dims."""
+    end = 0
+    for m in BRACKET.finditer(text):
+        end = m.end()
+    return text[end:] if end else ""
+
+
+def only_ports(text: str) -> bool:
+    """Dims and nothing else: `q=[…]; k=[…]`, `(b=2, s=16)`, `x: b=2, s=16`."""
+    text = square(text)
+    rest = BRACKET.sub("", text)
+    if rest == text:
+        return bool(_PAIR.search(text)) and not re.search(r"\w", _PAIR.sub("", _NAMED.sub("", text)))
+    ports = ports_in(text)
+    if re.search(r"\w", rest):  # tensors have names like grad(x)@all_reduce; a name has no spaces
+        parts = (
+            p.strip(" .")
+            for p in re.split(r"[;,/|]\s|[;,]\Z|\s(?:\+|&|and|和)\s|和|(?<=\0)\s+(?=\0)", _GROUP.sub("\0", text))
+        )
+        return all(d for p in ports for d, _ in p.dims) and all(_NAME_DIMS.match(p) for p in parts if p)
+    atoms = [n for p in ports for d, n in p.dims if not d]
+    return bool(ports) and all(_ATOM.match(n) for n in atoms) and not (len(atoms) == 1 and not atoms[0][0].isdigit())
+
+
+def _prose_ports(text: str) -> Iterator[PortFacts]:
+    """`q with heads=12, d_k=64 and k with heads=12, d_k=64`, `q: heads=12, d_k=64` → q, k."""
+    named = list(_NAMED.finditer(text))
+    starts = [m.end() for m in named] or [0]
+    ends = [*(m.start() for m in named[1:]), len(text)]
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if pairs := tuple((d, n) for d, n in _PAIR.findall(text[start:end])):
+            yield PortFacts((named[i][1] or named[i][2]).lstrip("%") if named else "", pairs)
+
+
+@lru_cache(maxsize=65536)
+def _dims(text: str) -> Dims:
+    parts = _LIST.split(text)
+    if len(parts) == 1:
+        parts = _TIMES.split(text) if "=" in text or not re.search(r"[A-Za-z]{3}", text) else parts
+        if len(parts) == 1 and _SPACED.match(text.strip()):
+            return tuple((d, n) for d, n in _PAIR.findall(text))
+    out = []
+    for part in parts:
+        if not part.strip() or (len(parts) > 1 and _IS_DTYPE.match(part.strip()) and "=" not in part):
+            continue
+        name, eq, value = part.partition("=") if "=" in part else part.partition(":")
+        out.append((name.strip(" '\""), _length(value.strip())) if eq else ("", part.strip()))
+    return tuple(out)
+
+
+_QUOTIENT = re.compile(r"(\d+)\s*([/÷×*x])\s*(\d+)\Z")
+
+
+def _length(text: str) -> str:
+    """`4096/8`, `4096/8=512`, `512 (local)` → 512; other text as written."""
+    if text.isdigit():
+        return text
+    if m := re.match(r"(?:.*=\s*)?(\d+)(?:\s+[(\w].*|\()?\Z", text):
+        return m[1]
+    if m := _QUOTIENT.match(text):
+        a, b = int(m[1][:12]), int(m[3][:12])
+        return str(a * b) if m[2] in "×*x" else str(a // b) if b and a % b == 0 else text
+    return text
+
+
+_CLOSE, _OPEN = r"[\])}>]", r"[\[({<]"
+_ARROW = re.compile(rf"(?<=[\])}}>])\s*(?:->|=>|→|⇒|⟶|⟹)\s*(?=(?:[\w.%]+\s*[=:]?\s*)?{_OPEN})")
+
+
+def across_arrow(text: str) -> tuple[tuple[PortFacts, ...], tuple[PortFacts, ...]] | None:
+    """Dims before and after an arrow, `(b=2, h=64) → (b=2, f=256)`: what goes in and what comes out."""
+    text = square(text)
+    m = _ARROW.search(text)
+    if m is None:
+        return None
+    before = text[: m.start()].rstrip().rsplit("\n", 1)[-1]
+    left, right = (_alike(ports_in(part)) for part in (before, text[m.end() :].split("\n", 1)[0]))
+    return (left, right) if left and right else None
+
+
+def _alike(ports: tuple[PortFacts, ...]) -> tuple[PortFacts, ...]:
+    """Where some dims have names, a bracket without any is something else (`[R0]`)."""
+    return tuple(p for p in ports if any(d for d, _ in p.dims)) or ports
+
+
+__all__ = ["BRACKET", "Dims", "PortFacts", "across_arrow", "after_ports", "only_ports", "ports_in", "square"]

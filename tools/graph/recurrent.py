@@ -1,0 +1,104 @@
+"""Linear attention: layers whose state is a matrix per head instead of a cache that grows.
+
+All three kinds are one recurrence, S_t = exp(g_t) S_{t-1} + k_t v_t^T with the output q_t^T S_t, and differ in how g, k and v
+come about (`tools.spec.model.LinearAttention`). The operator `recur` names the state after every position; inside its
+kernel it costs no memory, what is kept between steps is the last one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.graph.ir import BodyBuilder
+from tools.graph.parts import X, linear, rms, step
+from tools.spec.model import LinearAttention, ModelSpec
+
+BS = ("batch_size", "seq_len")
+PROJECT: dict[str, Any] = {"kernel": "lin_in_proj", "module": "linear_attn.in_proj"}
+CONV: dict[str, Any] = {"kernel": "lin_conv", "module": "linear_attn.conv1d"}
+GATE: dict[str, Any] = {"kernel": "lin_gate", "module": "linear_attn.gate"}
+CORE: dict[str, Any] = {"kernel": "linear_attention", "module": "linear_attn.core"}
+NORM: dict[str, Any] = {"kernel": "lin_norm", "module": "linear_attn.norm"}
+
+
+def linear_sizes(a: LinearAttention) -> dict[str, int]:
+    """Lengths of the dims of linear attention. Value heads are `lin_heads` x `lin_group`."""
+    return {
+        "lin_heads": a.num_key_heads, "lin_group": a.num_value_heads // a.num_key_heads, "lin_dk": a.key_dim,
+        "lin_dv": a.value_dim, "lin_rank": a.gate_rank or 0, "conv": a.conv_kernel,
+    }  # fmt: skip
+
+
+def value_heads(a: LinearAttention) -> tuple[str, ...]:
+    """Dims that together are the value heads."""
+    return ("lin_heads",) if a.num_value_heads == a.num_key_heads else ("lin_heads", "lin_group")
+
+
+def linear_attention(b: BodyBuilder, model: ModelSpec, h: str) -> str:
+    """The block in the place of attention: `h` [batch_size, seq_len, hidden] → the same."""
+    a = model.linear
+    assert a is not None
+    keys, heads = ("lin_heads", "lin_dk"), value_heads(a)
+    values = (*heads, "lin_dv")
+    q, k = (linear(b, f"lin_{n}", h, ("hidden", *keys), (*BS, *keys), **PROJECT) for n in "qk")
+    v = linear(b, "lin_v", h, ("hidden", *values), (*BS, *values), **PROJECT)
+    z = _output_gate(b, a, h, values)
+    q, k, v = (_convolved(b, a, f"lin_{n}", x) for n, x in (("q", q), ("k", k), ("v", v)))
+    g = _decay(b, a, h, heads)
+    beta = step(
+        b, "lin_beta", "sigmoid", (linear(b, "lin_b", h, ("hidden", *heads), (*BS, *heads), **PROJECT),), **GATE
+    )
+    q, k = (
+        b.op(f"lin_{n}_l2", "norm", (x,), (*BS, *keys), fn="l2", attrs={"eps": 1e-6}, **CORE)
+        for n, x in (("q", q), ("k", k))
+    )
+    q = step(b, "lin_q_scaled", "scale", (q,), attrs={"c": a.key_dim**-0.5}, **CORE)
+    states = b.op(
+        "lin_states", "recur", (k, v, g, beta), (*BS, *heads, "lin_dk", "lin_dv"), fn="delta", dtype="fp32", **CORE
+    )
+    o = b.op("lin_out", "einsum", (q, states), (*BS, *values), **CORE)
+    o = rms(b, "lin_norm", o, "lin_dv", eps=model.norm_eps, **NORM)
+    o = step(b, "lin_gated", "mul", (o, z), **NORM)
+    return linear(b, "lin_o", o, (*values, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
+
+
+def _output_gate(b: BodyBuilder, a: LinearAttention, h: str, values: tuple[str, ...]) -> str:
+    """What the normed output is multiplied by."""
+    if a.kind == "kda":
+        low = linear(b, "lin_g_a", h, ("hidden", "lin_rank"), (*BS, "lin_rank"), **PROJECT)
+        z = linear(
+            b,
+            "lin_g_b",
+            low,
+            ("lin_rank", *values),
+            (*BS, *values),
+            kernel="lin_gate_proj",
+            module="linear_attn.g_b_proj",
+        )
+        return step(b, "lin_gate", "sigmoid", (z,), **NORM)
+    z = linear(b, "lin_z", h, ("hidden", *values), (*BS, *values), **PROJECT)
+    return step(b, "lin_gate", "silu", (z,), **NORM)
+
+
+def _convolved(b: BodyBuilder, a: LinearAttention, name: str, x: str) -> str:
+    dims = b.tensors[x].dims
+    inputs: tuple[str, ...] = (x, b.weight(f"{name}_conv.weight", ("conv", *dims[2:]), "vector"))
+    if a.conv_bias:
+        inputs = (*inputs, b.weight(f"{name}_conv.bias", dims[2:], "vector"))
+    y = b.op(f"{name}_conv", "conv", inputs, dims, **CONV)
+    return step(b, f"{name}_act", "silu", (y,), **CONV)
+
+
+def _decay(b: BodyBuilder, a: LinearAttention, h: str, heads: tuple[str, ...]) -> str:
+    """log of what a step leaves of the state: -exp(A_log) softplus(a + dt_bias), per head, or per key channel (kda)."""
+    dims = ("lin_heads", "lin_dk") if a.kind == "kda" else heads
+    if a.kind == "kda":
+        low = linear(b, "lin_f_a", h, ("hidden", "lin_rank"), (*BS, "lin_rank"), **PROJECT)
+        raw = linear(
+            b, "lin_f_b", low, ("lin_rank", *dims), (*BS, *dims), kernel="lin_gate_proj", module="linear_attn.f_b_proj"
+        )
+    else:
+        raw = linear(b, "lin_a", h, ("hidden", *dims), (*BS, *dims), **PROJECT)
+    raw = step(b, "lin_dt", "add", (raw, b.weight("lin_dt_bias", dims, "vector")), dtype="fp32", **GATE)
+    soft = step(b, "lin_softplus", "softplus", (raw,), dtype="fp32", **GATE)
+    return step(b, "lin_decay", "decay", (soft, b.weight("lin_A_log", heads, "vector")), dtype="fp32", **GATE)
