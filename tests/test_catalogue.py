@@ -327,7 +327,7 @@ def test_model_names_as_people_write_them(name: str, shown: str, hint: str | Non
     assert (match.model.name, match.weight_hint) == (shown, hint)
 
 
-@pytest.mark.parametrize("name", ["gpt-4", "Qwen4-700B", "", " ", "Kimi-K2.5", "no such model", "x" * 400, "\0"])
+@pytest.mark.parametrize("name", ["gpt-4", "Qwen4-700B", "", " ", "Kimi-K2.99", "no such model", "x" * 400, "\0"])
 def test_unknown_models_get_a_suggestion_in_one_line(name: str) -> None:
     with pytest.raises(ToolError) as error:
         load_model(name)
