@@ -142,7 +142,10 @@ def plan_units(bench: Workbench, chosen: Candidate | None, plans: Sequence[Verif
     for (unit, own), v in zip(bench.units(chosen), plans, strict=True):
         rows = tuple(
             {
-                **row, "unit": unit.name, "device": row.get("device", unit.clusters[0].device.id), **_shifted(row, first),
+                **row,
+                "unit": unit.name,
+                "device": row.get("device", unit.clusters[0].device.id),
+                **_shifted(row, first),
                 **(_same_nodes(row, first, own.deployment) if v.subject.pair else {}),
             }
             for row in rank_map_of(unit.estimate, own.deployment)

@@ -25,6 +25,7 @@ from agent.reading.paper_models import HF_NAMES, slug
 from agent.reading.paper_shapes import Found
 from agent.reading.paper_spec import spec_of
 from agent.reading.paper_text import NUMBER, read_paper_text, whole
+from agent.reading.paper_unread import accounts_for
 from tools.spec.base import Refused, ToolError
 from tools.spec.conditions import Conditions, Conflict, Evidence, Fact, InputFile
 from tools.spec.model import ModelSpec
@@ -211,7 +212,7 @@ def _settle(
         strategies.append(given)
         return
     kept = next(s for s in same_role)
-    if covered(kept.strategy, kept.quotes) >= 1.0:
+    if covered(kept.strategy, kept.quotes) >= 1.0 and not accounts_for(kept, given, m.spec):
         conflicts.append(
             _conflict(
                 path,
@@ -229,7 +230,7 @@ def _settle(
             degrees_of(kept),
             degrees_of(given),
             degrees_of(given),
-            "its quotes carry all of its degrees, the deterministic reader's do not",
+            "its quotes carry all of its degrees; the deterministic reader's do not, or leave numbers of them unread",
         )
     )
 

@@ -88,6 +88,7 @@ def _shown(m: PaperMethod) -> dict[str, Any]:
     strategies = [
         {
             "model": m.model(s.model).name, "role": s.role, "degrees": degrees_of(s), "notes": list(s.notes),
+            "doubts": [f.message for f in s.findings],
             "quotes": [{"line": q.line, "quote": q.quote} for q in s.quotes],
         }
         for s in m.strategies

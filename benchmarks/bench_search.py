@@ -36,12 +36,20 @@ from tools.spec.workload import EngineChoice, Requirement, Requirements, Workloa
 
 SPACES = (
     ("deepseek-v3", "H200", 1024, "fp8", "vllm"), ("deepseek-v3", "H200", 1024, "fp8", "sglang"),
-    ("qwen3-235b-a22b", "H100", 64, "fp8", "vllm"), ("llama3-70b", "H100", 8, "bf16", "vllm"),
+    ("qwen3-235b-a22b", "H100", 64, "fp8", "vllm"), ("deepseek-v3", "H20", 16, "fp8", "sglang"),
+    ("llama3-70b", "H100", 8, "bf16", "vllm"),
 )  # fmt: skip
 """(model, device, devices, weights, engine)"""
 VERDICTS: dict[str, tuple[str, str, int, str, dict[str, Any]]] = {
     "a rate out of reach": ("deepseek-r1", "H20", 16, "fp8", {"request_rate": 200.0}),
     "a context out of reach": ("deepseek-r1", "H20", 8, "fp8", {"isl": 30_000, "osl": 2_000, "max_context": 131_072}),
+    "too many at once": (
+        "deepseek-v3",
+        "H20",
+        16,
+        "fp8",
+        {"isl": 3500, "osl": 1000, "concurrency": 200, "max_context": 32_768},
+    ),
     "too little memory": ("llama3-70b", "H100", 1, "bf16", {}),
 }
 ALONE = 25

@@ -32,6 +32,8 @@ BOUND = 3.0
 """Largest change of a log constant: one that falls back to the others' mean may be far from it."""
 EACH = 8
 """Rows per (model, GPU, engine) that the constants are fitted to."""
+ANSWERED = 24
+"""Rows of each that are answered."""
 METRICS = ("max_throughput", "throughput", "tpot_s", "ttft_s")
 
 
@@ -112,12 +114,14 @@ def lines(title: str, points: list[Point]) -> str:
 def section(rows: list[Row], curves: Curves) -> tuple[list[str], dict[str, list[Point]]]:
     """(Markdown of the comparison, the points behind it)."""
     fit = Fit.of(rows, curves)
+    rows = thinned(rows, ANSWERED)
     found = {"nothing": compare(rows, curves)} | {by: unseen(rows, curves, fit, by) for by in BY}
     head = [
         "## Left out of everything fitted", "",
         "Median / 90 % quantile (bias) of rows whose group had no part in any fitted constant; constants that only the group",
         "determines fall back to the other engines' mean. *GPU and its operators*: its measured kernels and collectives are",
-        "taken away as well, so that a relative or the datasheet prices it.", "",
+        "taken away as well, so that a relative or the datasheet prices it.",
+        f"About {ANSWERED} rows per (model, GPU, engine).", "",
         f"| left out | {' | '.join(METRICS)} |", "|---|" + "---|" * len(METRICS),
     ]  # fmt: skip
     return [*head, *(lines(by, ps) for by, ps in found.items())], found

@@ -1,8 +1,8 @@
 """check-dag on files whose verdicts were declared from the rules' text alone, before the checker was run on them.
 
-Five batches of DOT as tools, people and language models write it: `first` was declared by somebody who had not read the
+Six batches of DOT as tools, people and language models write it: `first` was declared by somebody who had not read the
 checker, `second` in other dialects after the checker had learnt from the first, `third` by somebody else again, in the
-manner of language models; `fourth` and `fifth` by somebody who had read the checker, in the manner of exporters, papers
+manner of language models; `fourth` to `sixth` by somebody who had read the checker, in the manner of exporters, papers
 and other models' labels. All now serve as regression data; what the checker scored on first contact stands in
 docs/check-dag.md. `expected.json` says per file what must fail; `either` lists rules on which readers may differ.
 """
@@ -20,8 +20,9 @@ import pytest
 from tools.dag.check_dot import check_dot
 
 HELDOUT = Path(__file__).parent / "data" / "dag_heldout"
-BATCHES = {"first": 17, "second": 17, "third": 15, "fourth": 16, "fifth": 11}
-"""Batch → rules that its files break; the third leaves R11 and R20 open, the fourth R11; the fifth breaks eleven."""
+BATCHES = {"first": 17, "second": 17, "third": 15, "fourth": 16, "fifth": 11, "sixth": 5}
+"""Batch → rules that its files break; the third leaves R11 and R20 open, the fourth R11; the fifth breaks eleven, the sixth
+five."""
 
 
 def _expected(batch: str) -> dict[str, dict]:

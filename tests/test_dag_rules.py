@@ -13,7 +13,7 @@ from test_dag import DENSE, SPARSE, dag
 
 from tools.dag.check_dot import check_dot
 from tools.dag.dot import to_dot
-from tools.dag.facts import devices_in, plain, ports_in, repeats_in
+from tools.dag.facts import devices_in, plain, ports_in, repeats_in, view
 from tools.dag.parse import parse_dot
 
 DOTS = Path(__file__).parent / "data" / "dots"
@@ -254,3 +254,143 @@ def test_dims_are_read_with_and_without_brackets_and_names():
 )
 def test_repetitions_are_read_as_people_write_them(text, n):
     assert repeats_in(text) == n
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "column", "message", "fix"),
+    [
+        ('  a [label="x, shape=box];\n  b [label="y"];\n', 2, 12, "unterminated string", 'close it with "'),
+        ('  a [label="say "hello" now"];\n', 2, 17, 'a " inside a string', '\\"'),
+        ('  a [label: "x"];\n', 2, 6, "needs = and a value", "= instead of :"),
+        ('  a [label="x";\n  b [label="y"];\n', 2, 5, "attribute list without ]", "]"),
+        ("  a [label=“x”];\n", 2, 12, "typographic quotes", 'straight quotes: "'),
+        ("  a [label='x'];\n", 2, 12, "single quotes", "double quotes"),
+        ("  a → b;\n", 2, 5, "arrow", "->"),
+        ("  a => b;\n", 2, 6, "no edge is written so", "->"),
+        ("  a -- b;\n", 2, 5, "edges are -> in a digraph", "write ->"),
+        ("  q-proj -> b;\n", 2, 4, "unexpected character", "needs quotes"),
+        ("  node -> a;\n", 2, 3, "keyword", '"node"'),
+        ("  a -> b;\n  ...\n", 3, 3, "ellipsis", "× n"),
+        ("  **a** -> b;\n", 2, 3, "Markdown", "//"),
+        ("  a [color=#ff0000];\n", 2, 12, "a colour with # needs quotes", '"#ff0000"'),
+        ("  a\x00b -> c;\n", 2, 4, "NUL", "UTF-8"),
+        ("  /* a -> b;\n", 2, 3, "never ends", "*/"),
+    ],
+)
+def test_broken_syntax_is_told_once_with_line_column_and_the_way_out(body, line, column, message, fix):
+    (report,) = check_dot("digraph g {\n" + body + "}", "x.dot")
+    first = report.syntax[0]
+    assert (first.line, first.column) == (line, column) and message in first.message and fix in first.fix
+    assert sum(s.line == line for s in report.syntax) == 1, "what follows on the line is the same error"
+    assert report.findings()[0].where == f"x.dot:{line}:{column}"
+
+
+def test_a_lost_bracket_or_quote_costs_its_own_statement_only():
+    (bracket,) = parse_dot('digraph {\n a [label="x";\n b [label="y"];\n a -> b;\n}')
+    (quote,) = parse_dot('digraph {\n a [label="x];\n b [label="y"];\n a -> b;\n}')
+    assert all(g.nodes["b"].attrs["label"] == "y" and len(g.edges) == 1 for g in (bracket, quote))
+
+
+def test_a_graph_in_two_fences_is_read_on_behind_the_second():
+    (g,) = parse_dot("```dot\ndigraph {\n a -> b\n```\nand then\n```dot\n b -> c\n}\n```\n")
+    assert g.nodes.keys() == set("abc") and "fence" in g.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        ("cuda:{0,1}", {0, 1}),
+        ("ranks 0 & 1", {0, 1}),
+        ("GPU[0..3]", {0, 1, 2, 3}),
+        ("dev:0|1", {0, 1}),
+        ("GPU #0,#1", {0, 1}),
+        ("位于3号卡", {3}),
+        ("send from GPU 0 to GPU 3", {0, 3}),
+        ("H100 80GB", None),
+    ],
+)
+def test_device_groups_are_read_in_many_spellings(text, devices):
+    assert devices_in(text) == (None if devices is None else frozenset(devices))
+
+
+DIMS = ("[batch_size=2, hidden=64]", "{batch_size: 2, hidden: 64}", "tensor<batch_size=2 x hidden=64 x bf16>",
+"bf16[batch_size=2,hidden=64]", "(batch_size=2, hidden=128/2)", "batch_size=2, hidden=64", "batch_size=2 hidden=64")  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_the_same_dims_are_read_from_every_notation(dims):
+    assert [p.dims for p in ports_in(dims)] == [(("batch_size", "2"), ("hidden", "64"))]
+
+
+LINES = {
+    "colon": "Input: {i}\nOutput: {o}",
+    "no colon": "In x{i}\nOut y{o}",
+    "arrow": "{i} -> {o}",
+    "bullets": "- **Input Dimension**: `{i}`\n- **Output Dimension**: `{o}`",
+    "emoji": "📥 Input: {i}\n📤 Output: {o}",
+    "Chinese": "输入为{i}\n输出为{o}",
+    "compiler": "ins(%x: {i})\nouts(%y: {o})",
+    "cells": "in x: {i}\nout y: {o}",
+}
+
+
+@pytest.mark.parametrize("form", LINES)
+def test_what_goes_in_and_comes_out_is_read_in_many_forms(form):
+    label = "Linear\nGPU 0\n" + LINES[form].format(i="[batch_size=2, hidden=64]", o="[batch_size=2, ffn=256]")
+    n = view(parse_dot(f'digraph {{ a [label="{label}"] }}')[0]).nodes["a"]
+    assert n.operator == "Linear" and n.devices == {0}
+    assert [p.dims for p in (*n.inputs, *n.outputs)] == [
+        (("batch_size", "2"), ("hidden", "64")),
+        (("batch_size", "2"), ("ffn", "256")),
+    ]
+
+
+def _chain(label: str, boxes: str, count: int = 4) -> str:
+    nodes = "".join(f'subgraph cluster_{i} {{ label="{boxes.format(i)}"; n{i} [label="{label.format(i)}", shape=box] }}\n'
+    for i in range(count))  # fmt: skip
+    return "digraph {" + nodes + "".join(f"n{i} -> n{i + 1};" for i in range(count - 1)) + "}"
+
+
+def test_a_word_that_stands_with_a_number_on_most_nodes_is_what_the_file_calls_its_devices():
+    v = view(parse_dot(_chain("Linear\\nWorker {0}", "Worker {0}"))[0])
+    assert [v.nodes[f"n{i}"].devices for i in range(4)] == [{0}, {1}, {2}, {3}]
+    assert v.places.names({2}) == "WORKER 2"
+    v = view(parse_dot(_chain("Linear {0}", "Layer {0}"))[0])
+    assert all(n.devices is None for n in v.nodes.values()), "a layer is no device"
+
+
+def test_a_device_may_be_a_pair_of_coordinates():
+    nodes = "".join(f'n{t}{p} [label="Linear\\nTP{t}/PP{p}"];' for p in (0, 1) for t in (0, 1))
+    v = view(parse_dot(f'digraph {{ {nodes} s [label="All-Reduce\\nPP1"] }}')[0])
+    assert len({v.nodes[n].devices for n in ("n00", "n10", "n01", "n11")}) == 4
+    assert v.nodes["s"].devices == v.nodes["n01"].devices | v.nodes["n11"].devices
+
+
+def test_hosts_that_each_count_their_devices_from_zero_have_different_devices():
+    box = 'subgraph cluster_n{0} {{ label="Node {0}"; subgraph cluster_n{0}g0 {{ label="GPU 0"; a{0} [label="Linear\\nGPU 0"] }} }}'
+    v = view(parse_dot(f"digraph {{ {box.format(0)} {box.format(1)} a0 -> a1 }}")[0])
+    assert v.nodes["a0"].devices != v.nodes["a1"].devices
+    assert v.places.names(v.nodes["a1"].devices) == "node 1 GPU 0"
+
+
+def test_keys_that_only_this_file_uses_are_known_by_their_values_and_the_edges():
+    label = "Linear | Z=[b=2, h={0}] | A=[b=2, h={1}] | M=model.layers.{0}.up"
+    text = "digraph {" + "".join(f'n{i} [label="{label.format(i, i + 1)}"]; n{i} -> n{i + 1};' for i in range(5))
+    v = view(parse_dot(text + 'n5 [label="' + label.format(5, 6) + '"] }')[0])
+    assert [str(p) for p in v.nodes["n3"].inputs] == ["[b=2, h=3]"] and [str(p) for p in v.nodes["n3"].outputs] == [
+        "[b=2, h=4]"
+    ]
+    assert v.nodes["n3"].module == "model.layers.3.up"
+
+
+def test_what_no_node_of_a_file_says_is_told_once():
+    (report,) = check_dot(_chain("Linear", "box"), "x")
+    told = {r.rule: (r.total, r.message) for r in report.failed}
+    assert told["R20"] == (1, "none of the 4 nodes carries a module path")
+    assert told["R01"] == (1, "none of the 4 nodes names a device, and no cluster does")
+
+
+def test_sizes_in_a_form_that_nobody_knows_are_undecidable_not_missing():
+    (report,) = check_dot(_chain("Linear\\neats b=2 h=4 makes b=2 f=8", "GPU {0}"), "x")
+    (dims,) = [r for r in report.results if r.rule == "R04"]
+    assert dims.status == "not_decidable" and "write `Input: […]`" in dims.message

@@ -257,6 +257,7 @@ def counted(text: str, kind: str = "markdown") -> set[tuple[str, int | None]]:
         ("集群：4 台 8 卡 H20 服务器，外加 2 台 8 卡 H100 服务器。", NODES),
         ("集群由 2 个 H100 节点和 4 个 H20 节点组成，每节点 8 卡。", NODES),
         ("8 H100 and 16 A100 80GB and 32 L40S", {*SAME, ("l40s_48gb", 32)}),
+        ("| host | GPUs | model |\n|---|---|---|\n| node-a | 8 | H100 SXM |\n| node-b | 16 | A100 SXM4 80 GB |", SAME),
     ],
 )
 def test_clusters_of_several_kinds_are_counted_by_kind(text: str, kinds: set[tuple[str, int]]) -> None:

@@ -196,11 +196,11 @@ def models(draw: st.DrawFn) -> ModelSpec:
     )  # fmt: skip
 
 
-PAIRS = tuple(1.0 + i for i in range(64))
+FACTORS = tuple(1.0 + i for i in range(64))
 SCALINGS = (
     None, RopeScaling(kind="yarn", factor=8.0, original=4096, attention_factor=1.2),
     RopeScaling(kind="dynamic", factor=4.0, original=8),
-    RopeScaling(kind="longrope", original=8, short_factor=PAIRS, long_factor=PAIRS[::-1]),
+    RopeScaling(kind="longrope", original=8, short_factor=FACTORS, long_factor=FACTORS[::-1]),
 )  # fmt: skip
 """Two of them change within the lengths that are tried."""
 

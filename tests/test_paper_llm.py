@@ -244,3 +244,29 @@ def test_a_free_form_paper_becomes_proven_dags_with_a_served_model(tmp_path: Pat
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "proven" and manifest["degraded"] == []
     assert sum(a["kind"] == "dag_dot" for a in manifest["artifacts"]) == 4
+
+
+UNREAD = PAPER.replace(
+    "Proposed: EP 4 on 4 devices.", "Proposed: TP 2 for all, PP 2, cut once behind 3 layers, so that 1 comes after."
+)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "taken"),
+    [
+        ({"tp": 2, "pp": 2, "layers_per_stage": [3, 1]}, {"layers_per_stage": (3, 1)}),
+        ({"tp": 2, "pp": 1, "dp": 2}, {"layers_per_stage": None, "pp": 2}),  # shows nothing of the 3 layers either
+    ],
+)
+def test_a_reading_that_shows_the_numbers_that_the_reader_left_unread_takes_its_place(
+    degrees: dict[str, Any], taken: dict[str, Any]
+):
+    (own,) = [s for s in read_paper((file_of(UNREAD),)).strategies if s.role == "proposed"]
+    assert [f.values for f in own.findings] == [{"numbers": [3]}] and covered(own.strategy, own.quotes) >= 1
+    quote = line_of(UNREAD, "TP 2 for all, PP 2, cut once behind 3 layers, so that 1 comes after")
+    found = submitted(UNREAD, strategies=[strategy("proposed", degrees, quote)])
+    (used,) = found.method.of(own.model, "proposed")
+    assert {k: getattr(used.strategy, k) for k in taken} == taken
+    assert [c.path for c in found.method.conditions.conflicts] == ["paper.moe_4l.strategy.proposed"], (
+        "the disagreement is told"
+    )

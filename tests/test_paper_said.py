@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from agent.paper_plan import fits, headline, plan_of
+from agent.paper_publish import fidelity
 from agent.paper_run import verify_paper
-from agent.reading.paper import read_paper
+from agent.reading.paper import is_paper, read_paper
 from agent.reading.paper_terms import terms_of
 from agent.reading.paper_text import read_paper_text, whole
 from agent.reading.sources import input_from_text
@@ -56,6 +57,14 @@ def test_a_number_that_the_strategy_does_not_show_is_told(words: str, unread: st
     (proposed,) = method.of(method.models[0].key, "proposed")
     (finding,) = [f for f in proposed.findings if f.code == "paper-unread"]
     assert unread in finding.message and proposed.strategy.label() in finding.message and finding.severity == "warning"
+
+
+def test_what_is_not_understood_lowers_accuracy():
+    method = paper("TP 4 × PP 2 with 3 layers before the cut.")
+    said = [f for f in fidelity(method, verify_paper(method)) if not f.holds]
+    assert [f.name for f in said] == ["dense_8l, proposed: every number of its words"] and "'3 layers'" in said[
+        0
+    ].reason
 
 
 @pytest.mark.parametrize(
@@ -190,3 +199,17 @@ def test_latex_is_read_as_what_it_shows():
     (x,) = p.passages
     assert (x.label, len(x.text)) == ("Load", len(x.raw))
     assert x.said.split() == ["TP", "=8", ",", "2,048", "×", "2", ",", "d_model"]
+
+
+# ------------------------------------------------------------------------------------------------------- no paper at all
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# Chat\n## TL;DR\nWe serve Llama-3-70B.\n## System\n8 H100.\n## Workload\n64 users.\n## Requirements\nTTFT < 2 s\n",
+        "# Ops\n## TL;DR\nToday TP 8.\n## Architecture\nvLLM, 2 nodes.\n## Configuration\nMixtral-8x7B.\nSLO: TPOT below 40 ms\n",
+    ],
+)
+def test_conditions_with_a_papers_headings_are_none(text: str):
+    assert not is_paper((input_from_text(text, "c.md"),))

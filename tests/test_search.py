@@ -487,7 +487,7 @@ def test_kernels_priced_together_cost_what_they_cost_alone() -> None:
         assert seconds == pytest.approx(price(job.work, roof).total, rel=1e-12)
 
 
-@pytest.mark.parametrize("rate", [5.0, 40.0])
+@pytest.mark.parametrize("rate", [40.0, 200.0])
 def test_leaving_out_what_arrivals_overwhelm_leaves_what_is_feasible(rate: float) -> None:
     d = make(EXPERTS, 8, request_rate=rate)
     whole, able = (price_space(d, CURVES, (8,), able=x) for x in (False, True))

@@ -256,6 +256,7 @@ def _score_post(text: str, spot: Spot, q: Quantity, bonus: float) -> float | Non
     return 52.0 + bonus - 1.2 * len(gap) - 22.0 * breaks
 
 
+_INSIDE_ANOTHER = re.compile(r"\b(?:in|on|inside|across|from)\s+$", re.I)
 _HARDWARE_COUNTS = frozenset({"hardware.num_nodes", "hardware.device_count", "hardware.devices_per_node"})
 
 
@@ -270,6 +271,8 @@ def _score_pre(
         earlier = sum(1 for o in quantities[:index] if fits(spot.term, o, True) and o.start >= spot.end)
         return max(80.0 - 14.0 * earlier, 30.0) + bonus
     breaks = len(_BREAK.findall(gap))
+    if spot.term.path in _HARDWARE_COUNTS and _INSIDE_ANOTHER.search(gap):
+        return None  # "72 GPUs in one NVLink domain"
     if spot.term.path in _HARDWARE_COUNTS and breaks and re.search(r"[A-Za-z\u4e00-\u9fff]{2}", gap):
         return None  # "24 OSD nodes, replication factor 3": another clause counts something else
     if spot.term.path in _TOKEN_PATHS and between and _USUAL.search(gap):

@@ -25,6 +25,17 @@ _ASKED_A_DAY = re.compile(
     r"(?:人均|每人|每(?:个)?用户|平均每人)\s*(?:每[天日]|日均)?|(?:每[天日])\s*(?:人均|每人)|(?:requests?|questions?|queries|calls?|chats?|messages?|prompts?) (?:per|/|for each) (?:user|person|head)|each (?:user )?(?:asks|sends|makes)|per user (?:per|a|and) day|per head",
     re.I,
 )
+_ITEMS = re.compile(
+    r"\s*(?:条|个|份|篇|封)?\s*(?:(?:customer|user|product|support|用户|客户|商品|客服)\s*)?(?:requests?|queries|prompts?|documents?|docs\b|records?|rows|items?|samples?|tickets?|e?mails?|reviews?|articles?|transcripts?|files|jobs"
+    r"|请求|文档|数据|样本|语料|工单|评论|文章|邮件|对话|条)",
+    re.I,
+)
+_MANY_ITEMS = 1e4
+_WINDOW_BEHIND = re.compile(r"\s*(?:之?内|以内|window|or less|at most|nightly|a night|per night|every night)", re.I)
+_CLOCK = re.compile(
+    r"(?P<h1>\d{1,2})[:：](?P<m1>\d\d)\s*(?:and|to|till|until|-|~|–|至|到)\s*(?:次日|第二天|the next day)?\s*(?P<h2>\d{1,2})[:：](?P<m2>\d\d)",
+    re.I,
+)
 _PER_TIME = re.compile(r"\s*/\s*(?P<t>s|sec|second|min|minute|h|hr|hour|d|day)(?![A-Za-z0-9/])", re.I)
 _EACH_TIME = re.compile(r"每(?P<t>秒钟?|分钟|小时|天|日)\s*(?:约|大约)?\s*$")
 _ARRIVALS = re.compile(r"\brequests?\b|\barrivals?\b|\bquer(?:y|ies)\b|\bcalls?\b|\btraffic\b|\bload\b|\bpoisson\b|请求|到达|流量|调用", re.I)  # fmt: skip
@@ -32,16 +43,21 @@ _ARRIVALS = re.compile(r"\brequests?\b|\barrivals?\b|\bquer(?:y|ies)\b|\bcalls?\
 
 def read(scene: Scene, reading: Reading) -> None:
     """Adds rates that follow from the words; takes back what other rules made of their numbers."""
-    found = _daily(scene, reading) + _bare_rate(scene)
+    found = _daily(scene, reading) + _bare_rate(scene) + _job(scene)
     taken = {(c.path, c.stated_as) for c in found}
     for c in found:
         reading.candidates[:] = [
             o
             for o in reading.candidates
-            if not ((o.file, o.line) == (c.file, c.line) and o.stated_as in c.stated_as and o.path in _MISREAD)
+            if not ((o.file, o.line) == (c.file, c.line) and _within(o.stated_as, c.stated_as) and o.path in _MISREAD)
             or (o.path, o.stated_as) in taken
         ]
     reading.candidates += found
+
+
+def _within(words: str, whole: str) -> bool:
+    """Whether `words` stand in `whole`, not as a part of a longer number."""
+    return bool(words) and re.search(rf"(?<![\d.]){re.escape(words)}(?![\d.])", whole) is not None
 
 
 _MISREAD = ("workload.concurrency", "workload.batch_size", RATE, "hardware.device_count", "hardware.num_nodes")
@@ -78,6 +94,23 @@ def _daily(scene: Scene, reading: Reading) -> list[Candidate]:
     return out
 
 
+def _job(scene: Scene) -> list[Candidate]:
+    """Parts of "6 million prompts between 22:00 and 06:00": how many there are, and the time they have."""
+    out = []
+    for q in _counts(scene):
+        if q.value >= _MANY_ITEMS and q.high is None and _ITEMS.match(scene.text, q.end):
+            out.append(scene.candidate("done.job_items", q.value, q.start, q.end))
+    for q in [q for q in scene.quantities if q.dimension == "s" and q.value >= 1800 and q.start >= scene.label_end]:
+        if _WINDOW_BEHIND.match(scene.text, q.end) or re.search(
+            r"\b(?:in|within|inside)\s+(?:the\s+|an?\s+)?$", scene.text[: q.start], re.I
+        ):
+            out.append(scene.candidate("done.job_seconds", q.value, q.start, q.end))
+    for m in _CLOCK.finditer(scene.text):
+        minutes = (int(m["h2"]) - int(m["h1"])) * 60 + int(m["m2"]) - int(m["m1"])
+        out.append(scene.candidate("done.job_seconds", 60.0 * (minutes % 1440 or 1440), m.start(), m.end()))
+    return out
+
+
 def _nearest(scene: Scene, words: re.Pattern[str]) -> Quantity | None:
     """The amount nearest to `words`, behind them rather than before."""
     best: tuple[float, Quantity] | None = None
@@ -96,6 +129,22 @@ def _nearest(scene: Scene, words: re.Pattern[str]) -> Quantity | None:
 
 
 def joined(candidates: list[Candidate]) -> list[Candidate]:
+    """What follows from parts that stand in several sentences: the rate of daily users, the pace of a job with a deadline."""
+    return [*_rate_of_users(candidates), *_pace_of_job(candidates)]
+
+
+def _pace_of_job(candidates: list[Candidate]) -> list[Candidate]:
+    """So many items in so much time: a lower bound on requests per second, where no rate is stated."""
+    items = [c for c in candidates if c.path == "done.job_items"]
+    seconds = [c for c in candidates if c.path == "done.job_seconds"]
+    if len(items) != 1 or len(seconds) != 1 or any(c.path in (RATE, "workload.concurrency") for c in candidates):
+        return []
+    value = float(f"{items[0].value / seconds[0].value:.10g}")
+    how = f"{items[0].stated_as} in {seconds[0].stated_as}"
+    return [replace(items[0], path="requirements.request_rate.limit", value=value, stated_as=how, origin="derived")]
+
+
+def _rate_of_users(candidates: list[Candidate]) -> list[Candidate]:
     """Requests per second of the daily users and of what each of them asks in a day, as one derived rate."""
     users = [c for c in candidates if c.path == "done.daily_users"]
     asked = [c for c in candidates if c.path == "done.requests_per_user_day"]

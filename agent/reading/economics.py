@@ -121,6 +121,15 @@ def _price(scene: Scene, m: re.Match[str], currency: str, reading: Reading) -> l
     after = _CLAUSE.split(scene.text[m.end() : m.end() + 40])[0]
     # A unit of time must belong to this amount: behind it, else in the words that lead to it.
     hours = next((h for where in (after, f"{label} {before}".replace("_", " ")) for h, words in _HOURS if re.search(words, where, re.I)), None)  # fmt: skip
+    if re.search(r"\btokens?\b|词元", f"{after[:32]} {label} {before[-24:]}", re.I) and re.search(
+        r"million|\bM\b|百万|1M|thousand|\bK\b|千|万", f"{after[:32]} {label}", re.I
+    ):
+        reading.flag(
+            "cost-target",
+            f"a price per token is asked for ({_short(scene)!r}): set it beside the plan's under Cost and energy; no plan is "
+            "refused for it",
+        )
+        return []
     if hours is None or re.search(r"\btokens?\b|词元|requests?\b", after[:24], re.I):
         return []
     where = f"{label} {before} {after}".replace("_", " ")

@@ -138,9 +138,25 @@ def _loose_count(scene: Scene, q: Any) -> list[Candidate]:
         and re.match(r"\s*(?:倍|times\b|x\b|×|-?\s?fold\b)", scene.masked[q.end :], re.I)
     ):
         return [scene.candidate("workload.peak_factor", q.value, q.start, q.end)]
+    if path := _typical(scene, q):
+        return [scene.candidate(path, int(q.value), q.start, q.end)]
     if re.search(r"[bB]$", q.text) and q.value >= 1e8 and scene.statement.kind != "leaf":
         return [scene.candidate("model.declared_parameters", q.value, q.start, q.end)]
     return []
+
+
+_TYPICALLY = re.compile(
+    r"[(（,，]\s*(?:(?:but|and|is)\s+)?(?:typically|usually|normally|mostly|(?:on )?average|mean|avg\.?|通常|平均|一般|典型)\s*(?:about|around|约|大约|值)?\s*[:：]?\s*$",
+    re.I,
+)
+
+
+def _typical(scene: Scene, q: Any) -> str:
+    """ "each 6000 tokens maximum (typically 2500)": the length that the amount before it bounds; empty for any other."""
+    before = [p for p in scene.pairs if p.quantity.end <= q.start]
+    path = before[-1].spot.term.path if before else ""
+    typical = q.high is None and float(q.value).is_integer() and _TYPICALLY.search(scene.masked[: q.start])
+    return path if path in ("workload.isl", "workload.osl") and typical else ""
 
 
 def _loose_flops(scene: Scene, q: Any) -> list[Candidate]:

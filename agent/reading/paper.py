@@ -57,8 +57,11 @@ def is_paper(files: Sequence[InputFile]) -> bool:
     )
     core = len(kinds & {"abstract", "method", "experiments"})
     says, compares = bool(_SAYS.search(text)), bool(_COMPARES.search(text))
+    asks = bool(_ASKS.search(text)) or bool(_WANTS.search(text))
     if _ASKS.search(text) and core < 2:
         return False
+    if asks and not (says and (compares or PROPOSED.search(text))):
+        return False  # a plan is asked for, and no method of its own is set against another
     return bool(
         core == 3
         or (core >= 2 and marks >= 3)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from agent.reading.paper_text import NUMBER, Passage, whole
 from tools.spec.base import ToolError
@@ -127,16 +127,27 @@ def find_facts(passages: Iterable[Passage]) -> dict[str, Found]:
     """Shape facts and features of the passages; the first statement of each wins, except the larger of two lengths."""
     out: dict[str, Found] = {}
     for p in passages:
-        for found in (*_numbers(p, PATTERNS), *_features(p)):
+        for found in _shape_of(p):
             out.setdefault(found.name, found)
     return out
+
+
+@lru_cache(maxsize=2048)
+def _shape_of(p: Passage) -> tuple[Found, ...]:
+    """Every shape fact and feature of one passage."""
+    return (*_numbers(p, PATTERNS), *_features(p))
+
+
+@lru_cache(maxsize=2048)
+def _workload_of(p: Passage) -> tuple[Found, ...]:
+    return tuple(_numbers(p, WORKLOAD))
 
 
 def find_workload(passages: Iterable[Passage]) -> dict[str, list[Found]]:
     """batch_size, seq_len, output_len: every value that is stated, in order."""
     out: dict[str, list[Found]] = {}
     for p in passages:
-        for found in _numbers(p, WORKLOAD):
+        for found in _workload_of(p):
             out.setdefault(found.name, []).append(found)
             if found.name == "seq_len":
                 out[found.name] += _listed(p, found)

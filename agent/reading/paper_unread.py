@@ -48,9 +48,16 @@ def with_unread(
         cause="input",
         message=text,
         fix="state the degrees, such as 'TP 8 × PP 2'",
+        values={"numbers": [n for n, _ in _numbers(clause.words) if n not in shown]},
     )
     first = made[0].model_copy(update={"findings": (*made[0].findings, finding)})
     return [first, *made[1:]]
+
+
+def accounts_for(doubted: PaperStrategy, other: PaperStrategy, spec: ModelSpec) -> bool:
+    """Whether another reading shows every number that the doubted one leaves unread."""
+    numbers = {n for f in doubted.findings if f.code == UNREAD for n in f.values.get("numbers", ())}
+    return bool(numbers) and numbers <= _shown(other, spec, Setting(None, None))
 
 
 def _numbers(words: str) -> Iterator[tuple[int, str]]:
@@ -146,4 +153,4 @@ def _of_model(m: PaperModel) -> set[int]:
     return out
 
 
-__all__ = ["UNREAD", "with_unread"]
+__all__ = ["UNREAD", "accounts_for", "with_unread"]

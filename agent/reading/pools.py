@@ -34,7 +34,9 @@ def counted_kinds(draft: Draft, ids: Mapping[str, tuple[Candidate, Device]]) -> 
     name."""
     out = []
     for ident, (c, device) in ids.items():
+        alone = all(o.line != c.line or o.file != c.file for i, (o, _) in ids.items() if i != ident)
         found = _beside(draft, c, device) or _grouped(draft, c, device) or _bound(draft, ident, c)
+        found = found or (_of_line(draft, c, device) if alone else None)
         if found is not None:
             out.append({"device": ident, **found})
     return out
@@ -49,12 +51,14 @@ def _bound(draft: Draft, ident: str, c: Candidate) -> dict[str, Any] | None:
 
 
 def _of_group(draft: Draft, name: str, group: str) -> int | None:
-    found = [k.value for k in draft.by_path.get(f"hardware.{name}", []) if k.group == group and isinstance(k.value, int)]
+    found = [
+        k.value for k in draft.by_path.get(f"hardware.{name}", []) if k.group == group and isinstance(k.value, int)
+    ]
     return found[0] if found else None
 
 
 def _grouped(draft: Draft, c: Candidate, device: Device) -> dict[str, Any] | None:
-    """ {"device": "H100", "num_nodes": 2, "devices_per_node": 8} in a list of node groups."""
+    """{"device": "H100", "num_nodes": 2, "devices_per_node": 8} in a list of node groups."""
     if not c.group:
         return None
     total, nodes, each = (_of_group(draft, k, c.group) for k in ("num_devices", "num_nodes", "devices_per_node"))
@@ -62,6 +66,26 @@ def _grouped(draft: Draft, c: Candidate, device: Device) -> dict[str, Any] | Non
         return None
     each = each or per_node(draft, device)
     return {"count": total or (nodes or 1) * each, "devices_per_node": each}
+
+
+def _of_line(draft: Draft, c: Candidate, device: Device) -> dict[str, Any] | None:
+    """The row of a table that names one device: its one number of devices, or of nodes times devices in each."""
+
+    def own(name: str) -> int | None:
+        rows = [
+            k.value
+            for k in draft.by_path.get(f"hardware.{name}", [])
+            if (k.file, k.line, k.quote) == (c.file, c.line, c.quote)
+            and isinstance(k.value, int)
+            and "weak" not in k.tags
+        ]
+        return rows[0] if len(set(rows)) == 1 else None
+
+    total, nodes, each = (own(k) for k in ("device_count", "num_nodes", "devices_per_node"))
+    if nodes is not None and (each or total):
+        size = each or total or 1
+        return {"count": nodes * size, "devices_per_node": size}
+    return {"count": total} if total is not None else None
 
 
 def _beside(draft: Draft, c: Candidate, device: Device) -> dict[str, Any] | None:

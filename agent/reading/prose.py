@@ -408,7 +408,9 @@ def _candidates(scene: Scene, p: Pair) -> list[Candidate]:
     return [base]
 
 
-_AT_ONCE = re.compile(r"同时|一起|at once|at the same time|concurrent|simultaneous|in parallel|online|active", re.I)
+_AT_ONCE = re.compile(
+    r"同时|一起|at once|at (?:a|any|one) time|at the same time|concurrent|simultaneous|in parallel|online|active", re.I
+)
 
 
 def _own_clause(scene: Scene, q: Quantity) -> str:

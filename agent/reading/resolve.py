@@ -95,9 +95,10 @@ def _further_clusters(conditions: Conditions, planned: Cluster) -> tuple[Cluster
 
 
 def _per_node(conditions: Conditions, pool: dict[str, Any]) -> int:
-    """Devices in a node of one kind: stated for it, stated for all, else a usual node if there are as many."""
-    stated = pool.get("devices_per_node") or conditions.get("hardware.devices_per_node")
-    return int(stated or min(pool["count"], NODE_SIZE))
+    """Devices in a node of one kind: stated for it, else for all nodes where it can be of this kind's, else a usual node."""
+    usual = min(pool["count"], NODE_SIZE)
+    stated = conditions.get("hardware.devices_per_node") or usual
+    return int(pool.get("devices_per_node") or (stated if 1 < stated <= pool["count"] else usual))
 
 
 def _prices(conditions: Conditions, cluster: Cluster) -> dict[str, float]:

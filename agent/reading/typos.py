@@ -4,8 +4,6 @@ Only spellings that are no other word are put right, and only inside words that 
 evidence stays as it was written.
 """
 
-
-
 from __future__ import annotations
 
 import re

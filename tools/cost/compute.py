@@ -63,6 +63,8 @@ class Work:
     """Local experts of a grouped GEMM."""
     width: Num = 0.0
     """Its hidden size x local expert width."""
+    chain: Num = 0.0
+    """Positions of a sequence that it works off one after another."""
     reads_hidden: bool = False
     """Its inner dim is the hidden size (gate and up), not the expert width (down)."""
     table: str = ""
@@ -87,7 +89,7 @@ class Work:
 
 ARRAYS = (
     "flops", "weight_bytes", "weight_total", "stream_bytes", "m", "n", "groups", "comm_bytes", "fanout", "balance", "k", "experts",
-    "width",
+    "width", "chain",
 )  # fmt: skip
 """Fields of a Work that may hold one entry per candidate."""
 
@@ -311,6 +313,9 @@ def _kernel_work(pbody: PBody, k: Kernel, ctx: WalkContext) -> Work:
         if p.op is not None and p.op.kind == "recur":
             # Multiply-adds per element of the state: key x value, and with the delta rule what it answers to the key.
             flops = flops + elements(local_sizes(pbody, p.output, ctx)) * (4.0 if p.op.fn == "delta" else 2.0)
+    if any(p.op is not None and p.op.fn == "selected" for p in k.steps):
+        heads = next(local_sizes(pbody, p.output, ctx)["heads"] for p in k.einsums)
+        flops = flops * np.maximum(1.0, PICKED_HEADS / heads)
     shape: dict[str, Any] = {"routed": k.routed, "fused": kind == "elementwise" and k.last}
     if k.weighted:
         shape = _gemm_shape(pbody, kind, k.weighted, weights, total, ctx)
@@ -465,6 +470,12 @@ def _math_dtype(pbody: PBody, einsums: tuple[POp, ...], weighted: tuple[POp, ...
     return ctx.weight_dtype if quantised else "bf16"
 
 
+RECURRENT = "recurrent"
+"""Name in place of a table's: linear attention has fractions of its own (`kernels.yaml`), no tables."""
+PICKED_HEADS = 64
+"""Kernels for picked positions pad the query heads of a rank to this (vLLM v1/attention/backends/mla/flashmla_sparse.py)."""
+
+
 def _attention_shape(
     pbody: PBody, kind: KernelKind, einsums: tuple[POp, ...], limit: Attended, ctx: WalkContext
 ) -> dict[str, Any]:
@@ -473,6 +484,10 @@ def _attention_shape(
     Prefill: (length of a causal prompt with as many query x key pairs per query, sequences · heads, d_k). Decode:
     (positions read, sequences · kv_heads, query heads per kv head, d_k); MLA decode: (positions, sequences, heads).
     """
+    states = next((n for p in einsums for n in p.inputs if "lin_dk" in pbody.spec(n).dims and "lin_dv" in pbody.spec(n).dims), None)
+    if states is not None:
+        chain = local_sizes(pbody, states, ctx)["seq_len"]
+        return {"table": RECURRENT, "chain": chain if kind == "attention_prefill" else 0.0}
     scores = next((p for p in einsums if "kv_len" in pbody.spec(p.output).dims), None)
     if scores is None or "index_heads" in pbody.spec(scores.output).dims:
         return {}  # no attention, or an indexer's, of which there are no tables
@@ -570,7 +585,7 @@ def both(a: Work, b: Work) -> Work:
     return replace(
         a, flops=a.flops + b.flops, weight_bytes=weights, stream_bytes=a.stream_bytes + b.stream_bytes,
         m=(a.m * a.groups + b.m * b.groups) / groups, groups=groups, comm_bytes=a.comm_bytes + b.comm_bytes,
-        balance=np.minimum(a.balance, b.balance),
+        balance=np.minimum(a.balance, b.balance), chain=np.maximum(a.chain, b.chain),
     )  # fmt: skip
 
 
@@ -668,7 +683,7 @@ class Roof:
 
     def shape(self, w: Work, dtype: str) -> KernelCurve:
         """What this kind of kernel reaches of its generation's best."""
-        kind: str = "mla_decode" if w.table == "mla_generation" else w.kind
+        kind: str = {"mla_generation": "mla_decode", RECURRENT: w.kind.replace("attention", "recurrent")}.get(w.table, w.kind)
         if self.quantised_bytes(w, dtype):
             kind = "gemm_quantised"
         return self.kernels.get(kind, PLAIN)
@@ -802,8 +817,6 @@ def _allowed(took: Num, ideal: Ideal) -> KernelTime:
 def _roofline(w: Work, roof: Roof) -> KernelTime:
     """Roofline with tile quantisation and a floor: (t_c^p + t_m^p)^(1/p) + latency."""
     peak, dtype = roof.peak(w.dtype)
-    if w.kind.startswith("attention"):
-        peak, dtype = roof.peak("bf16")
     flops = w.flops
     if w.kind in ("gemm", "grouped_gemm") and roof.cluster.mfu is None:
         # Libraries choose the tile that fits the rows best, down to those of one tensor-core instruction.
@@ -813,7 +826,8 @@ def _roofline(w: Work, roof: Roof) -> KernelTime:
     t_memory = moved / roof.bandwidth(w, dtype)
     p = roof.curve.overlap
     top = np.maximum(np.maximum(t_compute, t_memory), 1e-30)
-    total = top * ((t_compute / top) ** p + (t_memory / top) ** p) ** (1 / p) + roof.overhead(w, dtype)
+    total = top * ((t_compute / top) ** p + (t_memory / top) ** p) ** (1 / p)
+    total = np.maximum(total, w.chain * roof.shape(w, dtype).position_s) + roof.overhead(w, dtype)
     return KernelTime(total, t_compute, t_memory)
 
 

@@ -55,6 +55,8 @@ class KernelCurve(Frozen):
     latency_s: float = 0.0
     """Time beyond the shortest kernel's that it takes however little it does: its prologue, its reduction, its quantisation,
     and the smaller kernels that come with it."""
+    position_s: float = 0.0
+    """Per position of a sequence, where a recurrence works them off one chunk after another."""
 
 
 class LinkCurve(Frozen):

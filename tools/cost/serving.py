@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tools.cost.compute import Num
+from tools.cost.known import distinct
 from tools.cost.steps import Candidates, Layout, StepTime, Works
 from tools.memory import parameters_by_role
 from tools.spec.deployment import Deployment
@@ -523,7 +524,11 @@ def overwhelmed(layout: Layout, load: Load) -> np.ndarray:
     w = layout.deployment.workload
     if load.rate is None or w.spare_replicas or w.spare_nodes:
         return np.zeros(len(layout.cands), bool)
-    return load.rate / layout.cands.dp >= _at_full(layout, load, np.maximum(layout.cands.batch, 1))[2]
+    # What a replica serves does not depend on how many there are.
+    alike = [layout.row, *(getattr(layout.cands, n) for n in ("pp", "batch", "max_num_batched_tokens"))]
+    first, replica = distinct(alike, len(layout.cands))
+    one = layout.take(first)
+    return load.rate / layout.cands.dp >= _at_full(one, load, np.maximum(one.cands.batch, 1))[2][replica]
 
 
 def _at_full(layout: Layout, load: Load, cap: np.ndarray) -> tuple[Steps, Prefill, np.ndarray]:

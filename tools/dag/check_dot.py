@@ -66,7 +66,9 @@ def _too_large(rule: str, num_nodes: int) -> RuleResult:
 
 
 def check_graph(graph: DotGraph, name: str) -> DotReport:
-    issues = tuple(SyntaxIssue(line=p.line, token=p.token, message=p.message, column=p.column, fix=p.fix) for p in graph.problems)
+    issues = tuple(
+        SyntaxIssue(line=p.line, token=p.token, message=p.message, column=p.column, fix=p.fix) for p in graph.problems
+    )
     if len(graph.nodes) > MAX_NODES:
         results = tuple(_too_large(r, len(graph.nodes)) for r in ALL_RULES)
     else:

@@ -16,7 +16,7 @@ from tools.dag.ports import only_ports, ports_in
 
 ALIKE = 0.8
 """Share of a key's values that have to be of one sort."""
-_KEYED = re.compile(r"([A-Za-z一-鿿]{1,16}(?:[ _][A-Za-z]{1,12})?)\s*[:=]\s*(\S.*)\Z")
+_KEYED = re.compile(r"([^\W\d_]{1,16}(?:[ _][^\W\d_]{1,12})?)\s*[:=]\s*(\S.*)\Z")
 _PLACE = re.compile(
     r"(?:\*|all\b.*|[A-Za-z]{0,8}[\s_:#-]?\d{1,4}(?:\s*[,+&/-]\s*[A-Za-z]{0,8}[\s_:#-]?\d{1,4})*)\Z", re.IGNORECASE
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from tools.dag.conventions import in_usual_words, own_keys
 from tools.dag.kinds import COMM, COMPUTES, GATE, RESIDUAL, TOP_K, kind_of
@@ -80,9 +81,12 @@ class View:
 
 
 def view(graph: DotGraph) -> View:
-    said = _said_in_usual_words(graph, {n.id: _read(n) for n in graph.nodes.values()})
+    said = {n.id: _read(n) for n in graph.nodes.values()}
+    keys = _say_in_usual_words(graph, said)
     lanes = [t for c in graph.clusters.values() for t in (tidy(plain(c.attrs.get("label", ""))), c.name)]
     places = learn(["\n".join((*s.label.free, s.label.said.get("device", ""))) for s in said.values()], lanes)
+    if own := [k for k, means in keys.items() if means == "Device" and len(k) > 1]:
+        places = Places(own)
     if span := _devices_per_host(graph, places):
         places = Places(places.words)
         places.span = span
@@ -133,17 +137,15 @@ def _read(n: DotNode) -> _Said:
 _NOTHING = Label()
 
 
-def _said_in_usual_words(graph: DotGraph, said: dict[str, _Said]) -> dict[str, _Said]:
+def _say_in_usual_words(graph: DotGraph, said: dict[str, _Said]) -> dict[str, str]:
     """Where most labels do not say their dims in words that everybody uses, the file's own keys are looked for."""
     silent = sum(not s.label.ports and not s.beside.ports for s in said.values())
     if silent <= MOST * len(said):
-        return said
+        return {}
     keys = own_keys({i: s.text for i, s in said.items()}, ((e.src, e.dst) for e in graph.edges))
-    if not keys:
-        return said
-    for s in said.values():
+    for s in said.values() if keys else ():
         s.label = read_label(in_usual_words(s.text, keys))
-    return said
+    return keys
 
 
 def _node_facts(
@@ -201,7 +203,9 @@ def _shape(attrs: dict[str, str]) -> str:
 # ------------------------------------------------------------------------ devices
 
 _DEVICE_KEYS = ("gpu", "gpus", "device", "devices", "rank", "ranks", "npu")
-_ALL = re.compile(r"[\"'\[({]?(?:(?:all|everywhere|every|global)\b|\*|全部|所有)", re.IGNORECASE)
+_ALL = re.compile(
+    r"[\"'\[({]?(?:(?:all|everywhere|every|global)\b|\*|全部|所有|tou(?:te)?s\b|todos\b|todas\b|alle\b)", re.IGNORECASE
+)
 
 
 def _devices(
@@ -285,19 +289,27 @@ def _kind_by_drawing(v: View, n: NodeFacts) -> str:
     return "comm" if joins and n.shape in _ROUND else "compute"
 
 
-def is_residual(n: NodeFacts) -> bool:
-    head = words(n.operator)
+@lru_cache(maxsize=65536)
+def _adds_residual(operator: str) -> bool:
+    head = words(operator)
     return bool(RESIDUAL.search(head)) and not re.search(r"\bscale\b", head)
+
+
+def is_residual(n: NodeFacts) -> bool:
+    return _adds_residual(n.operator)
+
+
+@lru_cache(maxsize=65536)
+def _chooses(operator: str) -> bool:
+    head = words(operator)
+    return bool(GATE.search(head)) and (
+        bool(TOP_K.search(head)) or not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b", head)
+    )
 
 
 def is_gate(n: NodeFacts) -> bool:
     """It chooses experts, whatever shape it is drawn with."""
-    head = words(n.operator)
-    return (
-        n.kind in ("compute", "routing")
-        and bool(GATE.search(head))
-        and (bool(TOP_K.search(head)) or not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b", head))
-    )
+    return n.kind in ("compute", "routing") and _chooses(n.operator)
 
 
 def is_dashed(attrs: dict[str, str]) -> bool:

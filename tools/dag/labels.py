@@ -77,7 +77,7 @@ def words(text: str) -> str:
     return _CAMEL.sub(" ", re.sub(r"[_@·]+", " ", text))
 
 
-_CUT = re.compile(r"\n|\s\|{1,2}\s|\s(?:--|—|–)\s")
+_CUT = re.compile(r"\n|\s\|{1,2}\s|\s::\s|\s(?:--|—|–)\s")
 
 
 def segments(text: str) -> list[str]:
@@ -105,7 +105,7 @@ _AT_START = {
     "input": r"inp|ins|args?|arguments?|operands?|takes|consumes|from tensors?|入",
     "output": r"outs|returns?|results?|produces|yields|gives|出",
     "global": r"whole|full|unsharded|global(?:ly)?|完整",
-    "module": r"(?:module[ _])?(?:path|mod|scope|target|fqn|loc|qualname)|模块路径|路径",
+    "module": r"(?:(?:module|layer|full|hf)[ _])?(?:path|mod|scope|target|fqn|loc|qualname)|模块路径|路径",
     "device": r"npus?|xpus?|tpus?|placement|placed on|ranks?|location|runs on|cards?|所在卡|卡|位置",
     "operator": r"op(?:erator|eration)?(?:[ _]?(?:type|name|code))?|算子|操作|名称",
     "name": r"name",
@@ -128,12 +128,14 @@ _BARE_KEY = re.compile(
     re.IGNORECASE,
 )
 PORTS = ("input", "output", "global")
+_CHEVRON = re.compile(r"\A([A-Za-z]{2,12})>\s+")
 _MAY_SAY = re.compile(r"[:=(]")
 
 
 @lru_cache(maxsize=65536)
 def pieces(segment: str) -> tuple[tuple[str, str], ...]:
     """(keyword, what it introduces) along a segment; the keyword is empty for what stands free."""
+    segment = _CHEVRON.sub(r"\1: ", segment)
     if not _MAY_SAY.search(segment):
         return (("", segment),)
     marks = [m for m in _MARK.finditer(segment) if m.end() > m.start()]
@@ -192,6 +194,8 @@ def read_label(text: str) -> Label:
 
 def _otherwise(text: str, label: Label) -> None:
     """Dims on both sides of an arrow, or in prose."""
+    if "=" not in text and "[" not in text and "(" not in text and "with" not in text and "of" not in text:
+        return
     if not label.ports.keys() & {"input", "output"} and (both := across_arrow(text)):
         label.ports |= {"input": both[0], "output": both[1]}
         label.free = [f for f in label.free if across_arrow(f) is None]

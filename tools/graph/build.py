@@ -104,17 +104,33 @@ def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = T
     attend = partial(_mla if model.attention.mla else _gqa, split_kv=split_kv)
     if model.block == "parallel":
         return _parallel_block(b, model, kind, phase, absorb, attend)
-    pre, post = model.block != "post", model.block in ("sandwich", "post")
-    h = _norm(b, model, "input_norm", "x", kernel="input_norm", module="input_layernorm") if pre else "x"
-    attn = linear_attention(b, model, h) if kind.mixer == "linear" else attend(b, model, kind, phase, absorb, h)
-    if post:
-        attn = _norm(b, model, "post_attn_norm", attn, kernel="attn_add_norm", module="post_attention_layernorm")
-    x1 = _residual(b, model, "attn_residual", "x", attn, kernel="attn_add_norm", module="self_attn.residual")
-    h2 = _norm(b, model, "ffn_norm", x1, kernel="attn_add_norm", module="pre_ffn_layernorm") if pre else x1
-    out = _ffn(b, model, kind, h2, phase)
-    if post:
+    x = "x"
+    if kind.mixer != "none":
+        x = _mixer_half(b, model, kind, x, partial(attend, b, model, kind, phase, absorb))
+    if kind.ffn != "none":
+        x = _ffn_half(b, model, kind, x, phase)
+    return b.build(x)
+
+
+def _mixer_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, attend: Any) -> str:
+    """Norms, attention or what is in its place, residual."""
+    # The sum is fused with the next norm where there is one in this layer.
+    add = "attn_add_norm" if kind.ffn != "none" else "attn_add"
+    h = _norm(b, model, "input_norm", x, kernel="input_norm", module="input_layernorm") if model.block != "post" else x
+    attn = linear_attention(b, model, h) if kind.mixer == "linear" else attend(h)
+    if model.block in ("sandwich", "post"):
+        attn = _norm(b, model, "post_attn_norm", attn, kernel=add, module="post_attention_layernorm")
+    return _residual(b, model, "attn_residual", x, attn, kernel=add, module="self_attn.residual")
+
+
+def _ffn_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, phase: Phase) -> str:
+    norm, h = "attn_add_norm" if kind.mixer != "none" else "input_norm", x
+    if model.block != "post":
+        h = _norm(b, model, "ffn_norm", x, kernel=norm, module="pre_ffn_layernorm")
+    out = _ffn(b, model, kind, h, phase)
+    if model.block in ("sandwich", "post"):
         out = _norm(b, model, "post_ffn_norm", out, kernel="ffn_add", module="post_ffn_layernorm")
-    return b.build(_residual(b, model, "ffn_residual", x1, out, kernel="ffn_add", module="mlp.residual"))
+    return _residual(b, model, "ffn_residual", x, out, kernel="ffn_add", module="mlp.residual")
 
 
 @lru_cache(maxsize=256)
@@ -183,9 +199,11 @@ def head_body(model: ModelSpec, logits: str = "last") -> Body:
 
 
 def _layer_name(model: ModelSpec, kind: LayerKind) -> str:
-    parts = ["layer", kind.ffn]
+    if kind.mixer == "none":
+        return f"layer_{kind.ffn}_only"
+    parts = ["layer", kind.ffn if kind.ffn != "none" else f"{kind.mixer}_only"]
     if kind.mixer == "linear":
-        return "_".join([*parts, "linear"])
+        return "_".join([*parts, "linear"] if kind.ffn != "none" else parts)
     if kind.sliding:
         parts.append("chunked" if model.attention.chunk_size else "sliding")
     if model.position.kind == "rope" and not kind.rope:

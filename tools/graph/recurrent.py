@@ -1,6 +1,6 @@
 """Linear attention: layers whose state is a matrix per head instead of a cache that grows.
 
-All three kinds are one recurrence, S_t = exp(g_t) S_{t-1} + k_t v_t^T with the output q_t^T S_t, and differ in how g, k and v
+All kinds are one recurrence, S_t = exp(g_t) S_{t-1} + k_t v_t^T with the output q_t^T S_t, and differ in how g, k and v
 come about (`tools.spec.model.LinearAttention`). The operator `recur` names the state after every position; inside its
 kernel it costs no memory, what is kept between steps is the last one.
 """
@@ -24,27 +24,29 @@ NORM: dict[str, Any] = {"kernel": "lin_norm", "module": "linear_attn.norm"}
 def linear_sizes(a: LinearAttention) -> dict[str, int]:
     """Lengths of the dims of linear attention. Value heads are `lin_heads` x `lin_group`."""
     return {
-        "lin_heads": a.num_key_heads, "lin_group": a.num_value_heads // a.num_key_heads, "lin_dk": a.key_dim,
+        "lin_heads": a.dealt_heads, "lin_group": a.num_value_heads // a.dealt_heads, "lin_dk": a.key_dim,
         "lin_dv": a.value_dim, "lin_rank": a.gate_rank or 0, "conv": a.conv_kernel,
     }  # fmt: skip
 
 
 def value_heads(a: LinearAttention) -> tuple[str, ...]:
     """Dims that together are the value heads."""
-    return ("lin_heads",) if a.num_value_heads == a.num_key_heads else ("lin_heads", "lin_group")
+    return ("lin_heads",) if a.num_value_heads == a.dealt_heads else ("lin_heads", "lin_group")
 
 
 def linear_attention(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     """The block in the place of attention: `h` [batch_size, seq_len, hidden] → the same."""
     a = model.linear
     assert a is not None
+    if a.kind == "mamba2":
+        return _mamba2(b, model, a, h)
     keys, heads = ("lin_heads", "lin_dk"), value_heads(a)
     values = (*heads, "lin_dv")
     q, k = (linear(b, f"lin_{n}", h, ("hidden", *keys), (*BS, *keys), **PROJECT) for n in "qk")
     v = linear(b, "lin_v", h, ("hidden", *values), (*BS, *values), **PROJECT)
     z = _output_gate(b, a, h, values)
     q, k, v = (_convolved(b, a, f"lin_{n}", x) for n, x in (("q", q), ("k", k), ("v", v)))
-    g = _decay(b, a, h, heads)
+    _, g = _decay(b, a, h, heads)
     beta = step(
         b, "lin_beta", "sigmoid", (linear(b, "lin_b", h, ("hidden", *heads), (*BS, *heads), **PROJECT),), **GATE
     )
@@ -60,6 +62,35 @@ def linear_attention(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     o = rms(b, "lin_norm", o, "lin_dv", eps=model.norm_eps, **NORM)
     o = step(b, "lin_gated", "mul", (o, z), **NORM)
     return linear(b, "lin_o", o, (*values, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
+
+
+def _mamba2(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str:
+    """State-space duality (arXiv 2405.21060, §7): dt·x is added under the key B and read by the query C; D·x goes past the
+    state; the gate comes before the norm, which is over the value heads of a group."""
+    keys, heads = ("lin_dk",) if a.one_key else ("lin_heads", "lin_dk"), value_heads(a)
+    values = (*heads, "lin_dv")
+    z = _output_gate(b, a, h, values)
+    x = linear(b, "lin_v", h, ("hidden", *values), (*BS, *values), **PROJECT)
+    k, q = (linear(b, f"lin_{n}", h, ("hidden", *keys), (*BS, *keys), **PROJECT) for n in "kq")
+    x, k, q = (_convolved(b, a, f"lin_{n}", t) for n, t in (("v", x), ("k", k), ("q", q)))
+    dt, g = _decay(b, a, h, heads)
+    added = step(b, "lin_added", "mul", (x, dt), **CORE)
+    states = b.op("lin_states", "recur", (k, added, g), (*BS, *heads, "lin_dk", "lin_dv"), dtype="fp32", **CORE)
+    o = b.op("lin_out", "einsum", (q, states), (*BS, *values), **CORE)
+    past = step(b, "lin_skip", "mul", (x, b.weight("lin_D", heads, "vector")), **CORE)
+    o = step(b, "lin_skip_add", "add", (o, past), **CORE)
+    o = step(b, "lin_gated", "mul", (o, z), **NORM)
+    o = _group_norm(b, model, a, o, values)
+    return linear(b, "lin_o", o, (*values, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
+
+
+def _group_norm(b: BodyBuilder, model: ModelSpec, a: LinearAttention, x: str, values: tuple[str, ...]) -> str:
+    """RMSNorm over the value heads of a group. Ranks have whole groups; where there is one, each sums the squares of its
+    heads, so that the sum is its own kernel and gets its all-reduce."""
+    kept, kernel = (BS, "lin_norm_sumsq") if a.one_key else ((*BS, "lin_heads"), NORM["kernel"])
+    ssq = b.op("lin_norm_sumsq", "sumsq", (x,), kept, kernel=kernel, module=NORM["module"], dtype="fp32")
+    attrs = {"eps": model.norm_eps, "count": a.num_value_heads // a.num_key_heads * a.value_dim}
+    return b.op("lin_norm", "rms_apply", (x, ssq, b.weight("lin_norm.weight", values, "vector")), (*BS, *values), attrs=attrs, **NORM)
 
 
 def _output_gate(b: BodyBuilder, a: LinearAttention, h: str, values: tuple[str, ...]) -> str:
@@ -89,8 +120,9 @@ def _convolved(b: BodyBuilder, a: LinearAttention, name: str, x: str) -> str:
     return step(b, f"{name}_act", "silu", (y,), **CONV)
 
 
-def _decay(b: BodyBuilder, a: LinearAttention, h: str, heads: tuple[str, ...]) -> str:
-    """log of what a step leaves of the state: -exp(A_log) softplus(a + dt_bias), per head, or per key channel (kda)."""
+def _decay(b: BodyBuilder, a: LinearAttention, h: str, heads: tuple[str, ...]) -> tuple[str, str]:
+    """dt = softplus(a + dt_bias), and the log of what a step leaves of the state, -exp(A_log) dt; per head, or per key
+    channel (kda)."""
     dims = ("lin_heads", "lin_dk") if a.kind == "kda" else heads
     if a.kind == "kda":
         low = linear(b, "lin_f_a", h, ("hidden", "lin_rank"), (*BS, "lin_rank"), **PROJECT)
@@ -101,4 +133,4 @@ def _decay(b: BodyBuilder, a: LinearAttention, h: str, heads: tuple[str, ...]) -
         raw = linear(b, "lin_a", h, ("hidden", *dims), (*BS, *dims), **PROJECT)
     raw = step(b, "lin_dt", "add", (raw, b.weight("lin_dt_bias", dims, "vector")), dtype="fp32", **GATE)
     soft = step(b, "lin_softplus", "softplus", (raw,), dtype="fp32", **GATE)
-    return step(b, "lin_decay", "decay", (soft, b.weight("lin_A_log", heads, "vector")), dtype="fp32", **GATE)
+    return soft, step(b, "lin_decay", "decay", (soft, b.weight("lin_A_log", heads, "vector")), dtype="fp32", **GATE)

@@ -109,6 +109,8 @@ def reduce(
         "moe_layers": tuple(k.ffn == "moe" for k in kinds) if model.moe else None,
         "sliding_layers": tuple(k.sliding for k in kinds),
         "linear_layers": tuple(k.mixer == "linear" for k in kinds) if model.linear else None,
+        "mixer_layers": tuple(k.mixer != "none" for k in kinds) if model.mixer_layers else None,
+        "ffn_layers": tuple(k.ffn != "none" for k in kinds) if model.ffn_layers else None,
     }
     small = ModelSpec.model_validate(model.model_copy(update=updates).model_dump())
     copies = small.moe.redundant if small.moe else 0
@@ -195,8 +197,11 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker, ranks: int):
 
 def _reduce_linear(a: LinearAttention, s: Strategy, pick: _Picker) -> LinearAttention:
     """Linear attention with as few heads as tp lets it have; value heads still share keys where they did."""
-    keys = pick.take(a.num_key_heads, s.tp)
-    group = pick.take(a.num_value_heads // a.num_key_heads) if a.num_value_heads > a.num_key_heads else 1
+    keys = 1 if a.one_key else pick.take(a.num_key_heads, s.tp)
+    if a.one_key:
+        group = pick.take(a.num_value_heads, s.tp)
+    else:
+        group = pick.take(a.num_value_heads // a.num_key_heads) if a.num_value_heads > a.num_key_heads else 1
     pick.used.add(keys * group)
     update = {
         "num_key_heads": keys, "num_value_heads": keys * group, "key_dim": pick.take(a.key_dim, at_least=6),

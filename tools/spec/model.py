@@ -83,7 +83,7 @@ class LinearAttention(Frozen):
 
     kind: Literal["gated_delta", "kda", "mamba2"]
     num_key_heads: int
-    """Heads of keys and queries; the value heads share them in equal groups."""
+    """Heads of keys and queries; the value heads share them in equal groups (mamba2: its groups of B and C)."""
     num_value_heads: int
     key_dim: int
     value_dim: int
@@ -92,6 +92,16 @@ class LinearAttention(Frozen):
     conv_bias: bool = False
     gate_rank: int | None = None
     """kda: width between the two projections of the decay and of the output gate."""
+
+    @property
+    def one_key(self) -> bool:
+        """mamba2 with one group: all value heads read the same key and query, which every rank then has."""
+        return self.kind == "mamba2" and self.num_key_heads == 1
+
+    @property
+    def dealt_heads(self) -> int:
+        """Heads that ranks can be given: groups of value heads with their key, or value heads where all share one key."""
+        return self.num_value_heads if self.one_key else self.num_key_heads
 
 
 class RopeScaling(Frozen):
@@ -187,10 +197,10 @@ class LayerKind(Frozen):
     """What distinguishes one layer from the next: its FFN, how it mixes tokens, and whether its attention slides and
     rotates."""
 
-    ffn: Literal["dense", "moe"] = "dense"
+    ffn: Literal["dense", "moe", "none"] = "dense"
     sliding: bool = False
     rope: bool = True
-    mixer: Literal["attention", "linear"] = "attention"
+    mixer: Literal["attention", "linear", "none"] = "attention"
 
 
 class ModelSpec(Frozen):
@@ -211,6 +221,10 @@ class ModelSpec(Frozen):
     linear: LinearAttention | None = None
     linear_layers: tuple[bool, ...] | None = None
     """Per layer, whether linear attention takes the place of attention; None means none."""
+    mixer_layers: tuple[bool, ...] | None = None
+    """Per layer, whether it mixes tokens at all; None means every layer (Nemotron-H has layers that are an FFN alone)."""
+    ffn_layers: tuple[bool, ...] | None = None
+    """Per layer, whether it has an FFN; None means every layer (Nemotron-H has layers that are a mixer alone)."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
     norm_bias: bool = False
@@ -251,20 +265,29 @@ class ModelSpec(Frozen):
     def _consistent(self) -> ModelSpec:
         if self.mlp is None and self.moe is None:
             raise ValueError(f"{self.name}: a model needs an mlp or a moe")
-        for label in ("moe_layers", "sliding_layers", "linear_layers"):
+        for label in ("moe_layers", "sliding_layers", "linear_layers", "mixer_layers", "ffn_layers"):
             flags = getattr(self, label)
             if flags is not None and len(flags) != self.num_hidden_layers:
                 raise ValueError(f"{label} has {len(flags)} entries for {self.num_hidden_layers} layers")
+        if self.mixer_layers and self.ffn_layers:
+            empty = [i for i, halves in enumerate(zip(self.mixer_layers, self.ffn_layers, strict=True)) if not any(halves)]
+            if empty:
+                raise ValueError(f"layers {empty} have neither a mixer nor an FFN")
         return self
 
     def layer_kind(self, index: int) -> LayerKind:
         moe = self.moe is not None and (self.moe_layers is None or self.moe_layers[index])
+        ffn: Literal["dense", "moe", "none"] = "moe" if moe else "dense"
+        if self.ffn_layers is not None and not self.ffn_layers[index]:
+            ffn = "none"
+        if self.mixer_layers is not None and not self.mixer_layers[index]:
+            return LayerKind(ffn=ffn, rope=self.position.kind == "rope", mixer="none")
         windowed = self.attention.sliding_window is not None or self.attention.chunk_size is not None
         if self.linear is not None and self.linear_layers is not None and self.linear_layers[index]:
-            return LayerKind(ffn="moe" if moe else "dense", rope=self.position.kind == "rope", mixer="linear")
+            return LayerKind(ffn=ffn, rope=self.position.kind == "rope", mixer="linear")
         sliding = windowed and (self.sliding_layers is None or self.sliding_layers[index])
         rope = self.position.kind == "rope" and (self.position.rope_layers is None or self.position.rope_layers[index])
-        return LayerKind(ffn="moe" if moe else "dense", sliding=sliding, rope=rope)
+        return LayerKind(ffn=ffn, sliding=sliding, rope=rope)
 
     def layers(self) -> tuple[LayerKind, ...]:
         return tuple(self.layer_kind(i) for i in range(self.num_hidden_layers))

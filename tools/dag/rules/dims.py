@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 from math import prod
 
 from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_dashed, is_gate, is_residual, plain, words
@@ -231,6 +232,7 @@ _TENSOR_KEYS = (
     "taillabel",
     "data",
     "tensor_name",
+    "tensorName",
     "value",
     "name",
     "edgetooltip",
@@ -243,8 +245,14 @@ _SHAPE_ONLY = re.compile(
 
 def _tensor(attrs: dict[str, str]) -> str:
     """The tensor that an edge names; a shape alone is no name."""
-    said = plain(next((attrs[k] for k in _TENSOR_KEYS if attrs.get(k)), "")).split("\n")[0]
-    name = attrs.get("tensor") or said.split("[")[0].strip(" =:")
+    said = attrs.get("label") or next((attrs[k] for k in _TENSOR_KEYS if attrs.get(k)), "")
+    return _tensor_name(attrs.get("tensor", ""), said)
+
+
+@lru_cache(maxsize=65536)
+def _tensor_name(stated: str, label: str) -> str:
+    said = plain(label).split("\n")[0]
+    name = stated or said.split("[")[0].strip(" =:")
     return "" if _SHAPE_ONLY.match(name) else name
 
 

@@ -25,8 +25,8 @@ def _check(model: ModelSpec, s: Strategy, sliced: Sliced) -> None:
         raise ToolError(
             f"tp({s.tp}) % {names} = {s.tp % taken}; these take their ranks from tp, so tp must be a multiple of {taken}"
         )
-    if model.linear and model.linear.num_key_heads % s.tp:
-        n = model.linear.num_key_heads
+    if model.linear and model.linear.dealt_heads % s.tp:
+        n = model.linear.dealt_heads
         raise ToolError(
             f"heads of linear attention ({n}) % tp({s.tp}) = {n % s.tp}; tp must be one of "
             f"{[t for t in range(1, n + 1) if n % t == 0]}"
