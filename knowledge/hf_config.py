@@ -69,6 +69,7 @@ def _fields(c: Config, model_type: str, remarks: list[str]) -> Fields:
         family = _guess_family(c)
         remarks.append(f"model_type {model_type!r} is not known here: read as {family.norm}, Llama-like")
     c.data = {**dict(family.defaults), **{k: v for k, v in c.data.items() if v is not None}}
+    _count_drawn_layers(c)
     require_essentials(c, family)
     fields = _sections(c, family)
     if family.adapt:
@@ -79,6 +80,13 @@ def _fields(c: Config, model_type: str, remarks: list[str]) -> Fields:
     fields["sources"] = ("config.json", *remarks, *fields.pop("remarks"))
     fields["confidence"] = "high" if known else "low"
     return fields
+
+
+def _count_drawn_layers(c: Config) -> None:
+    """Some configs only draw the layers, one by one (Nemotron-H as transformers writes it)."""
+    drawn = c.raw("layers_block_type", "hybrid_override_pattern")
+    if c.raw(*LAYERS) is None and isinstance(drawn, (list, tuple, str)):
+        c.data = {**c.data, "num_hidden_layers": len(drawn)}
 
 
 def _sections(c: Config, family: Family) -> Fields:
@@ -107,6 +115,8 @@ def _sections(c: Config, family: Family) -> Fields:
         "architecture": _architecture(c),
         "linear": None,
         "linear_layers": None,
+        "mixer_layers": None,
+        "ffn_layers": None,
         "unsupported": (),
         "remarks": [],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from knowledge.hf_linear import gated_delta, kimi_delta
+from knowledge.hf_linear import gated_delta, granite_hybrid, kimi_delta, single_halves
 from knowledge.hf_values import Config, Family, Fields
 
 
@@ -192,6 +192,11 @@ def _granite(c: Config, f: Fields) -> None:
     f["residual_scale"] = c.number("residual_multiplier", default=1.0)
 
 
+def _granite_hybrid(c: Config, f: Fields) -> None:
+    _granite(c, f)
+    granite_hybrid(c, f)
+
+
 def _minicpm(c: Config, f: Fields) -> None:
     f["embed_scale"] = c.number("scale_emb", default=1.0)
     f["residual_scale"] = c.number("scale_depth", default=1.0) / math.sqrt(f["num_hidden_layers"])
@@ -280,6 +285,11 @@ FAMILIES: dict[str, Family] = {
     "granite": _like(_LLAMA, adapt=_granite),
     "granitemoe": _like(_LLAMA, gate="topk_softmax", adapt=_granite),
     "granitemoeshared": _like(_LLAMA, gate="topk_softmax", adapt=_granite),
+    "granitemoehybrid": _like(_LLAMA, gate="topk_softmax", adapt=_granite_hybrid),
+    "nemotron_h": _like(
+        _LLAMA, position="none", gated=False, activation="relu2", gate="sigmoid_topk", correction_bias=True,
+        head_dim=128, kv_heads=8, adapt=single_halves,
+    ),
     "minicpm": _like(_LLAMA, tie=True, adapt=_minicpm),
     "minicpm3": _like(_LLAMA, tie=True, adapt=_minicpm),
     "exaone4": _like(_LLAMA, block="post", qk_norm="head", adapt=_exaone4),

@@ -47,6 +47,99 @@ def kimi_delta(c: Config, f: Fields) -> None:
         f["position"]["rope_layers"] = (False,) * layers
 
 
+def single_halves(c: Config, f: Fields) -> None:
+    """Nemotron-H: every layer is one thing only, Mamba-2, attention without positions, an MLP or routed experts."""
+    layers, drawn = f["num_hidden_layers"], _drawn(c)
+    if drawn is None or len(drawn) != layers:
+        raise ToolError(
+            f"{c.name}: {layers} layers need a hybrid_override_pattern of as many of {', '.join(NEMOTRON_LAYERS)} (or "
+            f"layers_block_type), got {c.raw('hybrid_override_pattern', 'layers_block_type', 'layer_types')!r}"
+        )
+    f["linear"] = {
+        "kind": "mamba2",
+        "num_key_heads": c.whole("n_groups", "mamba_n_groups") or 8,
+        "num_value_heads": _stated(c, "mamba_num_heads"),
+        "key_dim": c.whole("ssm_state_size") or 128,
+        "value_dim": c.whole("mamba_head_dim") or 64,
+        "conv_kernel": c.whole("conv_kernel", "mamba_d_conv") or 4,
+        "conv_bias": c.flag("use_conv_bias", c.flag("mamba_conv_bias", True)),
+    }
+    _groups_divide(c, f)
+    _refuse_mamba_variants(c, f, ("use_bias", "mamba_proj_bias"))
+    f["linear_layers"] = tuple(k == "mamba2" for k in drawn)
+    f["mixer_layers"] = tuple(k in ("mamba2", "attention") for k in drawn)
+    f["ffn_layers"] = tuple(k in ("mlp", "moe") for k in drawn)
+    f["moe"] = f["moe"] if "moe" in drawn else None
+    f["moe_layers"] = tuple(k == "moe" for k in drawn) if f["moe"] else None
+    if "mlp" not in drawn and f["moe"]:
+        f["mlp"] = None
+    f["sliding_layers"] = None
+
+
+NEMOTRON_LAYERS = {"M": "mamba2", "*": "attention", "-": "mlp", "E": "moe"}
+NEMOTRON_TYPES = {
+    "mamba": "mamba2", "linear_attention": "mamba2", "attention": "attention", "full_attention": "attention",
+    "mlp": "mlp", "moe": "moe",
+}  # fmt: skip
+
+
+def _drawn(c: Config) -> list[str] | None:
+    """What every layer of a Nemotron-H is, under either spelling; None where it is not said or not known."""
+    pattern, types = c.raw("hybrid_override_pattern"), c.raw("layers_block_type", "layer_types")
+    if isinstance(pattern, str):
+        kinds = [NEMOTRON_LAYERS.get(x) for x in pattern]
+    else:
+        kinds = [NEMOTRON_TYPES.get(str(x)) for x in types] if isinstance(types, (list, tuple)) else [None]
+    return None if None in kinds else [k for k in kinds if k]
+
+
+def granite_hybrid(c: Config, f: Fields) -> None:
+    """Granite-4.0-H: Mamba-2 or attention, then a shared MLP with or without routed experts beside it."""
+    layers = f["num_hidden_layers"]
+    types = c.sequence("layer_types", layers) or c.sequence("layers_block_type", layers) or ["mamba"] * layers
+    linear = tuple(t in ("mamba", "linear_attention") for t in types)
+    shared = c.whole("shared_intermediate_size", minimum=0) or 0
+    if f["moe"] is None and f["mlp"]:
+        f["mlp"]["intermediate_size"] = shared or f["mlp"]["intermediate_size"]
+    if str(c.raw("position_embedding_type")) != "rope":
+        f["position"].update(kind="none", rotary_dim=None, scaling=None, interleaved=False)
+    f["sliding_layers"] = None
+    if not any(linear):
+        return
+    heads = c.whole("mamba_n_heads") or 128
+    inner = (c.whole("mamba_expand") or 2) * f["hidden_size"]
+    dim = None if c.raw("mamba_d_head") == "auto" else c.whole("mamba_d_head")
+    dim = dim or inner // heads
+    if heads * dim != inner:
+        raise ToolError(f"{c.name}: mamba_n_heads({heads}) * mamba_d_head({dim}) = {heads * dim}, but mamba_expand makes it {inner}")
+    f["linear"] = {
+        "kind": "mamba2",
+        "num_key_heads": c.whole("mamba_n_groups") or 1,
+        "num_value_heads": heads,
+        "key_dim": c.whole("mamba_d_state") or 256,
+        "value_dim": dim,
+        "conv_kernel": c.whole("mamba_d_conv") or 4,
+        "conv_bias": c.flag("mamba_conv_bias", True),
+    }
+    _groups_divide(c, f)
+    _refuse_mamba_variants(c, f, ("mamba_proj_bias",))
+    f["linear_layers"] = linear
+
+
+def _stated(c: Config, key: str) -> int:
+    value = c.whole(key)
+    if value is None:
+        raise ToolError(f"{c.name}: the config lacks {key}; add it (spelled as in Hugging Face's config.json)")
+    return value
+
+
+def _refuse_mamba_variants(c: Config, f: Fields, biases: tuple[str, ...]) -> None:
+    if any(c.flag(b) for b in biases):
+        f["unsupported"] += (f"biases of the Mamba projections ({biases[0]})",)
+    if c.raw("mamba_hidden_act") not in (None, "silu", "swish"):
+        f["unsupported"] += (f"Mamba layers with activation {c.raw('mamba_hidden_act')}",)
+
+
 def _by_type(c: Config, f: Fields) -> tuple[bool, ...] | None:
     types = c.sequence("layer_types", f["num_hidden_layers"])
     return tuple(t == "linear_attention" for t in types) if types is not None else None
@@ -55,4 +148,5 @@ def _by_type(c: Config, f: Fields) -> tuple[bool, ...] | None:
 def _groups_divide(c: Config, f: Fields) -> None:
     k, v = f["linear"]["num_key_heads"], f["linear"]["num_value_heads"]
     if v % k:
-        raise ToolError(f"{c.name}: linear_num_value_heads({v}) % linear_num_key_heads({k}) = {v % k}, must be 0")
+        names = ("mamba heads", "n_groups") if f["linear"]["kind"] == "mamba2" else ("linear_num_value_heads", "linear_num_key_heads")
+        raise ToolError(f"{c.name}: {names[0]}({v}) % {names[1]}({k}) = {v % k}, must be 0")

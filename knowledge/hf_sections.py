@@ -381,6 +381,8 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("hyper_connection", "hc_mult"), "hyper-connections"),
     (("attention_sink_bias", "add_swa_attention_sink_bias"), "sinks on some layers only"),
 )  # fmt: skip
+MAMBA2 = ("nemotron_h", "granitemoehybrid")
+"""Families whose Mamba layers have an operator graph; others lay theirs out otherwise (Jamba, Bamba, Falcon-H1, Zamba)."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
 
 
@@ -395,6 +397,8 @@ def unsupported_of(c: Config, fields: Fields) -> list[str]:
     kind = scaling_type(_rope(c)) if fields["position"]["kind"] == "rope" else ""
     linear = fields.get("linear") is not None
     drawn = {FEATURES[0]} if linear else set()
+    if c.raw("model_type") in MAMBA2:
+        drawn |= {f for f in FEATURES if f[0][0] in ("mamba_d_state", "layers_block_type")}
     if fields["attention"].get("indexer"):
         drawn |= {f for f in FEATURES if f[0][0] == "index_topk"}
     features = [f for f in FEATURES if f not in drawn]
@@ -403,6 +407,8 @@ def unsupported_of(c: Config, fields: Fields) -> list[str]:
         reasons.append(f"RoPE scaling of type {kind} (known: {', '.join(KINDS)})")
     types = c.raw("layer_types")
     known = KNOWN_LAYERS | ({"linear_attention"} if linear else set())
+    if c.raw("model_type") in MAMBA2:
+        known |= {"mamba", "mlp", "moe"}
     if fields["attention"].get("indexer"):
         known |= {"indexed_attention", "deepseek_sparse_attention"}
     other = sorted({str(t) for t in types} - known) if isinstance(types, (list, tuple)) else []

@@ -37,7 +37,7 @@ EXPERT_FFN = ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden
 SHARED_FFN = ("shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size")
 SHARED_COUNT = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
 EPS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "layernorm_epsilon", "norm_eps")
-ACT = ("hidden_act", "hidden_activation", "activation_function", "activation")
+ACT = ("hidden_act", "hidden_activation", "mlp_hidden_act", "activation_function", "activation")
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
 
 ACTIVATIONS = {

@@ -15,10 +15,11 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
     """
     moe_layers = sum(kind.ffn == "moe" for kind in model.layers())
     linear_layers = sum(kind.mixer == "linear" for kind in model.layers())
-    dense_layers = model.num_hidden_layers - moe_layers
+    attention_layers = sum(kind.mixer == "attention" for kind in model.layers())
+    dense_layers = sum(kind.ffn == "dense" for kind in model.layers())
     parts = {
         "embedding": _embedding(model),
-        "attention": (model.num_hidden_layers - linear_layers) * _attention(model) + linear_layers * _linear(model),
+        "attention": attention_layers * _attention(model) + linear_layers * _linear(model),
         "mlp": dense_layers * _mlp(model),
         "norms": _norms(model),
         "lm_head": _lm_head(model),
@@ -79,11 +80,16 @@ def _attention(model: ModelSpec) -> float:
 
 
 def _linear(model: ModelSpec) -> float:
-    """Gated DeltaNet and Kimi Delta Attention, from their papers (arXiv 2412.06464, 2510.26692) and model cards."""
+    """Gated DeltaNet, Kimi Delta Attention and Mamba-2, from their papers (arXiv 2412.06464, 2510.26692, 2405.21060) and
+    model cards."""
     a, h = model.linear, model.hidden_size
     if a is None:
         return 0.0
     keys, values = a.num_key_heads * a.key_dim, a.num_value_heads * a.value_dim
+    if a.kind == "mamba2":
+        # gate, x, B, C and dt out of one projection; a convolution over x, B and C; dt's bias, A and D per head
+        channels = values + 2 * keys
+        return h * (values + channels + a.num_value_heads) + channels * (a.conv_kernel + a.conv_bias) + 3 * a.num_value_heads + values + values * h
     weights = (
         h * (2 * keys + values) + a.conv_kernel * (2 * keys + values) + h * a.num_value_heads
     )  # q, k, v, convolution, beta
@@ -107,5 +113,7 @@ def _mlp(model: ModelSpec) -> float:
 
 def _norms(model: ModelSpec) -> float:
     per_layer = {"sequential": 2, "parallel": model.parallel_norms, "sandwich": 4, "post": 2}[model.block]
-    count = model.num_hidden_layers * per_layer + 1 + model.embedding_norm
+    halves = sum((k.mixer != "none") + (k.ffn != "none") for k in model.layers())
+    count = halves * per_layer / 2 if model.block != "parallel" else model.num_hidden_layers * per_layer
+    count += 1 + model.embedding_norm
     return count * model.hidden_size * (model.norm_affine + model.norm_bias)

@@ -98,7 +98,10 @@ WORDINGS = [
     ("2 台 H20 服务器，每台 8 卡，每台 8 张 400G 网卡", {"hardware.inter_node_bandwidth": 50e9, "hardware.num_devices": 16}),
     ("任意一台服务器故障时仍应满足指标", {"workload.spare_nodes": 1}),
     ("每個請求輸入 1500 個 token，輸出 300 個 token", {"workload.isl": 1500, "workload.osl": 300}),
-    ("promt ~1200 tok, anwser ~300 tok, frist token < 2 s", {"workload.isl": 1200, "workload.osl": 300, "requirements.ttft_s.limit": 2}),
+    (
+        "promt ~1200 tok, anwser ~300 tok, frist token < 2 s",
+        {"workload.isl": 1200, "workload.osl": 300, "requirements.ttft_s.limit": 2},
+    ),
 ]  # fmt: skip
 
 

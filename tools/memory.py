@@ -538,7 +538,8 @@ def layer_loads(
 
     def held(b: PBody) -> float:
         weights = body_weight_bytes(b, *args) if "weights" in count else 0.0
-        return float(weights + (tokens * body_kv_bytes_per_token(b, *args) if "kv" in count else 0.0))
+        states = body_state_bytes(b, *args, sequences=tokens // seq_len)
+        return float(weights + (tokens * body_kv_bytes_per_token(b, *args) + states if "kv" in count else 0.0))
 
     bodies = [r.bodies[i % len(r.bodies)] for r in stage.runs for i in range(len(r.layers))]
     by_body = {
@@ -603,6 +604,14 @@ def state_bytes_per_sequence(model: ModelSpec) -> float:
     return sum(k.mixer == "linear" for k in model.layers()) * per_layer
 
 
+def shared_state_bytes_per_sequence(model: ModelSpec) -> float:
+    """The part of it that every rank of tp keeps: the convolution's inputs of the one key and query that all heads read."""
+    a = model.linear
+    if a is None or not a.one_key:
+        return 0.0
+    return sum(k.mixer == "linear" for k in model.layers()) * 2 * (a.conv_kernel - 1) * 2 * a.key_dim
+
+
 __all__ = [
     "HOLDS_WINDOW_ONLY",
     "KV_BLOCK",
@@ -611,6 +620,7 @@ __all__ = [
     "body_activation_bytes",
     "body_kv_bytes",
     "body_kv_bytes_per_token",
+    "body_state_bytes",
     "body_weight_bytes",
     "body_window",
     "held_elements",

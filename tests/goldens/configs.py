@@ -63,6 +63,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "linear_conv_kernel_dim": 4, "mlp_layer_types": ["dense", "sparse", "sparse"],
         "pad_token_id": None,
     },
+    "nemotron_h": {
+        **{k: v for k, v in BASE.items() if k not in ("num_hidden_layers", "rms_norm_eps")}, **MOE,
+        "model_type": "nemotron_h", "hybrid_override_pattern": "M-*EM", "mamba_num_heads": 6, "mamba_head_dim": 5,
+        "n_groups": 2, "ssm_state_size": 7, "conv_kernel": 3, "n_routed_experts": 6, "chunk_size": 4,
+        "moe_shared_expert_intermediate_size": 28, "routed_scaling_factor": 2.5, "layer_norm_epsilon": 1e-5,
+    },
+    "granitemoehybrid": {
+        **BASE, "model_type": "granitemoehybrid", "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 6,
+        "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 7, "mamba_d_conv": 3, "num_local_experts": 6,
+        "num_experts_per_tok": 2, "shared_intermediate_size": 28, "mamba_chunk_size": 4, "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4, "logits_scaling": 2.0, "attention_multiplier": 0.2,
+    },
+    "granitemoehybrid_dense": {
+        **BASE, "model_type": "granitemoehybrid", "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 6,
+        "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 7, "mamba_d_conv": 4, "num_local_experts": 0,
+        "shared_intermediate_size": 28, "mamba_chunk_size": 4, "position_embedding_type": "rope", "mamba_conv_bias": False,
+    },
     "llama": {**BASE, "model_type": "llama"},
     "rope_linear": {**BASE, "model_type": "llama", "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
     "rope_dynamic": {

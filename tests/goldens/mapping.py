@@ -22,32 +22,35 @@ PREFIXES = (
     "model.decoder.layers.{}.",
     "transformer.blocks.{}.",
 )
-ATTENTION = ("self_attn.", "attn.attention.", "attn.", "self_attention.", "attention.")
+ATTENTION = ("self_attn.", "attn.attention.", "attn.", "self_attention.", "attention.", "mixer.")
 OUTSIDE = {
     "embed_tokens": (
         "model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight",
-        "transformer.word_embeddings.weight", "model.decoder.embed_tokens.weight",
+        "transformer.word_embeddings.weight", "model.decoder.embed_tokens.weight", "model.embeddings.weight",
     ),
     "embed_positions": ("transformer.wpe.weight", "model.decoder.embed_positions.weight"),
     "embed_norm": ("transformer.word_embeddings_layernorm",),
     "final_norm": (
         "model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.final_layernorm",
-        "model.decoder.final_layer_norm", "transformer.norm_f",
+        "model.decoder.final_layer_norm", "transformer.norm_f", "model.norm_f",
     ),
     "lm_head": ("lm_head.weight",),
     "lm_head_bias": ("lm_head.bias",),
 }  # fmt: skip
 O_PROJ = ("o_proj", "out_proj", "dense", "c_proj")
 UP = ("up_proj", "c_fc", "fc_in", "fc1", "dense_h_to_4h")
-DOWN = ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h")
-MLP = ("mlp.", "feed_forward.", "ffn.", "")
-SHARED = ("mlp.shared_expert.", "mlp.shared_experts.", "feed_forward.shared_expert.")
-EXPERTS = ("mlp.experts.", "feed_forward.experts.")
-ROUTER = ("mlp.gate.", "mlp.router.", "feed_forward.router.")
+DOWN = ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h", "output_linear")
+MLP = ("mlp.", "feed_forward.", "ffn.", "mixer.", "shared_mlp.", "")
+SHARED = (
+    "mlp.shared_expert.", "mlp.shared_experts.", "feed_forward.shared_expert.", "mixer.shared_experts.", "shared_mlp.",
+)  # fmt: skip
+EXPERTS = ("mlp.experts.", "feed_forward.experts.", "mixer.experts.", "block_sparse_moe.experts.")
+ROUTER = ("mlp.gate.", "mlp.router.", "feed_forward.router.", "mixer.gate.", "block_sparse_moe.router.")
 CORRECTION = (
     "mlp.gate.e_score_correction_bias",
     "mlp.e_score_correction_bias",
     "mlp.gate.moe_statics.e_score_correction_bias",
+    "mixer.gate.e_score_correction_bias",
 )
 CONV1D = frozenset({"gpt2"})
 """Families that store linear weights as [in, out]."""
@@ -215,11 +218,10 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     if a is None or not head.startswith("lin_"):
         return None
     name = head.removeprefix("lin_")
-    base = (
-        f"{prefix}linear_attn."
-        if any(n.startswith(f"{prefix}linear_attn.") for n in c.shapes)
-        else f"{prefix}self_attn."
-    )
+    bases = [prefix + x for x in ("linear_attn.", "mamba.", "mixer.", "self_attn.")]
+    base = next(p for p in bases if any(n.startswith(p) for n in c.shapes))
+    if a.kind == "mamba2" and name not in ("A_log", "dt_bias", "norm", "o"):
+        return _mamba2(c, base, name, kind)
     if name.endswith("_conv"):
         return _channels(c.get(f"{base}conv1d.weight")[:, 0, :].T, c, "qkv".index(name[0]))
     if name in ("A_log", "dt_bias"):
@@ -236,6 +238,23 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     if name in ("q", "k", "v") and c.has(f"{base}in_proj_qkv.weight"):
         return _channels(c.linear(f"{base}in_proj_qkv.weight"), c, "qkv".index(name))
     return _packed(c, base, name)
+
+
+def _mamba2(c: Checkpoint, base: str, name: str, kind: str) -> Array:
+    """One input projection in the order gate, x, B, C, dt; one convolution over x, B and C."""
+    a = c.model.linear
+    assert a is not None
+    values, keys = a.num_value_heads * a.value_dim, a.num_key_heads * a.key_dim
+    if name == "D":
+        return c.get(f"{base}D")
+    order, widths = ["v", "k", "q"], [values, keys, keys]
+    if name.endswith("_conv"):
+        w = c.get(f"{base}conv1d.{kind}")
+        w, name = (w[:, 0, :].T if kind == "weight" else w), name[0]
+    else:
+        w, order, widths = c.linear(f"{base}in_proj.weight"), ["z", *order, "a"], [values, *widths, a.num_value_heads]
+    ends = np.cumsum([0, *widths])
+    return w[..., ends[order.index(name)] : ends[order.index(name) + 1]]
 
 
 def _channels(w: Array, c: Checkpoint, which: int) -> Array:
@@ -279,11 +298,11 @@ def _after_attention(c: Checkpoint, prefix: str) -> Sequence[str]:
 
 
 def _before_ffn(c: Checkpoint, prefix: str) -> Sequence[str]:
-    return ("pre_feedforward_layernorm", "ln_mlp", "ln_2", "norm_2", "final_layer_norm", "post_attention_layernorm")
+    return ("pre_feedforward_layernorm", "ln_mlp", "ln_2", "norm_2", "final_layer_norm", "post_attention_layernorm", "norm")
 
 
 NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
-    "input_norm": lambda c, p: ("input_layernorm", "ln_attn", "ln_1", "norm_1", "self_attn_layer_norm"),
+    "input_norm": lambda c, p: ("input_layernorm", "ln_attn", "ln_1", "norm_1", "self_attn_layer_norm", "norm"),
     "post_attn_norm": _after_attention,
     "ffn_norm": _before_ffn,
     "post_ffn_norm": lambda c, p: ("post_feedforward_layernorm", "post_mlp_layernorm"),
@@ -305,6 +324,8 @@ def expert_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     if head == "expert_down":
         w = c.get(f"{base}down_proj{bias}")
         return w if bias or in_out else w.swapaxes(1, 2)
+    if c.has(f"{base}up_proj{bias}"):
+        return c.get(f"{base}up_proj{bias}").swapaxes(1, 2)
     w = c.get(f"{base}gate_up_proj{bias}")
     w = w if bias or in_out else w.swapaxes(1, 2)
     first = head == "expert_gate"
@@ -323,6 +344,6 @@ def mlp_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None
     name = c.first([f"{prefix}{b}{n}.{kind}" for b in bases for n in names])
     if name:
         return c.linear(name) if kind == "weight" else c.get(name)
-    fused = c.linear(c.first([f"{prefix}{b}gate_up_proj.weight" for b in bases]))
+    fused = c.linear(c.first([f"{prefix}{b}{n}.weight" for b in bases for n in ("gate_up_proj", "input_linear")]))
     half = fused.shape[-1] // 2
     return fused[:, :half] if head == "gate_proj" else fused[:, half:]

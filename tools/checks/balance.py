@@ -7,7 +7,14 @@ from typing import Any
 
 from tools.checks.base import Case, check, error, info, warning
 from tools.graph.build import all_sizes
-from tools.memory import Dtypes, body_kv_bytes_per_token, body_weight_bytes, rank_kv_bytes, rank_weight_bytes
+from tools.memory import (
+    Dtypes,
+    body_kv_bytes_per_token,
+    body_state_bytes,
+    body_weight_bytes,
+    rank_kv_bytes,
+    rank_weight_bytes,
+)
 from tools.partition.lower import Program
 from tools.shards import balance as spread
 from tools.shards import balance_bound, optimal_cut
@@ -68,14 +75,16 @@ def _heaviest(program: Program, role: frozenset[str], batch: int, context: int) 
     m, s, mesh = program.model, program.strategy, program.mesh
     assert s.attn_dp is not None
     dtypes, sizes = Dtypes.of_strategy(m, s), all_sizes(m, batch_size=batch, seq_len=1, kv_len=context)
-    tokens = -(-batch // s.attn_dp) * context
+    sequences = -(-batch // s.attn_dp)
     costs: dict[int, float] = {}
     for stage in program.stages:
         for run in stage.runs:
             for i, layer in enumerate(run.layers):
                 b = run.bodies[i % len(run.bodies)]
                 weights = body_weight_bytes(b, sizes, mesh, dtypes, role=role)
-                costs[layer] = float(weights + tokens * body_kv_bytes_per_token(b, sizes, mesh, dtypes, role))
+                kv = sequences * context * body_kv_bytes_per_token(b, sizes, mesh, dtypes, role)
+                states = body_state_bytes(b, sizes, mesh, dtypes, sequences=sequences, role=role)
+                costs[layer] = float(weights + kv + states)
     first, last = program.stages[0].embed, program.stages[-1].head
     ends = [float(body_weight_bytes(b, sizes, mesh, dtypes, role=role)) if b else 0.0 for b in (first, last)]
     if s.pp == 1 and m.tie_word_embeddings and last is not None:

@@ -12,7 +12,13 @@ from math import gcd, isclose, prod
 from tools.checks.base import Case, check, error
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op
-from tools.memory import kv_bytes_per_token, parameters_by_role, rank_kv_bytes, state_bytes_per_sequence
+from tools.memory import (
+    kv_bytes_per_token,
+    parameters_by_role,
+    rank_kv_bytes,
+    shared_state_bytes_per_sequence,
+    state_bytes_per_sequence,
+)
 from tools.partition.axes import sliced
 from tools.partition.lower import PBody, POp, Program
 from tools.shards import Box, Runs, box, boxes_of, tiling
@@ -119,9 +125,10 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
     batch, context = sizes["batch_size"], sizes["kv_len"]
     held = sum(rank_kv_bytes(program, batch=batch, context=context).values())
     want = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context * copies
-    want += (
-        state_bytes_per_sequence(program.model) * batch * s.cp
-    )  # heads over tp, sequences over attn_dp, copies over cp
+    # Heads over what slices leave of tp, sequences over attn_dp, copies over the rest; what all heads share, on every rank.
+    taken = prod(d for x, d in sliced(s).values() if "lin_heads" in x.takes_from)
+    shared = shared_state_bytes_per_sequence(program.model) * (s.tp // taken - 1)
+    want += (state_bytes_per_sequence(program.model) + shared) * taken * batch * s.cp
     if not isclose(held, want, rel_tol=1e-12):
         words = (
             f"{program.phase}: devices hold {held:.6g} B of KV for {batch} × {context} tokens, the model needs "

@@ -337,7 +337,10 @@ def sampler_rule(op: Op, ctx: Context) -> Need:
 def state_rule(op: Op, ctx: Context) -> Need:
     """A convolution or recurrence over positions: every rank has all positions of its sequences and heads, in order, and
     keeps the state of these."""
-    lead = _whole(ctx.settled(op.inputs[0]), "seq_len")
+    out = set(ctx.tensor(op.output).dims)
+    # A key that all heads share says nothing of where they lie.
+    first = max((n for n in op.inputs if not ctx.is_weight(n)), key=lambda n: len(out & set(ctx.tensor(n).dims)))
+    lead = _whole(ctx.settled(first), "seq_len")
     inputs = tuple(
         _check_weight(op, n, ctx, lead) if ctx.is_weight(n) else project(lead, ctx.tensor(n).dims) for n in op.inputs
     )
