@@ -64,10 +64,11 @@ def model_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
 def _fields(c: Config, model_type: str, remarks: list[str]) -> Fields:
     """Keyword arguments of `ModelSpec`."""
     family = FAMILIES.get(model_type)
-    known = family is not None
+    known, doubt = family is not None, None
     if family is None:
         family = _guess_family(c)
-        remarks.append(f"model_type {model_type!r} is not known here: read as {family.norm}, Llama-like")
+        doubt = f"model_type {model_type!r} is not known here: read as {family.norm}, Llama-like"
+        remarks.append(doubt)
     c.data = {**dict(family.defaults), **{k: v for k, v in c.data.items() if v is not None}}
     _count_drawn_layers(c)
     require_essentials(c, family)
@@ -79,6 +80,7 @@ def _fields(c: Config, model_type: str, remarks: list[str]) -> Fields:
     fields["unsupported"] = tuple(dict.fromkeys([*fields["unsupported"], *unsupported_of(c, fields)]))
     fields["sources"] = ("config.json", *remarks, *fields.pop("remarks"))
     fields["confidence"] = "high" if known else "low"
+    fields["doubt"] = doubt if model_type else None
     return fields
 
 

@@ -111,7 +111,9 @@ def granite_hybrid(c: Config, f: Fields) -> None:
     dim = None if c.raw("mamba_d_head") == "auto" else c.whole("mamba_d_head")
     dim = dim or inner // heads
     if heads * dim != inner:
-        raise ToolError(f"{c.name}: mamba_n_heads({heads}) * mamba_d_head({dim}) = {heads * dim}, but mamba_expand makes it {inner}")
+        raise ToolError(
+            f"{c.name}: mamba_n_heads({heads}) * mamba_d_head({dim}) = {heads * dim}, but mamba_expand makes it {inner}"
+        )
     f["linear"] = {
         "kind": "mamba2",
         "num_key_heads": c.whole("mamba_n_groups") or 1,
@@ -148,5 +150,9 @@ def _by_type(c: Config, f: Fields) -> tuple[bool, ...] | None:
 def _groups_divide(c: Config, f: Fields) -> None:
     k, v = f["linear"]["num_key_heads"], f["linear"]["num_value_heads"]
     if v % k:
-        names = ("mamba heads", "n_groups") if f["linear"]["kind"] == "mamba2" else ("linear_num_value_heads", "linear_num_key_heads")
+        names = (
+            ("mamba heads", "n_groups")
+            if f["linear"]["kind"] == "mamba2"
+            else ("linear_num_value_heads", "linear_num_key_heads")
+        )
         raise ToolError(f"{c.name}: {names[0]}({v}) % {names[1]}({k}) = {v % k}, must be 0")

@@ -89,7 +89,13 @@ def _linear(model: ModelSpec) -> float:
     if a.kind == "mamba2":
         # gate, x, B, C and dt out of one projection; a convolution over x, B and C; dt's bias, A and D per head
         channels = values + 2 * keys
-        return h * (values + channels + a.num_value_heads) + channels * (a.conv_kernel + a.conv_bias) + 3 * a.num_value_heads + values + values * h
+        return (
+            h * (values + channels + a.num_value_heads)
+            + channels * (a.conv_kernel + a.conv_bias)
+            + 3 * a.num_value_heads
+            + values
+            + values * h
+        )
     weights = (
         h * (2 * keys + values) + a.conv_kernel * (2 * keys + values) + h * a.num_value_heads
     )  # q, k, v, convolution, beta

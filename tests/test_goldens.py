@@ -53,7 +53,11 @@ def test_the_goldens_cover_the_block_kinds_we_claim() -> None:
     assert {m.attention.qk_norm for m in models} == {"none", "head", "heads", "full"}
     assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba2"}
     assert {m.linear.one_key for m in models if m.linear and m.linear.kind == "mamba2"} == {True, False}
-    assert {(k.mixer, k.ffn) for m in models for k in m.layers()} >= {("none", "moe"), ("none", "dense"), ("linear", "none")}
+    assert {(k.mixer, k.ffn) for m in models for k in m.layers()} >= {
+        ("none", "moe"),
+        ("none", "dense"),
+        ("linear", "none"),
+    }
     assert {m.attention.indexer.interleaved for m in models if m.attention.indexer} == {True, False}
     assert any(m.attention.mla and m.attention.mla.q_lora_rank is None for m in models)
     heads = {(m.attention.num_kv_heads == m.attention.num_heads, m.attention.num_kv_heads == 1) for m in models}

@@ -77,7 +77,8 @@ def test_every_config_file_of_the_folder_is_counted() -> None:
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_every_family_reads_a_plain_config(model_type: str) -> None:
-    config = changed(model_type=model_type, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=512)
+    drawn = {"hybrid_override_pattern": "M*-E" * 8, "mamba_num_heads": 64} if model_type == "nemotron_h" else {}
+    config = changed(model_type=model_type, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=512, **drawn)
     model = model_from_config(config)
     assert model.hidden_size == 4096 and model.num_hidden_layers == 32 and len(model.layers()) == 32
 
@@ -279,6 +280,15 @@ def test_layers_without_an_operator_graph_are_named_whatever_the_family(extra: d
     for model_type in ("llama", "brandnew"):
         model = model_from_config(changed(model_type=model_type, **extra))
         assert any(reason in r for r in model.unsupported)
+
+
+def test_blocks_that_are_read_by_likeness_are_a_finding() -> None:
+    """Shapes that look right may be another family's: the finding gives the count to compare."""
+    known = model_from_config(LLAMA, "m")
+    assert known.doubt is None and blocks_in_doubt(known) is None
+    found = blocks_in_doubt(model_from_config(changed(model_type="brandnew"), "m"))
+    assert found and found.severity == "warning" and "'brandnew'" in found.message
+    assert f"{parameter_count(known)['total'] / 1e9:.4g} B" in found.message
 
 
 def test_files_folders_and_broken_files(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tools.spec.base import Refused, ToolError
 from tools.spec.strategy import Strategy
 
 HYBRID, SPARSE = load_model("qwen3-next-80b-a3b").model, load_model("deepseek-v3.2").model
+NEMOTRON, GRANITE = load_model("nemotron-3-nano").model, load_model("granite-4.0-h-small").model
 GIB = 1024**3
 
 
@@ -51,9 +52,26 @@ def test_picked_positions_are_proven_under_every_axis(degrees: dict) -> None:
 
 
 @pytest.mark.parametrize(
+    "degrees",
+    [
+        {"tp": 2, "sp": True}, {"tp": 2, "attn_dp": 2, "ep": 4}, {"tp": 2, "cp": 2, "pp": 2}, {"cp": 4, "cp_kind": "ring"},
+        {"tp": 4, "axes": {"hidden_tp": 2}}, {"pp": 2, "seq_slices": 3}, {"tp": 2, "attn_dp": 2, "expert_devices": 4, "ep": 4},
+        {"tp": 2, "attn_pool": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("model", [NEMOTRON, GRANITE], ids=lambda m: m.name)
+def test_mamba_layers_are_proven_under_every_axis(model, degrees: dict) -> None:
+    """Groups of heads with their own key (Nemotron), one key for all (Granite); layers that are one half only (Nemotron)."""
+    for proof in prove(model, Strategy.model_validate(degrees), batch_size=8, seq_len=17, decode_steps=2).values():
+        assert proof.ok and proof.max_relative_error <= 1e-9
+
+
+@pytest.mark.parametrize(
     ("model", "degrees", "said"),
     [
         (HYBRID, {"tp": 32}, r"heads of linear attention \(16\) % tp\(32\)"),
+        (NEMOTRON, {"tp": 16}, r"heads of linear attention \(8\) % tp\(16\) = 8; tp must be one of \[1, 2, 4, 8\]"),
         (SPARSE, {"cp": 4, "cp_kind": "ring"}, "picks among all of them"),
         (SPARSE, {"tp": 2, "attn_pool": 2}, "indexer"),
     ],
@@ -64,9 +82,16 @@ def test_what_cannot_be_is_refused_with_its_numbers(model, degrees: dict, said: 
 
 
 @pytest.mark.parametrize(
-    "degrees", [{"tp": 4}, {"tp": 2, "attn_dp": 2, "ep": 4}, {"tp": 2, "cp": 2}, {"tp": 4, "pp": 3}]
+    "degrees",
+    [
+        {"tp": 4},
+        {"tp": 2, "attn_dp": 2, "ep": 4},
+        {"tp": 2, "cp": 2},
+        {"tp": 4, "pp": 3},
+        {"tp": 4, "axes": {"hidden_tp": 2}},
+    ],
 )
-@pytest.mark.parametrize("model", [HYBRID, SPARSE], ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [HYBRID, SPARSE, NEMOTRON, GRANITE], ids=lambda m: m.name)
 def test_devices_together_hold_the_states_and_keys_of_the_model(model, degrees: dict) -> None:
     sizes = all_sizes(model, batch_size=4, seq_len=64, kv_len=64)
     program = lower(model, Strategy.model_validate(degrees), "prefill", sizes)
@@ -84,9 +109,38 @@ def test_a_sequence_of_linear_attention_takes_the_same_at_any_length() -> None:
     assert held[0] - (held[1] - held[0]) == pytest.approx(16 * state_bytes_per_sequence(HYBRID) / 2)
 
 
+def test_a_sequence_takes_what_its_mamba_layers_keep() -> None:
+    """Nemotron-3-Nano: 23 layers keep 64 heads x 128 x 64 x 4 B and 3 inputs of 4,096 + 2 x 8 x 128 channels; 6 layers keep
+    2 x 2 heads x 128 x 2 B a token, the other 23 nothing. Granite: each rank of tp has its own copy of the one B and C."""
+    assert state_bytes_per_sequence(NEMOTRON) == 23 * (64 * 128 * 64 * 4 + 3 * 6144 * 2)
+    assert kv_bytes_per_token(NEMOTRON) == 6 * 2 * 2 * 128 * 2
+    held = []
+    for tp in (1, 4):
+        program = lower(GRANITE, Strategy(tp=tp, engine="sglang"), "decode", {})
+        held.append([tp * memory(program, capacity_bytes=141e9, context=c, batch=16)[0].kv_bytes for c in (4096, 8192)])
+    assert held[0][0] - (held[0][1] - held[0][0]) == pytest.approx(16 * state_bytes_per_sequence(GRANITE))
+    assert held[1][0] - held[0][0] == pytest.approx(3 * 16 * 36 * 3 * 2 * 128 * 2)
+
+
 def test_the_indexer_adds_132_bytes_a_token_and_layer() -> None:
     v3 = load_model("deepseek-v3").model
     assert kv_bytes_per_token(SPARSE) - kv_bytes_per_token(v3) == 61 * 132
+
+
+def test_the_recurrence_is_the_one_of_state_space_duality() -> None:
+    """arXiv 2405.21060, eq. 1 and §3: y = (L ∘ C B^T) x, where L_ts = exp(g_{s+1} + … + g_t)."""
+    rng = np.random.default_rng(1)
+    b, c, x = (rng.normal(size=(1, 6, n)) for n in (3, 3, 4))
+    x, g = x[:, :, None, :], -rng.uniform(size=(1, 6, 1))
+    dims = ("batch_size", "seq_len", "lin_heads")
+    place = Place(lambda d: np.arange(0), 0, None, (*dims, "lin_dk", "lin_dv"))  # type: ignore[arg-type]
+    op = Op("s", "recur", (), "s", "", "")
+    states, _ = recur(op, (b, x, g), place, ((*dims[:2], "lin_dk"), (*dims, "lin_dv"), dims), None)
+    total = np.cumsum(g[0, :, 0])
+    decay = np.tril(np.exp(total[:, None] - total[None, :]))
+    np.testing.assert_allclose(
+        np.einsum("tk,tkv->tv", c[0], states[0, :, 0]), (decay * (c[0] @ b[0].T)) @ x[0, :, 0], rtol=1e-12
+    )
 
 
 def test_the_recurrence_is_the_one_that_gated_delta_networks_state() -> None:

@@ -298,7 +298,15 @@ def _after_attention(c: Checkpoint, prefix: str) -> Sequence[str]:
 
 
 def _before_ffn(c: Checkpoint, prefix: str) -> Sequence[str]:
-    return ("pre_feedforward_layernorm", "ln_mlp", "ln_2", "norm_2", "final_layer_norm", "post_attention_layernorm", "norm")
+    return (
+        "pre_feedforward_layernorm",
+        "ln_mlp",
+        "ln_2",
+        "norm_2",
+        "final_layer_norm",
+        "post_attention_layernorm",
+        "norm",
+    )
 
 
 NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {

@@ -484,7 +484,10 @@ def _attention_shape(
     Prefill: (length of a causal prompt with as many query x key pairs per query, sequences · heads, d_k). Decode:
     (positions read, sequences · kv_heads, query heads per kv head, d_k); MLA decode: (positions, sequences, heads).
     """
-    states = next((n for p in einsums for n in p.inputs if "lin_dk" in pbody.spec(n).dims and "lin_dv" in pbody.spec(n).dims), None)
+    states = next(
+        (n for p in einsums for n in p.inputs if "lin_dk" in pbody.spec(n).dims and "lin_dv" in pbody.spec(n).dims),
+        None,
+    )
     if states is not None:
         chain = local_sizes(pbody, states, ctx)["seq_len"]
         return {"table": RECURRENT, "chain": chain if kind == "attention_prefill" else 0.0}
@@ -683,7 +686,9 @@ class Roof:
 
     def shape(self, w: Work, dtype: str) -> KernelCurve:
         """What this kind of kernel reaches of its generation's best."""
-        kind: str = {"mla_generation": "mla_decode", RECURRENT: w.kind.replace("attention", "recurrent")}.get(w.table, w.kind)
+        kind: str = {"mla_generation": "mla_decode", RECURRENT: w.kind.replace("attention", "recurrent")}.get(
+            w.table, w.kind
+        )
         if self.quantised_bytes(w, dtype):
             kind = "gemm_quantised"
         return self.kernels.get(kind, PLAIN)

@@ -199,7 +199,7 @@ class Cycle:
 
 SPREAD = (0.8, 1.2)
 """Lengths around the stated ones, as in the simulation of a single pool's reference."""
-REQUESTS = (1200, 6000)
+REQUESTS = (1200, 3000)
 """Fewest and most requests of one simulation; between the two, six for each that is in flight."""
 
 
@@ -217,7 +217,8 @@ class Walked:
 
 
 def walk(cycle: Cycle, *, concurrency: int | None = None, rate: float | None = None, seed: int = 0) -> Walked:
-    """Requests one by one through both pools: Poisson arrivals at `rate`, or a closed loop of `concurrency`.
+    """Requests one by one through both pools: Poisson arrivals at `rate`, or a closed loop of `concurrency`. Of large pools
+    a part, see `_Part`.
 
     A prompt waits for the first free prefill worker, its cache crosses, it takes a place on the decode worker with the
     fewest sequences (or waits for one), and all sequences of a worker advance together at the pace of its steps.
@@ -225,27 +226,55 @@ def walk(cycle: Cycle, *, concurrency: int | None = None, rate: float | None = N
     """
     assert (concurrency is None) != (rate is None)
     flying = concurrency or int((rate or 0.0) * cycle.fastest()) + 1
+    part = _Part.of(cycle, flying)
+    flying, rate = max(1, round(flying * part.share)), rate * part.share if rate is not None else None
     count = int(np.clip(6 * flying, *REQUESTS)) + 2 * flying
     rng = np.random.default_rng(seed)
     scale, tokens = rng.uniform(*SPREAD, count), cycle.gaps * rng.uniform(*SPREAD, count)
     # A closed loop starts spread over one cycle, not as a burst.
     starts = np.cumsum(rng.exponential(1.0 / rate, count)) if rate else np.sort(rng.uniform(0, cycle.fastest(), flying))
-    w = _Walk(cycle, scale, tokens, starts, closed=rate is None)
+    w = _Walk(cycle, part, scale, tokens, starts, closed=rate is None)
     w.run()
     done = slice(min(2 * flying, count // 2), count)
     ttft, tpot = w.first[done] - w.came[done], (w.end[done] - w.first[done]) / np.maximum(tokens[done], 1e-9)
     ends = np.sort(w.end)
     lo, hi = count // 4, 3 * count // 4
-    return Walked(ttft, tpot, (hi - lo) / max(ends[hi] - ends[lo], 1e-12))
+    return Walked(ttft, tpot, (hi - lo) / max(ends[hi] - ends[lo], 1e-12) / part.share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The workers that a walk has: with the same load on each, queues of fewer workers are longer, so that a part of large
+    pools errs on the side of care."""
+
+    fronts: int
+    backs: int
+    share: float
+    """Of the decode workers, and of the requests."""
+    slower: float
+    """A prefill takes so much longer, where the prefill workers do not divide likewise: their load stays what it is."""
+
+    @classmethod
+    def of(cls, cycle: Cycle, flying: int) -> _Part:
+        """All of it, up to `WALKED` requests in flight."""
+        fewer = max(1.0, min(flying / WALKED, float(cycle.prefill_workers), float(cycle.decode_workers)))
+        backs = max(1, round(cycle.decode_workers / fewer))
+        share = backs / cycle.decode_workers
+        fronts = max(1, round(cycle.prefill_workers * share))
+        return cls(fronts, backs, share, fronts / (cycle.prefill_workers * share))
+
+
+WALKED = 500
+"""Requests in flight beyond which only a part of the workers is walked."""
 
 
 class _Walk:
     """The state of `walk`: a heap of events, a clock of tokens per decode worker."""
 
     def __init__(
-        self, cycle: Cycle, scale: np.ndarray, tokens: np.ndarray, starts: np.ndarray, *, closed: bool
+        self, cycle: Cycle, part: _Part, scale: np.ndarray, tokens: np.ndarray, starts: np.ndarray, *, closed: bool
     ) -> None:  # fmt: skip
-        self.cycle, self.scale, self.tokens, self.closed = cycle, scale, tokens, closed
+        self.cycle, self.part, self.scale, self.tokens, self.closed = cycle, part, scale, tokens, closed
         n = len(scale)
         self.came, self.first, self.end = np.zeros(n), np.zeros(n), np.zeros(n)
         self.events: list[tuple[float, int, str, int]] = []
@@ -253,9 +282,9 @@ class _Walk:
         self.next = 0
         for t in starts:
             self._arrive(float(t))
-        self.free, self.waiting = cycle.prefill_workers, deque[int]()
+        self.free, self.waiting = part.fronts, deque[int]()
         self.full: deque[int] = deque()
-        workers = range(cycle.decode_workers)
+        workers = range(part.backs)
         self.held: list[list[tuple[float, int]]] = [[] for _ in workers]
         """Per decode worker: (value of its token clock at which a sequence ends, request), a heap."""
         self.clock, self.at, self.turn = [0.0 for _ in workers], [0.0 for _ in workers], [0 for _ in workers]
@@ -288,12 +317,12 @@ class _Walk:
 
     def _start(self, t: float) -> None:
         while self.free and self.waiting:
-            there = 1.0 + (len(self.waiting) - 1) / self.cycle.prefill_workers
+            there = 1.0 + (len(self.waiting) - 1) / self.part.fronts
             r = self.waiting.popleft()
             self.free -= 1
             busy, latency = self.cycle.service(there)
             after = self.cycle.handoff + self.cycle.front.engine.prefill_s
-            self._put(t + busy * self.scale[r], "prefilled", r)
+            self._put(t + busy * self.part.slower * self.scale[r], "prefilled", r)
             self._put(t + latency * self.scale[r] + after, "handed", r)
 
     def _prefilled(self, t: float, r: int) -> None:

@@ -17,14 +17,14 @@ from tools.cost.serving import Load, Performance, Speculation, decode_steps, dra
 from tools.cost.steps import Candidates, Layout, StageRow, Works, each_stage, layouts, stage_layers, stage_rows
 from tools.engines.rules import check, engines
 from tools.graph.build import all_sizes
-from tools.memory import memory
+from tools.memory import memory, num_parameters
 from tools.partition.axes import check_axes
 from tools.partition.lower import default_layers_per_stage, lower
 from tools.shards import DEFAULT_BALANCE
 from tools.spec.base import ToolError
 from tools.spec.deployment import Deployment
 from tools.spec.finding import Cause, Finding
-from tools.spec.model import with_redundant
+from tools.spec.model import ModelSpec, with_redundant
 from tools.spec.plan import Estimate, StageMemory
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown, Term
@@ -185,10 +185,23 @@ def beyond_positions(d: Deployment) -> Finding | None:
     )  # fmt: skip
 
 
+def blocks_in_doubt(model: ModelSpec) -> Finding | None:
+    """Blocks that were read by likeness: shapes and figures are those of another family."""
+    if model.doubt is None:
+        return None
+    counted = num_parameters(model)
+    return Finding(
+        code="blocks-in-doubt", severity="warning", cause="input", where=model.name,
+        message=f"{model.doubt}; its blocks may differ, and every figure with them: so read it has {counted / 1e9:.4g} B "
+        "parameters",
+        fix="compare the parameters with the published count; state the model_type of a family with the same blocks",
+        values={"parameters": counted},
+    )  # fmt: skip
+
+
 def _legality(c: _Case) -> list[Finding]:
     d, s = c.deployment, c.strategy
-    beyond = beyond_positions(d)
-    out: list[Finding] = [beyond] if beyond else []
+    out = [f for f in (beyond_positions(d), blocks_in_doubt(d.model)) if f]
     out += device_findings(d, s)
     if s.engine in engines():
         for cluster in {x.device.id: x for x in d.stage_clusters(s)}.values():

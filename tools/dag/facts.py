@@ -7,12 +7,13 @@ whether module paths may be single words, which shapes it draws communication an
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from tools.dag.conventions import in_usual_words, own_keys
-from tools.dag.kinds import COMM, COMPUTES, GATE, RESIDUAL, TOP_K, kind_of
+from tools.dag.kinds import COMM, COMPUTES, ELLIPSES, GATE, RESIDUAL, TOP_K, kind_of
 from tools.dag.labels import (
     RECORDS,
     Dims,
@@ -60,6 +61,8 @@ class NodeFacts:
     """Layers it stands for: the attribute `layer_indices`, else a range in its module path."""
     cluster: str | None
     attrs: dict[str, str]
+    sure: bool = True
+    """Words or a role say what it is; else only the drawing does."""
 
 
 @dataclass(slots=True)
@@ -102,9 +105,7 @@ def view(graph: DotGraph) -> View:
         v.in_edges[e.dst].append(e)
         v.out_edges[e.src].append(e)
     _one_word_modules(v, said)
-    for n in nodes.values():
-        if not n.kind:
-            n.kind = _kind_by_drawing(v, n)
+    _kinds_by_drawing(v)
     return v
 
 
@@ -278,15 +279,26 @@ def devices_in(text: str) -> frozenset[int] | None:
 
 # ------------------------------------------------------------------------ kind
 
-_ROUND = frozenset({"ellipse", "oval", "circle"})
-
-
-def _kind_by_drawing(v: View, n: NodeFacts) -> str:
+def _kinds_by_drawing(v: View) -> None:
     """Words that nobody here knows: then the file's drawing says what the node is."""
+    drawn: dict[str, Counter[str]] = defaultdict(Counter)
+    for n in v.nodes.values():
+        if n.kind:
+            drawn[n.shape][n.kind] += 1
+    for n in v.nodes.values():
+        if not n.kind:
+            n.sure = False
+            n.kind = _kind_by_drawing(v, n, drawn[n.shape])
+
+
+def _kind_by_drawing(v: View, n: NodeFacts, alike: Counter[str]) -> str:
+    """What is drawn in the same way is the same, where the file's words say so; else what the shape usually means."""
     if n.shape == "parallelogram":
         return "routing" if v.preds[n.id] and v.succs[n.id] else "io"
+    if alike["comm"] + alike["compute"] and n.shape in ELLIPSES:
+        return "comm" if alike["comm"] > alike["compute"] else "compute"
     joins = n.everywhere or len(n.devices or ()) > 1
-    return "comm" if joins and n.shape in _ROUND else "compute"
+    return "comm" if joins and n.shape in ELLIPSES else "compute"
 
 
 @lru_cache(maxsize=65536)

@@ -24,6 +24,8 @@ IO = re.compile(
     r"^\s*(?:input|output)s?(?:\s+(?:tokens?|ids|token ids|sequences?|text|prompts?|data|batch|results?))?\s*$",
     re.IGNORECASE,
 )
+RECTANGLES = frozenset({"box", "rect", "rectangle", "square", "record", "mrecord"})
+ELLIPSES = frozenset({"ellipse", "oval", "circle"})
 ROLE_KIND = {
     "comm": "comm",
     "routing": "routing",
@@ -79,4 +81,4 @@ GATE = re.compile(
 TOP_K = re.compile(r"top[\s_-]?(?:k|\d+)(?![a-z\d])", re.IGNORECASE)
 
 
-__all__ = ["COMM", "COMPUTES", "GATE", "IO", "RESIDUAL", "ROUTING", "TOP_K", "kind_of"]
+__all__ = ["COMM", "COMPUTES", "ELLIPSES", "GATE", "IO", "RECTANGLES", "RESIDUAL", "ROUTING", "TOP_K", "kind_of"]

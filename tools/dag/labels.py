@@ -238,9 +238,9 @@ _AFTER_HEAD = re.compile(
     r"|(?<![\w-])(?:input|in|输入)\s*(?:dim\w*|shapes?|维度)?\s*[:：=])",
     re.IGNORECASE,
 )
-_PATH = re.compile(r"[A-Za-z_]\w*(?:\[[\d:*\w.-]+\])?(?:\.{1,2}[\w\-\[\]{}*,:]+)+")
+PATH = re.compile(r"[A-Za-z_]\w*(?:\[[\d:*\w.-]+\])?(?:\.{1,2}[\w\-\[\]{}*,:]+)+")
 _WHOLE_PATH = re.compile(
-    rf"@?\s*({_PATH.pattern}|/[\w.\-]+(?:/[\w.\-\[\]{{}}*,:]+)+|[\w.\-]+(?:/[\w.\-\[\]{{}}*,:]+){{2,}}|/[A-Za-z_]\w*)\Z"
+    rf"@?\s*({PATH.pattern}|/[\w.\-]+(?:/[\w.\-\[\]{{}}*,:]+)+|[\w.\-]+(?:/[\w.\-\[\]{{}}*,:]+){{2,}}|/[A-Za-z_]\w*)\Z"
 )
 _NAMESPACE = re.compile(
     r"(?:torch|aten|prims?|linalg|nn|F|tf|jax|lax|stablehlo|mhlo|onnx|operator|dist|mesh|arith|math|func|tensor|scf|nccl|hccl|relay|tvm|"
@@ -302,7 +302,7 @@ def module_of(label: Label) -> str:
     for s in label.free:
         if "." not in s:
             continue
-        for m in re.finditer(rf"(?<![\w.-]){_PATH.pattern}", BRACKET.sub(" ", s) if "=" in s else s):
+        for m in re.finditer(rf"(?<![\w.-]){PATH.pattern}", BRACKET.sub(" ", s) if "=" in s else s):
             if (m[0][0].islower() or m[0][0] in "_L") and not _NAMESPACE.match(m[0]):
                 return m[0]
     if len(label.free) > 1:
@@ -365,6 +365,6 @@ def num_layers_in(text: str) -> int | None:
 
 
 __all__ = [
-    "RECORDS", "Dims", "Label", "PortFacts", "attribute_key", "attribute_ports", "is_path", "layers_in", "module_of",
+    "PATH", "RECORDS", "Dims", "Label", "PortFacts", "attribute_key", "attribute_ports", "is_path", "layers_in", "module_of",
     "num_layers_in", "operator_of", "plain", "read_label", "record_text", "repeats_in", "repeats_of", "tidy", "words",
 ]  # fmt: skip

@@ -111,6 +111,10 @@ class Places:
         fits = (all(not s or p[i] in s for i, s in enumerate(stated)) for p in known)
         return frozenset(i for i, ok in zip(known.values(), fits, strict=True) if ok) or None
 
+    def without(self, text: str) -> str:
+        """The text without the devices that it names."""
+        return self._named.sub(" ", text)
+
     def _everywhere(self, text: str) -> bool:
         return self._all.search(text) is not None
 
@@ -146,7 +150,7 @@ USUAL = Places()
 _WORD_NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.])([A-Za-z]+(?:\d+[A-Za-z]?(?=[\s#:_-]+\d))?|[一-鿿]{1,4})(?:[\s_-]?rank)?[\s:_#=\-\[({]{0,2}(\d+)(?![\d.]*[A-Za-z])"
 )
-_NO_DEVICE = re.compile(
+NO_DEVICE = re.compile(
     r"(?:layers?|blocks?|l|h|experts?|e|heads?|x|repeats?|times|steps?|stages?|levels?|q|k|v|matmul|linear|fc|conv|seq|batch|b|s|tokens?|"
     r"nodes?|hosts?|servers?|n|mb|micro\w*|chunks?|mlp|ffn|attn|norm|ln|dim|size|phase|part|shard|slice|group|param|weight|top|v|fig\w*|"
     r"version|bf|fp|float|int|层|第|专家|重复)\Z",
@@ -166,7 +170,7 @@ def learn(texts: Sequence[str], lanes: Iterable[str]) -> Places:
     seen: dict[str, set[str]] = defaultdict(set)
     on: Counter[str] = Counter()
     for t in texts:
-        found = {(m[1].lower(), m[2]) for m in _WORD_NUMBER.finditer(t) if not _NO_DEVICE.match(m[1])}
+        found = {(m[1].lower(), m[2]) for m in _WORD_NUMBER.finditer(t) if not NO_DEVICE.match(m[1])}
         on.update({w for w, _ in found})
         for w, i in found:
             seen[w].add(i)
@@ -183,4 +187,4 @@ def learn(texts: Sequence[str], lanes: Iterable[str]) -> Places:
     return Places(words=often[:1]) if often else USUAL
 
 
-__all__ = ["DEVICE_WORD", "MAX_INDICES", "MOST", "SEPARATORS", "USUAL", "Places", "hosts_in", "index_set", "learn"]
+__all__ = ["DEVICE_WORD", "MAX_INDICES", "MOST", "NO_DEVICE", "SEPARATORS", "USUAL", "Places", "hosts_in", "index_set", "learn"]

@@ -280,7 +280,7 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     k = linear(b, "k_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.k_proj", **lin)
     v = linear(b, "v_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.v_proj", **lin)
     if a.clip_qkv is not None:
-        limit = {"attrs": {"limit": a.clip_qkv}, "kernel": "rope", "module": "self_attn.clip"}
+        limit: dict[str, Any] = {"attrs": {"limit": a.clip_qkv}, "kernel": "rope", "module": "self_attn.clip"}
         q, k, v = (step(b, f"{n}_clip", "clip", (x,), **limit) for n, x in (("q", q), ("k", k), ("v", v)))
     if a.qk_norm != "none":
         q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, kv)

@@ -90,7 +90,14 @@ def _group_norm(b: BodyBuilder, model: ModelSpec, a: LinearAttention, x: str, va
     kept, kernel = (BS, "lin_norm_sumsq") if a.one_key else ((*BS, "lin_heads"), NORM["kernel"])
     ssq = b.op("lin_norm_sumsq", "sumsq", (x,), kept, kernel=kernel, module=NORM["module"], dtype="fp32")
     attrs = {"eps": model.norm_eps, "count": a.num_value_heads // a.num_key_heads * a.value_dim}
-    return b.op("lin_norm", "rms_apply", (x, ssq, b.weight("lin_norm.weight", values, "vector")), (*BS, *values), attrs=attrs, **NORM)
+    return b.op(
+        "lin_norm",
+        "rms_apply",
+        (x, ssq, b.weight("lin_norm.weight", values, "vector")),
+        (*BS, *values),
+        attrs=attrs,
+        **NORM,
+    )
 
 
 def _output_gate(b: BodyBuilder, a: LinearAttention, h: str, values: tuple[str, ...]) -> str:

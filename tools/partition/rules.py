@@ -340,7 +340,9 @@ def state_rule(op: Op, ctx: Context) -> Need:
     out = set(ctx.tensor(op.output).dims)
     # A key that all heads share says nothing of where they lie.
     first = max((n for n in op.inputs if not ctx.is_weight(n)), key=lambda n: len(out & set(ctx.tensor(n).dims)))
-    lead = _whole(ctx.settled(first), "seq_len")
+    # A state lies the same in every phase, whatever sequence parallelism did before.
+    have = {**ctx.settled(first).as_dict(), "batch_size": ctx.placement.tokens()["batch_size"]}
+    lead = _whole(Layout.of(have), "seq_len")
     inputs = tuple(
         _check_weight(op, n, ctx, lead) if ctx.is_weight(n) else project(lead, ctx.tensor(n).dims) for n in op.inputs
     )
@@ -351,7 +353,8 @@ RULES: dict[str, Callable[[Op, Context], Need]] = {
     "einsum": einsum_rule, "elementwise": elementwise_rule, "norm": norm_rule, "sumsq": sumsq_rule, "rms_apply": rms_apply_rule,
     "softmax": softmax_rule, "mask": mask_rule, "rope": local_rule, "renormalise": local_rule,
     "assign_copies": local_rule, "cache": cache_rule,
-    "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule, "topk": topk_rule, "select": topk_rule,
+    "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule,
+    "topk": topk_rule, "select": topk_rule,
     "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule,
     "to_nodes": to_nodes_rule, "from_nodes": from_nodes_rule,
     "select_last": select_last_rule,

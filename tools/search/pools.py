@@ -8,7 +8,7 @@ through both pools.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -53,6 +53,8 @@ WAITING = (1, 4, 64)
 """Prompts at a prefill worker, per attention-DP rank, that its pace is asked at."""
 HEADROOM = 0.97
 """Most of a prefill pool's time that is planned for: its queue grows without bound towards all of it."""
+LESS = 0.75
+"""Of the requests in flight, those that are tried next where a percentile breaks its limit."""
 LATENCY = {"ttft_s": "ttft", "tpot_s": "tpot", "e2e_latency_s": "e2e"}
 
 
@@ -296,21 +298,28 @@ def _most_in_flight(d: Deployment, cycle: Cycle, decode: Strategy, load: Load) -
     """Most requests in flight at which the latencies hold (1 if they never do); under a stated rate, the fewest that
     reach it."""
     gates = [g for g in d.requirements.gates if g.metric in LATENCY]
-    means = [g for g in gates if g.stat not in QUANTILE]
 
     def reached(k: int) -> bool:
         return at_concurrency(cycle, k).request_rate >= (load.rate or 0.0)
 
-    def slow(k: int, of: Sequence[Requirement]) -> bool:
+    def slow(k: int) -> bool:
         point = _at(cycle, k, load)
-        return any(point.latency(g) > g.limit for g in of)
+        return any(point.latency(g) > g.limit for g in gates)
+
+    def slow_on_average(k: int) -> bool:
+        found = at_concurrency(cycle, k)
+        e2e = found.ttft_s + (load.osl - 1) * found.tpot_s
+        of = {"ttft_s": found.ttft_s, "tpot_s": found.tpot_s, "e2e_latency_s": e2e}
+        return any(of[g.metric] > g.limit for g in gates)
 
     most = 2 * cycle.most * decode.dp
     if load.rate is not None:
         return _last(1, most, lambda k: not reached(k))[1]
-    # Percentiles are asked of what the means allow: a walk takes longer than the closed form.
-    low = _last(1, most, lambda k: not slow(k, means))[0] if means else most
-    return low if not slow(low, gates) else _last(1, low, lambda k: not slow(k, gates))[0]
+    # No percentile that is stated lies below the mean: walks, which take longer, start where the closed form ends.
+    k = _last(1, most, lambda k: not slow_on_average(k))[0] if gates else most
+    while k > 1 and slow(k):
+        k = max(1, int(k * LESS))
+    return k
 
 
 def _last(low: int, high: int, good: Callable[[int], bool]) -> tuple[int, int]:

@@ -256,6 +256,8 @@ class ModelSpec(Frozen):
     max_context: int | None = None
     unsupported: tuple[str, ...] = ()
     """Why the operator graph of this model is refused, if it is ("linear attention layers")."""
+    doubt: str | None = None
+    """What is not known of its blocks and was read by likeness, if anything."""
     architecture: str | None = None
     """HF architecture class, for engines' legality rules."""
     sources: tuple[str, ...] = ()
@@ -270,7 +272,9 @@ class ModelSpec(Frozen):
             if flags is not None and len(flags) != self.num_hidden_layers:
                 raise ValueError(f"{label} has {len(flags)} entries for {self.num_hidden_layers} layers")
         if self.mixer_layers and self.ffn_layers:
-            empty = [i for i, halves in enumerate(zip(self.mixer_layers, self.ffn_layers, strict=True)) if not any(halves)]
+            empty = [
+                i for i, halves in enumerate(zip(self.mixer_layers, self.ffn_layers, strict=True)) if not any(halves)
+            ]
             if empty:
                 raise ValueError(f"layers {empty} have neither a mixer nor an FFN")
         return self

@@ -47,10 +47,12 @@ class Rule:
     check: Check
 
     def __call__(self, v: View) -> RuleResult:
+        found: list[Violation] = []
         try:
-            found = list(self.check(v))
+            found.extend(self.check(v))  # what was found before the check gave up counts
         except NotDecidable as why:
-            return RuleResult(rule=self.id, title=self.title, status="not_decidable", message=str(why))
+            if not found:
+                return RuleResult(rule=self.id, title=self.title, status="not_decidable", message=str(why))
         return result(self.id, self.title, found)
 
 

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 
 from tools.dag.facts import NodeFacts, View, is_dashed, is_gate, lane_of, words
+from tools.dag.kinds import RECTANGLES
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
+from tools.dag.rules.evidence import DEVICE, DEVICE_ON_LABEL, Fact, absent, boxed_hinted, deviating, in_turn, lacking
 
 HOST = re.compile(r"\b(?:CPU|host)\b|主机", re.IGNORECASE)
 """Where the total input may come from, and the total output go to, besides a device."""
@@ -16,7 +18,8 @@ HOST = re.compile(r"\b(?:CPU|host)\b|主机", re.IGNORECASE)
 def lanes(v: View) -> Iterator[Violation]:
     some_nodes(v)
     full_detail(v)
-    if not any(n.devices or n.everywhere for n in v.nodes.values()):
+    nodes = list(v.nodes.values())
+    if absent(v, DEVICE, nodes):
         yield Violation(
             message=f"none of the {len(v.nodes)} nodes names a device, and no cluster does",
             line=v.graph.line,
@@ -30,44 +33,46 @@ def lanes(v: View) -> Iterator[Violation]:
             line=v.graph.line,
             fix="write `GPU 3` into every label",
         )
-    placed = any("pos" in n.attrs for n in v.nodes.values())
-    used: set[str] = set()
-    for n in v.nodes.values():
-        if n.kind != "compute":
-            if n.devices is None and not n.everywhere and not (n.kind == "io" and HOST.search(n.text)):
-                yield bad(n, "names no GPU", "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
-            continue
-        if n.everywhere or n.devices is None or not (n.on_label or by_lane):
-            if not n.everywhere:
-                yield bad(n, "names no GPU in its label", "write `GPU 3` into the label")
-            else:
-                yield bad(n, "one compute node for all GPUs", "draw one node per device, in that device's lane")
-            continue
-        if len(n.devices) > 1:
-            yield bad(
-                n, f"one compute node for {len(n.devices)} devices", "draw one node per device, in that device's lane"
-            )
-            continue
-        lane = lane_of(v, n)
-        if lane is None:
-            yield bad(
-                n,
-                f"{v.places.names(n.devices)} has no lane around it",
-                "put the node into `subgraph cluster_gpu…` of its device",
-            )
-        elif lane != n.devices:
-            yield bad(
-                n,
-                f"is on {v.places.names(n.devices)} but lies in the lane of {v.places.names(lane)}",
-                "move it to its own lane",
-            )
-        used.add(n.cluster or "")
-    for c in sorted(used & set(v.graph.clusters)):
-        if placed and "bb" not in v.graph.clusters[c].attrs:
-            cluster = v.graph.clusters[c]
+    computes = [n for n in nodes if n.kind == "compute" and _is_computed(n)]
+    one = "draw one node per device, in that device's lane"
+    for n in computes:
+        if n.everywhere:
+            yield bad(n, "one compute node for all GPUs", one)
+        elif n.devices and len(n.devices) > 1 and (n.on_label or by_lane):
+            yield bad(n, f"one compute node for {len(n.devices)} devices", one)
+    alone = [n for n in computes if n.devices and len(n.devices) == 1 and (n.on_label or by_lane)]
+    yield from _unboxed(v, alone)
+    yield from in_turn(
+        _other_lanes(v, alone),
+        (bad(n, "has no lane around it", "put the node into `subgraph cluster_gpu…` of its device")
+         for n in lacking(v, Fact("the device of the lane", lambda n: lane_of(v, n) is not None, boxed_hinted), alone)),
+        (bad(n, "names no GPU in its label", "write `GPU 3` into the label")
+         for n in lacking(v, DEVICE if by_lane else DEVICE_ON_LABEL, [n for n in computes if not n.everywhere])),
+        (bad(n, "names no GPU", "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
+         for n in lacking(v, DEVICE, [n for n in nodes if n.kind != "compute" and not (n.kind == "io" and HOST.search(n.text))])),
+    )  # fmt: skip
+
+
+def _is_computed(n: NodeFacts) -> bool:
+    """Words or the rectangle say so; of a shape that the rules do not know, only words."""
+    return n.sure or n.shape in RECTANGLES
+
+
+def _other_lanes(v: View, alone: list[NodeFacts]) -> Iterator[Violation]:
+    boxed = [(n, lane) for n in alone if (lane := lane_of(v, n)) is not None]
+    yield from deviating(v, "devices of nodes and of the boxes around them", len(boxed), (
+        bad(n, f"is on {v.places.names(n.devices or ())} but lies in the lane of {v.places.names(lane)}",
+            "move it to its own lane") for n, lane in boxed if lane != n.devices))  # fmt: skip
+
+
+def _unboxed(v: View, alone: list[NodeFacts]) -> Iterator[Violation]:
+    if not any("pos" in n.attrs for n in v.nodes.values()):
+        return
+    for c in sorted({n.cluster or "" for n in alone} & set(v.graph.clusters)):
+        if "bb" not in v.graph.clusters[c].attrs:
             yield Violation(
                 message=f"{c}: positions are fixed but the lane has no bb, so no box is drawn",
-                line=cluster.line,
+                line=v.graph.clusters[c].line,
                 fix='add bb="x0,y0,x1,y1"',
             )
 

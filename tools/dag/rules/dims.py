@@ -9,6 +9,7 @@ from functools import lru_cache
 from math import prod
 
 from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_dashed, is_gate, is_residual, plain, words
+from tools.dag.kinds import ELLIPSES, RECTANGLES
 from tools.dag.rules.base import MAX_SHOWN, NotDecidable, Violation, bad, rule, some_nodes
 
 
@@ -158,8 +159,6 @@ def _split_without_global(v: View) -> Iterator[Violation]:
                           f"add `Global: [{d}=…]`")  # fmt: skip
 
 
-RECTANGLES = frozenset({"box", "rect", "rectangle", "square", "record", "mrecord"})
-ELLIPSES = frozenset({"ellipse", "oval", "circle"})
 EXPECTED_SHAPE = {"compute": (RECTANGLES, "rectangle (box)"), "comm": (ELLIPSES, "ellipse"),
 "routing": (frozenset({"parallelogram"}), "parallelogram"),
                   "io": (frozenset({"parallelogram"}), "parallelogram")}  # fmt: skip
