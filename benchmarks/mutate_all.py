@@ -54,6 +54,8 @@ CASES: tuple[tuple[str, dict], ...] = (
     ("gpt-oss-120b", {"tp": 2, "cp": 3, "cp_kind": "ring"}),
     ("llama-3-8b", {"tp": 4, "dk": 2}),
     ("llama-3-8b", {"tp": 4, "axes": {"hidden_tp": 2}}),
+    ("qwen3-next-80b-a3b", {"tp": 2, "ep": 2}),
+    ("deepseek-v3.2", {"tp": 2, "attn_dp": 2, "ep": 4}),
     ("mixtral-8x7b", {"tp": 2, "attn_dp": 4, "ep": 4, "etp": 2}),
     ("glm-4.5", {"attn_dp": 2, "cp": 2, "ep": 4, "pp": 2}),
     ("gemma-2-9b", {"tp": 2, "attn_dp": 2, "sp": True}),

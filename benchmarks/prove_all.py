@@ -58,6 +58,9 @@ ARCHITECTURES: dict[str, str] = {
     "llama-4-scout": "chunked attention, gate scales the input",
     "glm-4.5": "half of d_k rotates, shared expert",
     "kimi-k2": "latent attention, 384 experts",
+    "qwen3-next-80b-a3b": "gated delta rule on three of four layers, gated attention",
+    "kimi-linear-48b-a3b": "Kimi delta attention, latents that do not rotate",
+    "deepseek-v3.2": "attention to positions that an indexer picks",
 }
 """Catalogue name → what its operator graph adds."""
 LENGTHS = ((8, 16), (7, 17))

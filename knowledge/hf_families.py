@@ -229,6 +229,14 @@ def _ernie_moe(c: Config, f: Fields) -> None:
         f["moe"]["correction_bias"] = c.flag("moe_use_aux_free", True)
 
 
+def _hunyuan(c: Config, f: Fields) -> None:
+    """Norms after RoPE, an MLP beside the experts as wide as one of them. Released configs list per-layer values that are
+    all the same. `alpha` of their dynamic RoPE is a larger base."""
+    f["attention"].update(qk_norm="head" if c.flag("use_qk_norm", True) else "none", norm_after_rope=True)
+    if f["moe"]:
+        f["moe"]["shared_intermediate_size"] = f["mlp"]["intermediate_size"]
+
+
 def _internlm(c: Config, f: Fields) -> None:
     f["attention"].update(qkv_bias=c.flag("bias", True), out_bias=c.flag("bias", True))
 
@@ -382,6 +390,10 @@ FAMILIES: dict[str, Family] = {
     "olmo": _like(_LLAMA, norm="layernorm", adapt=_olmo),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
+    "hunyuan_v1_dense": _like(_LLAMA, head_dim=128, adapt=_hunyuan),
+    "hunyuan_v1_moe": _like(_LLAMA, adapt=_hunyuan),
+    "hunyuan": _like(_LLAMA, adapt=_hunyuan),
+    "mimo": _QWEN2,
     "olmoe": _like(_LLAMA, qk_norm="full", norm_topk=False),
     "stablelm": _like(
         _LLAMA,

@@ -246,6 +246,7 @@ def moe_of(c: Config, family: Family) -> Fields | None:
         "num_experts": experts,
         "top_k": top_k,
         "intermediate_size": width,
+        "latent_size": c.whole("moe_latent_size"),
         "gate": stated_gate(c) or family.gate,
         "norm_topk_prob": c.flag("norm_topk_prob", c.flag("moe_renormalize", family.norm_topk)),
         "routed_scaling_factor": c.number("routed_scaling_factor", default=1.0),
@@ -380,7 +381,29 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("qk_layernorm",), "LayerNorm on q and k"),
     (("hyper_connection", "hc_mult"), "hyper-connections"),
     (("attention_sink_bias", "add_swa_attention_sink_bias"), "sinks on some layers only"),
+    (("global_head_dim", "num_global_key_value_heads", "swa_num_key_value_heads", "swa_head_dim"),
+     "attention heads whose size or number differs from layer to layer"),
+    (("attention_k_eq_v",), "values that are the keys (attention_k_eq_v)"),
+    (("hidden_size_per_layer_input",), "embeddings for every layer (hidden_size_per_layer_input)"),
+    (("num_kv_shared_layers",), "layers that read the keys and values of others (num_kv_shared_layers)"),
+    (("enable_moe_block",), "experts beside a dense MLP, with norms of their own (enable_moe_block)"),
+    (("sparse_attention_config",), "sparse attention over blocks of positions (sparse_attention_config)"),
+    (("use_cla",), "keys and values shared across layers (use_cla)"),
 )  # fmt: skip
+OTHER_BLOCKS = {
+    "gemma4": "Gemma-4 blocks (heads of two sizes, values that are the keys, a norm on values)",
+    "gemma4_text": "Gemma-4 blocks (heads of two sizes, values that are the keys, a norm on values)",
+    "gemma3n": "AltUp and LAuReL blocks (Gemma-3n)",
+    "gemma3n_text": "AltUp and LAuReL blocks (Gemma-3n)",
+    "mimo_v2_flash": "MiMo-V2 attention (values of another width than keys, sinks on some layers)",
+    "minimax_m3": "sparse attention over blocks of positions (MiniMax-M3)",
+    "jamba": "state-space (Mamba-1) layers",
+    "bamba": "Mamba-2 layers laid out as in Bamba",
+    "falcon_h1": "layers with attention and Mamba side by side (Falcon-H1)",
+    "zamba2": "attention blocks shared by layers (Zamba2)",
+    "lfm2": "short-convolution layers",
+}
+"""Model types whose blocks are known to be others than the config's keys say."""
 MAMBA2 = ("nemotron_h", "granitemoehybrid")
 """Families whose Mamba layers have an operator graph; others lay theirs out otherwise (Jamba, Bamba, Falcon-H1, Zamba)."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
@@ -398,11 +421,12 @@ def unsupported_of(c: Config, fields: Fields) -> list[str]:
     linear = fields.get("linear") is not None
     drawn = {FEATURES[0]} if linear else set()
     if c.raw("model_type") in MAMBA2:
-        drawn |= {f for f in FEATURES if f[0][0] in ("mamba_d_state", "layers_block_type")}
+        drawn |= {f for f in FEATURES if f[0][0] in ("mamba_d_state", "layers_block_type", "moe_latent_size")}
     if fields["attention"].get("indexer"):
         drawn |= {f for f in FEATURES if f[0][0] == "index_topk"}
     features = [f for f in FEATURES if f not in drawn]
-    reasons = [reason for keys, reason in features if any(_in_force(c.data.get(k)) for k in keys)]
+    reasons = [OTHER_BLOCKS[t] for t in [str(c.raw("model_type"))] if t in OTHER_BLOCKS]
+    reasons += [reason for keys, reason in features if any(_in_force(c.data.get(k)) for k in keys)]
     if kind and kind not in KINDS:
         reasons.append(f"RoPE scaling of type {kind} (known: {', '.join(KINDS)})")
     types = c.raw("layer_types")

@@ -31,7 +31,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_lengt
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 TOP_K = (
     "num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k",
-    "num_selected_experts", "top_k",
+    "num_selected_experts", "top_k_experts", "top_k",
 )  # fmt: skip
 EXPERT_FFN = ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size", "expert_intermediate_size")
 SHARED_FFN = ("shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size")
@@ -110,6 +110,8 @@ class Config:
         value = self.raw(*keys)
         if value is None:
             return None
+        if isinstance(value, (list, tuple)) and value and all(v == value[0] for v in value):
+            value = value[0]  # one for every layer, all the same (Hunyuan-A13B)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:

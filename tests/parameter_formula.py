@@ -31,12 +31,13 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
     if model.moe is not None:
         moe, h = model.moe, model.hidden_size
         matrices = 3 if moe.gated else 2
-        expert = matrices * h * moe.intermediate_size
+        expert = matrices * (moe.latent_size or h) * moe.intermediate_size
         if moe.expert_bias:
             expert += (matrices - 1) * moe.intermediate_size + h
         parts["experts"] = moe_layers * moe.num_experts * expert
         parts["shared"] = moe_layers * (matrices * h * moe.shared_intermediate_size + h * moe.shared_gate)
         extra = moe.router_bias + moe.correction_bias
+        parts["latent"] = moe_layers * 2 * h * (moe.latent_size or 0)
         parts["router"] = moe_layers * moe.num_experts * (h + extra)
         idle = moe_layers * (moe.num_experts - moe.top_k) * expert
     total = sum(parts.values())

@@ -26,7 +26,7 @@ def test_an_axis_takes_one_file() -> None:
     assert knowing == ["tools/partition/axes/hidden_tp.py"]
 
 
-@pytest.mark.parametrize("name", ["llama-3-8b", "mixtral-8x7b", "deepseek-v3", "bloom-7b1"])
+@pytest.mark.parametrize("name", ["llama-3-8b", "mixtral-8x7b", "deepseek-v3", "bloom-7b1", "opt-6.7b"])
 @pytest.mark.parametrize("example", [e for a in AXES for e in a.examples], ids=str)
 def test_the_examples_of_every_axis_are_proven(name: str, example: dict) -> None:
     for proof in prove(load_model(name).model, Strategy.model_validate(example), batch_size=8, seq_len=16).values():

@@ -14,6 +14,8 @@ from parameter_formula import parameter_count
 
 from knowledge.catalog import load_model
 from knowledge.hf_config import FAMILIES, model_from_config
+from knowledge.hf_sections import OTHER_BLOCKS
+from tools.cost.estimate import blocks_in_doubt
 from tools.spec.base import Refused, ToolError
 from tools.spec.model import ModelSpec
 
@@ -81,6 +83,15 @@ def test_every_family_reads_a_plain_config(model_type: str) -> None:
     config = changed(model_type=model_type, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=512, **drawn)
     model = model_from_config(config)
     assert model.hidden_size == 4096 and model.num_hidden_layers == 32 and len(model.layers()) == 32
+
+
+def test_a_value_listed_for_every_layer_is_that_value_where_all_are_the_same() -> None:
+    listed = {"num_experts": 8, "moe_topk": [2] * 32, "moe_intermediate_size": [512] * 32}
+    plain = {"num_experts": 8, "moe_topk": 2, "moe_intermediate_size": 512}
+    one, other = (model_from_config(changed(model_type="hunyuan_v1_moe", **x), "m") for x in (listed, plain))
+    assert one == other and one.moe
+    with pytest.raises(ToolError, match="moe_topk must be a whole number"):
+        model_from_config(changed(model_type="hunyuan_v1_moe", **plain | {"moe_topk": [2, 4] * 16}), "m")
 
 
 def test_alternative_spellings_give_the_same_model() -> None:
@@ -271,7 +282,11 @@ UNSUPPORTED = [
     ({"layer_types": ["linear_attention", "full_attention"] * 16}, "linear_attention"),
     ({"mamba_d_state": 128}, "Mamba"),
     ({"hidden_act": "swigluoai"}, "swigluoai"),
-    ({"index_topk": 2048}, "indexer"),
+    ({"hybrid_override_pattern": "M-*-"}, "Mamba"),
+    ({"head_dim": 256, "global_head_dim": 512}, "differs from layer to layer"),
+    ({"swa_num_key_value_heads": 8}, "differs from layer to layer"),
+    ({"attention_k_eq_v": True}, "values that are the keys"),
+    ({"sparse_attention_config": {"sparse_topk_blocks": 16}}, "blocks of positions"),
 ]
 
 
@@ -280,6 +295,11 @@ def test_layers_without_an_operator_graph_are_named_whatever_the_family(extra: d
     for model_type in ("llama", "brandnew"):
         model = model_from_config(changed(model_type=model_type, **extra))
         assert any(reason in r for r in model.unsupported)
+
+
+@pytest.mark.parametrize("model_type", sorted(OTHER_BLOCKS))
+def test_types_with_other_blocks_are_refused_by_name(model_type: str) -> None:
+    assert OTHER_BLOCKS[model_type] in model_from_config(changed(model_type=model_type)).unsupported
 
 
 def test_blocks_that_are_read_by_likeness_are_a_finding() -> None:

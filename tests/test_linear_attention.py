@@ -7,12 +7,14 @@ import pytest
 
 from knowledge.catalog import load_model
 from tools.checks import run_checks
-from tools.graph.build import all_sizes
+from tools.graph.build import all_sizes, layer_body, model_sizes
 from tools.graph.ir import Op
 from tools.graph.semantics import Place, recur
 from tools.memory import kv_bytes_per_token, memory, state_bytes_per_sequence
+from tools.oracle.pools import prove_pools
 from tools.oracle.prove import prove
 from tools.partition.lower import lower
+from tools.partition.pools import handovers, lower_pools
 from tools.spec.base import Refused, ToolError
 from tools.spec.strategy import Strategy
 
@@ -65,6 +67,30 @@ def test_mamba_layers_are_proven_under_every_axis(model, degrees: dict) -> None:
     """Groups of heads with their own key (Nemotron), one key for all (Granite); layers that are one half only (Nemotron)."""
     for proof in prove(model, Strategy.model_validate(degrees), batch_size=8, seq_len=17, decode_steps=2).values():
         assert proof.ok and proof.max_relative_error <= 1e-9
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        {"tp": 2, "sp": True},
+        {"tp": 2, "attn_dp": 2, "ep": 4},
+        {"tp": 2, "attn_dp": 2, "ep": 4, "ep_nodes": 2},
+        {"tp": 4, "axes": {"hidden_tp": 2}},
+    ],
+    ids=str,
+)
+def test_experts_in_a_latent_space_are_proven_under_the_axes_that_move_tokens(degrees: dict) -> None:
+    model = load_model("nemotron-3-super").model
+    for proof in prove(model, Strategy.model_validate(degrees), batch_size=8, seq_len=17, decode_steps=2).values():
+        assert proof.ok and proof.max_relative_error <= 1e-9
+
+
+def test_what_is_dispatched_is_as_wide_as_the_latent_space() -> None:
+    """Nemotron-3-Super: 1,024 of 4,096 channels travel to the experts; 22 of 512 of them for a token."""
+    model = load_model("nemotron-3-super").model
+    body = layer_body(model, next(k for k in model.layers() if k.ffn == "moe"), "prefill")
+    assert [body.tensors[n].dims[-1] for n in ("dispatch", "expert_down", "combine")] == ["moe_latent"] * 3
+    assert model_sizes(model)["moe_latent"] == 1024
 
 
 @pytest.mark.parametrize(
@@ -159,3 +185,25 @@ def test_the_recurrence_is_the_one_that_gated_delta_networks_state() -> None:
         s = s @ (a * (np.eye(3) - b * np.outer(kt, kt))) + b * np.outer(vt, kt)
         np.testing.assert_allclose(states[0, t, 0], s.T, rtol=1e-12)
     np.testing.assert_allclose(last[0, 0], s.T, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["qwen3-next-80b-a3b", "kimi-linear-48b-a3b"])
+def test_states_cross_from_the_prefill_to_the_decode_pool(name: str) -> None:
+    """Into another layout; without them the decode pool would start from nothing."""
+    model = load_model(name).model
+    prefill, decode = Strategy(tp=4), Strategy(tp=2, attn_dp=2, ep=4)
+    for proof in prove_pools(model, prefill, decode, batch_size=8, seq_len=17, decode_steps=2).values():
+        assert proof.ok and proof.max_relative_error <= 1e-9
+    sizes = all_sizes(model, batch_size=4, seq_len=64, kv_len=64)
+    handed = {h.cache: h for h in handovers(lower_pools(model, prefill, decode, sizes, {**sizes, "seq_len": 1}))}
+    assert {"lin_states", "lin_q_conv", "lin_k_conv", "lin_v_conv"} < set(handed)
+    assert "seq_len" not in handed["lin_states"].lengths({k: int(v) for k, v in sizes.items()})
+
+
+def test_slices_of_a_prompt_hand_their_states_on() -> None:
+    sizes = all_sizes(HYBRID, batch_size=2, seq_len=64, kv_len=64)
+    dag = build_dag(lower(HYBRID, Strategy(pp=2, seq_slices=2), "prefill", sizes))
+    states = [n for n in dag.nodes if n.operator.startswith("lin_states")]
+    assert states and all(any(p.name == "lin_states_kept" for p in n.outputs) for n in states)
+    later = [n for n in states if any(p.name == "lin_states_kept" for p in n.inputs)]
+    assert len(later) == len(states) // 2

@@ -69,6 +69,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_groups": 2, "ssm_state_size": 7, "conv_kernel": 3, "n_routed_experts": 6, "chunk_size": 4,
         "moe_shared_expert_intermediate_size": 28, "routed_scaling_factor": 2.5, "layer_norm_epsilon": 1e-5,
     },
+    "hunyuan_v1_moe": {
+        **BASE, "model_type": "hunyuan_v1_moe", "num_experts": 6, "moe_topk": 2, "pad_token_id": 0,
+    },
+    "hunyuan_v1_dense": {**BASE, "model_type": "hunyuan_v1_dense", "pad_token_id": 0},
+    "nemotron_h_latent": {
+        **{k: v for k, v in BASE.items() if k not in ("num_hidden_layers", "rms_norm_eps")}, **MOE,
+        "model_type": "nemotron_h", "layers_block_type": ["mamba", "moe", "attention", "moe"], "mamba_num_heads": 4,
+        "mamba_head_dim": 5, "n_groups": 1, "ssm_state_size": 7, "conv_kernel": 4, "n_routed_experts": 8,
+        "num_experts_per_tok": 3, "moe_shared_expert_intermediate_size": 28, "moe_latent_size": 14, "chunk_size": 4,
+        "n_group": 4, "topk_group": 2, "layer_norm_epsilon": 1e-5,
+    },
     "granitemoehybrid": {
         **BASE, "model_type": "granitemoehybrid", "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 6,
         "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 7, "mamba_d_conv": 3, "num_local_experts": 6,

@@ -43,9 +43,10 @@ DOWN = ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h", "output_linear"
 MLP = ("mlp.", "feed_forward.", "ffn.", "mixer.", "shared_mlp.", "")
 SHARED = (
     "mlp.shared_expert.", "mlp.shared_experts.", "feed_forward.shared_expert.", "mixer.shared_experts.", "shared_mlp.",
+    "mlp.shared_mlp.",
 )  # fmt: skip
 EXPERTS = ("mlp.experts.", "feed_forward.experts.", "mixer.experts.", "block_sparse_moe.experts.")
-ROUTER = ("mlp.gate.", "mlp.router.", "feed_forward.router.", "mixer.gate.", "block_sparse_moe.router.")
+ROUTER = ("mlp.gate.", "mlp.router.", "feed_forward.router.", "mixer.gate.", "mlp.gate.wg.", "block_sparse_moe.router.")
 CORRECTION = (
     "mlp.gate.e_score_correction_bias",
     "mlp.e_score_correction_bias",
@@ -134,7 +135,7 @@ def attention_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array 
     if head == "sinks":
         return c.get(f"{a}sinks")
     if head in ("q_norm", "k_norm"):
-        return c.get(f"{a}{head}.weight")
+        return c.get(c.first([f"{a}{head}.weight", f"{a}{'query' if head[0] == 'q' else 'key'}_layernorm.weight"]))
     if head == "o_proj":
         name = c.first([f"{a}{n}.{kind}" for n in O_PROJ])
         return c.linear(name) if kind == "weight" else c.get(name)
@@ -323,6 +324,8 @@ def expert_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     if head == "router":
         name = c.first([f"{prefix}{r}{kind}" for r in ROUTER])
         return c.get(name).T if kind == "weight" else c.get(name)
+    if head in ("latent_down", "latent_up"):
+        return c.linear(f"{prefix}mixer.fc{1 if head == 'latent_down' else 2}_latent_proj.weight")
     if head == "shared_gate":
         return c.get(f"{prefix}mlp.shared_expert_gate.weight")
     if head not in ("expert_up", "expert_gate", "expert_down"):

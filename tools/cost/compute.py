@@ -262,7 +262,8 @@ def _comm_work(pbody: PBody, name: str, p: POp, comm: Comm, ctx: WalkContext) ->
             copies = _copies(ctx, (*first, *comm.axes))
             nbytes, fanout = nbytes * copies, ctx.mesh.degree(comm.axes) / (copies * ctx.sizes["top_k"])
         # The rank (or node) of the busiest experts gets, and sends back, more than the mean.
-        busiest = _imbalance(ctx, (*first, *comm.axes), nbytes / ctx.sizes["hidden"])
+        width = ctx.sizes["moe_latent" if "moe_latent" in pbody.spec(tensor).dims else "hidden"]
+        busiest = _imbalance(ctx, (*first, *comm.axes), nbytes / width)
         if first or "expert_nodes" in pbody.spec(tensor).dims:
             fanout = 0.0  # kernels that dispatch in two steps never gather
         if comm.dst_dim in ("experts", "expert_nodes"):
@@ -270,7 +271,7 @@ def _comm_work(pbody: PBody, name: str, p: POp, comm: Comm, ctx: WalkContext) ->
             per = min(per, ACTIVATION_BYTES.get(ctx.weight_dtype, 2.0))
         if comm.dst_dim == "expert_nodes":
             each = ctx.sizes["top_k"] * (ctx.dtypes.bytes("index") + ctx.dtypes.bytes("fp32"))
-            extra = nbytes / ctx.sizes["hidden"] * each  # the experts that each token chose, and their weights
+            extra = nbytes / width * each  # the experts that each token chose, and their weights
     if comm.kind == "transfer":
         # The busier side: what a receiver gets, or what a sender sends when it feeds several.
         ends = (pbody.group(n) for n in (p.inputs[0], p.output))
@@ -540,7 +541,7 @@ def _gemm_shape(
         "m": m, "n": n, "k": k, "groups": groups, "table": "moe", "experts": experts,
         "balance": _imbalance(ctx, ctx.mesh.shape.axis("ep"), m * groups),
         "width": elements({d: v for d, v in held.items() if d != "experts"}),
-        "reads_hidden": "hidden" in local_sizes(pbody, weighted[0].inputs[0], ctx),
+        "reads_hidden": not {"hidden", "moe_latent"}.isdisjoint(local_sizes(pbody, weighted[0].inputs[0], ctx)),
     }  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from tools.dag.handover import draw_handover
 from tools.dag.text import layers_text, slug
 from tools.graph.ir import Op
 from tools.graph.routing import node_tokens, routed_name
+from tools.graph.semantics import STATEFUL
 from tools.memory import Dtypes
 from tools.partition.layout import Comm, Layout, positions
-from tools.partition.lower import PBody, POp, Program, Stage, ends_of, expected_tokens
+from tools.partition.lower import PBody, POp, Program, Stage, ends_of, expected_tokens, keepers, kept_dims
 from tools.partition.pipeline import num_slices, order, sequence, slices
 from tools.partition.pools import Pools
 from tools.partition.transfer import circles, messages
@@ -510,6 +511,14 @@ class _Builder:
         self._port_cache[key] = (body, port)
         return port
 
+    def _kept_port(self, body: PBody, tensor: str, rank: int) -> Port:
+        """Local dims of what one rank keeps of a tensor for the next step."""
+        dims = kept_dims(body, tensor)
+        if dims == body.spec(tensor).dims:
+            return self._port(body, tensor, rank)
+        layout, dtype = body.layout(tensor), body.spec(tensor).dtype
+        return Port(f"{tensor}_kept", tuple((d, self._length(d, layout, rank)) for d in dims), self.dtypes.bytes(dtype))
+
     def routed_note(self, body: PBody, tensor: str, rank: int) -> list[str]:
         if not body.spec(tensor).routed:
             return []
@@ -631,11 +640,12 @@ class _Walk:
         ports = [b._port(self.body, n, u.rank) for n in weights]
         if layout.pending:
             notes = [*notes, f"Partial: {layout.reduce} pending over {b._axis_names(layout.pending)}"]
-        cache = (output,) if p.op and p.op.kind == "cache" else ()
+        cache = (b._kept_port(self.body, p.output, u.rank),) if p.op and p.output in keepers(self.body) else ()
+        outputs = (output, *(port for port in cache if port != output))
         node = DagNode(
             id=f"{step}__g{u.devices[0]}", step=step, row=b.row, role=role, operator=operator,
             module=self.place.module(module), kernel=kernel,
-            devices=u.devices, inputs=tuple(inputs), outputs=(output,), device_text=runtime.gpu_text(u.devices),
+            devices=u.devices, inputs=tuple(inputs), outputs=outputs, device_text=runtime.gpu_text(u.devices),
             global_dims=b._global(inputs, [output], ports), notes=tuple(notes), weights=tuple(ports), caches=cache,
             shards=tuple((n, self._shard(n, u.rank)) for n in weights), lane=u.devices[0], frame=self.place.frame,
             repeats=self.place.repeats,
@@ -667,8 +677,8 @@ class _Walk:
         node = self._node(p, u, role_of(op), f"{op.name} · {word_of(op)}", op.module, op.kernel, shown, output, notes)
         for source, port in before:
             self.b._join(source, node.id, port, u.devices[0])
-        if op.kind == "cache":
-            self.b.kept[self._cache_key(p, u)] = (node.id, output)
+        for port in node.caches:
+            self.b.kept[self._cache_key(p, u)] = (node.id, port)
         for n, port in zip(reads, inputs, strict=True):
             self._read(node.id, n, u, port)
 
@@ -677,7 +687,7 @@ class _Walk:
 
     def _kept_before(self, p: POp, op: Op, u: _Unit) -> list[tuple[str, Port]]:
         """The cache as the slice before left it on this device."""
-        found = self.b.kept.get(self._cache_key(p, u)) if op.kind == "cache" else None
+        found = self.b.kept.get(self._cache_key(p, u)) if op.kind in ("cache", *STATEFUL) else None
         return [found] if found else []
 
     def _slice(self, p: POp, comm: Comm, u: _Unit) -> None:

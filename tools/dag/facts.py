@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from tools.dag.conventions import in_usual_words, own_keys
-from tools.dag.kinds import COMM, COMPUTES, ELLIPSES, GATE, RESIDUAL, TOP_K, kind_of
+from tools.dag.kinds import COMM, COMPUTES, ELLIPSES, GATE, RECTANGLES, RESIDUAL, TOP_K, kind_of
 from tools.dag.labels import (
     RECORDS,
     Dims,
@@ -35,7 +35,7 @@ from tools.dag.labels import (
 )
 from tools.dag.parse import DotEdge, DotGraph, DotNode
 from tools.dag.places import MOST, USUAL, Places, hosts_in, index_set, learn
-from tools.dag.ports import ports_in
+from tools.dag.ports import ports_in, readable
 
 
 @dataclass(slots=True)
@@ -105,6 +105,7 @@ def view(graph: DotGraph) -> View:
         v.in_edges[e.dst].append(e)
         v.out_edges[e.src].append(e)
     _one_word_modules(v, said)
+    _undirected_dims(v)
     _kinds_by_drawing(v)
     return v
 
@@ -123,7 +124,7 @@ _TIPS = ("tooltip", "comment")
 
 def _read(n: DotNode) -> _Said:
     text = plain(n.attrs.get("label", n.id), n.id)
-    if n.attrs.get("shape", "").lower() in RECORDS:
+    if n.attrs.get("shape", "").lower() in RECORDS or (text.startswith("{") and text.endswith("}") and "|" in text):
         text = record_text(text)
     elif "\\" in text:
         text = _ESCAPED.sub(r"\1", text)
@@ -163,7 +164,8 @@ def _node_facts(
     operator = named or operator_of(label, module, places) or n.id.strip() or "?"
     devices, everywhere, on_label = _devices(n, said, places, lanes, graph)
     inputs, outputs, whole = (
-        label.ports.get(k) or attribute_ports(n.attrs, k) or beside.ports.get(k) for k in ("input", "output", "global")
+        readable(label.ports.get(k) or attribute_ports(n.attrs, k) or beside.ports.get(k))
+        for k in ("input", "output", "global")
     )
     layers = index_set(n.attrs.get("layer_indices", "")) or layers_in(module)
     repeats = _repeats(n, said)
@@ -174,6 +176,21 @@ def _node_facts(
         {d: size for p in whole or () for d, size in p.dims if d}, devices,
         everywhere, on_label, module, repeats, layers, n.cluster, n.attrs,
     )  # fmt: skip
+
+
+FEW = 0.1
+
+
+def _undirected_dims(v: View) -> None:
+    """Where hardly a node has dims that come out, but most have several lists that go in (or the other way round), the word
+    for the other direction is not known here, and what was read is both."""
+    nodes = v.nodes.values()
+    for one, other in (("inputs", "outputs"), ("outputs", "inputs")):
+        known = [n for n in nodes if getattr(n, one)]
+        several = sum(len(getattr(n, one)) > 1 for n in known)
+        if sum(bool(getattr(n, other)) for n in nodes) <= FEW * len(nodes) and several > MOST * len(nodes):
+            for n in known:
+                setattr(n, one, None)
 
 
 _ONE_WORD = re.compile(r"[a-z_][a-z0-9_]*(?:/[a-z0-9_]+)?\Z")
@@ -279,16 +296,23 @@ def devices_in(text: str) -> frozenset[int] | None:
 
 # ------------------------------------------------------------------------ kind
 
+
 def _kinds_by_drawing(v: View) -> None:
     """Words that nobody here knows: then the file's drawing says what the node is."""
     drawn: dict[str, Counter[str]] = defaultdict(Counter)
     for n in v.nodes.values():
         if n.kind:
             drawn[n.shape][n.kind] += 1
+    boxes = sum(c["compute"] for s, c in drawn.items() if s in RECTANGLES)
+    rounds = sum(c["compute"] for s, c in drawn.items() if s in ELLIPSES)
     for n in v.nodes.values():
         if not n.kind:
             n.sure = False
             n.kind = _kind_by_drawing(v, n, drawn[n.shape])
+        elif n.kind in ("compute", "routing") and n.shape in ELLIPSES and boxes > rounds and "role" not in n.attrs:
+            # "Ring sum (attention)" that joins devices, drawn as communication: its words are not all known here.
+            if (n.everywhere or len(n.devices or ()) > 1) and len(v.preds[n.id]) and len(v.succs[n.id]):
+                n.sure, n.kind = False, "comm"
 
 
 def _kind_by_drawing(v: View, n: NodeFacts, alike: Counter[str]) -> str:
@@ -322,6 +346,11 @@ def _chooses(operator: str) -> bool:
 def is_gate(n: NodeFacts) -> bool:
     """It chooses experts, whatever shape it is drawn with."""
     return n.kind in ("compute", "routing") and _chooses(n.operator)
+
+
+def is_computed(n: NodeFacts) -> bool:
+    """Its kind is known from words or from a shape that the rules know; of other shapes under unknown names it is not."""
+    return n.sure or n.shape in RECTANGLES
 
 
 def is_dashed(attrs: dict[str, str]) -> bool:

@@ -38,9 +38,8 @@ def _draw(b: _Builder, there: _Builder, h: Handover, targets: list[_Unit]) -> tu
         _transfer(b, there, h, senders, receivers, held)
     b.row += 1
     arrived = [(u, _arrival(b, h, u, held)) for u in targets]
-    spec = h.got.spec(h.cache)
     name = f"{h.cache}({layers_text(h.layers)})"
-    whole = Port(name, tuple((d, b.total[d]) for d in spec.dims), b.dtypes.bytes(spec.dtype))
+    whole = Port(name, tuple(h.lengths(b.total).items()), b.dtypes.bytes(h.got.spec(h.cache).dtype))
     devices = tuple(g for u in targets for g in u.devices)
     ports = [(u.devices[0], held[u.devices[0]][1]) for u in targets]
     node = b._io(
@@ -68,7 +67,7 @@ def _transfer(
     """One node: these ranks of the prefill pool send to those of the decode pool."""
     key = _body_of(b, h)
     given = [(u.devices[0], b.kept[key, h.cache, u.devices[0]]) for u in senders]
-    got = [(u.devices[0], there._port(h.got, h.cache, u.rank)) for u in receivers]
+    got = [(u.devices[0], there._kept_port(h.got, h.cache, u.rank)) for u in receivers]
     devices = tuple(g for u in (*senders, *receivers) for g in u.devices)
     step = f"kv_{key}_{slug(h.cache)}_s{h.target.index}"
     node = DagNode(

@@ -312,7 +312,7 @@ def module_of(label: Label) -> str:
 
 # ------------------------------------------------------------------------ repetition, layers
 
-_TIMES = re.compile(
+TIMES = re.compile(
     r"[×✕]\s*(\d+)(?!\d|\s*(?:identical\s+)?replica)|\b(\d+)\s*[×✕](?!\s*\d)|\bx\s?(\d+)\b|\b(\d+)x\b(?!\s*\d)|\brepeat(?:s|ed)?\s*[:=x×]*\s*(\d+)|"
     r"\b(\d+)\s*(?:times|repetitions)\b|重复\s*(\d+)|共\s*(\d+)\s*层", re.IGNORECASE,
 )  # fmt: skip
@@ -323,7 +323,7 @@ _RANGE = re.compile(
 
 
 def repeats_in(text: str) -> int | None:
-    m = _TIMES.search(text)
+    m = TIMES.search(text)
     return int(next(g for g in m.groups() if g)) if m else None
 
 
@@ -365,6 +365,6 @@ def num_layers_in(text: str) -> int | None:
 
 
 __all__ = [
-    "PATH", "RECORDS", "Dims", "Label", "PortFacts", "attribute_key", "attribute_ports", "is_path", "layers_in", "module_of",
+    "PATH", "RECORDS", "TIMES", "Dims", "Label", "PortFacts", "attribute_key", "attribute_ports", "is_path", "layers_in", "module_of",
     "num_layers_in", "operator_of", "plain", "read_label", "record_text", "repeats_in", "repeats_of", "tidy", "words",
 ]  # fmt: skip

@@ -129,6 +129,14 @@ def _length(text: str) -> str:
     return text
 
 
+_ODD = re.compile(r"[^\w\s?*/+\-–.()×÷^%'\"=:·→>#@|&~$]")
+
+
+def readable(ports: tuple[PortFacts, ...] | None) -> tuple[PortFacts, ...] | None:
+    """None where a name or length has signs that stand in no notation known here (`b∶4`, `⟪b`): then it was misread."""
+    return None if any(_ODD.search(d) or _ODD.search(n) for p in ports or () for d, n in p.dims) else ports
+
+
 _CLOSE, _OPEN = r"[\])}>]", r"[\[({<]"
 _ARROW = re.compile(rf"(?<=[\])}}>])\s*(?:->|=>|→|⇒|⟶|⟹)\s*(?=(?:[\w.%]+\s*[=:]?\s*)?{_OPEN})")
 
@@ -149,4 +157,4 @@ def _alike(ports: tuple[PortFacts, ...]) -> tuple[PortFacts, ...]:
     return tuple(p for p in ports if any(d for d, _ in p.dims)) or ports
 
 
-__all__ = ["BRACKET", "Dims", "PortFacts", "across_arrow", "after_ports", "only_ports", "ports_in", "square"]
+__all__ = ["BRACKET", "Dims", "PortFacts", "across_arrow", "after_ports", "only_ports", "ports_in", "readable", "square"]

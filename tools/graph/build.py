@@ -62,6 +62,7 @@ def model_sizes(model: ModelSpec) -> dict[str, int]:
             "top_k": model.moe.top_k,
             "expert_ffn": model.moe.intermediate_size,
             "shared_ffn": model.moe.shared_intermediate_size,
+            "moe_latent": model.moe.latent_size or 0,
             **node_sizes(model.moe),
         }
     return sizes
@@ -282,10 +283,12 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     if a.clip_qkv is not None:
         limit: dict[str, Any] = {"attrs": {"limit": a.clip_qkv}, "kernel": "rope", "module": "self_attn.clip"}
         q, k, v = (step(b, f"{n}_clip", "clip", (x,), **limit) for n, x in (("q", q), ("k", k), ("v", v)))
-    if a.qk_norm != "none":
+    if a.qk_norm != "none" and not a.norm_after_rope:
         q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, kv)
     if kind.rope:
         q, k = _rope(b, model, kind, "q_rope", q, "d_k"), _rope(b, model, kind, "k_rope", k, "d_k")
+    if a.qk_norm != "none" and a.norm_after_rope:
+        q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, kv)
     k, v = _cache(b, "k_cache", k), _cache(b, "v_cache", v)
     if a.num_kv_heads != a.num_heads:
         group = a.num_heads // a.num_kv_heads
@@ -615,11 +618,14 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase) -> str:
     m = model.moe
     assert m is not None
     ids, weights = _router(b, model, h)
-    nodes, sent = hierarchical(m, phase), h
+    nodes, sent, inner = hierarchical(m, phase), h, "moe_latent" if m.latent_size else "hidden"
+    latent: dict[str, Any] = {"kernel": "latent_proj", "module": "mlp.latent_proj"}
+    if m.latent_size:
+        sent = linear(b, "latent_down", h, ("hidden", inner), (*X[:2], inner), **latent)
     if nodes:
-        sent, ids, weights = to_nodes(b, model, h, ids, weights)
+        sent, ids, weights = to_nodes(b, model, sent, ids, weights)
     tok = ("experts", "batch_size", "seq_len")
-    wide, mid = (*tok, "hidden"), (*tok, "expert_ffn")
+    wide, mid = (*tok, inner), (*tok, "expert_ffn")
     send = (sent, ids, weights) if m.input_scaled else (sent, ids)
     x = b.op(
         "dispatch",
@@ -636,7 +642,7 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase) -> str:
         b,
         "expert_up",
         x,
-        ("experts", "hidden", "expert_ffn"),
+        ("experts", inner, "expert_ffn"),
         mid,
         kernel="expert_gate_up",
         module="mlp.experts.up_proj",
@@ -648,7 +654,7 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase) -> str:
             b,
             "expert_gate",
             x,
-            ("experts", "hidden", "expert_ffn"),
+            ("experts", inner, "expert_ffn"),
             mid,
             kernel="expert_gate_up",
             module="mlp.experts.gate_proj",
@@ -666,18 +672,20 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase) -> str:
         b,
         "expert_down",
         a,
-        ("experts", "expert_ffn", "hidden"),
+        ("experts", "expert_ffn", inner),
         wide,
         kernel="expert_down",
         module="mlp.experts.down_proj",
         **lin,
     )
     back = (y, ids) if m.input_scaled else (y, ids, weights)
-    name, dims = ("combine_nodes", (*NODE_TOKENS, "hidden")) if nodes else ("combine", X)
+    name, dims = ("combine_nodes", (*NODE_TOKENS, inner)) if nodes else ("combine", (*X[:2], inner))
     fn = "unweighted" if m.input_scaled else ""
     out = b.op(name, "combine", back, dims, kernel=name, module="mlp.combine", fn=fn, routed=nodes)
     if nodes:
         out = from_nodes(b, out)
+    if m.latent_size:
+        out = linear(b, "latent_up", out, (inner, "hidden"), X, **latent)
     if not m.shared_intermediate_size:
         return out
     shared = _mlp(

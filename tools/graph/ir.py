@@ -4,9 +4,9 @@ A `Body` is a straight-line list of operators (one embedding, one transformer la
 bodies, identical layers being one body repeated. Structure and size are apart: a `Tensor` names its dims, a `Sizes` says
 how long each is: an int, or a numpy array with one entry per candidate, so that one walk prices a whole candidate set.
 
-Dims: batch_size seq_len kv_len hidden heads kv_heads d_k ffn experts expert_nodes gate_experts expert_ffn
+Dims: batch_size seq_len kv_len hidden heads kv_heads d_k ffn experts expert_nodes gate_experts expert_ffn moe_latent
       shared_ffn top_k vocab padded_vocab positions q_lora kv_lora qk_nope qk_rope v_dim lin_heads lin_group lin_dk
-      lin_dv lin_rank conv
+      lin_dv lin_rank conv conv_past
       index_heads index_dim index_k
 """
 

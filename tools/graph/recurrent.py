@@ -26,6 +26,7 @@ def linear_sizes(a: LinearAttention) -> dict[str, int]:
     return {
         "lin_heads": a.dealt_heads, "lin_group": a.num_value_heads // a.dealt_heads, "lin_dk": a.key_dim,
         "lin_dv": a.value_dim, "lin_rank": a.gate_rank or 0, "conv": a.conv_kernel,
+        "conv_past": a.conv_kernel - 1,
     }  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def to_nodes(b: BodyBuilder, model: ModelSpec, x: str, ids: str, weights: str) -
     }
     narrow = (*NODE_TOKENS, "top_k")
     return (
-        b.op("dispatch_nodes", "to_nodes", (x, ids), (*NODE_TOKENS, "hidden"), fn="tokens", **kw),
+        b.op("dispatch_nodes", "to_nodes", (x, ids), (*NODE_TOKENS, b.tensors[x].dims[-1]), fn="tokens", **kw),
         b.op("node_ids", "to_nodes", (ids,), narrow, fn="ids", tensor_kind="index", dtype="index", **kw),
         b.op("node_weights", "to_nodes", (weights, ids), narrow, fn="weights", dtype="fp32", **kw),
     )
@@ -94,4 +94,4 @@ def to_nodes(b: BodyBuilder, model: ModelSpec, x: str, ids: str, weights: str) -
 def from_nodes(b: BodyBuilder, sums: str) -> str:
     """The sums of all nodes added up where the token came from."""
     kw: dict[str, Any] = {"kernel": "combine", "module": "mlp.combine", "attrs": {"left": "dispatch_nodes"}}
-    return b.op("combine", "from_nodes", (sums,), ("batch_size", "seq_len", "hidden"), **kw)
+    return b.op("combine", "from_nodes", (sums,), ("batch_size", "seq_len", b.tensors[sums].dims[-1]), **kw)

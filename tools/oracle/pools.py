@@ -83,17 +83,17 @@ def hand_over(
     """Fills the decode ranks' caches from the prefill ranks', message by message; what no message brings stays NaN."""
     for h in handovers(pools):
         sent, got = held[h.source.index], into[h.target.index]
-        lengths = {d: int(sizes[d]) for d in h.got.spec(h.cache).dims}
         for layer in h.layers:
-            _deliver(h, (layer, h.cache), sent, got, lengths)
+            _deliver(h, (layer, h.cache), sent, got, sizes)
 
 
 def _deliver(
-    h: Handover, key: tuple[int, str], sent: list[Caches], got: list[Caches], lengths: Mapping[str, int]
+    h: Handover, key: tuple[int, str], sent: list[Caches], got: list[Caches], sizes: Mapping[str, int]
 ) -> None:
+    lengths = h.lengths(sizes)
     wanted = {r: h.receiver.held(r, lengths) for r in h.receiver.ranks}
     arrived: dict[int, Array] = {r: np.full([len(i) for i in index], np.nan) for r, index in wanted.items()}
-    for m in h.messages(lengths):
+    for m in h.messages(sizes):
         source = h.sender.held(m.src, lengths)
         arrived[m.dst][place(wanted[m.dst], m.index)] = sent[m.src][key][place(source, m.index)]
     for r, value in arrived.items():

@@ -229,6 +229,7 @@ def _reduce_moe(model: ModelSpec, s: Strategy, pick: _Picker):
         "num_experts": experts,
         "top_k": top_k,
         "intermediate_size": pick.dim("expert_ffn", m.intermediate_size, s.etp),
+        "latent_size": pick.dim("moe_latent", m.latent_size, at_least=5) if m.latent_size else None,
         "shared_intermediate_size": pick.dim("shared_ffn", m.shared_intermediate_size, s.tp)
         if m.shared_intermediate_size
         else 0,

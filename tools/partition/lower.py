@@ -19,6 +19,7 @@ import numpy as np
 from tools.graph.build import embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op, Size, Sizes, Tensor
 from tools.graph.routing import node_sizes, node_tokens, routed_name
+from tools.graph.semantics import STATEFUL
 from tools.partition.axes import check_axes
 from tools.partition.layout import Comm, Layout, Orders, local_size, redistribute
 from tools.partition.mesh import Mesh, build_mesh
@@ -470,6 +471,20 @@ def expected_tokens(dims: Iterable[str], tokens: Size, sizes: Sizes) -> Any:
         expected = np.ceil(node_tokens(tokens, sizes) - 1e-9)
         return expected.astype(np.int64) if np.ndim(expected) else int(expected)
     return -(-tokens * sizes["top_k"] // sizes["experts"])
+
+
+def keepers(pbody: PBody) -> tuple[str, ...]:
+    """Tensors of which something is kept from one step to the next: caches, and states of linear attention."""
+    return tuple(p.output for p in pbody.ops if p.op is not None and p.op.kind in ("cache", *STATEFUL))
+
+
+def kept_dims(pbody: PBody, tensor: str) -> tuple[str, ...]:
+    """Dims of what is kept of it: all positions of a cache, the last state, what a convolution still sees."""
+    dims = pbody.spec(tensor).dims
+    kind = next(p.op.kind for p in pbody.ops if p.op is not None and p.output == tensor)
+    if kind == "recur":
+        return tuple(d for d in dims if d != "seq_len")
+    return tuple("conv_past" if d == "seq_len" else d for d in dims) if kind == "conv" else dims
 
 
 def ends_of(pbody: PBody, p: POp, mesh: Mesh, orders: Orders) -> tuple[Side, Side]:

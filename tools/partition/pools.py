@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tools.graph.ir import Sizes
-from tools.partition.lower import PBody, Program, Stage, lower
+from tools.partition.lower import PBody, Program, Stage, keepers, kept_dims, lower
 from tools.partition.transfer import Message, Side, messages
 from tools.spec.base import Refused
 from tools.spec.model import ModelSpec
@@ -32,7 +32,7 @@ class Pools:
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """One cache tensor of some layers that the same ranks send and the same ranks receive."""
+    """One cache (or state) of some layers that the same ranks send and the same ranks receive."""
 
     cache: str
     layers: tuple[int, ...]
@@ -45,8 +45,11 @@ class Handover:
 
     def messages(self, sizes: Mapping[str, int]) -> tuple[Message, ...]:
         """Who sends what to whom; `src` and `dst` are ranks inside the two stages."""
-        lengths = {d: int(sizes[d]) for d in self.got.spec(self.cache).dims}
-        return messages(self.sender, self.receiver, lengths, same_ranks=False)
+        return messages(self.sender, self.receiver, self.lengths(sizes), same_ranks=False)
+
+    def lengths(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Dims of what crosses, whole."""
+        return {d: int(sizes[d]) for d in kept_dims(self.got, self.cache)}
 
 
 def lower_pools(model: ModelSpec, prefill: Strategy, decode: Strategy, prompt: Sizes, step: Sizes) -> Pools:
@@ -75,7 +78,7 @@ def handovers(pools: Pools) -> tuple[Handover, ...]:
     sent, got = _bodies(pools.prefill), _bodies(pools.decode)
     for layer, (source, a) in sent.items():
         target, b = got[layer]
-        for name in caches(a):
+        for name in keepers(a):
             rows.setdefault((source.index, id(a), target.index, id(b), name), []).append(layer)
     out = []
     for (*_, name), layers in rows.items():
@@ -88,10 +91,6 @@ def handovers(pools: Pools) -> tuple[Handover, ...]:
     return tuple(out)
 
 
-def caches(body: PBody) -> tuple[str, ...]:
-    return tuple(p.output for p in body.ops if p.op is not None and p.op.kind == "cache")
-
-
 def _bodies(program: Program) -> dict[int, tuple[Stage, PBody]]:
     """Stage and body of every layer."""
     return {
@@ -102,4 +101,4 @@ def _bodies(program: Program) -> dict[int, tuple[Stage, PBody]]:
     }
 
 
-__all__ = ["Handover", "Pools", "caches", "handovers", "lower_pools", "moved"]
+__all__ = ["Handover", "Pools", "handovers", "lower_pools", "moved"]

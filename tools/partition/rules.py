@@ -240,8 +240,8 @@ def embed_rule(op: Op, ctx: Context) -> Need:
 
 
 def pos_lookup_rule(op: Op, ctx: Context) -> Need:
-    ids = ctx.settled(op.inputs[0])
-    return Need((ids, ctx.layouts[op.inputs[1]]), ids)
+    ids, table = ctx.settled(op.inputs[0]), ctx.layouts[op.inputs[1]]
+    return Need((ids, table), Layout.of({**ids.as_dict(), "hidden": table.axes("hidden")}))
 
 
 def topk_rule(op: Op, ctx: Context) -> Need:

@@ -56,6 +56,8 @@ class Attention(Frozen):
     qk_norm: Literal["none", "head", "heads", "full"] = "none"
     """`head`: RMSNorm over d_k of each head (Qwen3); `heads`: LayerNorm over it with weights per head (Command-R+); `full`:
     over heads x d_k (MiniMax-M2, OLMo-2)."""
+    norm_after_rope: bool = False
+    """Queries and keys are normed after they rotate (Hunyuan), not before."""
     clip_qkv: float | None = None
     """Queries, keys and values are clamped to ± this (DBRX, OLMo)."""
     sliding_window: int | None = None
@@ -161,6 +163,9 @@ class MoE(Frozen):
     num_experts: int
     top_k: int
     intermediate_size: int
+    latent_size: int | None = None
+    """Width of the space that routed experts work in: tokens are projected there before they are dispatched and back after
+    they are combined (LatentMoE, Nemotron-3-Super); None means hidden."""
     gate: Literal["softmax_topk", "topk_softmax", "sigmoid_topk", "sparsemixer"] = "softmax_topk"
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0

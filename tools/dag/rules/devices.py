@@ -5,10 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tools.dag.facts import NodeFacts, View, is_dashed, is_gate, lane_of, words
-from tools.dag.kinds import RECTANGLES
+from tools.dag.facts import NodeFacts, View, is_computed, is_dashed, is_gate, lane_of, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
-from tools.dag.rules.evidence import DEVICE, DEVICE_ON_LABEL, Fact, absent, boxed_hinted, deviating, in_turn, lacking
+from tools.dag.rules.evidence import (
+    DEVICE,
+    DEVICE_ON_LABEL,
+    Fact,
+    absent,
+    boxed_hinted,
+    deviating,
+    in_turn,
+    is_own,
+    lacking,
+)
 
 HOST = re.compile(r"\b(?:CPU|host)\b|主机", re.IGNORECASE)
 """Where the total input may come from, and the total output go to, besides a device."""
@@ -33,7 +42,7 @@ def lanes(v: View) -> Iterator[Violation]:
             line=v.graph.line,
             fix="write `GPU 3` into every label",
         )
-    computes = [n for n in nodes if n.kind == "compute" and _is_computed(n)]
+    computes = [n for n in nodes if n.kind == "compute" and is_computed(n)]
     one = "draw one node per device, in that device's lane"
     for n in computes:
         if n.everywhere:
@@ -51,11 +60,6 @@ def lanes(v: View) -> Iterator[Violation]:
         (bad(n, "names no GPU", "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
          for n in lacking(v, DEVICE, [n for n in nodes if n.kind != "compute" and not (n.kind == "io" and HOST.search(n.text))])),
     )  # fmt: skip
-
-
-def _is_computed(n: NodeFacts) -> bool:
-    """Words or the rectangle say so; of a shape that the rules do not know, only words."""
-    return n.sure or n.shape in RECTANGLES
 
 
 def _other_lanes(v: View, alone: list[NodeFacts]) -> Iterator[Violation]:
@@ -98,6 +102,8 @@ def transfers(v: View) -> Iterator[Violation]:
         several = any(n.kind == "compute" and len(n.devices or ()) > 1 for n in (a, b))
         if several and a.devices & b.devices:
             continue
+        if not is_own(v) and not (is_computed(a) and is_computed(b)):
+            continue  # what is drawn and named in ways of its own may be the transfer
         if (a.kind == "compute" == b.kind and a.devices != b.devices) or not a.devices & b.devices:
             yield Violation(
                 message=f"{a.id} ({v.places.names(a.devices)}) → {b.id} ({v.places.names(b.devices)}) "
@@ -130,7 +136,7 @@ def all_gpus(v: View) -> Iterator[Violation]:
     for n in v.nodes.values():
         if not n.everywhere or n.kind == "io":
             continue
-        if n.kind == "routing" and _joins_all(v, n, world):
+        if (n.kind == "routing" and _joins_all(v, n, world)) or not n.sure:
             continue
         if n.kind in ("compute", "routing"):
             yield bad(

@@ -8,9 +8,22 @@ from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 
-from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_dashed, is_gate, is_residual, plain, words
+from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_computed, is_dashed, is_gate, is_residual, plain, words
 from tools.dag.kinds import ELLIPSES, RECTANGLES
-from tools.dag.rules.base import MAX_SHOWN, NotDecidable, Violation, bad, rule, some_nodes
+from tools.dag.parse import DotEdge
+from tools.dag.rules.base import NotDecidable, Violation, bad, rule, some_nodes
+from tools.dag.rules.evidence import (
+    CLEAR,
+    DIMS,
+    INPUT,
+    OUTPUT,
+    absent,
+    deviating,
+    dims_hinted,
+    in_turn,
+    is_own,
+    lacking,
+)  # fmt: skip
 
 
 @rule("R03", "splits and aggregations are nodes")
@@ -28,7 +41,7 @@ def splits(v: View) -> Iterator[Violation]:
             if not a.outputs or not n.inputs:
                 continue
             change = _resized(a.outputs, n.inputs)
-            if change:
+            if change and is_computed(n) and is_computed(a):
                 yield Violation(
                     message=f"{a.id} → {n.id}: {change} on a bare edge", node=n.id, line=e.line,
                     fix="insert a parallelogram that splits or aggregates this dim (or a collective)",
@@ -43,7 +56,8 @@ def _implicit_aggregation(v: View, n: NodeFacts) -> Iterator[Violation]:
         if tensor := _tensor(e.attrs):
             arriving[tensor].add(e.src)
     for tensor, sources in arriving.items():
-        if len(sources) > 1 and len(n.inputs or ()) < len(v.in_edges[n.id]):
+        known = is_computed(n) and (n.inputs or not dims_hinted(v, n))
+        if len(sources) > 1 and known and len(n.inputs or ()) < len(v.in_edges[n.id]):
             yield bad(
                 n,
                 f"{tensor} arrives from {len(sources)} nodes and is aggregated inside",
@@ -87,15 +101,27 @@ def _resized(outputs: tuple[PortFacts, ...], inputs: tuple[PortFacts, ...]) -> s
 @rule("R04", "every node states Input and Output dims as name=value; Global for split dims")
 def dims_stated(v: View) -> Iterator[Violation]:
     some_nodes(v)
-    _dims_readable(v)
+    nodes = list(v.nodes.values())
+    if absent(v, DIMS, nodes):
+        yield Violation(message=f"none of the {len(nodes)} nodes states its dims", line=v.graph.line, fix=_STATE_DIMS)
+        return
     sizes = dict(re.findall(r"(\w+)=(\d+)", v.graph.attrs.get("sizes", "")))
-    for n in v.nodes.values():
-        missing = [w for w, ports in (("Input", n.inputs), ("Output", n.outputs)) if not ports]
-        if missing:
-            yield bad(
-                n, f"no {' and no '.join(missing)} dims", "add `Input: [batch_size=…, …], Output: [batch_size=…, …]`"
-            )
-            continue
+    yield from in_turn(
+        _stated_badly(nodes, sizes),
+        () if sizes else _split_without_global(v),
+        (
+            bad(n, "no Input dims" if n.outputs else "no Input and no Output dims", _STATE_DIMS)
+            for n in lacking(v, INPUT, nodes)
+        ),
+        (bad(n, "no Output dims", _STATE_DIMS) for n in lacking(v, OUTPUT, nodes) if n.inputs),
+    )
+
+
+_STATE_DIMS = "add `Input: [batch_size=…, …], Output: [batch_size=…, …]`"
+
+
+def _stated_badly(nodes: list[NodeFacts], sizes: dict[str, str]) -> Iterator[Violation]:
+    for n in nodes:
         ports = (*(n.inputs or ()), *(n.outputs or ()))
         unnamed = next((p for p in ports for d, x in p.dims if not d or not x or x == "?"), None)
         if unnamed is not None:
@@ -111,29 +137,6 @@ def dims_stated(v: View) -> Iterator[Violation]:
                     f"{d} is split (whole: {sizes[d]}) but Global says {n.whole.get(d, 'nothing')}",
                     f"add `Global: [{d}={sizes[d]}]`",
                 )
-    if not sizes:
-        yield from _split_without_global(v)
-
-
-_SIZE = re.compile(r"[^\W\d]\w*\s*[=:]\s*\d|\[\s*\d+\s*[,x×]|\(\s*\d+\s*[,x×]")
-
-
-def _dims_readable(v: View) -> None:
-    """Sizes stand in most labels, but not behind words that say which go in and which come out."""
-    for word, missing in (
-        ("input", [n for n in v.nodes.values() if not n.inputs]),
-        ("output", [n for n in v.nodes.values() if not n.outputs]),
-    ):
-        said = next((n for n in missing if len(_SIZE.findall(n.text)) > 1), None)
-        if (
-            len(missing) == len(v.nodes)
-            and said
-            and sum(bool(_SIZE.search(n.text)) for n in missing) > len(missing) / 2
-        ):
-            raise NotDecidable(
-                f"labels state sizes, but none says which are its {word} "
-                f"({said.id}: {said.text[:60]!r}); write `{word.title()}: […]`"
-            )
 
 
 def _split_without_global(v: View) -> Iterator[Violation]:
@@ -174,7 +177,7 @@ def shapes(v: View) -> Iterator[Violation]:
         allowed, name = EXPECTED_SHAPE[_kind_by_name(n)]
         if is_gate(n):
             allowed = allowed | RECTANGLES  # "Gate" may be the linear map or the choice; a top-k is an operator too
-        if n.shape not in allowed:
+        if n.shape not in allowed and n.sure:
             yield bad(
                 n,
                 f"{n.operator[:60]!r} is drawn as {n.shape}, not as {name}",
@@ -189,33 +192,59 @@ def _kind_by_name(n: NodeFacts) -> str:
 
 @rule("R15", "edges carry the tensor's name; the producer's output dims are the consumer's input dims")
 def edge_dims(v: View) -> Iterator[Violation]:
-    known = unnamed = 0
-    for e in v.graph.edges:
-        a, b = v.nodes[e.src], v.nodes[e.dst]
-        tensor = _tensor(e.attrs)
-        if not tensor:
-            unnamed += 1
-            if unnamed <= MAX_SHOWN:
-                yield Violation(
-                    message=f"{e.src} → {e.dst} does not name its tensor",
-                    node=e.src,
-                    line=e.line,
-                    fix='label="tensor name"',
-                )
-        if not a.outputs or not b.inputs or (is_dashed(e.attrs) and is_gate(a) and b.kind == "routing"):
-            continue  # a dashed selection says who is chosen; the tokens come on the solid line
-        known += 1
-        wanted = [p for p in b.inputs if p.tensor and tensor and p.tensor.split("(")[0] == tensor] or list(b.inputs)
-        offered = [p for p in a.outputs if p.tensor and tensor and p.tensor.split("(")[0] == tensor] or list(a.outputs)
+    edges = [(e, _tensor(e.attrs)) for e in v.graph.edges]
+    joined = [x for x in edges if _comparable(v, x[0])]
+    yield from in_turn(
+        deviating(v, "dims given and taken along edges", len(joined), _mismatches(v, joined)),
+        _unserved(v), _unoffered(v), _unnamed(v, edges),
+    )  # fmt: skip
+    if not joined and all(t for _, t in edges):
+        raise NotDecidable("no edge joins two nodes that state their dims")
+
+
+def _comparable(v: View, e: DotEdge) -> bool:
+    """Both ends state their dims; a dashed selection says who is chosen, the tokens come on the solid line."""
+    a, b = v.nodes[e.src], v.nodes[e.dst]
+    return bool(a.outputs and b.inputs) and not (is_dashed(e.attrs) and is_gate(a) and b.kind == "routing")
+
+
+def _mismatches(v: View, edges: list[tuple[DotEdge, str]]) -> Iterator[Violation]:
+    for e, tensor in edges:
+        inputs, outputs = v.nodes[e.dst].inputs or (), v.nodes[e.src].outputs or ()
+        wanted = [p for p in inputs if p.tensor and tensor and p.tensor.split("(")[0] == tensor] or list(inputs)
+        offered = [p for p in outputs if p.tensor and tensor and p.tensor.split("(")[0] == tensor] or list(outputs)
         if not any(_same(o, i) for o in offered for i in wanted):
             yield Violation(
                 message=f"{e.src} gives {offered[0]}, {e.dst} takes {wanted[0]}", node=e.dst, line=e.line,
                 fix="make the dims equal, or put the operator that changes them between",
             )  # fmt: skip
-    yield from _unserved(v)
-    yield from _unoffered(v)
-    if not known and not unnamed:
-        raise NotDecidable("no edge joins two nodes that state their dims")
+
+
+_DRAWS = re.compile(
+    r"(?:style|.*color|weight|arrow.*|pen.*|constraint|dir|minlen|.*font.*|len|.*size|.*port|[lw]?[hst]\w*|pos|lp|class)\Z"
+)
+"""Attributes of an edge that say how it is drawn, not what it carries."""
+
+
+def _unnamed(v: View, edges: list[tuple[DotEdge, str]]) -> Iterator[Violation]:
+    """Edges without a tensor's name: where most have one, or where none says anything at all."""
+    without = [e for e, tensor in edges if not tensor]
+    said = [
+        e
+        for e in without
+        if not any(e.attrs.get(k) for k in _TENSOR_KEYS) and any(not _DRAWS.match(k) for k in e.attrs)
+    ]
+    named = len(edges) - len(without)
+    if named and not is_own(v) and named < CLEAR * (named + len(without)):
+        raise NotDecidable(
+            f"only {named} of {len(edges)} edges name a tensor, e.g. not {without[0].src} → {without[0].dst}"
+        )
+    if len(said) > (1 - CLEAR) * len(edges):
+        raise NotDecidable(f"edges say something in attributes that are not known: {', '.join(said[0].attrs)}")
+    for e in without:
+        yield Violation.model_construct(
+            message=f"{e.src} → {e.dst} does not name its tensor", node=e.src, line=e.line, fix='label="tensor name"'
+        )
 
 
 def _same(a: PortFacts, b: PortFacts) -> bool:
@@ -303,13 +332,19 @@ def batch(v: View) -> Iterator[Violation]:
         outs = {x for p in n.outputs or () for d, x in p.dims if BATCH.match(d)}
         if n.kind == "compute" and (ins or outs):
             decidable = True
-            if len(ins) > 1 or (ins and outs and ins != outs):
+            if is_computed(n) and (len(ins) > 1 or (ins and outs and ins != outs)):
                 yield bad(
                     n,
                     f"a computation turns batch_size {_set(ins)} into {_set(outs)}",
                     "batch items are independent; only split, routing or communication may regroup",
                 )
-            elif ins and not outs and not _reshapes(n) and any(d for p in n.outputs or () for d, _ in p.dims):
+            elif (
+                ins
+                and not outs
+                and is_computed(n)
+                and not _reshapes(n)
+                and any(d for p in n.outputs or () for d, _ in p.dims)
+            ):
                 yield bad(n, "its output has no batch_size any more", "batch items are independent; keep the dim")
         items = n.attrs.get("batch_items", "")
         if (

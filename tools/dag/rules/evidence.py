@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tools.dag.facts import NodeFacts, View
-from tools.dag.labels import PATH, words
+from tools.dag.labels import PATH, TIMES, segments, words
 from tools.dag.places import NO_DEVICE
 from tools.dag.ports import BRACKET, square
 from tools.dag.rules.base import NotDecidable, Violation
@@ -103,27 +103,33 @@ _JOINS = re.compile(
     re.IGNORECASE,
 )
 _PAIRS = re.compile(r"[^\W\d]\w*\s*[=:∶]\s*\d+")
-_LISTED = re.compile(r"[\[({<⟨⟪|][^\[\](){}<>]*\w\s*[,;x×*·]\s*\w[^\[\](){}<>]*[\])}>⟩⟫|]")
-_LIKE_PATH = re.compile(r"\w(?:::|[./\\>»~!^|]|->)[a-z_*\d]|\s(?:>|»|/|::|→|\\|›)\s|[a-z]\w*_[a-z]|[a-z][A-Z][a-z]")
+_SIZED = re.compile(r"[^\W\d]\w*\s*[^\w\s,;.()]{1,2}\s*\d")
+_SIZED_IN_WORDS = re.compile(r"[^\W\d]\w*\s\d")
+_LISTED = re.compile(r"[\[({<⟨⟪|][^\[\](){}<>⟨⟩⟪⟫|]*\w\s*[,;x×*·]\s*\w[^\[\](){}<>⟨⟩⟪⟫|]*[\])}>⟩⟫|]")
+_LIKE_PATH = re.compile(r"\w(?:::|[./\\>»~!^]|->)[a-z_*\d]|\s(?:>|»|/|::|→|\\|›)\s|[a-z]\w*_[a-z]|[a-z][A-Z][a-z]")
 
 
 def _free(v: View, n: NodeFacts) -> str:
-    """The text without devices and module path."""
-    text = v.places.without(n.text)
+    """The text without devices, repetitions and module path."""
+    text = TIMES.sub(" ", v.places.without(n.text))
     return PATH.sub(" ", text.replace(n.module, " ") if n.module else text)
 
 
 def dims_hinted(v: View, n: NodeFacts) -> bool:
-    """More numbers, or more lists in brackets, than the dims that were read."""
-    known = sum(len(p.dims) for ports in (n.inputs, n.outputs) for p in ports or ()) + len(n.whole)
+    """More names with numbers, or more lists in brackets, than the dims that were read."""
+    ports = [p for found in (n.inputs, n.outputs) for p in found or ()]
+    known = sum(len(p.dims) for p in ports) + len(n.whole)
     text = _free(v, n)
-    lists = len(_LISTED.findall(text)) > sum(len(ports or ()) for ports in (n.inputs, n.outputs)) + bool(n.whole)
-    return lists or len(re.findall(r"(?<![\d.])\d+", text)) - known > 1
+    return (
+        len(_LISTED.findall(text)) > len(ports) + bool(n.whole)
+        or len(_SIZED.findall(text)) > known + 1
+        or len(_SIZED_IN_WORDS.findall(text)) > known + 2
+    )
 
 
 def device_hinted(v: View, n: NodeFacts) -> bool:
     """A number, or a word for a group, outside dims and path."""
-    text = _PAIRS.sub(" ", BRACKET.sub(" ", square(PATH.sub(" ", n.text))))
+    text = _PAIRS.sub(" ", BRACKET.sub(" ", square(PATH.sub(" ", TIMES.sub(" ", n.text)))))
     if n.kind != "compute" and _JOINS.search(words(text)):
         return True
     return bool(_NUMBER.search(text)) or any(not NO_DEVICE.match(m[1]) for m in _NUMBERED.finditer(text))
@@ -131,8 +137,8 @@ def device_hinted(v: View, n: NodeFacts) -> bool:
 
 def module_hinted(v: View, n: NodeFacts) -> bool:
     """Words joined as paths are, outside operator and dims."""
-    text = n.text.replace(n.operator, " ", 1)
-    return bool(_LIKE_PATH.search(_PAIRS.sub(" ", BRACKET.sub(" ", square(v.places.without(text))))))
+    text = "\n".join(s for s in segments(n.text.replace(n.operator, " ", 1)) if not re.search(r"[\[\]=]", s))
+    return bool(_LIKE_PATH.search(v.places.without(text)))
 
 
 def boxed_hinted(v: View, n: NodeFacts) -> bool:
@@ -142,6 +148,7 @@ def boxed_hinted(v: View, n: NodeFacts) -> bool:
 
 DEVICE = Fact("the device", lambda n: n.devices is not None or n.everywhere, device_hinted)
 DEVICE_ON_LABEL = Fact("the device in the label", lambda n: n.on_label, device_hinted)
+DIMS = Fact("dims", lambda n: bool(n.inputs or n.outputs), dims_hinted)
 INPUT = Fact("the input's dims", lambda n: bool(n.inputs), dims_hinted)
 OUTPUT = Fact("the output's dims", lambda n: bool(n.outputs), dims_hinted)
 MODULE = Fact("the module path", lambda n: bool(n.module), module_hinted)

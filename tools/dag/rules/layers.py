@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from tools.dag.facts import COMPUTES, NodeFacts, View, cluster_repeats, index_set, num_layers, plain, repeats_in, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
+from tools.dag.rules.evidence import MODULE, absent, is_own, lacking
 
 BLOCK = re.compile(
     r"multi[\s-]?head[\s-]?attention|\bself[\s-]?attention\b|\bMHA\b|\bGQA\b|\bMLA\b|\battention\b|\bfeed[\s-]?forward\b|\bFFN\b|\bMLP\b|"
@@ -50,8 +51,21 @@ def single_operators(v: View) -> Iterator[Violation]:
             yield bad(n, f"{head[:60]!r} names {len(_LIST.split(head))} operators", "one node per operator")
         elif OMITTED.search(head):
             yield bad(n, f"{head[:60]!r} stands for layers that are not drawn", "draw the layer once and write × n")
-        elif BLOCK.search(head) and not OPERATOR.search(BLOCK.sub("", head)):
+        elif BLOCK.search(head) and not OPERATOR.search(BLOCK.sub("", head)) and _only_a_block(v, head):
             yield bad(n, f"{head[:60]!r} is a block of operators", "break it down: projections, scores, softmax, …")
+
+
+_BESIDE_BLOCK = re.compile(
+    r"\b(?:block|layers?|module|sub|fused|causal|masked|self|cross|multi|head|the|network|expert|shard\w*|part|local|dense|sparse|"
+    r"forward|pass|full|group|of|for|on|with|and|a|in|pre|post|x|stage|computation|compute|core|op|mechanism|tp|ep|dp|pp|heads?|"
+    r"transformer|decoder|encoder|stack|unit|experts?)\b", re.IGNORECASE,
+)  # fmt: skip
+
+
+def _only_a_block(v: View, head: str) -> bool:
+    """Beside the block's name no word that may name one of its operators."""
+    rest = BLOCK.sub(" ", v.places.without(head))
+    return is_own(v) or not re.search(r"[^\W\d_]{2,}", _BESIDE_BLOCK.sub(" ", re.sub(r"[(（].*", " ", rest)))
 
 
 _LIST = re.compile(r"\s*[,，、;；]\s*")
@@ -257,7 +271,7 @@ def _uneven_stages(v: View) -> Iterator[Violation]:
 def modules(v: View) -> Iterator[Violation]:
     some_nodes(v)
     judged = [n for n in v.nodes.values() if n.kind != "io"]
-    if judged and not any(n.module for n in judged):
+    if absent(v, MODULE, judged):
         # The file has no such convention: one thing to tell, not one per node.
         yield Violation(
             message=f"none of the {len(judged)} nodes carries a module path",
@@ -265,6 +279,5 @@ def modules(v: View) -> Iterator[Violation]:
             fix="write it on the second line of every label, e.g. model.layers.0-79.self_attn.q_proj",
         )
         return
-    for n in judged:
-        if not n.module:
-            yield bad(n, "no module path", "write it on the second line, e.g. model.layers.0-79.self_attn.q_proj")
+    for n in lacking(v, MODULE, judged):
+        yield bad(n, "no module path", "write it on the second line, e.g. model.layers.0-79.self_attn.q_proj")

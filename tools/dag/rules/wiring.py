@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from tools.dag.facts import TOP_K, NodeFacts, View, is_dashed, is_gate, is_residual, words
-from tools.dag.rules.base import Violation, bad, rule, some_nodes
+from tools.dag.rules.base import NotDecidable, Violation, bad, rule, some_nodes
+from tools.dag.rules.evidence import is_own
 
 
 @rule("R06", "acyclic")
@@ -51,7 +52,7 @@ def ends(v: View) -> Iterator[Violation]:
     sinks = [v.nodes[n] for n, s in v.succs.items() if not s]
     for found, word, other in ((sources, "predecessor", "input"), (sinks, "successor", "output")):
         named = [n for n in found if n.kind == "io" or re.search(other, n.id + words(n.operator), re.IGNORECASE)]
-        keep = named[0] if named else None
+        keep = named[0] if named else _unnamed_end(v, found)
         if keep is None:
             yield Violation(message=f"no total {other}: {len(found)} nodes without {word}, none called so",
             node=found[0].id if found else None,
@@ -60,6 +61,14 @@ def ends(v: View) -> Iterator[Violation]:
         for n in found:
             if n is not keep:
                 yield bad(n, f"has no {word}", f"connect it; only the total {other} may have none")
+
+
+def _unnamed_end(v: View, found: list[NodeFacts]) -> NodeFacts | None:
+    """The total input or output under a name that nobody here knows: a parallelogram, or the only one that is no operator."""
+    if is_own(v):
+        return None
+    drawn = [n for n in found if n.shape == "parallelogram" and (n.kind != "compute" or not n.sure)]
+    return drawn[0] if drawn else found[0] if len(found) == 1 and not found[0].sure else None
 
 
 @rule("R08", "a residual add has at least two inputs")
@@ -87,6 +96,8 @@ def gates(v: View) -> Iterator[Violation]:
     experts = [n for n in v.nodes.values() if EXPERT.search(heads[n.id]) and n.kind == "compute"]
     found = _gates(v)
     if not found:
+        if experts and any(is_dashed(e.attrs) for e in v.graph.edges) and not is_own(v):
+            raise NotDecidable("no node is called a gate or router, but dashed edges are drawn")
         if experts:
             yield bad(experts[0], "experts without a gate", "add the gate's top-k selection and its dashed edges")
         return
@@ -110,6 +121,9 @@ def gates(v: View) -> Iterator[Violation]:
     ]
     if targets:
         yield from _partial_choice(v, found, {t.id for t in targets})
+    if reached and not any(t.id in reached for t in targets or experts) and not is_own(v):
+        if not any(v.nodes[r].sure for r in reached):
+            raise NotDecidable(f"dashed lines leave {found[0].id}, to nodes that are not known as routing or experts")
     for t in targets or experts:
         if t.id not in reached and not (not targets and any(p in reached for p in v.preds[t.id])):
             yield bad(
