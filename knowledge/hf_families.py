@@ -45,6 +45,9 @@ def _sparse(c: Config, f: Fields) -> None:
     top_k = c.whole("index_topk")
     if top_k is None or not f["attention"]["mla"]:
         return
+    types = c.sequence("indexer_types", f["num_hidden_layers"]) or []
+    if "shared" in types and not c.raw("index_topk_freq", "index_topk_pattern"):
+        f["unsupported"] += ("picked positions that layers share (indexer_types)",)
     f["attention"]["indexer"] = {
         "num_heads": c.whole("index_n_heads") or 64,
         "head_dim": c.whole("index_head_dim") or 128,

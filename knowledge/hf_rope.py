@@ -48,10 +48,6 @@ def scaling_of(c: Config, rope: Mapping[str, Any], dim: int) -> Fields | None:
     out: Fields = {"kind": kind, "factor": factor, "original": most if kind == "dynamic" else original}
     if kind == "llama3":
         low, high = r.number("low_freq_factor", default=1.0), r.number("high_freq_factor", default=4.0)
-        if low == high:
-            raise ToolError(
-                f"{c.name}: rope_scaling: low_freq_factor and high_freq_factor are both {low}; they must differ"
-            )
         out |= {"low_freq_factor": low, "high_freq_factor": high}
     elif kind == "yarn":
         out |= {

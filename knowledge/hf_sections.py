@@ -26,10 +26,14 @@ from knowledge.hf_values import (
     Family,
     Fields,
 )
-from tools.spec.base import ToolError
+from tools.spec.base import Refused, ToolError
 
 
 def require_essentials(c: Config, family: Family) -> None:
+    if c.raw("block_configs"):
+        raise Refused(
+            f"{c.name}: blocks whose shape differs from layer to layer (block_configs) have no operator graph yet"
+        )
     needed = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "vocab_size": VOCAB}
     missing = [label for label, keys in needed.items() if c.raw(*keys) is None]
     if family.ffn_multiple is None and _ffn_width(c, family) is None and c.raw(*EXPERT_FFN) is None:
@@ -375,7 +379,6 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("conv_L_cache",), "short-convolution layers"),
     (("altup_num_inputs",), "AltUp and LAuReL blocks (Gemma-3n)"),
     (("cross_attention_layers",), "cross-attention layers"),
-    (("block_configs",), "blocks whose shape differs from layer to layer"),
     (("moe_latent_size", "routed_expert_hidden_size"), "experts in a latent space narrower than hidden"),
     (("zero_expert_num",), "zero-computation experts"),
     (("qk_layernorm",), "LayerNorm on q and k"),

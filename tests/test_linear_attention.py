@@ -7,6 +7,7 @@ import pytest
 
 from knowledge.catalog import load_model
 from tools.checks import run_checks
+from tools.dag.build import build_dag
 from tools.graph.build import all_sizes, layer_body, model_sizes
 from tools.graph.ir import Op
 from tools.graph.semantics import Place, recur
@@ -204,6 +205,6 @@ def test_slices_of_a_prompt_hand_their_states_on() -> None:
     sizes = all_sizes(HYBRID, batch_size=2, seq_len=64, kv_len=64)
     dag = build_dag(lower(HYBRID, Strategy(pp=2, seq_slices=2), "prefill", sizes))
     states = [n for n in dag.nodes if n.operator.startswith("lin_states")]
-    assert states and all(any(p.name == "lin_states_kept" for p in n.outputs) for n in states)
-    later = [n for n in states if any(p.name == "lin_states_kept" for p in n.inputs)]
+    assert states and all(any(p.tensor == "lin_states_kept" for p in n.outputs) for n in states)
+    later = [n for n in states if any(p.tensor == "lin_states_kept" for p in n.inputs)]
     assert len(later) == len(states) // 2

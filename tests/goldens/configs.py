@@ -103,6 +103,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 64,
         },
     },
+    "rope_llama3_step": {
+        **BASE, "model_type": "llama", "head_dim": 16, "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 1e4, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
     "rope_yarn": {**BASE, "model_type": "qwen3", "head_dim": 16, "rope_parameters": YARN},
     "rope_yarn_mscale": {
         **DEEPSEEK, "model_type": "deepseek_v3", "qk_rope_head_dim": 8,

@@ -309,10 +309,15 @@ def _kinds_by_drawing(v: View) -> None:
         if not n.kind:
             n.sure = False
             n.kind = _kind_by_drawing(v, n, drawn[n.shape])
-        elif n.kind in ("compute", "routing") and n.shape in ELLIPSES and boxes > rounds and "role" not in n.attrs:
-            # "Ring sum (attention)" that joins devices, drawn as communication: its words are not all known here.
-            if (n.everywhere or len(n.devices or ()) > 1) and len(v.preds[n.id]) and len(v.succs[n.id]):
-                n.sure, n.kind = False, "comm"
+        elif n.kind in ("compute", "routing") and n.shape in ELLIPSES and boxes > rounds and _joins(v, n):
+            # "Ring sum (attention)", drawn as communication: its words are not all known here.
+            n.sure, n.kind = False, "comm"
+
+
+def _joins(v: View, n: NodeFacts) -> bool:
+    """It stands between nodes and on several devices."""
+    several = n.everywhere or len(n.devices or ()) > 1
+    return several and "role" not in n.attrs and bool(v.preds[n.id] and v.succs[n.id])
 
 
 def _kind_by_drawing(v: View, n: NodeFacts, alike: Counter[str]) -> str:

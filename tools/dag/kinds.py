@@ -51,6 +51,8 @@ def kind_of(n: DotNode, operator: str, module: str) -> str:
     # Only of a head that names no operator before its brackets do they tell: "Q Projection (dim slice 0)" projects.
     bare = _BRACKETED.sub(" ", head)
     computes = COMPUTES.search(bare)
+    if n.attrs.get("shape") == "parallelogram" and computes and not COMPUTES.search(_OBJECTS.sub(" ", bare)):
+        return "routing" if ROUTING.search(bare) else ""  # what it routes, not what it computes
     if ROUTING.search(bare) and ROUTING.search(head):
         return "compute" if re.search(r"embed|wte", module) else "routing"
     if ROUTING.search(head):
@@ -61,6 +63,7 @@ def kind_of(n: DotNode, operator: str, module: str) -> str:
 _PLACE_FIRST = re.compile(
     r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE
 )
+_OBJECTS = re.compile(r"\battention\b|\bhead\b|\bmlp\b|\bffn\b|\bexperts?\b|\bactivation\b", re.IGNORECASE)
 _BRACKETED = re.compile(r"[(（][^()（）]*[)）]")
 COMPUTES = re.compile(
     r"\bproj|\blinear\b|mat[\s_-]?mul|gemm|\bbmm\b|\bmm\b|soft[\s_-]?max|norm\b|normali[sz]|\badd\b|\baddition\b|"

@@ -365,6 +365,6 @@ def num_layers_in(text: str) -> int | None:
 
 
 __all__ = [
-    "PATH", "RECORDS", "TIMES", "Dims", "Label", "PortFacts", "attribute_key", "attribute_ports", "is_path", "layers_in", "module_of",
-    "num_layers_in", "operator_of", "plain", "read_label", "record_text", "repeats_in", "repeats_of", "tidy", "words",
+    "PATH", "RECORDS", "TIMES", "Dims", "Label", "PortFacts", "attribute_key", "attribute_ports", "is_path", "layers_in",
+    "module_of", "num_layers_in", "operator_of", "plain", "read_label", "record_text", "repeats_in", "repeats_of", "tidy", "words",
 ]  # fmt: skip

@@ -44,7 +44,10 @@ def _dynamic(plain: Array, theta: float, dim: int, s: RopeScaling, length: int) 
 def _llama3(plain: Array, theta: float, dim: int, s: RopeScaling, length: int) -> Array:
     """Long waves are stretched, short ones kept, a smooth passage between (Llama 3.1, arXiv 2407.21783; Meta's code)."""
     turns = s.original * plain / (2 * np.pi)
-    kept = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+    if s.high_freq_factor == s.low_freq_factor:  # Llama-4-Scout: no passage
+        kept = np.where(turns >= s.low_freq_factor, 1.0, 0.0)
+    else:
+        kept = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
     return (1.0 - kept) * plain / s.factor + kept * plain
 
 

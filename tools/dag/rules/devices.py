@@ -36,12 +36,6 @@ def lanes(v: View) -> Iterator[Violation]:
         )
         return
     by_lane = _named_by_lanes(v)
-    if by_lane:
-        yield Violation(
-            message="no computation names its device in its label; only the boxes around them do",
-            line=v.graph.line,
-            fix="write `GPU 3` into every label",
-        )
     computes = [n for n in nodes if n.kind == "compute" and is_computed(n)]
     one = "draw one node per device, in that device's lane"
     for n in computes:
@@ -52,6 +46,7 @@ def lanes(v: View) -> Iterator[Violation]:
     alone = [n for n in computes if n.devices and len(n.devices) == 1 and (n.on_label or by_lane)]
     yield from _unboxed(v, alone)
     yield from in_turn(
+        _only_boxes(v, computes) if by_lane else (),
         _other_lanes(v, alone),
         (bad(n, "has no lane around it", "put the node into `subgraph cluster_gpu…` of its device")
          for n in lacking(v, Fact("the device of the lane", lambda n: lane_of(v, n) is not None, boxed_hinted), alone)),
@@ -60,6 +55,15 @@ def lanes(v: View) -> Iterator[Violation]:
         (bad(n, "names no GPU", "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
          for n in lacking(v, DEVICE, [n for n in nodes if n.kind != "compute" and not (n.kind == "io" and HOST.search(n.text))])),
     )  # fmt: skip
+
+
+def _only_boxes(v: View, computes: list[NodeFacts]) -> Iterator[Violation]:
+    if absent(v, DEVICE_ON_LABEL, computes):
+        yield Violation(
+            message="no computation names its device in its label; only the boxes around them do",
+            line=v.graph.line,
+            fix="write `GPU 3` into every label",
+        )
 
 
 def _other_lanes(v: View, alone: list[NodeFacts]) -> Iterator[Violation]:
@@ -96,7 +100,7 @@ def transfers(v: View) -> Iterator[Violation]:
         a, b = v.nodes[e.src], v.nodes[e.dst]
         if not a.devices or not b.devices:
             continue
-        if is_dashed(e.attrs) and is_gate(a) and b.kind == "routing":
+        if is_dashed(e.attrs) and b.kind == "routing" and (is_gate(a) or not is_own(v)):
             continue  # R09's dashed selection says who is chosen; the tokens' own way is a solid line
         # An operator that is drawn once for several devices is R01's to tell, not every edge of it.
         several = any(n.kind == "compute" and len(n.devices or ()) > 1 for n in (a, b))

@@ -175,7 +175,7 @@ def shapes(v: View) -> Iterator[Violation]:
     some_nodes(v)
     for n in v.nodes.values():
         allowed, name = EXPECTED_SHAPE[_kind_by_name(n)]
-        if is_gate(n):
+        if is_gate(n) or (n.kind == "routing" and _GATING.search(words(n.operator))):
             allowed = allowed | RECTANGLES  # "Gate" may be the linear map or the choice; a top-k is an operator too
         if n.shape not in allowed and n.sure:
             yield bad(
@@ -183,6 +183,9 @@ def shapes(v: View) -> Iterator[Violation]:
                 f"{n.operator[:60]!r} is drawn as {n.shape}, not as {name}",
                 f"shape={'box' if 'box' in allowed else sorted(allowed)[-1]}",
             )
+
+
+_GATING = re.compile(r"\bgate\b|\brouter\b|门控", re.IGNORECASE)
 
 
 def _kind_by_name(n: NodeFacts) -> str:
@@ -205,7 +208,9 @@ def edge_dims(v: View) -> Iterator[Violation]:
 def _comparable(v: View, e: DotEdge) -> bool:
     """Both ends state their dims; a dashed selection says who is chosen, the tokens come on the solid line."""
     a, b = v.nodes[e.src], v.nodes[e.dst]
-    return bool(a.outputs and b.inputs) and not (is_dashed(e.attrs) and is_gate(a) and b.kind == "routing")
+    return bool(a.outputs and b.inputs) and not (
+        is_dashed(e.attrs) and b.kind == "routing" and (is_gate(a) or not is_own(v))
+    )
 
 
 def _mismatches(v: View, edges: list[tuple[DotEdge, str]]) -> Iterator[Violation]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tools.dag.facts import NodeFacts, View
-from tools.dag.labels import PATH, TIMES, segments, words
+from tools.dag.labels import PATH, TIMES, words
 from tools.dag.places import NO_DEVICE
 from tools.dag.ports import BRACKET, square
 from tools.dag.rules.base import NotDecidable, Violation
@@ -106,7 +106,8 @@ _PAIRS = re.compile(r"[^\W\d]\w*\s*[=:∶]\s*\d+")
 _SIZED = re.compile(r"[^\W\d]\w*\s*[^\w\s,;.()]{1,2}\s*\d")
 _SIZED_IN_WORDS = re.compile(r"[^\W\d]\w*\s\d")
 _LISTED = re.compile(r"[\[({<⟨⟪|][^\[\](){}<>⟨⟩⟪⟫|]*\w\s*[,;x×*·]\s*\w[^\[\](){}<>⟨⟩⟪⟫|]*[\])}>⟩⟫|]")
-_LIKE_PATH = re.compile(r"\w(?:::|[./\\>»~!^]|->)[a-z_*\d]|\s(?:>|»|/|::|→|\\|›)\s|[a-z]\w*_[a-z]|[a-z][A-Z][a-z]")
+_JOINED_WORDS = re.compile(r"\w(?:::|[./\\>»~!^]|->)[a-z_*\d]|[a-z_]\w*\s(?:>|»|/|::|→|\\|›)\s[a-z_*\d]")
+_LIKE_PATH = re.compile(rf"{_JOINED_WORDS.pattern}|[a-z]\w*_[a-z]|[a-z][A-Z][a-z]")
 
 
 def _free(v: View, n: NodeFacts) -> str:
@@ -137,8 +138,8 @@ def device_hinted(v: View, n: NodeFacts) -> bool:
 
 def module_hinted(v: View, n: NodeFacts) -> bool:
     """Words joined as paths are, outside operator and dims."""
-    text = "\n".join(s for s in segments(n.text.replace(n.operator, " ", 1)) if not re.search(r"[\[\]=]", s))
-    return bool(_LIKE_PATH.search(v.places.without(text)))
+    text = _PAIRS.sub(" ", BRACKET.sub(" ", square(v.places.without(n.text))))
+    return bool(_JOINED_WORDS.search(text) or _LIKE_PATH.search(text.replace(n.operator, " ", 1)))
 
 
 def boxed_hinted(v: View, n: NodeFacts) -> bool:

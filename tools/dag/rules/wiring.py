@@ -67,7 +67,11 @@ def _unnamed_end(v: View, found: list[NodeFacts]) -> NodeFacts | None:
     """The total input or output under a name that nobody here knows: a parallelogram, or the only one that is no operator."""
     if is_own(v):
         return None
-    drawn = [n for n in found if n.shape == "parallelogram" and (n.kind != "compute" or not n.sure)]
+    drawn = [
+        n
+        for n in found
+        if n.shape == "parallelogram" and (n.kind == "io" or not n.sure or (n.kind == "routing" and n.everywhere))
+    ]
     return drawn[0] if drawn else found[0] if len(found) == 1 and not found[0].sure else None
 
 
@@ -101,6 +105,9 @@ def gates(v: View) -> Iterator[Violation]:
         if experts:
             yield bad(experts[0], "experts without a gate", "add the gate's top-k selection and its dashed edges")
         return
+    elsewhere = [e.src for e in v.graph.edges if is_dashed(e.attrs) and not v.nodes[e.src].sure]
+    if elsewhere and not is_own(v) and not any(is_dashed(e.attrs) for g in found for e in v.out_edges[g.id]):
+        raise NotDecidable(f"dashed edges leave {elsewhere[0]}, which is not known as a gate")
     reached: set[str] = set()
     for g in found:
         dashed = [e.dst for e in v.out_edges[g.id] if is_dashed(e.attrs)]
@@ -121,9 +128,11 @@ def gates(v: View) -> Iterator[Violation]:
     ]
     if targets:
         yield from _partial_choice(v, found, {t.id for t in targets})
-    if reached and not any(t.id in reached for t in targets or experts) and not is_own(v):
-        if not any(v.nodes[r].sure for r in reached):
-            raise NotDecidable(f"dashed lines leave {found[0].id}, to nodes that are not known as routing or experts")
+    unknown = (
+        reached and not any(t.id in reached for t in targets or experts) and not any(v.nodes[r].sure for r in reached)
+    )
+    if unknown and not is_own(v):
+        raise NotDecidable(f"dashed lines leave {found[0].id}, to nodes that are not known as routing or experts")
     for t in targets or experts:
         if t.id not in reached and not (not targets and any(p in reached for p in v.preds[t.id])):
             yield bad(
