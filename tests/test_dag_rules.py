@@ -393,4 +393,4 @@ def test_what_no_node_of_a_file_says_is_told_once():
 def test_sizes_in_a_form_that_nobody_knows_are_undecidable_not_missing():
     (report,) = check_dot(_chain("Linear\\neats b=2 h=4 makes b=2 f=8", "GPU {0}"), "x")
     (dims,) = [r for r in report.results if r.rule == "R04"]
-    assert dims.status == "not_decidable" and "write `Input: […]`" in dims.message
+    assert dims.status == "not_decidable" and "write `Input: […], Output: […]`" in dims.message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.report.economics import choice_line
+from agent.report.economics import choice_line, price_line
 from agent.report.format import (
     METRIC_NAMES,
     banded,
@@ -26,7 +26,7 @@ def first_lines(page: Page) -> Lines:
     kind = "Deployment plan" if plan.status == "proven" else "No plan possible"
     out = [f"# {kind}: {plan.deployment.model.name} on {device_name(plan.deployment)}", "", f"**{plan.headline}**"]
     out += ["", *(f"- **At risk.** {line}." for line in plan.at_risk)] if plan.at_risk else []
-    notes = [*choice_line(page), *close_call(page)]
+    notes = [*choice_line(page), *price_line(page), *close_call(page)]
     out += ["", *notes] if notes else []
     out += ["", *score_warning(page.evaluation)] if score_warning(page.evaluation) else []
     out += ["", proof_sentence(plan)] if plan.status == "proven" else []

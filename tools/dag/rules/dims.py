@@ -209,7 +209,7 @@ def _comparable(v: View, e: DotEdge) -> bool:
     """Both ends state their dims; a dashed selection says who is chosen, the tokens come on the solid line."""
     a, b = v.nodes[e.src], v.nodes[e.dst]
     return bool(a.outputs and b.inputs) and not (
-        is_dashed(e.attrs) and b.kind == "routing" and (is_gate(a) or not is_own(v))
+        is_dashed(e.attrs) and b.kind == "routing" and (is_gate(a) or not a.sure)
     )
 
 

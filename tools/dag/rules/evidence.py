@@ -29,6 +29,8 @@ class Fact:
     what: str
     read: Callable[[NodeFacts], bool]
     hinted: Callable[[View, NodeFacts], bool]
+    write: str = ""
+    """A form that is read."""
 
 
 def is_own(v: View) -> bool:
@@ -67,7 +69,7 @@ def lacking(v: View, fact: Fact, nodes: Sequence[NodeFacts]) -> Iterator[NodeFac
 
 def _unread(fact: Fact, hinted: Sequence[NodeFacts], asked: int) -> str:
     example = " ".join(hinted[0].text.split())[:60]
-    return f"{fact.what} could not be read on {len(hinted)} of {asked} nodes, e.g. {hinted[0].id}: {example!r}"
+    return f"{fact.what} could not be read on {len(hinted)} of {asked} nodes, e.g. {hinted[0].id}: {example!r}; write {fact.write}"
 
 
 def deviating(v: View, what: str, judged: int, found: Iterable[Violation]) -> Iterator[Violation]:
@@ -107,6 +109,7 @@ _SIZED = re.compile(r"[^\W\d]\w*\s*[^\w\s,;.()]{1,2}\s*\d")
 _SIZED_IN_WORDS = re.compile(r"[^\W\d]\w*\s\d")
 _LISTED = re.compile(r"[\[({<⟨⟪|][^\[\](){}<>⟨⟩⟪⟫|]*\w\s*[,;x×*·]\s*\w[^\[\](){}<>⟨⟩⟪⟫|]*[\])}>⟩⟫|]")
 _JOINED_WORDS = re.compile(r"\w(?:::|[./\\>»~!^]|->)[a-z_*\d]|[a-z_]\w*\s(?:>|»|/|::|→|\\|›)\s[a-z_*\d]")
+_DIMS = re.compile(r"[\[(][^\[\]()]*[=,][^\[\]()]*[\])]")
 _LIKE_PATH = re.compile(rf"{_JOINED_WORDS.pattern}|[a-z]\w*_[a-z]|[a-z][A-Z][a-z]")
 
 
@@ -138,7 +141,7 @@ def device_hinted(v: View, n: NodeFacts) -> bool:
 
 def module_hinted(v: View, n: NodeFacts) -> bool:
     """Words joined as paths are, outside operator and dims."""
-    text = _PAIRS.sub(" ", BRACKET.sub(" ", square(v.places.without(n.text))))
+    text = _PAIRS.sub(" ", _DIMS.sub(" ", square(v.places.without(n.text))))
     return bool(_JOINED_WORDS.search(text) or _LIKE_PATH.search(text.replace(n.operator, " ", 1)))
 
 
@@ -147,9 +150,14 @@ def boxed_hinted(v: View, n: NodeFacts) -> bool:
     return n.cluster is not None and v.lanes.get(n.cluster) is None
 
 
-DEVICE = Fact("the device", lambda n: n.devices is not None or n.everywhere, device_hinted)
-DEVICE_ON_LABEL = Fact("the device in the label", lambda n: n.on_label, device_hinted)
-DIMS = Fact("dims", lambda n: bool(n.inputs or n.outputs), dims_hinted)
-INPUT = Fact("the input's dims", lambda n: bool(n.inputs), dims_hinted)
-OUTPUT = Fact("the output's dims", lambda n: bool(n.outputs), dims_hinted)
-MODULE = Fact("the module path", lambda n: bool(n.module), module_hinted)
+DEVICE = Fact("the device", lambda n: n.devices is not None or n.everywhere, device_hinted, "`GPU 3` or `all GPUs`")
+DEVICE_ON_LABEL = Fact("the device in the label", lambda n: n.on_label, device_hinted, "`GPU 3`")
+DIMS = Fact("dims", lambda n: bool(n.inputs or n.outputs), dims_hinted, "`Input: […], Output: […]`")
+INPUT = Fact("the input's dims", lambda n: bool(n.inputs), dims_hinted, "`Input: […]`")
+OUTPUT = Fact("the output's dims", lambda n: bool(n.outputs), dims_hinted, "`Output: […]`")
+MODULE = Fact(
+    "the module path",
+    lambda n: bool(n.module),
+    module_hinted,
+    "`model.layers.0-79.self_attn.q_proj` on a line of its own",
+)
