@@ -461,6 +461,8 @@ FAMILIES: dict[str, Family] = {
     "dbrx": _like(_LLAMA, norm="layernorm", norm_bias=False),
     "nemotron": _like(_LLAMA, norm="layernorm", norm_bias=True, norm_offset=1.0, gated=False, rotary_fraction=0.5),
 }
+FAMILIES["qwen3_5"] = FAMILIES["qwen3_5_moe"] = _QWEN_HYBRID
+FAMILIES["qwen3_vl"], FAMILIES["qwen3_vl_moe"] = FAMILIES["qwen3_vl_text"], FAMILIES["qwen3_vl_moe_text"]
 FAMILIES["glm4v_moe_text"] = FAMILIES["glm4_moe"]
 FAMILIES["glm4v_text"] = FAMILIES["glm4"]
 FAMILIES["RefinedWeb"] = FAMILIES["RefinedWebModel"] = FAMILIES["falcon"]

@@ -188,7 +188,9 @@ def test_the_recurrence_is_the_one_that_gated_delta_networks_state() -> None:
     np.testing.assert_allclose(last[0, 0], s.T, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["qwen3-next-80b-a3b", "kimi-linear-48b-a3b"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-next-80b-a3b", "kimi-linear-48b-a3b", "nemotron-3-nano", "granite-4.0-h-small"]
+)
 def test_states_cross_from_the_prefill_to_the_decode_pool(name: str) -> None:
     """Into another layout; without them the decode pool would start from nothing."""
     model = load_model(name).model

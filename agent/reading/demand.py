@@ -12,7 +12,7 @@ from agent.reading.facts import Candidate, Reading
 from tools.units import seconds_per
 
 if TYPE_CHECKING:
-    from agent.reading.prose import Scene
+    from agent.reading.scene import Scene
     from tools.units import Quantity
 
 DAY_S = 86400.0

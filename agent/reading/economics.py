@@ -14,7 +14,7 @@ from tools.spec.base import ToolError
 
 if TYPE_CHECKING:
     from agent.reading.names import Name
-    from agent.reading.prose import Scene
+    from agent.reading.scene import Scene
 
 PRICE = "hardware.price_per_device_hour"
 CURRENCY = "hardware.price_currency"

@@ -9,7 +9,7 @@ from tools.spec.hardware import Device
 from tools.units import format_quantity
 
 if TYPE_CHECKING:
-    from agent.reading.reconcile import Draft
+    from agent.reading.draft import Draft
 
 _SLIPS = (
     (10.0, "ten times"),
@@ -30,7 +30,7 @@ def _near(a: float, b: float, tolerance: float = 0.03) -> bool:
 
 def settle_links(draft: Draft, device: Device | None) -> None:
     """Interconnect speeds to bytes/s per device, one direction; every other reading that was seen is a conflict."""
-    from agent.reading.reconcile import distinct, take
+    from agent.reading.draft import distinct, take
 
     references = {
         "hardware.intra_node_bandwidth": device.link_bandwidth if device else None,

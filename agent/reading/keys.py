@@ -234,7 +234,7 @@ def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
             text = ", ".join(str(i.value) for i in items)
             numbers = all(isinstance(i.value, int | float) and not isinstance(i.value, bool) for i in items)
             value: Any = items[0].value if len(items) == 1 else f"[{text}]" if numbers and len(items) == 2 else text
-            if len(items) > 16 and numbers:
+            if len(items) > 16 and (numbers or parent[-1] in HF_KEYS):  # one entry for every layer
                 value = [i.value for i in items]
             quote = (
                 items[-1].quote

@@ -12,7 +12,7 @@ from agent.reading.facts import Candidate, Reading
 from agent.reading.lexicon import PER_NODE, PER_USER, PORTS, SHARED_LINK, SPARSE, TERMS, compiled, search, stats_in
 
 if TYPE_CHECKING:
-    from agent.reading.prose import Scene
+    from agent.reading.scene import Scene
     from tools.units import Quantity
 
 _DEVICES = next(t for t in TERMS if t.path == "hardware.device_count")

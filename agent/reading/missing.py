@@ -9,7 +9,7 @@ from agent.reading.model_check import named_model
 from tools.spec.hardware import Device
 
 if TYPE_CHECKING:
-    from agent.reading.reconcile import Draft
+    from agent.reading.draft import Draft
 
 
 def find_missing(draft: Draft, device: Device | None) -> list[str]:

@@ -10,7 +10,7 @@ from tools.spec.base import ToolError
 from tools.spec.model import ModelSpec, dtype_bytes
 
 if TYPE_CHECKING:
-    from agent.reading.reconcile import Draft
+    from agent.reading.draft import Draft
 
 ASSUMED_VOCAB = 32000
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agent.reading.draft import Draft
     from agent.reading.facts import Candidate
-    from agent.reading.reconcile import Draft
     from tools.spec.hardware import Device
 
 _NODES = (

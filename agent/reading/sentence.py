@@ -24,7 +24,7 @@ from agent.reading.names import ENGINE_VERSION, FAMILY_NAME, SIZED_NAME, Name
 from tools.units import is_absence, is_unknown
 
 if TYPE_CHECKING:
-    from agent.reading.prose import Scene
+    from agent.reading.scene import Scene
 
 _CLAUSE = re.compile(r"[,，;；。()（）\n]|\bbut\b|但")
 _DEVICES = next(t for t in TERMS if t.path == "hardware.device_count")

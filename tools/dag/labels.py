@@ -323,7 +323,7 @@ _RANGE = re.compile(
 
 
 def repeats_in(text: str) -> int | None:
-    m = TIMES.search(text)
+    m = TIMES.search(text) if _MAY_REPEAT.search(text) else None
     return int(next(g for g in m.groups() if g)) if m else None
 
 

@@ -116,7 +116,7 @@ class Places:
         return self._named.sub(" ", text)
 
     def _everywhere(self, text: str) -> bool:
-        return self._all.search(text) is not None
+        return _MAY_BE_ALL.search(text) is not None and self._all.search(text) is not None
 
     def value(self, text: str) -> frozenset[int] | None:
         """As `find`, where a keyword (`device:`) already said that a device follows: bare numbers count too."""
@@ -130,6 +130,7 @@ class Places:
         return self._alone.match(text) is not None or (bool(self.axes) and not re.search(r"[A-Za-z]{3}", text))
 
 
+_MAY_BE_ALL = re.compile(r"[Aa][Ll][Ll]|[Ee](?:[Vv][Ee][Rr][Yy]|[Aa][Cc][Hh])|[*全所]")
 _HOSTED = re.compile(
     r"(?<![A-Za-z0-9])(?:node|host|server|n)[\s_#-]*(\d+)\s*[:/.]\s*(?:GPU|NPU|cuda|dev(?:ice)?|rank)?[\s_:#-]*(\d+)",
     re.IGNORECASE,

@@ -49,12 +49,18 @@ def lanes(v: View) -> Iterator[Violation]:
         _only_boxes(v, computes) if by_lane else (),
         _other_lanes(v, alone),
         (bad(n, "has no lane around it", "put the node into `subgraph cluster_gpu…` of its device")
-         for n in lacking(v, Fact("the device of the lane", lambda n: lane_of(v, n) is not None, boxed_hinted, "`GPU 3` as the box's label"), alone)),
+         for n in lacking(v, _lane_fact(v), alone)),
         (bad(n, "names no GPU in its label", "write `GPU 3` into the label")
          for n in lacking(v, DEVICE if by_lane else DEVICE_ON_LABEL, [n for n in computes if not n.everywhere])),
         (bad(n, "names no GPU", "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
          for n in lacking(v, DEVICE, [n for n in nodes if n.kind != "compute" and not (n.kind == "io" and HOST.search(n.text))])),
     )  # fmt: skip
+
+
+def _lane_fact(v: View) -> Fact:
+    return Fact(
+        "the device of the lane", lambda n: lane_of(v, n) is not None, boxed_hinted, "`GPU 3` as the box's label"
+    )
 
 
 def _only_boxes(v: View, computes: list[NodeFacts]) -> Iterator[Violation]:

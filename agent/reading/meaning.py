@@ -1,0 +1,291 @@
+"""What a quantity of a statement means: candidates for facts."""
+
+# ruff: noqa: E501  (a pattern reads better unbroken)
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from agent.reading import loose
+from agent.reading.binding import Pair
+from agent.reading.coerce import amount
+from agent.reading.facts import Candidate
+from agent.reading.lexicon import (
+    MAXIMUM,
+    MEAN,
+    MINIMUM,
+    PER_DEVICE,
+    PER_USER,
+    STATS,
+    TERMS,
+    compiled,
+    search,
+    stats_in,
+)
+from agent.reading.meaning_hardware import of_hardware
+from agent.reading.scene import CLAUSE, OSL, Scene, region, tidy, words_after
+from tools.units import Quantity
+
+# ---------------------------------------------------------------- from a pair to candidates
+
+
+def candidates_of(scene: Scene, p: Pair) -> list[Candidate]:
+    converted = amount(p.quantity, p.spot.term)
+    if converted is None:
+        return []
+    value, high, doubt = converted
+    path = p.spot.term.path
+    q = p.quantity
+    base = scene.candidate(path, tidy(path, value), min(q.start, q.start), q.end, doubt=doubt, factor=q.factor)
+    if path.startswith("requirements."):
+        return _requirement(scene, p, base, high)
+    if path in ("workload.isl", "workload.osl", "workload.seq_len", "workload.max_context"):
+        return _length(scene, p, base, high)
+    if path.startswith("hardware."):
+        return of_hardware(scene, p, base, high)
+    if path == "workload.isl" and p.spot.term.needs and _is_the_answer(scene, p):
+        p = replace(p, spot=replace(p.spot, term=OSL))
+        return _length(scene, p, replace(base, path="workload.osl"), high)
+    if path == "workload.concurrency" and p.spot.term.side == "noun" and not _AT_ONCE.search(_own_clause(scene, q)):
+        base = replace(base, tags=("headcount",))
+    if path == "model.num_experts" and _CHOOSES.search(scene.masked[: q.start]):
+        return [replace(base, path="model.num_experts_per_tok")]
+    if path == "model.num_hidden_layers" and _FIRST_OF_THEM.search(scene.masked[: q.start]):
+        dense = re.search(r"稠密|dense", words_after(scene, q, 30), re.I)
+        return [replace(base, path="model.first_k_dense_replace")] if dense else []
+    if path == "model.declared_parameters" and value < 1e6:
+        return []
+    if high is not None and not path.startswith("ignore"):
+        base = replace(base, value=tidy(path, high), doubt=f"{base.stated_as} is a range; planned for its upper end")
+    return [base]
+
+
+_AT_ONCE = re.compile(
+    r"同时|一起|at once|at (?:a|any|one) time|at the same time|concurrent|simultaneous|in parallel|online|active", re.I
+)
+
+
+def _own_clause(scene: Scene, q: Quantity) -> str:
+    return CLAUSE.split(scene.text[: q.start])[-1] + q.text + CLAUSE.split(scene.text[q.end :])[0]
+
+
+def _is_the_answer(scene: Scene, p: Pair) -> bool:
+    """ "6000 token prompts, 800 token reports": the prompt is named, so the document behind it is what comes out."""
+    lengths = [o for o in scene.pairs if o is not p and o.quantity.end <= p.quantity.start]
+    return any(o.spot.term.path == "workload.isl" and not o.spot.term.needs for o in lengths) and not any(
+        o.spot.term.path == "workload.osl" for o in scene.pairs
+    )
+
+
+_FIRST_OF_THEM = re.compile(
+    r"(?:前|首|最初|最后|末|后|\bfirst|\bleading|\blast|\bfinal|\bother|\bremaining|其余)\s*$", re.I
+)
+_CHOOSES = re.compile(
+    r"(?:激活|选择|路由到|选取?|activat\w+|select\w*|rout\w+ to|choos\w+|pick\w*|top)[\s\-]*(?:其中|的|the|only|about)?\s*$",
+    re.I,
+)
+
+
+def _stat(scene: Scene, p: Pair) -> str:
+    q = p.quantity
+    siblings = [o for o in scene.pairs if o.spot is p.spot]
+    first = siblings[0].quantity.start
+    window = scene.text[max((o.end for o in scene.quantities if o.end <= first), default=0) : first]
+    listed = [name for _, name in stats_in(window)]
+    if len(siblings) > 1 and len(listed) == len(siblings):
+        return listed[siblings.index(p)]
+    start = max((o.end for o in scene.quantities if o.end <= q.start), default=0)
+    before = stats_in(scene.text[start : q.start])
+    if before and not (start and _ASIDE_BEGINS.fullmatch(scene.text[start : start + before[-1][0]])):
+        between = scene.masked[start + before[-1][0] : q.start]
+        others = [
+            o
+            for o in scene.pairs
+            if o is not p
+            and start + before[-1][0] <= o.spot.start < p.spot.start
+            and "requirements" in o.spot.term.path
+        ]
+        if not others or len(between) < 12:
+            return before[-1][1]
+    after = re.match(
+        r"\s*(?:以内|之内|以下|左右|之下|or (?:less|better|faster)|at most|max(?:imum)?)?\s*[,，]?\s*[(（@]?\s*(?:at |for |on |in |\()?(?:the |an? )?",
+        scene.text[q.end :],
+        re.I,
+    )
+    tail = scene.text[q.end + (after.end() if after else 0) : q.end + 30]
+    follow = stats_in(tail)
+    if (
+        follow
+        and follow[0][0] <= 2
+        and not _next_term_first(scene, q, q.end + (after.end() if after else 0) + follow[0][0])
+    ):
+        return follow[0][1]
+    if p.spot.start < start:
+        shared = stats_in(scene.text[: p.spot.start])
+        if shared and not any(o.quantity.end <= p.spot.start for o in scene.pairs):
+            return shared[-1][1]
+    if shared_stat := _SHARED_STAT.search(scene.text[q.end :]):
+        return stats_in(shared_stat.group())[0][1]
+    label = scene.text[: scene.label_end]
+    own = stats_in(label)
+    if len(own) == 1 and not any(compiled(t.words).search(label) for t in _LATENCIES):
+        return own[0][1]  # "SLO p95: TTFT 1200ms; TPOT 60ms"
+    if leading := _LEADING_STAT.match(scene.text, scene.label_end):
+        return stats_in(leading.group())[0][1]
+    if scene.statement.kind == "prose" and scene.statement.context:
+        above = stats_in(scene.statement.context[-1])  # "SLO p95: TTFT 1200ms; TPOT 60ms"
+        return above[-1][1] if above else "limit"
+    if not scene.label_end or scene.statement.kind == "leaf":
+        return "limit"
+    context = stats_in(" ".join(scene.statement.context[-2:]))
+    return context[-1][1] if context else "limit"
+
+
+# "3s 以内（p90），吐字 …": the bracket right behind an amount belongs to it
+_ASIDE_BEGINS = re.compile(r"\s*(?:以内|之内|以下|左右|or less)?\s*[(（@]\s*")
+_ANY_STAT = "|".join(words for _, words in STATS)
+# "TTFT <= 600 ms, TPOT <= 25 ms, both p99": said once behind the last of several bounds
+_SHARED_STAT = re.compile(
+    rf"(?:\b(?:both|all)(?: of them| limits)?|均|都|皆)(?: (?:at|as|are|in|the|measured)|为|按|取|是|以|指)*\s*\(?(?:{_ANY_STAT})(?![A-Za-z0-9])",
+    re.I,
+)
+
+
+_LATENCIES = tuple(
+    t for t in TERMS if t.path in ("requirements.ttft_s", "requirements.tpot_s", "requirements.e2e_latency_s")
+)
+# "99% of requests: TTFT < 4 s and TPOT < 30 ms": said once, before all bounds
+_LEADING_STAT = re.compile(
+    rf"\s*(?:the |at |for |in )*(?:{_ANY_STAT})(?:\s*(?:of|的)?\s*(?:all |the )*(?:requests?|queries|users|cases|请求|用户)?)?\s*(?:slo|target)?\s*[:：]",
+    re.I,
+)
+
+
+def _next_term_first(scene: Scene, q: Quantity, stat_at: int) -> bool:
+    """ "TTFT 2s, P99 TPOT 50ms": the percentile after the comma belongs to what follows it."""
+    following = [o for o in scene.pairs if o.spot.start >= stat_at and o.quantity.start > stat_at]
+    return bool(re.match(r"\s*[,，;；/]", scene.text[q.end :])) and bool(following)
+
+
+def _requirement(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
+    path, value, q = p.spot.term.path, base.value, p.quantity
+    around = region(scene, q) + q.text + words_after(scene, q)
+    doubt = base.doubt
+    if p.spot.term.transform == "complement":
+        return [replace(base, path="requirements.memory_reserve", value=float(f"{1 - value:.10g}"))]
+    if path in ("requirements.memory_reserve", "requirements.balance_epsilon", "requirements.utilisation_target"):
+        return [base]
+    user = q.per == "user" or (q.dimension == "tokens/s" and search(PER_USER).search(around))
+    if p.spot.term.transform == "inverse" or user:
+        if q.dimension != "tokens/s" or not value:
+            return [replace(base, path=f"requirements.tpot_s.{_stat(scene, p)}")] if not value else []
+        return [replace(base, path=f"requirements.tpot_s.{_stat(scene, p)}", value=float(f"{1 / value:.10g}"))]
+    if high is not None:
+        loose = path.startswith("requirements.throughput")
+        value, doubt = (
+            (base.value if loose else high),
+            f"{base.stated_as} is a range; gated at its {'lower' if loose else 'upper'} end",
+        )
+    if path in ("requirements.throughput_total", "requirements.throughput_per_device"):
+        return _throughput(scene, p, replace(base, value=value, doubt=doubt), around)
+    return [replace(base, path=f"{path}.{_stat(scene, p)}", value=value, doubt=doubt)]
+
+
+def _throughput(scene: Scene, p: Pair, base: Candidate, around: str) -> list[Candidate]:
+    label = scene.text[: scene.label_end]
+    words = label + around + scene.masked[p.spot.start : p.spot.end] + p.quantity.text
+    per_device = (
+        p.spot.term.path.endswith("per_device")
+        or p.quantity.per == "device"
+        or bool(search(PER_DEVICE).search(label + around))
+    )
+    metric = "throughput_per_device" if per_device else "throughput_total"
+    out = [replace(base, path=f"requirements.{metric}.{_stat(scene, p)}")]
+    counts = loose.counted_tokens(words)
+    if counts:
+        out.append(replace(base, path=f"requirements.{metric}.counts", value=counts, doubt=""))
+    return out
+
+
+def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
+    """Typical lengths, bounds of ranges, and the context window (whose K is 1024 for the usual sizes)."""
+    path, q = p.spot.term.path, p.quantity
+    # a bound belongs to its own clause, not to the one before
+    near = (
+        CLAUSE.split(region(scene, q))[-1]
+        + " "
+        + scene.masked[p.spot.start : p.spot.end]
+        + " "
+        + CLAUSE.split(words_after(scene, q, 22))[0]
+    )
+    label = scene.text[: scene.label_end]
+    if bound := _listed_bound(scene, p, label):
+        return [replace(base, path=path if bound == "mean" else f"{path}_{bound}")]
+    lowest, highest = (bool(search(w).search(near + " " + label)) for w in (MINIMUM, MAXIMUM))
+    kind = path.removeprefix("workload.")
+    if path == "workload.max_context":
+        value = _window(q, high if high is not None else base.value)
+        own_min = search(MINIMUM).search(near + label) and not search(r"max|最[长大]").search(near + label)
+        return [replace(base, path="workload.min_context" if own_min else path, value=value)]
+    if high is not None:
+        stem = "seq_len" if kind == "seq_len" else kind
+        return [
+            replace(base, path=f"workload.{stem}_min"),
+            replace(base, path=f"workload.{stem}_max", value=tidy(path, high)),
+        ]
+    if kind == "seq_len":
+        return [replace(base, path=f"workload.seq_len_{'min' if lowest and not highest else 'max'}")]
+    own = CLAUSE.split(region(scene, q))[-1]
+    if search(MAXIMUM).search(own) and not search(MEAN).search(own):
+        return [replace(base, path=f"{path}_max")]
+    if search(MAXIMUM).search(_shared_bound(scene, q)):
+        return [replace(base, path=f"{path}_max")]
+    if search(MEAN).search(near + " " + label):
+        return [base]
+    if lowest and not highest:
+        return [replace(base, path=f"{path}_min")]
+    return [replace(base, path=f"{path}_max")] if highest else [base]
+
+
+_JOINED_LENGTHS = re.compile(r"\s*(?:tokens?|toks?)?\s*(?:in|input|输入)?\s*(?:tokens?)?\s*(?:and|/|和|与|及)\s*", re.I)
+
+
+def _shared_bound(scene: Scene, q: Quantity) -> str:
+    """The words before the length that `q` is joined to: "the longest was 28,000 in and 2,000 out"."""
+    before = [o for o in scene.quantities if o.end <= q.start and o.dimension == "count"]
+    if not before or not _JOINED_LENGTHS.fullmatch(scene.masked[before[-1].end : q.start]):
+        return ""
+    return CLAUSE.split(scene.masked[: before[-1].start])[-1]
+
+
+_BOUNDS = re.compile(
+    r"(?P<mean>avg|average|mean|typical|平均|均值|典型)|(?P<max>max(?:imum)?|longest|最大|最长)|(?P<min>min(?:imum)?|shortest|最小|最短)",
+    re.I,
+)
+
+
+def _listed_bound(scene: Scene, p: Pair, label: str) -> str:
+    """ "Input tokens (avg / max): 1500 / 12000": the i-th amount is what the i-th word of the label says; else empty."""
+    kinds = [m.lastgroup or "" for m in _BOUNDS.finditer(label)]
+    own = [o for o in scene.pairs if o.spot.term.path == p.spot.term.path or o.spot.start == o.spot.end]
+    amounts_here = sorted(
+        {o.quantity.start for o in own} | {q.start for q in scene.quantities if q.dimension == "count"}
+    )
+    if len(kinds) < 2 or len(amounts_here) != len(kinds):
+        return ""
+    return kinds[amounts_here.index(p.quantity.start)]
+
+
+def _window(q: Quantity, value: float) -> int:
+    thousands = value / 1000
+    if (
+        re.search(r"[kK]", q.text)
+        and thousands.is_integer()
+        and thousands >= 1
+        and int(thousands) & (int(thousands) - 1) == 0
+    ):
+        return int(thousands) * 1024
+    if re.search(r"\dM|\d m", q.text) and value == 1e6:
+        return 1024 * 1024
+    return int(value)
