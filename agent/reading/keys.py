@@ -14,6 +14,7 @@ from agent.reading.listings import flags_of
 from agent.reading.prose import read_statement
 from agent.reading.segments import Statement, sentence_spans
 from agent.reading.structured import Key, Leaf
+from knowledge.hf_values import TEXT_PARTS
 
 _DEVICE_LIST = re.compile(r"gpus?|npus?|devices?|accelerators?|cards?|dcus?|显卡|加速卡", re.I)
 _NODE_LIST = re.compile(r"nodes?|servers?|hosts?|machines?|服务器|节点|机器", re.I)
@@ -55,7 +56,10 @@ def read_structured(leaves: list[Leaf], file: str, reading: Reading, context: tu
     unused: dict[str, tuple[Leaf, str]] = {}
     hosts = {p.path[:-1] for p in leaves if p.path and str(p.path[-1]).lower() in ("cpu", "cpus", "vcpu", "vcpus")}
     for leaf in leaves:
-        root = next((r for r in configs if leaf.path[: len(r)] == r), None)
+        root = max((r for r in configs if leaf.path[: len(r)] == r), key=len, default=None)
+        if root is not None and (why := _of_another_tower(leaf, configs)):
+            reading.ignore(_generic_path(leaf), why)
+            continue
         before = len(reading.candidates)
         if leaf.path and leaf.path[:-1] in hosts and re.fullmatch(r"mem(?:ory)?", str(leaf.path[-1]), re.I):
             reading.ignore(_generic_path(leaf), f"memory of the host beside its processors ({leaf.value})")
@@ -274,6 +278,19 @@ def _config_roots(leaves: list[Leaf], file: str) -> list[tuple[Key, ...]]:
         if (len(known) >= 3 and marks) or len(known) >= 5:
             roots.append(path)
     return sorted(roots, key=len)
+
+
+_TOWERS = re.compile(r"(?:vision|visual|image|audio|speech|talker|code2wav|token2wav)\w*_config")
+
+
+def _of_another_tower(leaf: Leaf, configs: list[tuple[Key, ...]]) -> str | None:
+    """Why this entry of a multimodal config says nothing of the text tower, if it does not."""
+    if any(isinstance(k, str) and _TOWERS.fullmatch(k) for k in leaf.path):
+        return "another tower of the model; the text tower is planned"
+    inner = [r for r in configs if r and r[-1] in TEXT_PARTS]
+    if leaf.path[-1] == "model_type" and any(leaf.path[:-1] == r[:-1] for r in inner):
+        return "the text tower states its own model_type"
+    return None
 
 
 def _read_config_key(leaf: Leaf, depth: int, file: str, reading: Reading) -> bool:
