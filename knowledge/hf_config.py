@@ -190,8 +190,7 @@ ARCHITECTURES = {
 
 def _model_type(data: Mapping[str, Any]) -> str:
     """`model_type`, or what the architecture class says where the type is absent or means a relative."""
-    names = data.get("architectures")
-    first = str(names[0]) if isinstance(names, (list, tuple)) and names else ""
+    first = _first_architecture(data.get("architectures")) or ""
     stated = str(data.get("model_type") or "")
     if first.startswith("MiniMaxM2"):  # released with the type of the hybrid MiniMax-01
         return "minimax_m2"
@@ -199,7 +198,13 @@ def _model_type(data: Mapping[str, Any]) -> str:
 
 
 def _architecture(c: Config) -> str | None:
-    names = c.raw("architectures")
+    return _first_architecture(c.raw("architectures"))
+
+
+def _first_architecture(names: Any) -> str | None:
+    """Of a list of classes, or the one that is stated."""
+    if isinstance(names, str):
+        return names or None
     return str(names[0]) if isinstance(names, (list, tuple)) and names else None
 
 

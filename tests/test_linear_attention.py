@@ -112,6 +112,7 @@ def test_what_cannot_be_is_refused_with_its_numbers(model, degrees: dict, said: 
     "degrees",
     [
         {"tp": 4},
+        {"tp": 4, "weight_dtype": "fp32"},
         {"tp": 2, "attn_dp": 2, "ep": 4},
         {"tp": 2, "cp": 2},
         {"tp": 4, "pp": 3},

@@ -593,23 +593,23 @@ def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16") -> float:
     return sum(k.mixer == "attention" for k in model.layers()) * (per_layer * dtype_bytes(kv_dtype) + index)
 
 
-def state_bytes_per_sequence(model: ModelSpec) -> float:
+def state_bytes_per_sequence(model: ModelSpec, elem_bytes: float = 2.0) -> float:
     """What the layers of linear attention keep of one sequence in one copy: value_heads · key_dim · value_dim in fp32 each,
-    and conv_kernel - 1 inputs of the convolutions in 16 bits."""
+    and conv_kernel - 1 inputs of the convolutions of `elem_bytes`."""
     a = model.linear
     if a is None:
         return 0.0
     channels = 2 * a.num_key_heads * a.key_dim + a.num_value_heads * a.value_dim
-    per_layer = 4 * a.num_value_heads * a.key_dim * a.value_dim + 2 * (a.conv_kernel - 1) * channels
+    per_layer = 4 * a.num_value_heads * a.key_dim * a.value_dim + elem_bytes * (a.conv_kernel - 1) * channels
     return sum(k.mixer == "linear" for k in model.layers()) * per_layer
 
 
-def shared_state_bytes_per_sequence(model: ModelSpec) -> float:
+def shared_state_bytes_per_sequence(model: ModelSpec, elem_bytes: float = 2.0) -> float:
     """The part of it that every rank of tp keeps: the convolution's inputs of the one key and query that all heads read."""
     a = model.linear
     if a is None or not a.one_key:
         return 0.0
-    return sum(k.mixer == "linear" for k in model.layers()) * 2 * (a.conv_kernel - 1) * 2 * a.key_dim
+    return sum(k.mixer == "linear" for k in model.layers()) * elem_bytes * (a.conv_kernel - 1) * 2 * a.key_dim
 
 
 __all__ = [

@@ -328,6 +328,8 @@ HF_MARKS = frozenset(
 )
 HF_NOISE = frozenset(
     [
+        "mamba_ssm_dtype",
+        "mamba_ssm_cache_dtype",
         "transformers_version",
         "use_cache",
         "initializer_range",
@@ -362,6 +364,7 @@ HF_NOISE = frozenset(
 )
 # HF spellings → the one name that facts carry
 HF_SAME = {
+    "moe_topk": "num_experts_per_tok", "num_experts_per_token": "num_experts_per_tok", "top_k_experts": "num_experts_per_tok",
     "num_local_experts": "num_experts", "n_routed_experts": "num_experts", "moe_num_experts": "num_experts", "moe_top_k": "num_experts_per_tok",
     "n_layer": "num_hidden_layers", "num_layers": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size",
     "n_inner": "intermediate_size", "n_positions": "max_position_embeddings", "n_ctx": "max_position_embeddings",

@@ -13,6 +13,7 @@ from tools.checks.base import Case, check, error
 from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op
 from tools.memory import (
+    Dtypes,
     kv_bytes_per_token,
     parameters_by_role,
     rank_kv_bytes,
@@ -127,8 +128,9 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
     want = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context * copies
     # Heads over what slices leave of tp, sequences over attn_dp, copies over the rest; what all heads share, on every rank.
     taken = prod(d for x, d in sliced(s).values() if "lin_heads" in x.takes_from)
-    shared = shared_state_bytes_per_sequence(program.model) * (s.tp // taken - 1)
-    want += (state_bytes_per_sequence(program.model) + shared) * taken * batch * s.cp
+    act = Dtypes.of_strategy(program.model, s).plain
+    shared = shared_state_bytes_per_sequence(program.model, act) * (s.tp // taken - 1)
+    want += (state_bytes_per_sequence(program.model, act) + shared) * taken * batch * s.cp
     if not isclose(held, want, rel_tol=1e-12):
         words = (
             f"{program.phase}: devices hold {held:.6g} B of KV for {batch} × {context} tokens, the model needs "

@@ -1,0 +1,60 @@
+"""A config.json beside the conditions is the model that reading the file alone gives: every key that decides the graph arrives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from agent.reading import input_from_text, read_conditions
+from agent.reading.resolve import resolve
+from knowledge.catalog import read_entry
+from knowledge.hf_config import model_from_config
+from tools.spec.base import Refused, ToolError
+
+CONDITIONS = "8x H200, input 1000 tokens, output 200 tokens, TTFT < 1 s, 10 users"
+LINEAR = ("qwen3.5-27b", "nemotron-3-super", "granite-4.0-h-small", "deepseek-v3.2", "gpt-oss-20b", "hunyuan-a13b")
+VISION = {
+    "model_type": "vit", "hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16,
+    "intermediate_size": 4304, "hidden_act": "gelu",
+}  # fmt: skip
+
+
+def attached(config: dict[str, Any]) -> Any:
+    files = [input_from_text(json.dumps(config, indent=1), "m/config.json"), input_from_text(CONDITIONS, "c.md")]
+    return resolve(read_conditions(files)).model
+
+
+def told(model: Any) -> dict[str, Any]:
+    """All but what it is called and where that stands."""
+    return model.model_dump(
+        exclude={"name", "sources", "confidence", "max_context", "quant_group", "quantized_experts_only"}
+    )
+
+
+@pytest.mark.parametrize("ident", LINEAR)
+def test_an_attached_config_is_the_model_of_the_file(ident: str) -> None:
+    config = read_entry("models", ident)["config"]
+    assert told(attached(config)) == told(model_from_config(config))
+
+
+def test_the_vision_tower_of_a_multimodal_config_says_nothing_of_the_text_tower() -> None:
+    text = read_entry("models", "qwen3.5-27b")["config"]
+    whole = {
+        "model_type": "qwen3_5",
+        "architectures": text["architectures"],
+        "text_config": text,
+        "vision_config": VISION,
+    }
+    assert told(attached(whole)) == told(model_from_config(whole))
+
+
+@pytest.mark.parametrize("ident", ["gemma-4-31b", "mimo-v2-flash"])
+def test_what_is_refused_by_name_is_refused_when_attached(ident: str) -> None:
+    config = read_entry("models", ident)["config"]
+    try:
+        model = attached(config)
+    except (Refused, ToolError):
+        return
+    assert model.unsupported
