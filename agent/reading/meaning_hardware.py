@@ -122,7 +122,7 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     base = replace(base, value=value, doubt=doubt)
     if not isinstance(value, int):
         return [replace(base, doubt=f"{base.stated_as} is no whole number")]
-    if loose.not_working(scene, q):
+    if loose.not_working(scene, q) or _is_network_card(scene, q):
         return []
     named = next((n for n in scene.names if n.kind == "device" and n.start >= q.end and n.start - q.end < 14), None)
     system = named is not None and re.search(r"dgx|hgx", named.text, re.I)
@@ -178,6 +178,18 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         else tuple(f"id={n.value}" for n in scene.names if n.kind == "device" and n.start == p.spot.start)
     )
     return [replace(base, scope="total" if total and not scope else scope, tags=tags[:1]), *extra]
+
+
+_NETWORK_BEFORE = re.compile(
+    r"(?:\b(?:nics?|hca|connectx|infiniband|ethernet|roce)\b|网卡|\d\s*(?:Gb(?:it)?(?:/s|ps)|GbE)\b)[^()（）。;；]{0,40}$", re.I
+)
+_CARD = re.compile(r"\s*(?:network |nic )?cards?\b|\s*[张块]?网?卡", re.I)
+
+
+def _is_network_card(scene: Scene, q: Quantity) -> bool:
+    """ "100 Gb/s between them, one card per host": said of the network, a card is a network card."""
+    before, after = scene.text[max(0, q.start - 80) : q.start], scene.text[q.end : q.end + 16]
+    return q.value <= 2 and bool(_NETWORK_BEFORE.search(before) and _CARD.match(after))
 
 
 _OTHER_NODES = re.compile(

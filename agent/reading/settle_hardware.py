@@ -132,7 +132,7 @@ def _pools(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
             path="hardware.pools",
             value=pools,
             stated_as=text,
-            evidence=Evidence(file=first.file, line=first.line, quote=first.quote),
+            evidence=_together([ids[p["device"]][0] for p in pools]),
         )
     )
     draft.reading.flag("heterogeneous", f"{text}: one pool per kind; {sum(p['count'] for p in pools)} devices in all")
@@ -149,6 +149,16 @@ def _pools(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
         )
     )
     return True
+
+
+def _together(said: list[Candidate]) -> Evidence:
+    """The lines that say it, as one quote where they follow one another; else the first."""
+    lines = {c.line: c.quote for c in said}
+    first, numbers = said[0], sorted(lines)
+    joined = {c.file for c in said} == {first.file} and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    if not joined:
+        return Evidence(file=first.file, line=first.line, quote=first.quote)
+    return Evidence(file=first.file, line=numbers[0], quote="\n".join(lines[n] for n in numbers))
 
 
 def _nodes_of_pools(draft: Draft, pools: list[dict[str, Any]]) -> None:

@@ -188,4 +188,15 @@ def learn(texts: Sequence[str], lanes: Iterable[str]) -> Places:
     return Places(words=often[:1]) if often else USUAL
 
 
-__all__ = ["DEVICE_WORD", "MAX_INDICES", "MOST", "NO_DEVICE", "SEPARATORS", "USUAL", "Places", "hosts_in", "index_set", "learn"]
+__all__ = [
+    "DEVICE_WORD",
+    "MAX_INDICES",
+    "MOST",
+    "NO_DEVICE",
+    "SEPARATORS",
+    "USUAL",
+    "Places",
+    "hosts_in",
+    "index_set",
+    "learn",
+]

@@ -157,4 +157,14 @@ def _alike(ports: tuple[PortFacts, ...]) -> tuple[PortFacts, ...]:
     return tuple(p for p in ports if any(d for d, _ in p.dims)) or ports
 
 
-__all__ = ["BRACKET", "Dims", "PortFacts", "across_arrow", "after_ports", "only_ports", "ports_in", "readable", "square"]
+__all__ = [
+    "BRACKET",
+    "Dims",
+    "PortFacts",
+    "across_arrow",
+    "after_ports",
+    "only_ports",
+    "ports_in",
+    "readable",
+    "square",
+]
