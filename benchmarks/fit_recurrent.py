@@ -121,7 +121,8 @@ def main() -> int:
             rest = [d for g, d in by.items() if g != out]
             r = np.concatenate([errors(d, fit(rest, FREE[kind], overlap), overlap) for d in mine])
             print(f"   without {out:14} median |error| {np.median(np.abs(r)):.0%}, bias {np.expm1(np.median(r)):+.0%}")
-        line = f"  {kind}: {{compute: {k.compute:.3g}, memory: {k.memory:.3g}, latency_s: {k.latency_s:.2e}, position_s: {k.position_s:.2e}}}"
+        line = f"  {kind}: {{compute: {k.compute:.3g}, memory: {k.memory:.3g}, latency_s: {k.latency_s:.2e}, "
+        line += f"position_s: {k.position_s:.2e}}}"
         text = re.sub(rf"(?m)^  {kind}: .*$", line, text)
     if options.write:
         path.write_text(text, encoding="utf-8")

@@ -340,7 +340,7 @@ def parts_that_match_no_devices(r: RunRecord) -> Mutants:
 @flaw("attitude")
 def no_dot_of_the_baseline(r: RunRecord) -> Mutants:
     for i, d in enumerate(r.deliverables if r.plan.status == "proven" else ()):
-        if d.kind == "dag_dot":
+        if d.kind == "dag_dot" and ".schedule." not in d.path:  # a view of the schedule is extra
             yield d.path, changed(r, deliverables=without(r.deliverables, i))
 
 
@@ -461,7 +461,9 @@ def a_reference_that_says_nothing(r: RunRecord) -> Mutants:
 def a_deliverable_that_is_gone_or_empty(r: RunRecord) -> Mutants:
     kinds = [d.kind for d in r.deliverables]
     for i, d in enumerate(r.deliverables):
-        needed = d.role in ("plan", "baseline", "runner_up") and r.plan.status == "proven"
+        needed = (
+            d.role in ("plan", "baseline", "runner_up") and r.plan.status == "proven" and ".schedule." not in d.path
+        )
         if d.kind != "events" and (needed or kinds.count(d.kind) == 1):
             yield f"{d.path} gone", changed(r, deliverables=without(r.deliverables, i))
         if d.kind != "events":

@@ -49,7 +49,9 @@ def test_every_axis_that_a_strategy_names_is_proven_somewhere() -> None:
                 s = Strategy.model_validate(degrees)
             except ToolError:
                 continue
-            seen |= {a for a in FIELDS if (int(getattr(s, a)) if a == "edp" else s.degree(a)) > 1 or (a == "sp" and s.sp)}
+            seen |= {
+                a for a in FIELDS if (int(getattr(s, a)) if a == "edp" else s.degree(a)) > 1 or (a == "sp" and s.sp)
+            }
     assert seen >= {*FIELDS}
 
 

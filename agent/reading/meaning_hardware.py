@@ -181,7 +181,8 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
 
 
 _NETWORK_BEFORE = re.compile(
-    r"(?:\b(?:nics?|hca|connectx|infiniband|ethernet|roce)\b|网卡|\d\s*(?:Gb(?:it)?(?:/s|ps)|GbE)\b)[^()（）。;；]{0,40}$", re.I
+    r"(?:\b(?:nics?|hca|connectx|infiniband|ethernet|roce)\b|网卡|\d\s*(?:Gb(?:it)?(?:/s|ps)|GbE)\b)[^()（）。;；]{0,40}$",
+    re.I,
 )
 _CARD = re.compile(r"\s*(?:network |nic )?cards?\b|\s*[张块]?网?卡", re.I)
 

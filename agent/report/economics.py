@@ -70,13 +70,14 @@ def economics(page: Page) -> Lines:
 def price_line(page: Page) -> Lines:
     """For the first lines: the answer to a price per token that the conditions ask for, in their words."""
     asked = next((f.message for f in page.plan.findings if f.code == "cost-target"), None)
-    row = next((r for r in page.plan.economics if r.price_per_million_output is not None), None)
-    if asked is None or row is None or row.price_per_million_total is None:
+    priced = ((r, r.price_per_million_output, r.price_per_million_total) for r in page.plan.economics)
+    row, output, total = next(((r, o, t) for r, o, t in priced if o is not None), (None, None, None))
+    if asked is None or row is None or output is None or total is None:
         return []
     quote = asked.partition("(")[2].partition("): set it")[0]
     return [
-        f"- **Price.** Predicted: {digits(row.price_per_million_output)} {row.currency} per million output tokens, "
-        f"{digits(row.price_per_million_total)} counting the input too; asked: {quote}."
+        f"- **Price.** Predicted: {digits(output)} {row.currency} per million output tokens, "
+        f"{digits(total)} counting the input too; asked: {quote}."
     ]
 
 

@@ -239,7 +239,7 @@ def _same_file(a: str, b: str) -> bool:
 
 def _quotes_key(quote: str, unit: Unit) -> bool:
     """On a line with several keys (minified JSON) the quote must hold this one."""
-    return unit.title in quote or not re.search(r'"\s*:', quote)
+    return any(unit.title in line or not re.search(r'"\s*:', line) for line in quote.splitlines() or [""])
 
 
 def _names(unit: Unit, text: str) -> bool:
