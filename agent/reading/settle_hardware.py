@@ -239,6 +239,8 @@ def settle_counts(draft: Draft) -> None:
         _derive(draft, "hardware.num_nodes", 1, "hardware.num_devices", "one device is in one node")
     if nodes and each and total is None:
         _derive(draft, "hardware.num_devices", nodes * each, "hardware.devices_per_node", f"{nodes} × {each}")
+    elif draft.has("hardware.pools") and (each is None or nodes is None):
+        pass  # nodes of several kinds need not be of one size
     elif isinstance(total, int) and nodes and each is None and total % nodes == 0:
         _derive(draft, "hardware.devices_per_node", total // nodes, "hardware.num_devices", f"{total} / {nodes}")
     elif isinstance(total, int) and each and nodes is None and total % each == 0:
