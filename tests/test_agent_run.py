@@ -328,10 +328,10 @@ def failing(strategies: set[str] | None) -> Any:
     from agent.verify import run_checks
     from tools.spec.finding import Finding
 
-    def checks(bench: Any, strategy: Any) -> Any:
+    def checks(bench: Any, strategy: Any, *phases: Any) -> Any:
         if strategies is None or strategy.label(moe=False) in strategies:
             return (Finding(code="made-up", severity="error", cause="memory", message="a seeded flaw"),)
-        return run_checks(bench, strategy)
+        return run_checks(bench, strategy, *phases)
 
     return checks
 
