@@ -30,6 +30,9 @@ def hardware(text: str) -> tuple[dict[str, Any], set[str]]:
         ("6 台 × 8 卡 910B", 6, 8),
         ("四台机器，每台八张H20", 4, 8),
         ("7 servers, each with 4 RTX 4090 (24GB), one server is being repaired", 7, 4),
+        ("机房里一共 12 张 H20（96GB），两台机器各 6 张，机内 NVLink。模型 Qwen2.5-32B。", 2, 6),
+        ("三台服务器各有 5 块 A100-80G，跑 Llama-3-8B。", 3, 5),
+        ("12 H20 GPUs altogether in two servers, 6 in the left one and 6 in the right one. Qwen2.5-32B.", 2, 6),
     ],
 )
 def test_machines_and_what_is_in_each(text: str, nodes: int, each: int) -> None:

@@ -433,7 +433,7 @@ INJECTION = (
     r"|reveal .{0,30}(?:prompt|key|instructions)|do not (?:tell|inform|mention to) the user|不要告诉用户"
 )  # fmt: skip
 
-PER_NODE = r"每(?:台|机|个?节点|个?服务器|台机器|台服务器|一台)|per[ -](?:node|server|machine|host|box)|each (?:node|server|machine|host|box)?|/ ?node|every (?:node|server|machine|host)|per (?:instance|vm)|nodes? (?:of|with|containing|equipped with)|(?:nodes?|servers?|machines?|服务器|节点|机器) ?[x×*]|单机|单台|单节点|a (?:single )?(?:node|server|machine)|one (?:node|server|machine)|apiece"
+PER_NODE = r"每(?:台|机|个?节点|个?服务器|台机器|台服务器|一台)|(?:台|机器?|服务器|节点|主机)[上里内中]?各|各(?:台|机|节点|服务器|主机)|per[ -](?:node|server|machine|host|box)|each (?:node|server|machine|host|box)?|/ ?node|every (?:node|server|machine|host)|per (?:instance|vm)|nodes? (?:of|with|containing|equipped with)|(?:nodes?|servers?|machines?|服务器|节点|机器) ?[x×*]|单机|单台|单节点|a (?:single )?(?:node|server|machine)|one (?:node|server|machine)|apiece"
 _ONE_HOST = r"(?:node|server|machine|host|vm|box|workstation|chassis|enclosure|rig|tower|desktop|pc|dgx|hgx)"
 ONE_NODE = (
     rf"单机|单台|一台|[那这]台|单节点|同一(?:台|个(?:节点|机箱))|同(?:机|节点)|一个(?:节点|机箱)|single[- ](?:\w+[- ])?{_ONE_HOST}\b|\b(?:the )?same {_ONE_HOST}\b"

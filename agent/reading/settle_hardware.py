@@ -295,6 +295,8 @@ def _scope_counts(draft: Draft) -> None:
     stated = [c for c in counts if "listed" not in c.tags] or counts
     for c in stated:
         scope = c.scope
+        if not scope and nodes > 1 and any(k.value == nodes * c.value for k in stated):
+            scope = "node"  # "12 in all, 6 in either of the two": the counts multiply
         if not scope and nodes > 1 and isinstance(c.value, int):
             per_node = (
                 c.value <= 8
