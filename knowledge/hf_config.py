@@ -75,9 +75,10 @@ def _fields(c: Config, model_type: str, remarks: list[str]) -> Fields:
     fields = _sections(c, family)
     if family.adapt:
         family.adapt(c, fields)
-    if fields["moe"] and (fields["moe_layers"] is None or all(fields["moe_layers"])):
+    routed = fields["moe"] and (fields["moe_layers"] is None or all(fields["moe_layers"]))
+    if routed and not fields["moe"].get("beside_mlp"):
         fields["mlp"] = None
-    fields["unsupported"] = tuple(dict.fromkeys([*fields["unsupported"], *unsupported_of(c, fields)]))
+    fields["unsupported"] = tuple(dict.fromkeys([*fields["unsupported"], *unsupported_of(c, fields, family)]))
     fields["sources"] = ("config.json", *remarks, *fields.pop("remarks"))
     fields["confidence"] = "high" if known else "low"
     fields["doubt"] = doubt if model_type else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from knowledge.hf_heads import gemma4, mimo_v2
 from knowledge.hf_linear import gated_delta, granite_hybrid, kimi_delta, single_halves
 from knowledge.hf_values import Config, Family, Fields
 
@@ -277,6 +278,22 @@ _OLMO2 = _like(_LLAMA, block="post", qk_norm="full")
 
 _QWEN_HYBRID = _like(_QWEN3, head_dim=256, norm_offset=1.0, rotary_fraction=0.25, adapt=_qwen_hybrid)
 
+_GEMMA4_DEFAULTS = (
+    ("rope_parameters", {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    }),
+    ("hidden_size_per_layer_input", 256),
+)  # fmt: skip
+_GEMMA4 = _like(
+    _LLAMA, block="sandwich", qk_norm="head", activation="gelu_tanh", tie=True, head_dim=256, adapt=gemma4,
+    defaults=_GEMMA4_DEFAULTS, draws=frozenset({"global_head_dim", "attention_k_eq_v", "enable_moe_block"}),
+)  # fmt: skip
+_MIMO_V2 = _like(
+    _LLAMA, gate="sigmoid_topk", correction_bias=True, out_bias=False, rotary_fraction=0.334, head_dim=192, adapt=mimo_v2,
+    draws=frozenset({"attention_sink_bias", "global_head_dim"}),
+)  # fmt: skip
+
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -349,6 +366,10 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _like(_GEMMA, block="sandwich", adapt=_gemma2),
     "gemma3_text": _like(_GEMMA, block="sandwich", qk_norm="head", adapt=_gemma3, defaults=_GEMMA3_DEFAULTS),
     "gemma3": _like(_GEMMA, block="sandwich", qk_norm="head", adapt=_gemma3, defaults=_GEMMA3_DEFAULTS),
+    "gemma4_text": _GEMMA4,
+    "gemma4": _GEMMA4,
+    "mimo_v2_flash": _MIMO_V2,
+    "mimo_v2": _MIMO_V2,
     "deepseek_v2": _like(_LLAMA, interleaved=True, norm_topk=False),
     "deepseek_v3": _DEEPSEEK3,
     "kimi_k2": _DEEPSEEK3,

@@ -14,7 +14,7 @@ PLAIN = frozenset({"default", "mrope", ""})
 """Types that stretch nothing. Multimodal RoPE (sections for time, height, width) is plain RoPE for text: all three positions
 are the same."""
 ALIASES = {"su": "longrope", "deepseek_yarn": "yarn"}
-KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope")
+KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
 
 
 def scaling_type(rope: Mapping[str, Any]) -> str:
@@ -55,6 +55,8 @@ def scaling_of(c: Config, rope: Mapping[str, Any], dim: int) -> Fields | None:
             "beta_slow": r.number("beta_slow", default=0.0) or 1.0,
         }
         out |= {"truncate": bool(rope.get("truncate", True)), "attention_factor": yarn_factor(rope, factor)}
+    elif kind == "proportional":
+        out["rotated"] = r.number("partial_rotary_factor", default=1.0)
     elif kind == "longrope":
         # Phi-3 states the stretched length and the original one, and their ratio counts where no factor is stated.
         out |= _longrope(c, rope, dim, out["original"], r.number("factor", default=0.0) or most / original)
@@ -99,7 +101,7 @@ def sliding_theta(c: Config, theta: float) -> float | None:
     own = c.mapping("rope_parameters").get("sliding_attention")
     if isinstance(own, Mapping) and isinstance(own.get("rope_theta"), (int, float)):
         return float(own["rope_theta"])
-    local = c.number("rope_local_base_freq", "local_rope_theta", default=0.0)
+    local = c.number("rope_local_base_freq", "local_rope_theta", "swa_rope_theta", default=0.0)
     model_type = str(c.raw("model_type") or "")
     if not local and model_type.startswith("gemma3"):
         local = 10000.0  # configuration_gemma3.py: default of rope_local_base_freq

@@ -160,6 +160,9 @@ def position_of(c: Config, family: Family, attention: Fields) -> Fields:
         "partial_rotary_factor", c.number("partial_rotary_factor", "rotary_pct", "rope_pct", default=-1.0)
     )
     fraction = family.rotary_fraction if fraction == -1.0 else fraction
+    fraction = (
+        1.0 if scaling_type(rope) == "proportional" else fraction
+    )  # of that, all pairs count and some stand still
     rotary = c.whole("rotary_dim") or (int(head_dim * fraction) if fraction != 1.0 else None)
     if rotary is not None and not 0 < rotary <= head_dim:
         raise ToolError(f"{c.name}: rotary_dim {rotary} must be within 1 and head_dim {head_dim}")
@@ -394,11 +397,8 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("use_cla",), "keys and values shared across layers (use_cla)"),
 )  # fmt: skip
 OTHER_BLOCKS = {
-    "gemma4": "Gemma-4 blocks (heads of two sizes, values that are the keys, a norm on values)",
-    "gemma4_text": "Gemma-4 blocks (heads of two sizes, values that are the keys, a norm on values)",
     "gemma3n": "AltUp and LAuReL blocks (Gemma-3n)",
     "gemma3n_text": "AltUp and LAuReL blocks (Gemma-3n)",
-    "mimo_v2_flash": "MiMo-V2 attention (values of another width than keys, sinks on some layers)",
     "minimax_m3": "sparse attention over blocks of positions (MiniMax-M3)",
     "jamba": "state-space (Mamba-1) layers",
     "bamba": "Mamba-2 layers laid out as in Bamba",
@@ -419,10 +419,10 @@ def _in_force(value: Any) -> bool:
     return bool(value)
 
 
-def unsupported_of(c: Config, fields: Fields) -> list[str]:
+def unsupported_of(c: Config, fields: Fields, family: Family) -> list[str]:
     kind = scaling_type(_rope(c)) if fields["position"]["kind"] == "rope" else ""
     linear = fields.get("linear") is not None
-    drawn = {FEATURES[0]} if linear else set()
+    drawn = {f for f in FEATURES if family.draws & set(f[0])} | ({FEATURES[0]} if linear else set())
     if c.raw("model_type") in MAMBA2:
         drawn |= {f for f in FEATURES if f[0][0] in ("mamba_d_state", "layers_block_type", "moe_latent_size")}
     if fields["attention"].get("indexer"):

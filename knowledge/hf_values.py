@@ -87,6 +87,8 @@ class Family:
     correction_bias: bool = False
     sliding: bool = True
     """Whether `sliding_window`, when set, is in force without a further switch."""
+    draws: frozenset[str] = frozenset()
+    """Config keys that stand for blocks with a graph in this family and for nothing known elsewhere."""
     adapt: Callable[[Config, Fields], None] | None = None
     defaults: tuple[tuple[str, Any], ...] = ()
     """Keys that released configs of the family leave out, as the configuration class fills them in."""

@@ -5,7 +5,7 @@ Written from papers and model cards, not from the graph builder. Weights, biases
 
 from __future__ import annotations
 
-from tools.spec.model import ModelSpec
+from tools.spec.model import Attention, ModelSpec
 
 
 def parameter_count(model: ModelSpec) -> dict[str, float]:
@@ -15,11 +15,12 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
     """
     moe_layers = sum(kind.ffn == "moe" for kind in model.layers())
     linear_layers = sum(kind.mixer == "linear" for kind in model.layers())
-    attention_layers = sum(kind.mixer == "attention" for kind in model.layers())
-    dense_layers = sum(kind.ffn == "dense" for kind in model.layers())
+    attention = sum(_attention(model, model.attention_of(k)) for k in model.layers() if k.mixer == "attention")
+    beside = model.moe is not None and model.moe.beside_mlp
+    dense_layers = sum(kind.ffn == "dense" or (kind.ffn == "moe" and beside) for kind in model.layers())
     parts = {
         "embedding": _embedding(model),
-        "attention": attention_layers * _attention(model) + linear_layers * _linear(model),
+        "attention": attention + linear_layers * _linear(model),
         "mlp": dense_layers * _mlp(model),
         "norms": _norms(model),
         "lm_head": _lm_head(model),
@@ -36,9 +37,9 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
             expert += (matrices - 1) * moe.intermediate_size + h
         parts["experts"] = moe_layers * moe.num_experts * expert
         parts["shared"] = moe_layers * (matrices * h * moe.shared_intermediate_size + h * moe.shared_gate)
-        extra = moe.router_bias + moe.correction_bias
+        extra = moe.router_bias + moe.correction_bias + moe.expert_scale
         parts["latent"] = moe_layers * 2 * h * (moe.latent_size or 0)
-        parts["router"] = moe_layers * moe.num_experts * (h + extra)
+        parts["router"] = moe_layers * (moe.num_experts * (h + extra) + h * moe.router_norm)
         idle = moe_layers * (moe.num_experts - moe.top_k) * expert
     total = sum(parts.values())
     return {"total": total, "active": total - idle, **parts}
@@ -56,8 +57,8 @@ def _lm_head(model: ModelSpec) -> float:
     return bias + (0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size)
 
 
-def _attention(model: ModelSpec) -> float:
-    a, h = model.attention, model.hidden_size
+def _attention(model: ModelSpec, a: Attention) -> float:
+    h = model.hidden_size
     if a.mla is not None:
         m = a.mla
         qk = m.qk_nope_head_dim + m.qk_rope_head_dim
@@ -75,8 +76,10 @@ def _attention(model: ModelSpec) -> float:
         )
         return q + kv + up + a.num_heads * m.v_head_dim * h + index
     q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    weights = h * (q * (2 if a.output_gate else 1) + 2 * kv) + q * h
-    weights += (q + 2 * kv) * a.qkv_bias + h * a.out_bias + a.num_heads * a.sinks
+    out = a.num_heads * (a.v_head_dim or a.head_dim)
+    values = 0 if a.values_are_keys else a.num_kv_heads * (a.v_head_dim or a.head_dim)
+    weights = h * (q + kv + values + out * a.output_gate) + out * h
+    weights += (q + kv + values) * a.qkv_bias + h * a.out_bias + a.num_heads * a.sinks
     return weights + {"none": 0, "head": 2 * a.head_dim, "heads": q + kv, "full": q + kv}[a.qk_norm]
 
 
@@ -123,4 +126,7 @@ def _norms(model: ModelSpec) -> float:
     halves = sum((k.mixer != "none") + (k.ffn != "none") for k in model.layers())
     count = halves * per_layer / 2 if model.block != "parallel" else model.num_hidden_layers * per_layer
     count += 1 + model.embedding_norm
-    return count * model.hidden_size * (model.norm_affine + model.norm_bias)
+    if model.moe is not None and model.moe.beside_mlp:
+        count += 3 * sum(kind.ffn == "moe" for kind in model.layers())  # before the experts, after them, after the MLP
+    scales = model.num_hidden_layers * model.layer_scale
+    return count * model.hidden_size * (model.norm_affine + model.norm_bias) + scales

@@ -16,6 +16,7 @@ from knowledge.catalog import load_model
 from knowledge.hf_config import FAMILIES, model_from_config
 from knowledge.hf_sections import OTHER_BLOCKS
 from tools.cost.estimate import blocks_in_doubt
+from tools.memory import kv_bytes_per_token
 from tools.spec.base import Refused, ToolError
 from tools.spec.model import ModelSpec
 
@@ -370,3 +371,32 @@ def test_whatever_a_config_holds_the_answer_is_a_model_or_a_tool_error(changes: 
         assert str(error)
     else:
         assert len(model.layers()) == model.num_hidden_layers
+
+
+def test_gemma_4s_full_layers_have_heads_of_their_own() -> None:
+    """31B: 32 heads; full layers 4 KV heads of 512 whose values are their keys, sliding ones 16 of 256."""
+    model = load_model("gemma-4-31b").model
+    full, sliding = model.attentions
+    assert (full.num_kv_heads, full.head_dim, full.values_are_keys) == (4, 512, True)
+    assert (sliding.num_kv_heads, sliding.head_dim, sliding.values_are_keys) == (16, 256, False)
+    assert [k.sliding for k in model.layers()].count(False) == 10 and model.cache_heads == (4, 16)
+    assert kv_bytes_per_token(model) == 2 * 2 * (50 * 16 * 256 + 10 * 4 * 512)
+
+
+def test_mimo_v2s_values_are_narrower_than_its_keys() -> None:
+    """MiMo-V2-Flash: keys of 192, values of 128; 9 full layers with 4 KV heads, 39 that slide with 8."""
+    model = load_model("mimo-v2-flash").model
+    full, sliding = model.attentions
+    assert (full.sinks, sliding.sinks, sliding.sliding_window) == (False, True, 129)
+    assert kv_bytes_per_token(model) == 2 * (192 + 128) * (9 * 4 + 39 * 8)
+
+
+def test_a_config_whose_layers_differ_beyond_two_kinds_is_refused() -> None:
+    config = {
+        "model_type": "gemma4_text", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96, "vocab_size": 320,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "per_layer_config": {"1": {"head_dim": 24}, "3": {"head_dim": 32}},
+    }  # fmt: skip
+    with pytest.raises(ToolError, match="per_layer_config"):
+        model_from_config(config)

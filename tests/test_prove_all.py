@@ -22,6 +22,7 @@ QUICK = (
     ("bloom-7b1", "tp·sp"), ("opt-6.7b", "pp uneven"), ("gemma-2-9b", "cp ulysses"), ("gpt-j-6b", "dk"), ("mistral-7b", "cp ring"),
     ("mixtral-8x7b", "large ep"), ("deepseek-v3", "dcp"), ("deepseek-v3", "dk"), ("gpt-oss-120b", "tp·cp ring"),
     ("llama-4-scout", "tp·attn_dp·ep·etp"), ("glm-4.5", "attn_dp·ep·edp"), ("qwen3-235b-a22b", "attn_dp·ep, all-gather"),
+    ("gemma-4-26b-a4b", "tp·attn_dp·ep·etp"), ("mimo-v2-flash", "dcp"), ("mimo-v2-flash", "dk"),
 )  # fmt: skip
 
 

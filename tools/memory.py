@@ -32,7 +32,7 @@ from tools.partition.layout import DEFAULT_ORDERS, Orders, positions
 from tools.partition.lower import PBody, POp, Program, Stage, local_dims, lower, num_elements
 from tools.partition.mesh import Mesh
 from tools.spec.base import ToolError
-from tools.spec.model import BITS, ModelSpec, dtype_bytes
+from tools.spec.model import BITS, Attention, ModelSpec, dtype_bytes
 from tools.spec.plan import StageMemory
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown, Term
@@ -585,12 +585,17 @@ def model_weight_bytes(model: ModelSpec, weight_dtype: str | None = None) -> flo
 
 
 def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16") -> float:
-    """KV cache of one token in one copy: 2 · L · kv_heads · d_k · bytes, or L · (kv_lora + qk_rope) · bytes, and the key of
+    """KV cache of one token in one copy: L · kv_heads · (d_k + d_v) · bytes, or L · (kv_lora + qk_rope) · bytes, and the key of
     the indexer where there is one; L are the layers whose cache grows."""
-    a = model.attention
-    per_layer = a.mla.kv_lora_rank + a.mla.qk_rope_head_dim if a.mla else 2 * a.num_kv_heads * a.head_dim
+    return sum(cached_bytes(model.attention_of(k), kv_dtype) for k in model.layers() if k.mixer == "attention")
+
+
+def cached_bytes(a: Attention, kv_dtype: str) -> float:
+    """What one layer caches of one token in one copy."""
     index = a.indexer.head_dim * INDEX_KEY_BYTES if a.indexer else 0.0
-    return sum(k.mixer == "attention" for k in model.layers()) * (per_layer * dtype_bytes(kv_dtype) + index)
+    values = a.v_head_dim or a.head_dim
+    held = a.mla.kv_lora_rank + a.mla.qk_rope_head_dim if a.mla else a.num_kv_heads * (a.head_dim + values)
+    return held * dtype_bytes(kv_dtype) + index
 
 
 def state_bytes_per_sequence(model: ModelSpec, elem_bytes: float = 2.0) -> float:

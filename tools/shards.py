@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tools.graph.build import all_sizes
+from tools.graph.heads import KV_HEADS
 from tools.graph.ir import Sizes
 from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Order, Orders, positions
 from tools.partition.lower import PBody, Program, Stage, local_dims
@@ -230,8 +231,8 @@ def axis_words(pbody: PBody, weight: str, mesh: Mesh, s: Strategy) -> str:
         degree = int(mesh.degree(axes))
         if degree == 1:
             continue
-        if dim == "kv_heads" and degree < s.tp:
-            parts.append(f"kv_heads over {degree} of tp({s.tp}), {s.tp // degree} ranks share each")
+        if dim in KV_HEADS and degree < s.tp:
+            parts.append(f"{dim} over {degree} of tp({s.tp}), {s.tp // degree} ranks share each")
         else:
             parts.append(f"{dim} over {axis_name(mesh, axes, dim)}")
     ranks = len(mesh.ranks(pbody.group(weight)))

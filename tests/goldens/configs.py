@@ -24,6 +24,11 @@ PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SLIDE = {"sliding_window": 4}
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 
+TYPES_LAST_FULL = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+PROPORTIONAL = {
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 5e4},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 # The prompt fits the original context of the two that depend on the length; decoding leaves it.
 SHORT = 8
@@ -147,6 +152,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **BASE, **SLIDE, "model_type": "gemma3_text", "query_pre_attn_scalar": 12, "layer_types": TYPES,
         "hidden_activation": "gelu_pytorch_tanh",
         "rope_parameters": {"full_attention": PLAIN_ROPE, "sliding_attention": PLAIN_ROPE},
+    },
+    "gemma4": {
+        **BASE, **SLIDE, "num_hidden_layers": 4, "model_type": "gemma4_text", "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 6,
+        "global_head_dim": 16, "num_global_key_value_heads": 2, "attention_k_eq_v": True, "layer_types": TYPES_LAST_FULL,
+        "hidden_size_per_layer_input": 0, "final_logit_softcapping": 20.0, "rope_parameters": PROPORTIONAL,
+    },
+    "gemma4_moe": {
+        **BASE, **SLIDE, "num_hidden_layers": 4, "model_type": "gemma4_text", "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 8,
+        "global_head_dim": 12, "layer_types": TYPES_LAST_FULL, "hidden_size_per_layer_input": 0, "enable_moe_block": True,
+        "num_experts": 7, "top_k_experts": 3, "moe_intermediate_size": 20, "rope_parameters": PROPORTIONAL,
+    },
+    "mimo_v2_flash": {
+        **BASE, **MOE, "model_type": "mimo_v2_flash", "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 12,
+        "v_head_dim": 10, "sliding_window": 4, "layer_types": TYPES, "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "n_routed_experts": 6, "n_group": 2, "topk_group": 1, "norm_topk_prob": True, "attention_value_scale": 0.6,
+        "rope_parameters": {
+            "full_attention": {**PLAIN_ROPE, "rope_theta": 5e4, "partial_rotary_factor": 0.5},
+            "sliding_attention": {**PLAIN_ROPE, "partial_rotary_factor": 0.5},
+        },
     },
     "seed_oss": {
         **BASE, "model_type": "seed_oss", "attention_bias": True, "attention_out_bias": False, "residual_dropout": 0.0,

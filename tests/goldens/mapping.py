@@ -45,8 +45,16 @@ SHARED = (
     "mlp.shared_expert.", "mlp.shared_experts.", "feed_forward.shared_expert.", "mixer.shared_experts.", "shared_mlp.",
     "mlp.shared_mlp.",
 )  # fmt: skip
-EXPERTS = ("mlp.experts.", "feed_forward.experts.", "mixer.experts.", "block_sparse_moe.experts.")
-ROUTER = ("mlp.gate.", "mlp.router.", "feed_forward.router.", "mixer.gate.", "mlp.gate.wg.", "block_sparse_moe.router.")
+EXPERTS = ("mlp.experts.", "experts.", "feed_forward.experts.", "mixer.experts.", "block_sparse_moe.experts.")
+ROUTER = (
+    "mlp.gate.",
+    "router.proj.",
+    "mlp.router.",
+    "feed_forward.router.",
+    "mixer.gate.",
+    "mlp.gate.wg.",
+    "block_sparse_moe.router.",
+)
 CORRECTION = (
     "mlp.gate.e_score_correction_bias",
     "mlp.e_score_correction_bias",
@@ -315,12 +323,18 @@ NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
     "post_attn_norm": _after_attention,
     "ffn_norm": _before_ffn,
     "post_ffn_norm": lambda c, p: ("post_feedforward_layernorm", "post_mlp_layernorm"),
+    "post_mlp_norm": lambda c, p: ("post_feedforward_layernorm_1",),
+    "expert_norm": lambda c, p: ("pre_feedforward_layernorm_2",),
+    "post_expert_norm": lambda c, p: ("post_feedforward_layernorm_2",),
 }
 
 
 def expert_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
     if head == "gate_correction_bias":
         return c.get(c.first([prefix + n for n in CORRECTION]))
+    named = {"router_norm": "router.scale", "expert_scale": "router.per_expert_scale", "layer_scale": "layer_scalar"}
+    if head in named:
+        return c.get(prefix + named[head])
     if head == "router":
         name = c.first([f"{prefix}{r}{kind}" for r in ROUTER])
         return c.get(name).T if kind == "weight" else c.get(name)

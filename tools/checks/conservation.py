@@ -14,6 +14,7 @@ from tools.graph.build import all_sizes, embed_body, head_body, layer_body
 from tools.graph.ir import Body, Op
 from tools.memory import (
     Dtypes,
+    cached_bytes,
     kv_bytes_per_token,
     parameters_by_role,
     rank_kv_bytes,
@@ -24,7 +25,8 @@ from tools.partition.axes import sliced
 from tools.partition.lower import PBody, POp, Program
 from tools.shards import Box, Runs, box, boxes_of, tiling
 from tools.spec.finding import Finding
-from tools.spec.model import dtype_bytes
+from tools.spec.model import Attention, dtype_bytes
+from tools.spec.strategy import Strategy
 
 Lengths = Mapping[str, int]
 PROBE = {"batch_size": 12, "seq_len": 24, "kv_len": 24}
@@ -120,12 +122,13 @@ def _op_flops(body: Body, op: Op, sizes: Lengths) -> int:
 
 
 def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
-    """KV bytes over all devices = 2·L·kv_heads·d_k (or L·(kv_lora + rope)) × tokens × the strategy's copies."""
+    """KV bytes over all devices = Σ over layers of kv_heads·(d_k + d_v) (or kv_lora + rope) × tokens × the strategy's copies."""
     s = program.strategy
-    copies = kv_copies(program)
     batch, context = sizes["batch_size"], sizes["kv_len"]
     held = sum(rank_kv_bytes(program, batch=batch, context=context).values())
-    want = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context * copies
+    layers = [program.model.attention_of(k) for k in program.model.layers() if k.mixer == "attention"]
+    once = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context
+    want = sum(cached_bytes(a, s.kv_dtype) * kv_copies(s, a) for a in layers) * batch * context
     # Heads over what slices leave of tp, sequences over attn_dp, copies over the rest; what all heads share, on every rank.
     taken = prod(d for x, d in sliced(s).values() if "lin_heads" in x.takes_from)
     act = Dtypes.of_strategy(program.model, s).plain
@@ -134,15 +137,14 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
     if not isclose(held, want, rel_tol=1e-12):
         words = (
             f"{program.phase}: devices hold {held:.6g} B of KV for {batch} × {context} tokens, the model needs "
-            f"{want:.6g} B = {want / copies:.6g} × {copies} copies"
+            f"{want:.6g} B, {once:.6g} B in one copy"
         )
         yield error("kv-conserved", words, cause="kv", held=held, model=want, elem_bytes=dtype_bytes(s.kv_dtype))
 
 
-def kv_copies(program: Program) -> float:
+def kv_copies(s: Strategy, a: Attention) -> float:
     """Ranks of a stage over the distinct parts of its cache: sequences over attn_dp, KV heads over tp (d_k over dk) and then over
     what cp exchanges for heads, positions over dcp or over a ring's cp. From the degrees, not from layouts."""
-    s, a = program.strategy, program.model.attention
     assert s.attn_dp is not None
     kv_heads = 1 if a.mla else a.num_kv_heads
     if s.attn_pool:

@@ -7,12 +7,13 @@ from typing import Any
 
 from tools.checks.base import Case, check, error, info, warning
 from tools.graph.build import model_sizes
+from tools.graph.heads import KV_HEADS
 from tools.partition.layout import positions
 from tools.partition.lower import Program
 from tools.shards import axis_name
 from tools.spec.finding import Finding
 
-WHOLE_HEADS = frozenset({"heads", "kv_heads"})
+WHOLE_HEADS = frozenset({"heads", *KV_HEADS})
 """Dims that engines and kernels need even: a rank's query heads must find their KV heads on the same rank."""
 TOKENS = frozenset({"batch_size", "seq_len", "kv_len"})
 

@@ -18,6 +18,7 @@ import numpy as np
 from tools.cost.curves import Curves, DeviceCurve, KernelCurve, MoECurve
 from tools.cost.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Operators, gemm_ideal, kernel_dtype, unit_peak
 from tools.cost.tables import Table
+from tools.graph.heads import KEY_DIMS, KV_HEADS
 from tools.graph.ir import Sizes
 from tools.graph.routing import node_tokens
 from tools.graph.semantics import STATEFUL
@@ -504,14 +505,19 @@ def _attention_shape(
         return {}  # on latents, as kernels for picked positions do it; the tables are of expanded heads
     if kind == "attention_prefill":
         length = np.maximum(2.0 * np.asarray(limit.per_query, float) - 1.0, s)
-        d = 1.0 if mla else ctx.sizes["d_k"]
+        d = 1.0 if mla else _key_width(pbody, scores, ctx)
         return {"table": "mla_context" if mla else "context", "shape": (length, b * h, d)[: 2 if mla else 3]}
     read = limit.read * out.get("kv_len", ctx.sizes["kv_len"]) / ctx.sizes["kv_len"]
     # Several new tokens of a sequence (speculation) share its keys, like more query heads.
     if mla and "kv_lora" in keys:
         return {"table": "mla_generation", "shape": (read, b, h * s)}
-    kv = next((local_sizes(pbody, t, ctx)["kv_heads"] for t in caches if "kv_heads" in pbody.spec(t).dims), h)
-    return {"table": "generation", "shape": (read, b * kv, h / kv * s, ctx.sizes["d_k"])}
+    kv = next((n for t in caches for d, n in local_sizes(pbody, t, ctx).items() if d in KV_HEADS), h)
+    return {"table": "generation", "shape": (read, b * kv, h / kv * s, _key_width(pbody, scores, ctx))}
+
+
+def _key_width(pbody: PBody, scores: POp, ctx: WalkContext) -> Num:
+    """d_k of the layer that these scores belong to, whole."""
+    return next(ctx.sizes[d] for d in pbody.spec(scores.inputs[0]).dims if d in KEY_DIMS)
 
 
 def _gemm_shape(

@@ -18,6 +18,7 @@ from tools.cost.known import distinct
 from tools.graph.build import all_sizes
 from tools.graph.ir import Sizes
 from tools.memory import Dtypes, Role, activation_sizes, body_activation_bytes, body_kv_bytes, body_weight_bytes
+from tools.partition.axes import KVHeads
 from tools.partition.lower import PBody, partition_embed, partition_head, partition_layer, placement_of
 from tools.partition.mesh import Axes, Mesh, MeshShape, build_mesh
 from tools.partition.placement import Placement
@@ -139,13 +140,8 @@ def with_node_count(sizes: Sizes, mesh: Mesh) -> Sizes:
     return {**sizes, "expert_nodes": mesh.degree(mesh.shape.axis("ep_nodes"))} if "expert_nodes" in sizes else sizes
 
 
-def kv_heads_cut(model: ModelSpec) -> int:
-    """Heads along which tp can split the cache (MLA: the latent is copied, so heads as such)."""
-    return model.attention.num_heads if model.attention.mla else model.attention.num_kv_heads
-
-
 @lru_cache(maxsize=65536)
-def _degrees(tp: int, attn_dp: int, ep: int, etp: int, cp: int, dcp: int, ep_nodes: int, kv_heads: int) -> Mesh:
+def _degrees(tp: int, attn_dp: int, ep: int, etp: int, cp: int, dcp: int, ep_nodes: int, kv_heads: KVHeads) -> Mesh:
     return build_mesh(Strategy(tp=tp, attn_dp=attn_dp, ep=ep, etp=etp, cp=cp, dcp=dcp, ep_nodes=ep_nodes), kv_heads)
 
 
@@ -153,13 +149,13 @@ def meshes(cands: Candidates, model: ModelSpec) -> tuple[list[Mesh], np.ndarray]
     """(per MeshShape every combination of degrees that some candidate has, once; which of them each candidate has, counted
     through). Raises Refused for degrees that do not nest."""
     if cands.origin is not None:
-        one = build_mesh(cands.origin, kv_heads_cut(model))
+        one = build_mesh(cands.origin, model.cache_heads)
         degrees = {a: np.asarray([d], np.int64) for a, d in one.degrees.items()}
         return [Mesh(one.shape, degrees)], np.zeros(len(cands), np.int64)
     names = ("tp", "attn_dp", "ep", "etp", "cp", "dcp", "ep_nodes")
     columns = [getattr(cands, n) for n in names]
     first, back = distinct(columns, len(cands))
-    found = [_degrees(*(int(x[i]) for x in columns), kv_heads_cut(model)) for i in first]
+    found = [_degrees(*(int(x[i]) for x in columns), model.cache_heads) for i in first]
     by_shape: dict[MeshShape, list[int]] = {}
     for i, mesh in enumerate(found):
         by_shape.setdefault(mesh.shape, []).append(i)
@@ -197,4 +193,4 @@ def starts(found: Sequence[Mesh]) -> np.ndarray:
     return np.cumsum([0, *(num_rows(m) for m in found)])
 
 
-__all__ = ["PHASES", "Bodies", "Graph", "bodies", "kv_heads_cut", "meshes", "placement", "starts"]
+__all__ = ["PHASES", "Bodies", "Graph", "bodies", "meshes", "placement", "starts"]

@@ -28,7 +28,7 @@ from tools.cost.candidates import (
 from tools.cost.collectives import Level, across, boundaries, collective_time, levels, p2p_time
 from tools.cost.compute import KernelTime, Num, Roof, Work, both, pairs, price
 from tools.cost.curves import Curves, EngineCurve
-from tools.cost.graphs import PHASES, Bodies, Graph, bodies, kv_heads_cut, meshes, placement, starts
+from tools.cost.graphs import PHASES, Bodies, Graph, bodies, meshes, placement, starts
 from tools.cost.known import Known, distinct, known
 from tools.cost.together import Job, price_all
 from tools.memory import Dtypes, Role
@@ -589,5 +589,5 @@ def _known(deployment: Deployment, curves: Curves, cands: Candidates, kinds: int
 
 __all__ = [
     "ARRAYS", "BodyBytes", "Candidates", "Layout", "MoEComm", "StageRow", "Stages", "StepTime", "Works", "each_stage",
-    "kv_heads_cut", "layout_of", "layouts", "splits", "stage_layers", "stage_rows", "weighted",
+    "layout_of", "layouts", "splits", "stage_layers", "stage_rows", "weighted",
 ]  # fmt: skip

@@ -283,11 +283,12 @@ def _div_by(t: _Tape, op: Op, total: str, g: str) -> None:
 
 
 def _norm(t: _Tape, op: Op, g: str) -> None:
-    x, w = op.inputs[:2]
-    t.give(w, op, "norm_weight_grad", (g, x), fn=op.fn, attrs=op.attrs)
+    x, *w = op.inputs[:2]
+    for weight in w:
+        t.give(weight, op, "norm_weight_grad", (g, x), fn=op.fn, attrs=op.attrs)
     if len(op.inputs) == 3:
         t.give(op.inputs[2], op, "sum_to", (g,))
-    t.give(x, op, "norm_grad", (g, x, w), fn=op.fn, attrs=op.attrs)
+    t.give(x, op, "norm_grad", (g, x, *w), fn=op.fn, attrs=op.attrs)
 
 
 def _rms_apply(t: _Tape, op: Op, g: str) -> None:
@@ -331,6 +332,8 @@ def _mirror(kind: OpKind) -> Callable[[_Tape, Op, str], None]:
 
 def _gather_scores(t: _Tape, op: Op, g: str) -> None:
     scores, ids = op.inputs
+    if op.fn == "of_experts":
+        raise Refused(f"{t.body.name}.{op.name}: no backward rule for a learned scale per expert")
     t.give(scores, op, "gather_scores_grad", (g, ids))
 
 

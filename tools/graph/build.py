@@ -9,12 +9,13 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import Any
 
+from tools.graph.heads import KEY_DIMS, KV_HEADS, HeadDims, head_dims, head_sizes
 from tools.graph.ir import Body, BodyBuilder, Sizes, Tensor
 from tools.graph.parts import X, linear, rms, step
 from tools.graph.recurrent import linear_attention, linear_sizes
 from tools.graph.routing import NODE_TOKENS, from_nodes, hierarchical, node_sizes, to_nodes
 from tools.spec.base import Refused
-from tools.spec.model import LayerKind, ModelSpec
+from tools.spec.model import Attention, LayerKind, ModelSpec
 from tools.spec.strategy import Phase
 
 VOCAB_ALIGNMENT = 64
@@ -35,8 +36,7 @@ def model_sizes(model: ModelSpec) -> dict[str, int]:
     sizes = {
         "hidden": model.hidden_size,
         "heads": a.num_heads,
-        "kv_heads": a.num_kv_heads,
-        "d_k": a.head_dim,
+        **head_sizes(model),
         "vocab": model.vocab_size,
         "padded_vocab": padded_vocab(model),
         "positions": model.position.max_positions + model.position.learned_offset,
@@ -110,7 +110,7 @@ def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = T
         x = _mixer_half(b, model, kind, x, partial(attend, b, model, kind, phase, absorb))
     if kind.ffn != "none":
         x = _ffn_half(b, model, kind, x, phase)
-    return b.build(x)
+    return b.build(_layer_scaled(b, model, x))
 
 
 def _mixer_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, attend: Any) -> str:
@@ -128,10 +128,18 @@ def _ffn_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, phase: 
     norm, h = "attn_add_norm" if kind.mixer != "none" else "input_norm", x
     if model.block != "post":
         h = _norm(b, model, "ffn_norm", x, kernel=norm, module="pre_ffn_layernorm")
-    out = _ffn(b, model, kind, h, phase)
+    beside = kind.ffn == "moe" and model.moe is not None and model.moe.beside_mlp
+    out = _mlp_and_experts(b, model, h, x, phase) if beside else _ffn(b, model, kind, h, phase)
     if model.block in ("sandwich", "post"):
         out = _norm(b, model, "post_ffn_norm", out, kernel="ffn_add", module="post_ffn_layernorm")
     return _residual(b, model, "ffn_residual", x, out, kernel="ffn_add", module="mlp.residual")
+
+
+def _layer_scaled(b: BodyBuilder, model: ModelSpec, x: str) -> str:
+    if not model.layer_scale:
+        return x
+    w = b.weight("layer_scale", (), "vector")
+    return step(b, "layer_scaled", "mul", (x, w), kernel="ffn_add", module="layer_scale")
 
 
 @lru_cache(maxsize=256)
@@ -228,6 +236,12 @@ def _rms(b: BodyBuilder, model: ModelSpec, name: str, x: str, dim: str, *, kerne
     return rms(b, name, x, dim, eps=model.norm_eps, offset=model.norm_offset, kernel=kernel, module=module)
 
 
+def _plain_rms(b: BodyBuilder, model: ModelSpec, name: str, x: str, *, kernel: str, module: str) -> str:
+    """RMSNorm over the last dim, without weights."""
+    attrs = {"eps": model.norm_eps, "offset": 0.0}
+    return b.op(name, "norm", (x,), b.tensors[x].dims, kernel=kernel, module=module, fn="rmsnorm", attrs=attrs)
+
+
 def _residual(b: BodyBuilder, model: ModelSpec, name: str, x: str, branch: str, *, kernel: str, module: str) -> str:
     if model.residual_scale != 1.0:
         attrs = {"c": model.residual_scale}
@@ -244,7 +258,7 @@ def _rope(b: BodyBuilder, model: ModelSpec, kind: LayerKind, name: str, x: str, 
     attrs = {
         "theta": p.sliding_theta if local else p.theta,
         "scaling": None if local else p.scaling,
-        "rotary_dim": p.rotary_dim if dim == "d_k" else None,
+        "rotary_dim": p.rotary_dim if dim in KEY_DIMS else None,
         "interleaved": p.interleaved,
         "dim": dim,
         "size": model_sizes(model)[dim],
@@ -253,42 +267,27 @@ def _rope(b: BodyBuilder, model: ModelSpec, kind: LayerKind, name: str, x: str, 
     return b.op(name, "rope", (x,), b.tensors[x].dims, kernel="rope", module="self_attn.rotary_emb", attrs=attrs)
 
 
-def _qk_norm(b: BodyBuilder, model: ModelSpec, name: str, x: str, heads: str) -> str:
-    module = f"self_attn.{name}"
-    if model.attention.qk_norm == "head":
-        return _rms(b, model, name, x, "d_k", kernel="rope", module=module)
-    if model.attention.qk_norm == "heads":
-        w = b.weight(f"{name}.weight", (heads, "d_k"), "vector")
+def _qk_norm(b: BodyBuilder, model: ModelSpec, a: Attention, name: str, x: str) -> str:
+    module, (heads, d_k) = f"self_attn.{name}", b.tensors[x].dims[-2:]
+    if a.qk_norm == "head":
+        return _rms(b, model, name, x, d_k, kernel="rope", module=module)
+    if a.qk_norm == "heads":
+        w = b.weight(f"{name}.weight", (heads, d_k), "vector")
         attrs: dict[str, Any] = {"eps": model.norm_eps, "offset": model.norm_offset}
         return b.op(name, "norm", (x, w), b.tensors[x].dims, kernel="rope", module=module, fn="layernorm", attrs=attrs)
     # Over heads x d_k: the heads are split under tp, so the sum of squares is its own operator and gets its all-reduce.
-    w = b.weight(f"{name}.weight", (heads, "d_k"), "vector")
+    w = b.weight(f"{name}.weight", (heads, d_k), "vector")
     ssq = b.op(
         f"{name}_sumsq", "sumsq", (x,), ("batch_size", "seq_len"), kernel=f"{name}_sumsq", module=module, dtype="fp32"
     )
-    count = (model.attention.num_heads if heads == "heads" else model.attention.num_kv_heads) * model.attention.head_dim
+    count = (a.num_heads if heads == "heads" else a.num_kv_heads) * a.head_dim
     attrs = {"eps": model.norm_eps, "count": count}
     return b.op(name, "rms_apply", (x, ssq, w), b.tensors[x].dims, kernel="rope", module=module, attrs=attrs)
 
 
 def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str, split_kv: bool) -> str:
-    a = model.attention
-    # In MHA a head's keys are its own: were they named apart, the scores would sum over all of them.
-    kv = "heads" if a.num_kv_heads == a.num_heads else "kv_heads"
-    q_dims, kv_dims = ("batch_size", "seq_len", "heads", "d_k"), ("batch_size", "seq_len", kv, "d_k")
-    lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias}
-    q = linear(b, "q_proj", h, ("hidden", "heads", "d_k"), q_dims, module="self_attn.q_proj", **lin)
-    k = linear(b, "k_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.k_proj", **lin)
-    v = linear(b, "v_proj", h, ("hidden", kv, "d_k"), kv_dims, module="self_attn.v_proj", **lin)
-    if a.clip_qkv is not None:
-        limit: dict[str, Any] = {"attrs": {"limit": a.clip_qkv}, "kernel": "rope", "module": "self_attn.clip"}
-        q, k, v = (step(b, f"{n}_clip", "clip", (x,), **limit) for n, x in (("q", q), ("k", k), ("v", v)))
-    if a.qk_norm != "none" and not a.norm_after_rope:
-        q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, kv)
-    if kind.rope:
-        q, k = _rope(b, model, kind, "q_rope", q, "d_k"), _rope(b, model, kind, "k_rope", k, "d_k")
-    if a.qk_norm != "none" and a.norm_after_rope:
-        q, k = _qk_norm(b, model, "q_norm", q, "heads"), _qk_norm(b, model, "k_norm", k, kv)
+    a, dims = model.attention_of(kind), head_dims(model, kind)
+    q, k, v = _queries_keys_values(b, model, kind, dims, h)
     k, v = _cache(b, "k_cache", k), _cache(b, "v_cache", v)
     if a.num_kv_heads != a.num_heads:
         group = a.num_heads // a.num_kv_heads
@@ -302,14 +301,43 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
         module="self_attn.scores",
     )
     s = _masked_scores(b, model, kind, scores, a.scale or a.head_dim**-0.5)
-    ctx = _softmax_values(b, model, s, v, "attn_values", q_dims, split_kv)
+    out = (*X[:2], "heads", dims.d_v)
+    ctx = _softmax_values(b, a, s, v, "attn_values", out, split_kv)
     if a.output_gate:
-        gate = linear(b, "q_gate", h, ("hidden", "heads", "d_k"), q_dims, module="self_attn.q_proj", **lin)
+        lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias, "module": "self_attn.q_proj"}
+        gate = linear(b, "q_gate", h, ("hidden", "heads", dims.d_v), out, **lin)
         gate = step(b, "output_gate", "sigmoid", (gate,), kernel="output_gate", module="self_attn.output_gate")
         ctx = step(b, "gated_values", "mul", (ctx, gate), kernel="output_gate", module="self_attn.output_gate")
-    return linear(
-        b, "o_proj", ctx, ("heads", "d_k", "hidden"), X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias
+    into = ("heads", dims.d_v, "hidden")
+    return linear(b, "o_proj", ctx, into, X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias)
+
+
+def _queries_keys_values(
+    b: BodyBuilder, model: ModelSpec, kind: LayerKind, dims: HeadDims, h: str
+) -> tuple[str, str, str]:
+    """As attention and cache take them: normed, turned, scaled."""
+    a = model.attention_of(kind)
+    lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias}
+    shapes = (("q", "heads", dims.d_k), ("k", dims.kv, dims.d_k), ("v", dims.kv, dims.d_v))
+    q, k, *own = (
+        linear(b, f"{n}_proj", h, ("hidden", *s), (*X[:2], *s), module=f"self_attn.{n}_proj", **lin)
+        for n, *s in shapes[: 2 if a.values_are_keys else 3]
     )
+    v = own[0] if own else k
+    if a.clip_qkv is not None:
+        limit: dict[str, Any] = {"attrs": {"limit": a.clip_qkv}, "kernel": "rope", "module": "self_attn.clip"}
+        q, k, v = (step(b, f"{n}_clip", "clip", (x,), **limit) for n, x in (("q", q), ("k", k), ("v", v)))
+    if a.qk_norm != "none" and not a.norm_after_rope:
+        q, k = _qk_norm(b, model, a, "q_norm", q), _qk_norm(b, model, a, "k_norm", k)
+    if kind.rope:
+        q, k = _rope(b, model, kind, "q_rope", q, dims.d_k), _rope(b, model, kind, "k_rope", k, dims.d_k)
+    if a.qk_norm != "none" and a.norm_after_rope:
+        q, k = _qk_norm(b, model, a, "q_norm", q), _qk_norm(b, model, a, "k_norm", k)
+    if a.value_norm:
+        v = _plain_rms(b, model, "v_norm", v, kernel="rope", module="self_attn.v_norm")
+    if a.value_scale != 1.0:
+        v = step(b, "v_scaled", "scale", (v,), attrs={"c": a.value_scale}, kernel="rope", module="self_attn.v_scale")
+    return q, k, v
 
 
 def _cache(b: BodyBuilder, name: str, new: str) -> str:
@@ -320,14 +348,14 @@ def _cache(b: BodyBuilder, name: str, new: str) -> str:
 
 
 def _repeat(b: BodyBuilder, name: str, x: str, group: int) -> str:
-    dims = tuple("heads" if d == "kv_heads" else d for d in b.tensors[x].dims)
+    dims = tuple("heads" if d in KV_HEADS else d for d in b.tensors[x].dims)
     return b.op(
         name, "repeat_heads", (x,), dims, kernel="attention", module="self_attn.repeat_kv", attrs={"group": group}
     )
 
 
 def _masked_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: str, scale: float) -> str:
-    a, dims = model.attention, b.tensors[scores].dims
+    a, dims = model.attention_of(kind), b.tensors[scores].dims
     kw: dict[str, Any] = {"kernel": "attention", "module": "self_attn.softmax"}
     s = b.op("scaled", "elementwise", (scores,), dims, fn="scale", attrs={"c": scale}, **kw)
     if a.softcap:
@@ -339,11 +367,11 @@ def _masked_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: st
 
 
 def _softmax_values(
-    b: BodyBuilder, model: ModelSpec, s: str, values: str, name: str, out: tuple[str, ...], split_kv: bool
+    b: BodyBuilder, a: Attention, s: str, values: str, name: str, out: tuple[str, ...], split_kv: bool
 ) -> str:
     """Softmax over kv_len, then the weighted sum of `values`."""
     kw: dict[str, Any] = {"kernel": "attention", "module": "self_attn.softmax"}
-    sinks = (b.weight("sinks", ("heads",), "vector"),) if model.attention.sinks else ()
+    sinks = (b.weight("sinks", ("heads",), "vector"),) if a.sinks else ()
     if not split_kv:
         attrs = {"dim": "kv_len"}
         probs = b.op("probs", "softmax", (s, *sinks), b.tensors[s].dims, fn="sinks" if sinks else "", attrs=attrs, **kw)
@@ -480,7 +508,9 @@ def _mla_expanded(
     v = b.op("v_up", "einsum", (c, uv), (*bt, "heads", "v_dim"), kernel="kv_b_proj", module="self_attn.kv_b_proj")
     s = b.op("scores_nope", "einsum", (qn, k), dims, kernel="attention", module="self_attn.scores")
     s = _mla_scores(b, model, kind, s, qr, kr, chosen)
-    return _softmax_values(b, model, s, v, "attn_values", ("batch_size", "seq_len", "heads", "v_dim"), split_kv)
+    return _softmax_values(
+        b, model.attention, s, v, "attn_values", ("batch_size", "seq_len", "heads", "v_dim"), split_kv
+    )
 
 
 def _mla_absorbed(
@@ -496,7 +526,7 @@ def _mla_absorbed(
     )
     s = b.op("scores_nope", "einsum", (q, c), dims, kernel="attention", module="self_attn.scores")
     s = _mla_scores(b, model, kind, s, qr, kr, chosen)
-    lat = _softmax_values(b, model, s, c, "attn_latent", (*bs, "heads", "kv_lora"), split_kv)
+    lat = _softmax_values(b, model.attention, s, c, "attn_latent", (*bs, "heads", "kv_lora"), split_kv)
     return b.op(
         "attn_values", "einsum", (lat, uv), (*bs, "heads", "v_dim"), kernel="v_absorb", module="self_attn.kv_b_proj"
     )
@@ -510,15 +540,28 @@ def _parallel_block(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Ph
     attn = attend(b, model, kind, phase, absorb, h)
     out = _ffn(b, model, kind, h2, phase)
     both = b.op("branch_add", "elementwise", (attn, out), X, kernel="ffn_add", module="branch_add", fn="add")
-    return b.build(_residual(b, model, "residual", "x", both, kernel="ffn_add", module="residual"))
+    x = _residual(b, model, "residual", "x", both, kernel="ffn_add", module="residual")
+    return b.build(_layer_scaled(b, model, x))
 
 
 # ------------------------------------------------------------------------------------------------------------ FFN and MoE
 
 
+def _mlp_and_experts(b: BodyBuilder, model: ModelSpec, h: str, x: str, phase: Phase) -> str:
+    """The dense MLP on `h` and the experts on `x`, each normed on its own side."""
+    mlp = _dense(b, model, h)
+    mlp = _norm(b, model, "post_mlp_norm", mlp, kernel="mlp_norm", module="post_mlp_layernorm")
+    sent = _norm(b, model, "expert_norm", x, kernel="expert_norm", module="pre_experts_layernorm")
+    out = _moe(b, model, sent, phase, gate=x)
+    out = _norm(b, model, "post_expert_norm", out, kernel="ffn_add", module="post_experts_layernorm")
+    return step(b, "mlp_expert_add", "add", (mlp, out), kernel="ffn_add", module="mlp.expert_add")
+
+
 def _ffn(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str, phase: Phase) -> str:
-    if kind.ffn == "moe":
-        return _moe(b, model, h, phase)
+    return _moe(b, model, h, phase) if kind.ffn == "moe" else _dense(b, model, h)
+
+
+def _dense(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     m = model.mlp
     if m is None:
         raise Refused(f"{model.name}: layer is dense, but no intermediate_size is known; state intermediate_size")
@@ -560,6 +603,10 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     """Gate scores → chosen experts (`expert_ids`) and their weights, both [batch_size, seq_len, top_k]."""
     m = model.moe
     assert m is not None
+    if m.router_norm:
+        at: dict[str, Any] = {"kernel": "router_norm", "module": "mlp.gate.norm"}
+        h = rms(b, "router_norm", h, "hidden", eps=model.norm_eps, **at)
+        h = step(b, "router_scaled", "scale", (h,), attrs={"c": model.hidden_size**-0.5}, **at)
     # Where experts have copies, the gate scores experts and the slots that hold them are another dim.
     scored = "gate_experts" if m.redundant else "experts"
     wide, narrow = ("batch_size", "seq_len", scored), ("batch_size", "seq_len", "top_k")
@@ -606,6 +653,10 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
             attrs={"c": m.routed_scaling_factor},
             **kw,
         )
+    if m.expert_scale:
+        scale = b.weight("expert_scale", (scored,), "vector")
+        scale = b.op("expert_scales", "gather_scores", (ids, scale), narrow, dtype="fp32", fn="of_experts", **kw)
+        w = step(b, "expert_weights_by_expert", "mul", (w, scale), dtype="fp32", **kw)
     if m.redundant:
         attrs = {"num_experts": m.num_experts, "num_slots": m.num_slots}
         ids = b.op(
@@ -614,10 +665,11 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     return ids, w
 
 
-def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase) -> str:
+def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase, gate: str = "") -> str:
+    """Experts on `h`; the router reads `gate`, `h` too where nothing else is said."""
     m = model.moe
     assert m is not None
-    ids, weights = _router(b, model, h)
+    ids, weights = _router(b, model, gate or h)
     nodes, sent, inner = hierarchical(m, phase), h, "moe_latent" if m.latent_size else "hidden"
     latent: dict[str, Any] = {"kernel": "latent_proj", "module": "mlp.latent_proj"}
     if m.latent_size:
@@ -648,9 +700,9 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase) -> str:
         module="mlp.experts.up_proj",
         **lin,
     )
-    gate = up
+    src = up
     if m.gated:
-        gate = linear(
+        src = linear(
             b,
             "expert_gate",
             x,
@@ -661,7 +713,7 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase) -> str:
             **lin,
         )
     act: dict[str, Any] = {"kernel": "expert_act", "routed": True}
-    a = b.op("expert_act", "elementwise", (gate,), mid, module="mlp.experts.act_fn", fn=m.activation, **act)
+    a = b.op("expert_act", "elementwise", (src,), mid, module="mlp.experts.act_fn", fn=m.activation, **act)
     if m.gated:
         if m.activation == "swiglu_oai":
             up = b.op(

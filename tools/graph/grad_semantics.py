@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tools.graph import semantics
+from tools.graph.heads import KV_HEADS
 from tools.graph.ir import Op
 from tools.graph.semantics import OAI_ALPHA, OAI_LIMIT, RUN, Array, Place, align
 
@@ -95,6 +96,7 @@ DERIVATIVE: dict[str, Callable[[Array, Any], Array]] = {
     "relu": lambda x, a: (x > 0).astype(float),
     "sigmoid": lambda x, a: semantics._sigmoid(x) * semantics._sigmoid(-x),
     "swiglu_oai": lambda x, a: np.where(x < OAI_LIMIT, _silu_grad(np.minimum(x, OAI_LIMIT), OAI_ALPHA), 0.0),
+    "clip": lambda x, a: (np.abs(x) < a["limit"]).astype(float),
     "clamp_add_one": lambda x, a: (np.abs(x) < OAI_LIMIT).astype(float),
 }
 
@@ -114,9 +116,9 @@ def _normalised(op: Op, x: Array) -> tuple[Array, Array]:
 
 
 def _norm_grad(op: Op, args: Sequence[Array], place: Place, dims: Dims) -> Array:
-    g, x, w = args
+    g, x, *w = args
     unit, inv = _normalised(op, x)
-    g = g * (w + op.attrs["offset"])
+    g = g * (w[0] + op.attrs["offset"]) if w else g
     out = g - unit * (g * unit).mean(-1, keepdims=True)
     if op.fn == "layernorm":
         out = out - g.mean(-1, keepdims=True)
@@ -175,7 +177,7 @@ def _rope_grad(op: Op, args: Sequence[Array], place: Place, dims: Dims) -> Array
 
 def _repeat_heads_grad(op: Op, args: Sequence[Array], place: Place, dims: Dims) -> Array:
     """Sums the query heads of each KV head that this shard holds."""
-    axis, held = dims[0].index("heads"), place.index("kv_heads")
+    axis, held = dims[0].index("heads"), place.index(next(d for d in place.out_dims if d in KV_HEADS))
     mine = place.index("heads") // op.attrs["group"] == held[:, None]
     return np.moveaxis(np.tensordot(mine.astype(float), args[0], axes=(1, axis)), 0, axis)
 

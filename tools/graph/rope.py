@@ -71,6 +71,12 @@ def _longrope(plain: Array, theta: float, dim: int, s: RopeScaling, length: int)
     return plain / np.asarray(s.long_factor if length > s.original else s.short_factor)
 
 
+def _proportional(plain: Array, theta: float, dim: int, s: RopeScaling, length: int) -> Array:
+    """Only the fastest pairs turn, the rest stand still (Gemma-4; transformers 5.23 modeling_rope_utils)."""
+    return np.where(np.arange(dim // 2) < int(s.rotated * dim // 2), plain / s.factor, 0.0)
+
+
 SCALINGS: dict[str, Callable[[Array, float, int, RopeScaling, int], Array]] = {
     "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope,
+    "proportional": _proportional,
 }  # fmt: skip

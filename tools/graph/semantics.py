@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tools.graph.heads import KV_HEADS
 from tools.graph.ir import Body, Op
 from tools.graph.rope import attention_factor, inverse_frequencies
 
@@ -268,11 +269,12 @@ def _rope(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
 def _repeat_heads(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     """Each query head reads the KV head of its group: head h → kv head h // (heads / kv_heads)."""
     group = op.attrs["group"]
-    held, wanted = place.index("kv_heads"), place.index("heads") // group
+    kv = next(d for d in dims[0] if d in KV_HEADS)
+    held, wanted = place.index(kv), place.index("heads") // group
     where = np.searchsorted(held, wanted)
     if len(held) == 0 or (where >= len(held)).any() or (held[where] != wanted).any():
         raise ValueError(f"{op.name}: heads {place.index('heads')} need kv heads {wanted}, device holds {held}")
-    return np.take(args[0], where, axis=dims[0].index("kv_heads"))
+    return np.take(args[0], where, axis=dims[0].index(kv))
 
 
 def _topk(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
@@ -339,6 +341,8 @@ def _sparsemixer(scores: Array, ids: Array, jitter: float) -> Array:
 
 
 def _gather_scores(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    if op.fn == "of_experts":
+        return args[1][args[0]]
     if op.fn == "sparsemixer":
         return _sparsemixer(args[0], args[1], op.attrs["jitter"])
     return np.take_along_axis(args[0], args[1], axis=-1)

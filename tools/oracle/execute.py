@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from tools.graph.heads import KV_HEADS
 from tools.graph.ir import Body, Op
 from tools.graph.semantics import STATEFUL, Place, run
 from tools.partition.layout import DEFAULT_ORDERS, Comm, Layout, Orders, positions
@@ -85,7 +86,7 @@ def _whole_place(op: Op, body: Body, env: Mapping[str, Array], weights: Weights,
 
     def index(dim: str) -> Array:
         if dim == "heads" and op.kind == "repeat_heads":
-            return np.arange(sizes["kv_heads"] * op.attrs["group"])
+            return np.arange(next(sizes[d] for d in KV_HEADS if d in sizes) * op.attrs["group"])
         if dim == "expert_nodes" and dim not in sizes:
             return np.arange(op.attrs["nodes"])
         if dim == "experts" and dim not in sizes:

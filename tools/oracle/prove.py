@@ -96,10 +96,12 @@ def draw_weights(model: ModelSpec, rng: np.random.Generator) -> Weights:
                 continue
             shape = [int(sizes[d]) for d in t.dims]
             fan_in = shape[0] if len(shape) > 1 and t.dims[0] != "experts" else shape[1] if len(shape) > 1 else 4
-            out[key] = rng.normal(size=shape) / np.sqrt(fan_in)
+            out[key] = np.asarray(rng.normal(size=shape)) / np.sqrt(fan_in)
             if t.dtype == "vector" and t.name.endswith("norm.weight"):
                 offset = 0.0 if t.name == "lin_norm.weight" else model.norm_offset
                 out[key] = 1.0 - offset + 0.1 * rng.normal(size=shape)  # rounding would grow with every gain above one
+            if t.name == "layer_scale":
+                out[key] = np.asarray(1.0 + 0.05 * rng.normal())
             if t.dtype == "embedding":
                 # A common component in all tokens, for the router's skew to act on (also under tied heads).
                 out[key] = 0.6 + rng.normal(size=shape)
@@ -107,7 +109,7 @@ def draw_weights(model: ModelSpec, rng: np.random.Generator) -> Weights:
                 out[key][:, -1] -= 0.75
                 if model.moe and model.moe.redundant:
                     out[key][:, 0] += 0.75  # an expert with copies is busy, or nothing would show where they are
-            if model.moe and model.moe.redundant and t.dims[0] == "experts":
+            if model.moe and model.moe.redundant and t.dims[:1] == ("experts",):
                 held = np.arange(model.moe.num_slots) % model.moe.num_experts
                 out[key] = out[key][held]  # copies are equal
     return out
@@ -137,8 +139,7 @@ def rings(s: Strategy) -> bool:
 
 def splits_kv(model: ModelSpec, s: Strategy) -> bool:
     """Whether decode's softmax is written as max, exp, sum and divide."""
-    heads = model.attention.num_heads if model.attention.mla else model.attention.num_kv_heads
-    return placement_of(s, build_mesh(s, heads), "decode").splits_kv
+    return placement_of(s, build_mesh(s, model.cache_heads), "decode").splits_kv
 
 
 @lru_cache(maxsize=8)  # nobody writes into what is returned

@@ -13,10 +13,11 @@ from itertools import accumulate, pairwise
 from math import gcd, lcm, prod
 
 from tools.graph.build import VOCAB_ALIGNMENT, padded_vocab
+from tools.graph.heads import KEY_DIMS, VALUE_DIMS
 from tools.partition.axes import SLICES, sliced
 from tools.partition.lower import compress, default_layers_per_stage
 from tools.partition.pipeline import num_chunks
-from tools.spec.model import MLA, LayerKind, LinearAttention, ModelSpec, RopeScaling
+from tools.spec.model import MLA, Attention, LayerKind, LinearAttention, ModelSpec, RopeScaling
 from tools.spec.strategy import Strategy
 
 
@@ -71,9 +72,10 @@ def reduce(
     assert s.attn_dp is not None and s.etp is not None
     pick = _Picker([x for x in (strategy, decode) if x])
     ranks = lcm(*(_head_ranks(x) for x in (strategy, decode) if x))
-    attention = _reduce_attention(model, s, pick, ranks)
-    updates: dict = {"hidden_size": pick.dim("hidden", model.hidden_size, at_least=6), "attention": attention}
-    d_k = attention.head_dim
+    attention, sliding = _reduce_attention(model, s, pick, ranks)
+    updates: dict = {"hidden_size": pick.dim("hidden", model.hidden_size, at_least=6)}
+    updates |= {"attention": attention, "sliding_attention": sliding}
+    d_k = min(a.head_dim for a in (attention, sliding) if a)
     rotary = model.position.rotary_dim
     if rotary and rotary < model.attention.head_dim and not attention.mla:
         rotary = max(2, d_k // 4 * 2)  # still a part of d_k
@@ -126,7 +128,8 @@ def _shorter(scaling: RopeScaling | None, pairs: int) -> RopeScaling | None:
     """RoPE's scaling for fewer pairs: factors that are given pair by pair, of the first ones."""
     if scaling is None:
         return None
-    return scaling.model_copy(update={n: getattr(scaling, n)[:pairs] for n in ("short_factor", "long_factor")})
+    some = {n: getattr(scaling, n)[:pairs] for n in ("short_factor", "long_factor")}
+    return scaling.model_copy(update={**some, "rotated": 0.5 if scaling.rotated < 1.0 else 1.0})
 
 
 def _both(a: Strategy, b: Strategy) -> Strategy:
@@ -144,11 +147,11 @@ def _head_ranks(s: Strategy) -> int:
     return s.tp // taken * (s.cp if s.cp_kind == "ulysses" else 1)
 
 
-def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker, ranks: int):
+def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker, ranks: int) -> tuple[Attention, Attention | None]:
+    """Attention of full layers, and that of layers that slide where they have their own."""
     a = model.attention
-    update: dict = {}
     pool = s.tp + s.attn_pool if s.attn_pool else 1
-    rest = pool // gcd(pool, a.num_heads if a.mla else a.num_kv_heads)  # ranks of a pool that share heads
+    rest = pool // gcd(pool, *model.cache_heads)  # ranks of a pool that share heads
     if a.mla:
         heads = pick.take(a.num_heads, lcm(ranks, pool))
         m = a.mla
@@ -168,31 +171,53 @@ def _reduce_attention(model: ModelSpec, s: Strategy, pick: _Picker, ranks: int):
             }
             ix = ix.model_copy(update=index)
             pick.used.add(4)
-        return a.model_copy(
-            update={
-                "num_heads": heads,
-                "num_kv_heads": heads,
-                "mla": mla,
-                "indexer": ix,
-                "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim,
-            }
-        )
-    group = a.num_heads // a.num_kv_heads
-    if a.num_kv_heads < ranks:
-        # Ranks share KV heads: their number is fixed by the mesh, query heads per rank stay at least one.
-        kv = a.num_kv_heads
-        heads = lcm(kv, ranks) * (2 if a.num_heads > lcm(kv, ranks) else 1)
+        update = {"num_heads": heads, "num_kv_heads": heads, "mla": mla, "indexer": ix}
+        return a.model_copy(update={**update, "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim}), None
+    return _reduce_heads(model, pick, ranks, pool, rest)
+
+
+def _reduce_heads(
+    model: ModelSpec, pick: _Picker, ranks: int, pool: int, rest: int
+) -> tuple[Attention, Attention | None]:
+    """Few and small heads; what is equal in both kinds of layers stays equal, what differs stays different."""
+    kv: dict[int, int] = {}
+    for n in model.cache_heads:
+        kv.setdefault(n, _kv_heads(n, ranks, pool, set(kv.values())))
+    n = model.attention.num_heads
+    if all(k < ranks for k in model.cache_heads):
+        least = lcm(*kv.values(), ranks)
+        heads = least * (2 if n > least else 1)
     else:
-        kv = ranks * (2 if a.num_kv_heads > ranks else 1)
-        while gcd(kv, pool) != gcd(a.num_kv_heads, pool):
-            kv += ranks  # a pool's ranks share heads as they do in the model
-        heads = kv * min(group, 3)
-    pick.used |= {kv, heads}
-    head_dim = pick.take(a.head_dim, 2 * rest, at_least=4) if rest > 1 else pick.dim("d_k", a.head_dim, 2, at_least=4)
-    update = {"num_heads": heads, "num_kv_heads": kv, "head_dim": head_dim}
-    update["sliding_window"] = 3 if a.sliding_window else None
-    update["chunk_size"] = 4 if a.chunk_size else None
-    return a.model_copy(update=update)
+        heads = lcm(*(k * min(n // was, 3) for was, k in kv.items()), ranks if len(kv) > 1 else 1)
+    pick.used |= {*kv.values(), heads}
+    lengths: dict[tuple[bool, int], int] = {}
+    out = []
+    for a, d_k, d_v in zip(model.attentions, KEY_DIMS, VALUE_DIMS, strict=False):
+        widths = [(False, a.head_dim, d_k)] + ([(True, a.v_head_dim, d_v)] if a.v_head_dim else [])
+        for is_value, width, name in widths:
+            if (is_value, width) not in lengths:
+                lengths[is_value, width] = _width(pick, name, width, rest, 1 if is_value else 2)
+        update: dict = {"num_heads": heads, "num_kv_heads": kv[a.num_kv_heads], "head_dim": lengths[False, a.head_dim]}
+        if a.v_head_dim:
+            same = a.v_head_dim == a.head_dim
+            update["v_head_dim"] = update["head_dim"] if same else lengths[True, a.v_head_dim]
+        update |= {"sliding_window": 3 if a.sliding_window else None, "chunk_size": 4 if a.chunk_size else None}
+        out.append(a.model_copy(update=update))
+    return out[0], out[1] if len(out) > 1 else None
+
+
+def _kv_heads(n: int, ranks: int, pool: int, taken: set[int]) -> int:
+    """KV heads as the mesh sees `n` of them: where ranks share them their number is fixed."""
+    if n < ranks:
+        return n
+    kv = ranks * (2 if n > ranks else 1)
+    while gcd(kv, pool) != gcd(n, pool) or kv in taken:
+        kv += ranks  # a pool's ranks share heads as they do in the model
+    return kv
+
+
+def _width(pick: _Picker, name: str, n: int, rest: int, grain: int) -> int:
+    return pick.take(n, grain * rest, at_least=4) if rest > 1 else pick.dim(name, n, grain, at_least=4)
 
 
 def _reduce_linear(a: LinearAttention, s: Strategy, pick: _Picker) -> LinearAttention:

@@ -388,7 +388,7 @@ def lower(
     if model.moe and strategy.redundant_experts and "experts" in sizes:
         sizes = {**sizes, "experts": model.moe.num_slots}  # callers give the lengths of the model without copies
     check_axes(model, strategy)
-    mesh = build_mesh(strategy, model.attention.num_kv_heads if not model.attention.mla else model.attention.num_heads)
+    mesh = build_mesh(strategy, model.cache_heads)
     placement = placement_of(strategy, mesh, phase)
     _check_placements(model, strategy, phase)
     chunks = num_chunks(strategy)

@@ -21,7 +21,7 @@ from math import gcd, prod
 import numpy as np
 
 from tools.graph.ir import Size
-from tools.partition.axes import LOGICAL, SLICES, VISIBLE, cuts, sliced
+from tools.partition.axes import LOGICAL, SLICES, VISIBLE, KVHeads, counted, cuts, sliced
 from tools.spec.base import Refused
 from tools.spec.strategy import Strategy
 
@@ -135,30 +135,31 @@ ATTENTION, EXPERTS, POOL = "attention", "experts", "pool"
 """Device groups of a stage that has more than one."""
 
 
-def build_mesh(strategy: Strategy, num_kv_heads: int) -> Mesh:
+def build_mesh(strategy: Strategy, kv_heads: KVHeads) -> Mesh:
     """Mesh of one stage of one replica. Refuses factorisations that do not nest, with the two strides that clash."""
     assert strategy.attn_dp is not None and strategy.etp is not None
     taken = prod(d for x, d in sliced(strategy).values() if "heads" in x.takes_from)
     if strategy.tp % taken:
         raise Refused(f"tp({strategy.tp}) % {taken} = {strategy.tp % taken}; slices of heads take ranks from tp")
     over_heads = strategy.tp // taken
-    if over_heads > num_kv_heads and over_heads % num_kv_heads:
-        raise Refused(
-            f"tp({over_heads}) exceeds kv_heads({num_kv_heads}) and is no multiple of it: KV heads cannot be replicated "
-            f"evenly; choose tp among the divisors or multiples of {num_kv_heads}"
-        )
+    for kv in counted(kv_heads):
+        if over_heads > kv and over_heads % kv:
+            raise Refused(
+                f"tp({over_heads}) exceeds kv_heads({kv}) and is no multiple of it: KV heads cannot be replicated "
+                f"evenly; choose tp among the divisors or multiples of {kv}"
+            )
     apart = strategy.expert_devices > 0
     names = ("tp", "cp", "attn_dp", "dcp", *SLICES)
     degrees = {n: strategy.degree(n) for n in names} | (
         {} if apart else {n: strategy.degree(n) for n in ("ep", "etp", "ep_nodes")}
     )
-    named = cuts(degrees, num_kv_heads)
+    named = cuts(degrees, kv_heads)
     if strategy.cp_kind == "ring":
-        named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
+        named["cp_rep"] = named["cp_rep_sliding"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
     attention = _nodes_inside(mesh_from_cuts({k: int(v) for k, v in named.items()}))
     others = []
     if strategy.attn_pool:
-        others.append(_pool_mesh(strategy.attention_group + strategy.attn_pool, num_kv_heads))
+        others.append(_pool_mesh(strategy.attention_group + strategy.attn_pool, kv_heads))
     if apart:
         others.append(_expert_mesh(strategy, POOL if strategy.attn_pool else ATTENTION))
     return _together(attention, others) if others else attention
@@ -188,9 +189,9 @@ def _expert_mesh(s: Strategy, after: str) -> tuple[str, str, Mesh]:
     return EXPERTS, after, Mesh(MeshShape(tuple(mine), logical), mine)
 
 
-def _pool_mesh(size: int, num_kv_heads: int) -> tuple[str, str, Mesh]:
+def _pool_mesh(size: int, kv_heads: KVHeads) -> tuple[str, str, Mesh]:
     """Attention over the stage's own devices and the pool's: heads as far as KV heads go, positions over the rest."""
-    heads = gcd(size, num_kv_heads)
+    heads = gcd(size, *counted(kv_heads))
     mine = {a: d for a, d in (("p_seq", size // heads), ("p_heads", heads)) if d > 1}
     logical = tuple((f"pool_{a[2:]}", (a,) if a in mine else ()) for a in ("p_seq", "p_heads"))
     return POOL, "", Mesh(MeshShape(tuple(mine), logical), mine)
@@ -213,7 +214,10 @@ def _together(attention: Mesh, others: Sequence[tuple[str, str, Mesh]]) -> Mesh:
 
 CUT_WORDS = {
     "inner": "the slices of tp", "tp_rep": "tp/kv_heads (the ranks that share a KV head)",
-    "cp_rep": "tp * cp/kv_heads (the ranks that share a KV head)", "group": "tp * cp * attn_dp",
+    "tp_rep_sliding": "tp/sliding_kv_heads (the ranks that share a KV head of layers that slide)",
+    "cp_rep": "tp * cp/kv_heads (the ranks that share a KV head)",
+    "cp_rep_sliding": "tp * cp/sliding_kv_heads (the ranks that share a KV head of layers that slide)",
+    "group": "tp * cp * attn_dp",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from tools.graph.heads import KEY_DIMS, KV_HEADS, VALUE_DIMS
 from tools.graph.ir import Op, Tensor
 from tools.partition.axes import SLICES, SPLITS
 from tools.partition.layout import DEFAULT_ORDERS, Layout, Order, Orders
@@ -16,8 +17,13 @@ from tools.partition.mesh import ATTENTION, EXPERTS, POOL, Axes, MeshShape
 from tools.spec.base import Refused
 from tools.spec.strategy import Phase, Placements
 
-WHOLE: frozenset[str] = frozenset({"router.weight", "router.bias", "gate_correction_bias", "shared_gate.weight"})
+WHOLE: frozenset[str] = frozenset(
+    {"router.weight", "router.bias", "gate_correction_bias", "shared_gate.weight", "expert_scale"}
+)
 """Weights that every rank keeps whole: each token is scored against all experts where it lies."""
+_HEADS = ("heads", *KV_HEADS)
+_KV_AXES = tuple(zip(KV_HEADS, ("tp_kv", "tp_kv_sliding"), strict=True))
+_ONE_HEAD = tuple((d,) for d in KEY_DIMS)
 
 
 def placed(name: str, weight: str, module: str) -> bool:
@@ -80,7 +86,7 @@ class Placement:
         elif group == POOL:
             tokens = dict(self.attention())
         else:
-            tokens |= {"heads": self.axis("tp_heads"), "kv_heads": self.axis("tp_kv")}
+            tokens |= {"heads": self.axis("tp_heads"), **{kv: self.axis(over) for kv, over in _KV_AXES}}
         return Layout.of({d: tokens.get(d, ()) for d in t.dims})
 
     def leaving(self, t: Tensor, layout: Layout) -> Layout:
@@ -98,10 +104,10 @@ class Placement:
         said = next((split for name, split in self.overrides if placed(name, t.name, module)), None)
         if said is not None:
             return self._said(t, said, module)
-        if t.name in WHOLE or t.dims == ("d_k",):
+        if t.name in WHOLE or t.dims in _ONE_HEAD:
             return Layout()  # a norm over d_k needs it whole
         if group == POOL:
-            return Layout.of({dim: self.axis("pool_heads") for dim in t.dims if dim in ("heads", "kv_heads")})
+            return Layout.of({dim: self.axis("pool_heads") for dim in t.dims if dim in _HEADS})
         return Layout.of(self._split(t))
 
     def _split(self, t: Tensor) -> dict[str, Axes]:
@@ -127,11 +133,9 @@ class Placement:
             if dim not in t.dims:
                 continue  # a bias lacks the dim that is contracted
             # KV heads are as far split as there are some; d_k only by pairs, which is what dk is for.
-            axes = tuple(
-                a for n in names for a in self.axis(by_dim[dim] if n == "tp" and dim in ("heads", "kv_heads") else n)
-            )
+            axes = tuple(a for n in names for a in self.axis(by_dim[dim] if n == "tp" and dim in _HEADS else n))
             clash = next((a for a in axes if a in taken), None)
-            if clash is not None or dim == "d_k":
+            if clash is not None or dim in KEY_DIMS:
                 why = (
                     f"{taken[clash]} is split over the same ranks" if clash else "RoPE needs its pairs together: use dk"
                 )
@@ -197,13 +201,15 @@ class Placement:
                 "batch_size": (),
                 "kv_len": self.kv_split,
                 "seq_len": (),
-                "kv_heads": heads,
-                "heads": heads,
-                "d_k": (),
+                **dict.fromkeys(_HEADS, heads),
+                **dict.fromkeys(KEY_DIMS, ()),
             }
         return {
             "batch_size": self.axis("attn_dp"), "kv_len": self.kv_split, "seq_len": self.axis("cp") if self.rings else (),
-            "kv_heads": self.axis("tp_kv") + (() if self.ring else self.axis("cp_kv")),
+            **{
+                kv: self.axis(over) + (() if self.ring else self.axis(over.replace("tp", "cp", 1)))
+                for kv, over in _KV_AXES
+            },
             "heads": self.axis("tp_heads") + self.exchanged,
             **{d: self.axis(name) for name, x in SLICES.items() for d in x.cache},
         }  # fmt: skip
@@ -214,7 +220,7 @@ class Placement:
             return self.residual()
         if self.has(POOL) and set(layout.pending) <= set(self.axis("pool_seq")):
             # What ranks of the pool merge is scattered along each head, so that every rank has a part to send back.
-            inner = next((d for d in ("d_k", "v_dim", "kv_lora") if d in dims), None)
+            inner = next((d for d in (*KEY_DIMS, *VALUE_DIMS, "kv_lora") if d in dims), None)
             parts = layout.as_dict()
             if inner:
                 parts[inner] = layout.axes(inner) + layout.pending

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tools.graph.heads import KV_HEADS
 from tools.graph.ir import Body, Op, Tensor
 from tools.graph.semantics import LINEAR_UNARY
 from tools.partition.layout import Layout
@@ -226,7 +227,7 @@ def repeat_heads_rule(op: Op, ctx: Context) -> Need:
     attention wants cached positions whole that dcp dealt out."""
     attention = ctx.placement.attention()
     src = Layout.of({**ctx.settled(op.inputs[0]).as_dict(), "kv_len": attention["kv_len"]})
-    return Need((src,), Layout.of({**{d: a for d, a in src.split if d != "kv_heads"}, "heads": attention["heads"]}))
+    return Need((src,), Layout.of({**{d: a for d, a in src.split if d not in KV_HEADS}, "heads": attention["heads"]}))
 
 
 def embed_rule(op: Op, ctx: Context) -> Need:
@@ -250,6 +251,9 @@ def topk_rule(op: Op, ctx: Context) -> Need:
 
 
 def gather_scores_rule(op: Op, ctx: Context) -> Need:
+    if op.fn == "of_experts":  # a table that every rank has whole, read where the chosen experts' numbers lie
+        ids = ctx.settled(op.inputs[0])
+        return Need((ids, ctx.layouts[op.inputs[1]]), project(ids, ctx.tensor(op.output).dims))
     target = _whole(ctx.settled(op.inputs[0]), ctx.tensor(op.inputs[0]).dims[-1])
     return Need((target, project(target, ctx.tensor(op.inputs[1]).dims)), project(target, ctx.tensor(op.output).dims))
 

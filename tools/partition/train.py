@@ -21,7 +21,7 @@ from tools.graph.backward import Backward, backward, grad
 from tools.graph.build import embed_body
 from tools.graph.ir import Body, Op, Sizes, Tensor
 from tools.graph.training import LABELS, TOKEN_WEIGHTS, loss_body, train_layer_body
-from tools.partition.axes import SLICES, check_axes, cuts
+from tools.partition.axes import SLICES, KVHeads, check_axes, cuts
 from tools.partition.layout import Layout, redistribute
 from tools.partition.lower import PBody, POp, PTensor, _Lowering, compress, default_layers_per_stage
 from tools.partition.mesh import Axes, Mesh, MeshShape, mesh_from_cuts
@@ -50,12 +50,12 @@ class TrainShape(MeshShape):
         return "·".join([*said, *([MeshShape.words(self, rest, first)] if rest or not said else [])])
 
 
-def train_mesh(strategy: Strategy, options: TrainOptions, num_kv_heads: int) -> Mesh:
+def train_mesh(strategy: Strategy, options: TrainOptions, kv_heads: KVHeads) -> Mesh:
     """Mesh of one stage: the replica's axes as in inference, dp outside them, cut at the sharding degree."""
     s, shard = strategy, options.shard_degree(strategy)
-    named = cuts({n: s.degree(n) for n in ("tp", "cp", "attn_dp", "ep", "etp")}, num_kv_heads)
+    named = cuts({n: s.degree(n) for n in ("tp", "cp", "attn_dp", "ep", "etp")}, kv_heads)
     if s.cp_kind == "ring":
-        named["cp_rep"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
+        named["cp_rep"] = named["cp_rep_sliding"] = named["tp"]  # heads are not exchanged, so cp needs no cut for them
     named |= {"shard": s.group * shard, "world": s.group * s.dp}
     mesh = mesh_from_cuts({k: int(v) for k, v in named.items()})
     dp = tuple(a for a in mesh.shape.atoms if mesh.stride(a) >= s.group)
@@ -489,8 +489,7 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
     """
     _refuse(strategy, options)
     check_axes(model, strategy)
-    kv_heads = model.attention.num_heads if model.attention.mla else model.attention.num_kv_heads
-    mesh = train_mesh(strategy, options, kv_heads)
+    mesh = train_mesh(strategy, options, model.cache_heads)
     placement = train_placement(strategy, options, mesh)
     check_pipeline(strategy, model.num_hidden_layers)
     task_order(strategy, options)  # refuses micro-batches that the schedule cannot take

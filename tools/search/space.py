@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from tools.cost.fit import free_bytes, max_batch
 from tools.cost.judge import margins
 from tools.cost.known import distinct
 from tools.cost.serving import Load, overwhelmed, serve, spare_replicas
-from tools.cost.steps import ARRAYS, Candidates, Layout, MoEComm, kv_heads_cut, layout_of
+from tools.cost.steps import ARRAYS, Candidates, Layout, MoEComm, layout_of
 from tools.engines.rules import check, engines, legal_mask, server_defaults
-from tools.partition.axes import cuts
+from tools.partition.axes import KVHeads, cuts
 from tools.partition.mesh import mesh_from_cuts
 from tools.spec.base import MeshwrightError, Refused
 from tools.spec.deployment import Deployment
@@ -48,7 +49,7 @@ def tensor_degrees(model: ModelSpec, most: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=65536)
-def _nests(tp: int, cp: int, attn_dp: int, ep: int, etp: int, dcp: int, kv_heads: int) -> bool:
+def _nests(tp: int, cp: int, attn_dp: int, ep: int, etp: int, dcp: int, kv_heads: KVHeads) -> bool:
     try:
         degrees = {"tp": tp, "cp": cp, "attn_dp": attn_dp, "ep": ep, "etp": etp, "dcp": dcp}
         mesh_from_cuts({k: int(v) for k, v in cuts(degrees, kv_heads).items()})
@@ -62,8 +63,8 @@ class Axes:
     """What the degrees of a model may be, in whole numbers: enumerations that agree in this are the same."""
 
     num_heads: int
-    kv_heads: int
-    """Heads along which tp can split the cache."""
+    kv_heads: tuple[int, ...]
+    """Heads along which tp can split the cache, of every attention there is."""
     num_layers: int
     num_experts: int
     """0: dense."""
@@ -76,13 +77,13 @@ class Axes:
     def of(cls, model: ModelSpec, *, cp: bool = False, dcp: bool = False) -> Axes:
         a, moe = model.attention, model.moe
         return cls(
-            a.num_heads, kv_heads_cut(model), model.num_hidden_layers, moe.num_experts if moe else 0, a.mla is not None,
+            a.num_heads, model.cache_heads, model.num_hidden_layers, moe.num_experts if moe else 0, a.mla is not None,
             cp, dcp,
         )  # fmt: skip
 
     def tps(self, most: int) -> tuple[int, ...]:
-        kv = self.kv_heads
-        return tuple(t for t in divisors(self.num_heads) if t <= most and (kv % t == 0 or t % kv == 0))
+        fits = (t for t in divisors(self.num_heads) if t <= most)
+        return tuple(t for t in fits if all(kv % t == 0 or t % kv == 0 for kv in self.kv_heads))
 
     def cps(self, tp: int, most: int) -> tuple[int, ...]:
         """Ways to exchange positions for heads: tp * cp divides the heads."""
@@ -90,7 +91,7 @@ class Axes:
 
     def dcps(self, tp: int, cp: int) -> tuple[int, ...]:
         """Ways to deal the cache out over ranks that would hold copies of it."""
-        copies = tp if self.copies_all else max(1, tp // self.kv_heads)
+        copies = tp if self.copies_all else gcd(*(max(1, tp // kv) for kv in self.kv_heads))
         return divisors(copies) if self.dcp and cp == 1 else (1,)
 
 
@@ -223,7 +224,7 @@ def _accepts(deployment: Deployment, ignored: frozenset[str] = frozenset(), **ax
 def searched_axes(deployment: Deployment) -> dict[str, bool]:
     """Whether cp and dcp are tried: where the engine has them as the graph does."""
     model, known = deployment.model, deployment.engine.name in engines()
-    kv = 1 if model.attention.mla else model.attention.num_kv_heads
+    kv = 1 if model.attention.mla else max(model.cache_heads)
     return {"cp": known and _accepts(deployment, cp=2), "dcp": known and _accepts(deployment, tp=2 * kv, dcp=2)}
 
 

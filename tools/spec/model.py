@@ -50,6 +50,8 @@ class Attention(Frozen):
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    v_head_dim: int | None = None
+    """Width of values where it is not that of keys (MiMo-V2)."""
     mla: MLA | None = None
     qkv_bias: bool = False
     out_bias: bool = False
@@ -67,6 +69,12 @@ class Attention(Frozen):
     indexer: Indexer | None = None
     sinks: bool = False
     """A learned logit per head joins the softmax's denominator (gpt-oss)."""
+    values_are_keys: bool = False
+    """One projection for both: values are the keys as they were before their norm and RoPE (Gemma-4's full attention)."""
+    value_norm: bool = False
+    """Values go through an RMSNorm per head that has no weights (Gemma-4)."""
+    value_scale: float = 1.0
+    """Values are multiplied by this (MiMo-V2)."""
     output_gate: bool = False
     """Each head's output is multiplied by the sigmoid of a second query projection (Qwen3-Next)."""
     softcap: float | None = None
@@ -109,8 +117,10 @@ class LinearAttention(Frozen):
 class RopeScaling(Frozen):
     """What stretches RoPE to longer contexts; formulas in `tools.graph.rope`."""
 
-    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope", "proportional"]
     factor: float = 1.0
+    rotated: float = 1.0
+    """proportional: the part of the pairs that turn at all, at the frequencies they would have if all did."""
     original: int = 4096
     """Positions the model was trained with before it was stretched."""
     attention_factor: float = 1.0
@@ -180,6 +190,12 @@ class MoE(Frozen):
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"] = "silu"
     shared_intermediate_size: int = 0
     """Total width of the shared expert(s); 0 means none."""
+    beside_mlp: bool = False
+    """The layer has its dense MLP too; both read the residual stream, each between norms of its own, and are added (Gemma-4)."""
+    router_norm: bool = False
+    """The router reads what enters the FFN half un-normed, through an RMSNorm of its own, scaled by hidden ** -0.5 (Gemma-4)."""
+    expert_scale: bool = False
+    """The weight of a chosen expert is multiplied by a learned scalar of that expert (Gemma-4)."""
     shared_gate: bool = False
     """A sigmoid gate of one logit multiplies the shared expert's output (Qwen2-MoE)."""
     input_scaled: bool = False
@@ -216,6 +232,8 @@ class ModelSpec(Frozen):
     num_hidden_layers: int
     vocab_size: int
     attention: Attention
+    sliding_attention: Attention | None = None
+    """What layers that slide have instead, where their heads are others (Gemma-4, MiMo-V2)."""
     position: Position = Position()
     mlp: MLP | None = None
     moe: MoE | None = None
@@ -248,6 +266,8 @@ class ModelSpec(Frozen):
     logit_softcap: float | None = None
     logit_scale: float = 1.0
     residual_scale: float = 1.0
+    layer_scale: bool = False
+    """What a layer hands on is multiplied by a learned scalar (Gemma-4)."""
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False
     weight_dtype: DType = "bf16"
@@ -276,6 +296,12 @@ class ModelSpec(Frozen):
             flags = getattr(self, label)
             if flags is not None and len(flags) != self.num_hidden_layers:
                 raise ValueError(f"{label} has {len(flags)} entries for {self.num_hidden_layers} layers")
+        own = self.sliding_attention
+        if own and (own.mla or self.attention.mla or own.num_heads != self.attention.num_heads):
+            raise ValueError(
+                f"layers that slide have {own.num_heads} heads, the others {self.attention.num_heads}; both need plain attention "
+                "with equally many query heads"
+            )
         if self.mixer_layers and self.ffn_layers:
             empty = [
                 i for i, halves in enumerate(zip(self.mixer_layers, self.ffn_layers, strict=True)) if not any(halves)
@@ -300,6 +326,21 @@ class ModelSpec(Frozen):
 
     def layers(self) -> tuple[LayerKind, ...]:
         return tuple(self.layer_kind(i) for i in range(self.num_hidden_layers))
+
+    def attention_of(self, kind: LayerKind) -> Attention:
+        """Attention of a layer of this kind."""
+        return self.sliding_attention if kind.sliding and self.sliding_attention else self.attention
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """Every attention there is: one, or that of full layers and that of layers that slide."""
+        return (self.attention, self.sliding_attention) if self.sliding_attention else (self.attention,)
+
+    @property
+    def cache_heads(self) -> tuple[int, ...]:
+        """Heads along which tp can split the cache, of every attention there is (MLA: the latent is copied, so heads as
+        such)."""
+        return tuple(a.num_heads if a.mla else a.num_kv_heads for a in self.attentions)
 
 
 class Quantization(Frozen):

@@ -15,7 +15,7 @@ import numpy as np
 from tools.partition.axes import sliced
 from tools.spec.finding import Cause, Finding, Severity
 from tools.spec.hardware import Device
-from tools.spec.model import ModelSpec
+from tools.spec.model import Attention, ModelSpec
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown, Term
 
@@ -270,16 +270,23 @@ def attention_linears(m: ModelSpec, tp: Ints) -> tuple[Linear, ...]:
             Linear("attention.kv_b_proj", "col", kv, tp),
             Linear("attention.o_proj", "row", a.num_heads * a.mla.v_head_dim, tp),
         )
+    return tuple(x for a in m.attentions for x in _plain_linears(a, tp))
+
+
+def _plain_linears(a: Attention, tp: Ints) -> tuple[Linear, ...]:
+    values, shared = a.v_head_dim or a.head_dim, np.minimum(tp, a.num_kv_heads)
     return (
         Linear("attention.q_proj", "merged", a.num_heads * a.head_dim, tp),
-        Linear("attention.k_proj", "merged", a.num_kv_heads * a.head_dim, np.minimum(tp, a.num_kv_heads)),
-        Linear("attention.o_proj", "row", a.num_heads * a.head_dim, tp),
+        Linear("attention.k_proj", "merged", a.num_kv_heads * a.head_dim, shared),
+        *((Linear("attention.v_proj", "merged", a.num_kv_heads * values, shared),) if values != a.head_dim else ()),
+        Linear("attention.o_proj", "row", a.num_heads * values, tp),
     )
 
 
 def dense_linears(m: ModelSpec, tp: Ints) -> tuple[Linear, ...]:
     """Dense layers of the model, if any has one."""
-    if m.mlp is None or (m.moe is not None and (m.moe_layers is None or all(m.moe_layers))):
+    beside = m.moe is not None and m.moe.beside_mlp
+    if m.mlp is None or (m.moe is not None and not beside and (m.moe_layers is None or all(m.moe_layers))):
         return ()
     return _ffn("mlp", m.mlp.intermediate_size, m.mlp.gated, tp)
 

@@ -70,18 +70,24 @@ def context_parallel_kind(kinds: Sequence[str], text: str, source: str, *, refus
 
 def kv_heads_divide_or_replicate(source: str) -> Rule:
     def rule(m: ModelSpec, d: Degrees) -> Verdict:
-        kv = m.attention.num_kv_heads
+        def wrong(kv: int) -> Ints:
+            return np.where(d.tp >= kv, d.tp % kv, kv % d.tp) != 0
+
         # MLA keeps one latent on every rank, whatever tp is.
-        bad = (np.where(d.tp >= kv, d.tp % kv, kv % d.tp) != 0) & (m.attention.mla is None)
+        bad = np.logical_or.reduce([wrong(kv) for kv in m.cache_heads]) & (m.attention.mla is None)
+
+        def first() -> int:
+            return next((kv for kv in m.cache_heads if np.any(wrong(kv))), m.cache_heads[0])
 
         def equation() -> str:
+            kv = first()
             if d.tp >= kv:
                 return f"tp({d.tp}) % kv_heads({kv}) = {d.tp % kv}, must be 0 to replicate KV heads"
             return f"kv_heads({kv}) % tp({d.tp}) = {kv % d.tp}, must be 0 to split KV heads"
 
         return Verdict(
-            "tp-kv-heads", bad, "attention.k_proj", equation, f"tp that divides {kv} or is a multiple of it", source,
-            cause="shape", axis="tp", values={"kv_heads": kv, "tp": d.tp},
+            "tp-kv-heads", bad, "attention.k_proj", equation, lambda: f"tp that divides {first()} or is a multiple of it", source,
+            cause="shape", axis="tp", values={"kv_heads": m.attention.num_kv_heads, "tp": d.tp},
         )  # fmt: skip
 
     return rule

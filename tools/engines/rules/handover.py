@@ -50,7 +50,7 @@ def _shared(engine: str, p: Strategy, d: Strategy) -> Iterator[Finding]:
 
 
 def _vllm(m: ModelSpec, p: Strategy, d: Strategy) -> Iterator[Finding]:
-    kv = m.attention.num_kv_heads
+    kv = min(m.cache_heads)
     worker = f"vllm 0.33.0 {NIXL}/base_worker.py"
     if m.attention.mla is None and p.tp > d.tp and p.tp > kv:
         yield _pair(

@@ -187,7 +187,7 @@ def prefill_context_parallel_platform(m: ModelSpec, d: Degrees) -> Verdict:
 def decode_context_parallel_copies(m: ModelSpec, d: Degrees) -> Verdict:
     """DCP ranks hold copies of the same KV heads; heads are split over tp // dcp (configs/model_config.py:1700)."""
     a = m.attention
-    kv = 1 if a.mla is not None else a.num_kv_heads
+    kv = 1 if a.mla is not None else max(m.cache_heads)
     groups = np.asarray(d.tp) // d.dcp
     # Where a rank of the plan holds more than one KV head per dcp group, SGLang would hold other heads than the plan.
     bad = (d.dcp > 1) & ((np.asarray(d.tp) % d.dcp != 0) | (groups % kv != 0))

@@ -7,6 +7,7 @@ All data parallelism of a strategy is `dp_shard` (FSDP), whose groups experts ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def experts_span_shards(m: ModelSpec, d: Degrees) -> Verdict:
 
 
 def kv_heads_divide(m: ModelSpec, d: Degrees) -> Verdict:
-    kv = m.attention.num_kv_heads
+    kv = gcd(*m.cache_heads)
     return Verdict(
         "tp-kv-heads", (kv % d.tp != 0) & (m.attention.mla is None), "attention.k_proj",
         lambda: f"kv_heads({kv}) % tp({d.tp}) = {kv % d.tp}, must be 0: KV heads are never replicated",

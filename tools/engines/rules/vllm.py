@@ -192,7 +192,7 @@ def prefill_context_parallel_needs_mla(m: ModelSpec, d: Degrees) -> Verdict:
 def decode_context_parallel_copies(m: ModelSpec, d: Degrees) -> Verdict:
     """DCP deals the cache over ranks that would hold copies of it: all of tp under MLA, tp // kv_heads under GQA."""
     a = m.attention
-    kv = 1 if a.mla is not None else a.num_kv_heads
+    kv = 1 if a.mla is not None else max(m.cache_heads)
     per_kv = a.num_heads // kv
     dealt = np.asarray(d.dcp) > 1
     gqa = (np.asarray(d.tp) <= kv) | (d.dcp > d.tp // kv) | (per_kv % d.dcp != 0)

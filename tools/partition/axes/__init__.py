@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from tools.partition.axes.base import Axis, Slice, Sliced
+from tools.partition.axes.base import Axis, KVHeads, Slice, Sliced, counted
 from tools.spec.base import ToolError
 from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
 
-__all__ = ["AXES", "LOGICAL", "SLICES", "SPLITS", "VISIBLE", "Axis", "Slice", "check_axes", "cuts", "sliced"]
+__all__ = [
+    "AXES", "LOGICAL", "SLICES", "SPLITS", "VISIBLE", "Axis", "KVHeads", "Slice", "check_axes", "counted", "cuts", "sliced",
+]  # fmt: skip
 
 AXES: tuple[Axis, ...] = tuple(
     import_module(f"{__name__}.{m.name}").AXIS for m in sorted(iter_modules(__path__), key=lambda m: m.name)
@@ -42,8 +44,9 @@ VISIBLE: tuple[str, ...] = (*dict.fromkeys(("tp", "cp", "attn_dp", *(n for a in 
 SPLITS: tuple[tuple[str, str], ...] = tuple(row for a in AXES for row in a.splits)
 
 
-def cuts(degrees: Mapping[str, Any], num_kv_heads: int) -> dict[str, Any]:
+def cuts(degrees: Mapping[str, Any], kv_heads: KVHeads) -> dict[str, Any]:
     """Strides at which the line of ranks is cut, by name. Works on ints and on arrays; a degree that is missing is 1."""
+    counts = counted(kv_heads)
     one = np.ones_like(degrees["tp"])
     named: dict[str, Any] = {"one": one}
     inner, stride = one, one
@@ -52,7 +55,8 @@ def cuts(degrees: Mapping[str, Any], num_kv_heads: int) -> dict[str, Any]:
         named[name] = stride
         inner = stride if "heads" in s.takes_from else inner
     d = {
-        "kv_heads": num_kv_heads,
+        "kv_heads": counts[0],
+        "sliding_kv_heads": counts[-1],
         "inner": inner,
         "dcp": 1,
         "cp": 1,

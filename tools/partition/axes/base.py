@@ -19,8 +19,14 @@ from tools.spec.model import ModelSpec
 from tools.spec.strategy import Strategy
 
 Order = Literal["run", "cyclic", "zigzag", "paired"]
+KVHeads = int | tuple[int, ...]
+"""KV heads, or those of full layers and those of layers that slide, where they differ."""
 Strides = Mapping[str, Any]
 """Rank distance at which a cut lies, by its name; ints, or arrays with one entry per candidate."""
+
+
+def counted(kv_heads: KVHeads) -> tuple[int, ...]:
+    return (kv_heads,) if isinstance(kv_heads, int) else kv_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +61,8 @@ class Axis:
     summary: str
     """One sentence with the source."""
     cuts: Callable[[Strides], Strides] = field(default=lambda _: {})
-    """Names and strides of the cuts that it makes, from degrees by name (`d["tp"]`), `d["kv_heads"]`, and `d["inner"]`: the
+    """Names and strides of the cuts that it makes, from degrees by name (`d["tp"]`), `d["kv_heads"]` and
+    `d["sliding_kv_heads"]` (the same where all layers have the same heads), and `d["inner"]`: the
     ranks of tp that slices take from the heads."""
     pieces: tuple[tuple[str, str, str], ...] = ()
     """(axis, cut where it starts, cut where it ends): the axes that lie between cuts, innermost first."""

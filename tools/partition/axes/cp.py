@@ -15,8 +15,11 @@ from tools.spec.strategy import Strategy
 
 def _cuts(d: Strides) -> Strides:
     """What tp leaves of the KV heads is dealt out over cp; ranks beyond that hold copies (`cp_rep`)."""
-    left = np.maximum(d["kv_heads"] // (d["tp"] // d["inner"]), 1)
-    return {"cp_rep": d["tp"] * np.maximum(d["cp"] // np.gcd(d["cp"], left), 1), "cp": d["tp"] * d["cp"]}
+    out = {"cp": d["tp"] * d["cp"]}
+    for name, kv in (("cp_rep", "kv_heads"), ("cp_rep_sliding", "sliding_kv_heads")):
+        left = np.maximum(d[kv] // (d["tp"] // d["inner"]), 1)
+        out[name] = d["tp"] * np.maximum(d["cp"] // np.gcd(d["cp"], left), 1)
+    return out
 
 
 def _check(model: ModelSpec, s: Strategy, sliced: Sliced) -> None:
@@ -51,7 +54,12 @@ AXIS = Axis(
     name="cp",
     summary="Context parallelism: DeepSpeed-Ulysses (arXiv 2309.14509) or ring attention (arXiv 2310.01889, 2411.01783).",
     cuts=_cuts,
-    pieces=(("cp_rep", "tp", "cp_rep"), ("cp_kv", "cp_rep", "cp"), ("cp", "tp", "cp")),
+    pieces=(
+        ("cp_rep", "tp", "cp_rep"),
+        ("cp_kv", "cp_rep", "cp"),
+        ("cp_kv_sliding", "cp_rep_sliding", "cp"),
+        ("cp", "tp", "cp"),
+    ),
     visible=("cp",),
     check=_check,
 )

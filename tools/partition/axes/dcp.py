@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import gcd, prod
 
 from tools.partition.axes.base import Axis, Sliced
 from tools.spec.base import Refused, ToolError
@@ -11,8 +11,8 @@ from tools.spec.strategy import Strategy
 
 
 def _check(model: ModelSpec, s: Strategy, sliced: Sliced) -> None:
-    a = model.attention
-    copies = s.tp if a.mla else max(1, s.tp // prod(d for _, d in sliced.values()) // a.num_kv_heads)
+    over = s.tp // prod(d for _, d in sliced.values())
+    copies = s.tp if model.attention.mla else gcd(*(max(1, over // kv) for kv in model.cache_heads))
     if s.dcp > 1 and sliced:
         raise Refused(
             f"dcp({s.dcp}) with {', '.join(f'{n}({d})' for n, (_, d) in sliced.items())}: both take the innermost ranks of tp; "

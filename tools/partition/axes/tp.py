@@ -15,7 +15,11 @@ from tools.spec.strategy import Strategy
 def _cuts(d: Strides) -> Strides:
     """KV heads are dealt out as far as there are some; ranks beyond that hold copies (`tp_rep`)."""
     over_heads = d["tp"] // d["inner"]
-    return {"tp_rep": d["inner"] * np.maximum(over_heads // d["kv_heads"], 1), "tp": d["tp"]}
+    shared = {
+        name: d["inner"] * np.maximum(over_heads // d[kv], 1)
+        for name, kv in (("tp_rep", "kv_heads"), ("tp_rep_sliding", "sliding_kv_heads"))
+    }
+    return {**shared, "tp": d["tp"]}
 
 
 def _check(model: ModelSpec, s: Strategy, sliced: Sliced) -> None:
@@ -35,10 +39,11 @@ def _check(model: ModelSpec, s: Strategy, sliced: Sliced) -> None:
     if a.num_heads % over:
         ok = [t * (s.tp // over) for t in range(1, a.num_heads + 1) if a.num_heads % t == 0]
         raise ToolError(f"heads({a.num_heads}) % tp({over}) = {a.num_heads % over}; tp must be one of {ok}")
-    if not a.mla and over <= a.num_kv_heads and a.num_kv_heads % over:
-        raise ToolError(
-            f"kv_heads({a.num_kv_heads}) % tp({s.tp}) = {a.num_kv_heads % s.tp}; tp must divide kv_heads or be a multiple of it"
-        )
+    for kv in () if a.mla else model.cache_heads:
+        if over <= kv and kv % over:
+            raise ToolError(
+                f"kv_heads({kv}) % tp({s.tp}) = {kv % s.tp}; tp must divide kv_heads or be a multiple of it"
+            )
 
 
 AXIS = Axis(
@@ -48,12 +53,14 @@ AXIS = Axis(
     pieces=(
         ("tp_rep", "inner", "tp_rep"),
         ("tp_kv", "tp_rep", "tp"),
+        ("tp_kv_sliding", "tp_rep_sliding", "tp"),
         ("tp_heads", "inner", "tp"),
         ("tp", "one", "tp"),
     ),
     visible=("tp",),
     splits=(
-        ("heads", "tp_heads"), ("kv_heads", "tp_kv"), ("lin_heads", "tp"), ("ffn", "tp"), ("shared_ffn", "tp"), ("vocab", "tp"),
+        ("heads", "tp_heads"), ("kv_heads", "tp_kv"), ("sliding_kv_heads", "tp_kv_sliding"),
+        ("lin_heads", "tp"), ("ffn", "tp"), ("shared_ffn", "tp"), ("vocab", "tp"),
         ("padded_vocab", "tp"),
     ),
     check=_check,
