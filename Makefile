@@ -37,6 +37,7 @@ eval: setup  ## the 68 cases with the built-in policy; fails where a committed s
 bench: setup  ## timings, reported and never asserted
 	@$(BIN)/python benchmarks/run.py
 	@$(BIN)/python benchmarks/bench_search.py
+	@$(BIN)/python benchmarks/bench_check_dag.py
 
 prove-all: setup  ## every architecture under every strategy, proven (minutes); writes benchmarks/prove_all.md
 	@$(BIN)/python benchmarks/prove_all.py

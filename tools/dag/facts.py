@@ -10,8 +10,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
+from tools.dag.alike import by_form
 from tools.dag.conventions import in_usual_words, own_keys
 from tools.dag.kinds import COMM, COMPUTES, ELLIPSES, GATE, RECTANGLES, RESIDUAL, TOP_K, kind_of
 from tools.dag.labels import (
@@ -95,18 +95,32 @@ def view(graph: DotGraph) -> View:
         places.span = span
     of_cluster = _lanes(graph, places)
     nodes = {n.id: _node_facts(n, said[n.id], places, of_cluster, graph) for n in graph.nodes.values()}
+    v = _joined(graph, nodes)
+    v.places, v.lanes = places, of_cluster
+    _one_word_modules(v, said)
+    _undirected_dims(v)
+    _kinds_by_drawing(v)
+    return v
+
+
+def wiring(graph: DotGraph) -> View:
+    """What is joined to what, without reading any label."""
+    blank = frozenset[int]()
+    return _joined(graph, {
+        n.id: NodeFacts(n.id, n.line, "", n.id, "", "", None, None, {}, None, False, False, "", None, blank, n.cluster, n.attrs)
+        for n in graph.nodes.values()
+    })  # fmt: skip
+
+
+def _joined(graph: DotGraph, nodes: dict[str, NodeFacts]) -> View:
     v = View(
-        graph, nodes, {n: [] for n in nodes}, {n: [] for n in nodes}, {n: [] for n in nodes}, {n: [] for n in nodes},
-        places, of_cluster,
-    )  # fmt: skip
+        graph, nodes, {n: [] for n in nodes}, {n: [] for n in nodes}, {n: [] for n in nodes}, {n: [] for n in nodes}
+    )
     for e in graph.edges:
         v.preds[e.dst].append(e.src)
         v.succs[e.src].append(e.dst)
         v.in_edges[e.dst].append(e)
         v.out_edges[e.src].append(e)
-    _one_word_modules(v, said)
-    _undirected_dims(v)
-    _kinds_by_drawing(v)
     return v
 
 
@@ -157,25 +171,39 @@ def _node_facts(
     module = (
         n.attrs.get("module")
         or module_of(label)
-        or module_of(beside)
-        or (module_of(read_label(n.id)) if "label" in n.attrs else "")
+        or (module_of(beside) if beside is not _NOTHING else "")
+        or (module_of(read_label(n.id)) if "label" in n.attrs and _names_module(n.id) else "")
     )
     named = n.attrs.get("operator") or (beside.said.get("operator", "") if "label" not in n.attrs else "")
     operator = named or operator_of(label, module, places) or n.id.strip() or "?"
     devices, everywhere, on_label = _devices(n, said, places, lanes, graph)
-    inputs, outputs, whole = (
-        readable(label.ports.get(k) or attribute_ports(n.attrs, k) or beside.ports.get(k))
-        for k in ("input", "output", "global")
-    )
-    layers = index_set(n.attrs.get("layer_indices", "")) or layers_in(module)
+    inputs, outputs, whole = _ports(n, said)
+    layers = index_set(n.attrs.get("layer_indices", "")) or (layers_in(module) if module else frozenset())
     repeats = _repeats(n, said)
     if len(layers) == (repeats or 0) + 1 and ":" in module:
         layers -= {max(layers)}  # a Python slice ends before its last number
     return NodeFacts(
         n.id, n.line, said.text, operator, kind_of(n, operator, module), _shape(n.attrs), inputs, outputs,
-        {d: size for p in whole or () for d, size in p.dims if d}, devices,
+        {d: size for p in whole for d, size in p.dims if d} if whole else {}, devices,
         everywhere, on_label, module, repeats, layers, n.cluster, n.attrs,
     )  # fmt: skip
+
+
+def _ports(n: DotNode, said: _Said) -> list[tuple[PortFacts, ...] | None]:
+    """Ports of input, output and whole sizes: the label's, else an attribute's or a tooltip's."""
+    if said.beside is _NOTHING:
+        return [readable(said.label.ports.get(k)) for k in _PORTS] if said.label.ports else [None, None, None]
+    return [
+        readable(said.label.ports.get(k) or attribute_ports(n.attrs, k) or said.beside.ports.get(k)) for k in _PORTS
+    ]
+
+
+_PORTS = ("input", "output", "global")
+
+
+@by_form
+def _names_module(name: str) -> bool:
+    return module_of(read_label(name)) != ""
 
 
 FEW = 0.1
@@ -230,22 +258,23 @@ def _devices(
     n: DotNode, said: _Said, places: Places, lanes: dict[str, frozenset[int] | None], graph: DotGraph
 ) -> tuple[frozenset[int] | None, bool, bool]:
     # Tensor names such as "x(GPU 3)" name members of a group, not the node's place: only what stands outside the dims counts.
-    for label in (said.label, said.beside):
+    for label in (said.label,) if said.beside is _NOTHING else (said.label, said.beside):
         stated = label.said.get("device", "")
-        where = "\n".join((*label.free, stated))
-        if places.everywhere(where) or _ALL.match(stated):
+        where = "\n".join((*label.free, stated)) if stated or len(label.free) != 1 else label.free[0]
+        if places.everywhere(where) or (stated and _ALL.match(stated)):
             return None, True, True
         if found := (places.value(stated) if stated else None) or places.find(where):
             if places.span and not hosts_in(where):
                 found = places.on_hosts(found, _hosts(graph, n.cluster))
             return found, False, True
-    if any(n.attrs.get(k, "") in ("all", "all GPUs") for k in _DEVICE_KEYS):
+    attributes = [n.attrs[k] for k in _DEVICE_KEYS if k in n.attrs] if n.attrs else ()
+    if any(x in ("all", "all GPUs") for x in attributes):
         return None, True, True
     if found := places.find(said.text):
         return found, False, True
-    for key in _DEVICE_KEYS:
-        if n.attrs.get(key) and index_set(n.attrs[key]):
-            return index_set(n.attrs[key]), False, True
+    for stated in attributes:
+        if found := index_set(stated):
+            return found, False, True
     return lanes.get(n.cluster or ""), False, False
 
 
@@ -330,7 +359,7 @@ def _kind_by_drawing(v: View, n: NodeFacts, alike: Counter[str]) -> str:
     return "comm" if joins and n.shape in ELLIPSES else "compute"
 
 
-@lru_cache(maxsize=65536)
+@by_form
 def _adds_residual(operator: str) -> bool:
     head = words(operator)
     return bool(RESIDUAL.search(head)) and not re.search(r"\bscale\b", head)
@@ -340,7 +369,7 @@ def is_residual(n: NodeFacts) -> bool:
     return _adds_residual(n.operator)
 
 
-@lru_cache(maxsize=65536)
+@by_form
 def _chooses(operator: str) -> bool:
     head = words(operator)
     return bool(GATE.search(head)) and (
@@ -366,8 +395,10 @@ def is_dashed(attrs: dict[str, str]) -> bool:
 
 
 def _repeats(n: DotNode, said: _Said) -> int | None:
-    stated = next((n.attrs[k] for k in ("repeats", "repeat", "repetitions") if n.attrs.get(k, "").isdigit()), None)
-    return int(stated) if stated else repeats_of(said.label) or repeats_of(said.beside)
+    for key in ("repeats", "repeat", "repetitions") if n.attrs else ():
+        if n.attrs.get(key, "").isdigit():
+            return int(n.attrs[key])
+    return repeats_of(said.label) or (repeats_of(said.beside) if said.beside is not _NOTHING else None)
 
 
 def cluster_repeats(v: View, cluster: str | None) -> Iterable[tuple[str, int, frozenset[int]]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
+from tools.dag.alike import KEPT, form
 from tools.dag.labels import words
 from tools.dag.parse import DotNode
 
 COMM = re.compile(
-    r"all[\s_-]?reduce|all[\s_-]?gather|reduce[\s_-]?scatter|all[\s_-]?to[\s_-]?all|\ba2a\b|\bi?send\b|\bi?recv\b|\breceive\b|\bp2p\b|\bbroadcast\b|"
+    r"all[\s_-]?reduce|all[\s_-]?gather|reduce[\s_-]?scatter|all[\s_-]?to[\s_-]?all|\ba\da\b|\bi?send\b|\bi?recv\b|\breceive\b|\bp\dp\b|\bbroadcast\b|"
     r"\bcommunication\b|\btransfer\b|\bcomm\b|ring[\s_-]?(?:exchange|shift)|\bnccl\b|\bhccl\b|通信|发送|接收|传输|广播|规约|归约|全收集|全交换",
     re.IGNORECASE,
 )  # fmt: skip
@@ -40,7 +42,13 @@ def kind_of(n: DotNode, operator: str, module: str) -> str:
     """What the operator's words say it is; empty where they say nothing."""
     if n.attrs.get("role") in ROLE_KIND:
         return ROLE_KIND[n.attrs["role"]]
-    head = words(operator.split("\n")[0])
+    drawn_as_routing = n.attrs.get("shape") == "parallelogram"
+    return _kind_of_words(form(operator.split("\n", 1)[0]), drawn_as_routing, _EMBEDS.search(module) is not None)
+
+
+@lru_cache(maxsize=KEPT)
+def _kind_of_words(operator: str, parallelogram: bool, embeds: bool) -> str:
+    head = words(operator)
     head = re.split(r"\b(?:input|output)\s*[:=]", head, flags=re.IGNORECASE)[0] or head
     head = _PLACE_FIRST.sub("", head) or head
     # "Input tokens (all GPUs)": what stands in brackets at the end does not change what the node is.
@@ -51,15 +59,16 @@ def kind_of(n: DotNode, operator: str, module: str) -> str:
     # Only of a head that names no operator before its brackets do they tell: "Q Projection (dim slice 0)" projects.
     bare = _BRACKETED.sub(" ", head)
     computes = COMPUTES.search(bare)
-    if n.attrs.get("shape") == "parallelogram" and computes and not COMPUTES.search(_OBJECTS.sub(" ", bare)):
+    if parallelogram and computes and not COMPUTES.search(_OBJECTS.sub(" ", bare)):
         return "routing" if ROUTING.search(bare) else ""  # what it routes, not what it computes
     if ROUTING.search(bare) and ROUTING.search(head):
-        return "compute" if re.search(r"embed|wte", module) else "routing"
+        return "compute" if embeds else "routing"
     if ROUTING.search(head):
-        return "" if computes and n.attrs.get("shape") == "parallelogram" else "compute" if computes else "routing"
+        return "" if computes and parallelogram else "compute" if computes else "routing"
     return "compute" if computes or COMPUTES.search(head) else ""
 
 
+_EMBEDS = re.compile(r"embed|wte")
 _PLACE_FIRST = re.compile(
     r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE
 )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from tools.dag.alike import KEPT, by_form
 from tools.dag.places import DEVICE_WORD, USUAL, Places, index_set
 from tools.dag.ports import BRACKET, Dims, PortFacts, across_arrow, after_ports, only_ports, ports_in
 
@@ -31,9 +32,15 @@ _BREAK = re.compile(r"<\s*(?:br|/tr|/p|hr)\b[^<>]*>", re.IGNORECASE)
 _FIELD = re.compile(r"<[^<>]*>|(?<!\\)[{}]")
 
 
-@lru_cache(maxsize=65536)
 def plain(label: str, name: str = "") -> str:
     """Text of a label: escapes and HTML resolved, one line per line, Markdown's escaped brackets freed."""
+    if "\\" not in label and not label.startswith("<") and len(label) <= MAX_LABEL:
+        return label
+    return _plain(label, name)
+
+
+@lru_cache(maxsize=KEPT)
+def _plain(label: str, name: str) -> str:
     if len(label) > MAX_LABEL:
         label = label[:MAX_LABEL] + (">" if label.startswith("<") else "")
     if label.startswith("<") and label.endswith(">"):
@@ -59,7 +66,12 @@ def tidy(text: str) -> str:
     """Without emoji, bullets and Markdown; full-width punctuation as ASCII; of a word no more than anybody would write."""
     if len(text) > MAX_WORD:
         text = _LONG_WORD.sub(lambda m: m[0][:MAX_WORD], text)
-    return _PICTURES.sub("", text.translate(_PLAIN_ASCII)) if _DECORATED.search(text) else text
+    return _PICTURES.sub("", text.translate(_PLAIN_ASCII)) if _is_decorated(text) else text
+
+
+@by_form
+def _is_decorated(text: str) -> bool:
+    return _DECORATED.search(text) is not None
 
 
 def record_text(label: str) -> str:
@@ -81,6 +93,8 @@ _CUT = re.compile(r"\n|\s\|{1,2}\s|\s::\s|\s(?:--|—|–)\s")
 
 
 def segments(text: str) -> list[str]:
+    if " " not in text and "\n" not in text and "\t" not in text:
+        return [text] if text else []
     return [s for part in _CUT.split(text) if (s := part.strip())]
 
 
@@ -132,23 +146,32 @@ _CHEVRON = re.compile(r"\A([A-Za-z]{2,12})>\s+")
 _MAY_SAY = re.compile(r"[:=(]")
 
 
-@lru_cache(maxsize=65536)
 def pieces(segment: str) -> tuple[tuple[str, str], ...]:
     """(keyword, what it introduces) along a segment; the keyword is empty for what stands free."""
-    segment = _CHEVRON.sub(r"\1: ", segment)
-    if not _MAY_SAY.search(segment):
-        return (("", segment),)
-    marks = [m for m in _MARK.finditer(segment) if m.end() > m.start()]
+    if ">" in segment:
+        segment = _CHEVRON.sub(r"\1: ", segment)
+    return tuple([(key, segment[a:b]) for key, a, b in _cuts(segment)])
+
+
+@by_form
+def _cuts(segment: str) -> tuple[tuple[str, int, int], ...]:
+    """As `pieces`, with the places where they begin and end."""
+    whole = len(segment)
+    marks = [m for m in _MARK.finditer(segment) if m.end() > m.start()] if _MAY_SAY.search(segment) else []
     if not marks:
         m = _BARE_KEY.match(segment)
-        return (
-            ((m.lastgroup or "", m.string[m.end() :]),) if m and only_ports(m.string[m.end() :]) else (("", segment),)
-        )
-    out = [("", segment[: marks[0].start()].strip(" ,;|"))]
+        return ((m.lastgroup or "", m.end(), whole),) if m and only_ports(segment[m.end() :]) else (("", 0, whole),)
+    out = [("", *_inside(segment, 0, marks[0].start()))]
     for m, following in zip(marks, [*marks[1:], None], strict=False):
         key = (m.lastgroup or "").rstrip("_")
-        out.append((key, segment[m.end() : following.start() if following else None].strip(" ,;|")))
-    return tuple((k, b) for k, b in out if k or re.search(r"\w", b))
+        out.append((key, *_inside(segment, m.end(), following.start() if following else whole)))
+    return tuple((k, a, b) for k, a, b in out if k or re.search(r"\w", segment[a:b]))
+
+
+def _inside(text: str, a: int, b: int) -> tuple[int, int]:
+    """The part from `a` to `b` without the separators at its ends."""
+    part = text[a:b]
+    return a + len(part) - len(part.lstrip(" ,;|")), a + len(part.rstrip(" ,;|"))
 
 
 @dataclass(slots=True)
@@ -200,7 +223,7 @@ def _otherwise(text: str, label: Label) -> None:
         label.ports |= {"input": both[0], "output": both[1]}
         label.free = [f for f in label.free if across_arrow(f) is None]
         return
-    marks = list(_BARE_SECTION.finditer(text))
+    marks = list(_BARE_SECTION.finditer(text)) if _has_bare_section(text) else []
     for m, following in zip(marks, [*marks[1:], None], strict=False):
         key = "output" if m["out"] else "global" if m["whole"] else "input"
         part = text[m.end() : following.start() if following else len(text)]
@@ -213,6 +236,11 @@ _BARE_SECTION = re.compile(
     r"(?:[ _-]*(?:dim(?:ension)?s?|shapes?))?\s+(?=[\[(]|\w+\s*=\s*\d|[\w.]+\s+(?:with|of)\s+\w+\s*=)",
     re.IGNORECASE,
 )
+
+
+@by_form
+def _has_bare_section(text: str) -> bool:
+    return _BARE_SECTION.search(text) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -271,13 +299,24 @@ def operator_of(label: Label, module: str, places: Places = USUAL) -> str:
     if not named:
         rest = (
             s for s in label.free
-            if not (_NOT_OPERATOR.match(s) or places.only(s) or only_ports(s)) and s.strip("[]()<>@ ") != module
+            if not (_is_no_operator(s) or places.only(s)) and s.strip("[]()<>@ ") != module
         )  # fmt: skip
         named = next(rest, "") or label.said.get("name", "") or next(iter(label.free), "")
-    named = _ASSIGNED.sub("", named[:MAX_HEAD])
-    if (m := _BRACKET_FIRST.match(named)) and (places.only(m[1]) or places.everywhere(m[1])):
+    named = named[:MAX_HEAD]
+    if "%" in named:
+        named = _ASSIGNED.sub("", named)
+    if (
+        named.lstrip()[:1] in ("[", "(", "<")
+        and (m := _BRACKET_FIRST.match(named))
+        and (places.only(m[1]) or places.everywhere(m[1]))
+    ):
         named = named[m.end() :]
     return _head(named, module)
+
+
+@by_form
+def _is_no_operator(piece: str) -> bool:
+    return _NOT_OPERATOR.match(piece) is not None or only_ports(piece)
 
 
 _BRACKET_FIRST = re.compile(r"\s*[\[(<]([^\])>]*)[\])>]\s*(?=\S)")
@@ -287,8 +326,14 @@ def _head(line: str, module: str) -> str:
     """The operator in a line that goes on with module, device or dims."""
     if module and module in line[1:] and re.search(r"[./_]", module):
         line = re.sub(rf"[\s<(\[]*{re.escape(module)}[\s>)\]]*", " ", line).strip() or line
+    end = _end_of_head(line)
+    return line[:end] if end > 2 else line
+
+
+@by_form
+def _end_of_head(line: str) -> int:
     m = _AFTER_HEAD.search(line)
-    return line[: m.start()] if m and m.start() > 2 else line
+    return m.start() if m else -1
 
 
 def module_of(label: Label) -> str:
@@ -296,6 +341,8 @@ def module_of(label: Label) -> str:
     piece that is a top-level module (`lm_head`) beside the operator's. Empty for none."""
     if said := label.said.get("module", "").strip(" \"'()<>,}"):
         return said.split()[0].strip("\"',")
+    if not any(_may_be_module(s) for s in label.free):
+        return ""
     for s in label.free:
         if (m := _WHOLE_PATH.match(s.strip("[]()<>@ "))) and not _NAMESPACE.match(m[1]):
             return m[1]
@@ -308,6 +355,11 @@ def module_of(label: Label) -> str:
     if len(label.free) > 1:
         return next((m[1] for s in label.free if (m := _TOP_MODULE.match(s))), "")
     return ""
+
+
+@by_form
+def _may_be_module(piece: str) -> bool:
+    return "." in piece or "/" in piece or _TOP_MODULE.match(piece) is not None
 
 
 # ------------------------------------------------------------------------ repetition, layers
@@ -323,11 +375,17 @@ _RANGE = re.compile(
 
 
 def repeats_in(text: str) -> int | None:
-    m = TIMES.search(text) if _MAY_REPEAT.search(text) else None
-    return int(next(g for g in m.groups() if g)) if m else None
+    span = _times(text)
+    return int(text[span[0] : span[1]]) if span else None
 
 
 _MAY_REPEAT = re.compile(r"[×✕重共]|x\s?\d|\dx|repe|times", re.IGNORECASE)
+
+
+@by_form
+def _times(text: str) -> tuple[int, int] | None:
+    m = TIMES.search(text) if _MAY_REPEAT.search(text) else None
+    return m.span(m.lastindex or 0) if m else None
 
 
 def repeats_of(label: Label) -> int | None:
@@ -335,9 +393,14 @@ def repeats_of(label: Label) -> int | None:
     if (said := label.said.get("repeats")) and (m := re.match(r"[\s×x(]*(\d+)", said)):
         return int(m[1])
     for s in label.free:
-        if _MAY_REPEAT.search(s) and (k := repeats_in(BRACKET.sub(_kept, s))) is not None:
+        if _may_repeat(s) and (k := repeats_in(BRACKET.sub(_kept, s))) is not None:
             return k
     return None
+
+
+@by_form
+def _may_repeat(text: str) -> bool:
+    return _MAY_REPEAT.search(text) is not None
 
 
 def _kept(m: re.Match[str]) -> str:
@@ -345,11 +408,16 @@ def _kept(m: re.Match[str]) -> str:
     return " " if "=" in m[0] or "," in m[0] else m[0]
 
 
-@lru_cache(maxsize=65536)
 def layers_in(text: str) -> frozenset[int]:
     """Layers of a stated range: `layers 0-15`, `model.layers.0-15.mlp`, `第 0 到 15 层`."""
+    span = _layer_range(text)
+    return index_set(re.sub(r"to|到|至|~|–|:|\.{2,3}", "-", text[span[0] : span[1]])) if span else frozenset()
+
+
+@by_form
+def _layer_range(text: str) -> tuple[int, int] | None:
     m = _RANGE.search(text)
-    return index_set(re.sub(r"to|到|至|~|–|:|\.{2,3}", "-", m[1] or m[2])) if m else frozenset()
+    return m.span(m.lastindex or 0) if m else None
 
 
 _NUM_LAYERS = re.compile(

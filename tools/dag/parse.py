@@ -80,13 +80,16 @@ _ATTRIBUTE = re.compile(
     re.DOTALL,
 )
 """One `name=value` as nearly all are written; every other form goes through the tokens."""
+_EDGE = re.compile(r"([A-Za-z_]\w*)\s*->\s*([A-Za-z_]\w*)\s*;")
+"""An edge without attributes as nearly all are written; every other form goes through the tokens."""
+_KEYWORDS = frozenset({"node", "edge", "graph", "digraph", "subgraph", "strict"})
 _WORD = re.compile(r"\w+")
 _STRAY = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)*\}", re.DOTALL)
 _PLUS = re.compile(r'\s*\+\s*("(?:[^"\\]|\\.)*")')
 Token = tuple[str, str, int]
 """(kind, text, offset); kind is id, html, edge, punct, end"""
 MAX_DEPTH = 200
-MAX_EDGES = 1_000_000
+MAX_EDGES = 500_000
 MAX_PROBLEMS, SHOWN_PROBLEMS = 1_000, 100
 
 
@@ -272,13 +275,26 @@ class _Parser:
             kind, text, offset = self.token
             if kind == "end" or (text == "}" and kind == "punct"):
                 return
-            if kind == "punct" and text in ";,":
+            edge = _EDGE.match(self.text, offset) if kind == "id" else None
+            if (kind == "punct" and text in ";,") or (edge and self._plain_edge(scope, edge)):
                 self.next()
             elif kind in ("id", "html") or (text == "{" and kind == "punct"):
                 self._statement(scope, depth)
             else:
                 self._problem(offset, text, "a statement cannot start with this")
                 self.next()
+
+    def _plain_edge(self, scope: _Scope, m: re.Match[str]) -> bool:
+        """`a -> b;` read at once. False where the tokens have more to say about it."""
+        src, dst = m[1], m[2]
+        special = src.lower() in _KEYWORDS or dst.lower() in _KEYWORDS
+        if special or not self.graph.directed or len(self.graph.edges) >= MAX_EDGES:
+            return False
+        self._node(scope, src, m.start(), {}, declared=False)
+        self._node(scope, dst, m.start(), {}, declared=False)
+        self.graph.edges.append(DotEdge(src, dst, dict(scope.edge), self.line(m.start())))
+        self.at = m.end()
+        return True
 
     def _statement(self, scope: _Scope, depth: int) -> None:
         kind, text, offset = self.token

@@ -11,7 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from tools.dag.alike import KEPT, by_form, form
+
 MAX_INDICES = 100_000
+Spans = tuple[tuple[int, int], ...]
 DEVICE_WORD = r"(?:GPUs?|NPUs?|XPUs?|TPUs?|DCUs?|GCDs?|cuda|dev(?:ice)?s?|ranks?|cards?|accelerators?|设备|卡)"
 SEPARATORS = r"[\s_:：#=\[({-]*"
 _JOIN = r"(?:,|，|、|-|–|\.\.\.?|~|/|&|\+|\||and|和|to(?=\s*\d)|到(?=\s*\d))"
@@ -42,7 +45,7 @@ class Places:
     """
 
     def __init__(self, words: Sequence[str] = (), axes: Sequence[str] = ()):
-        learned = "|".join(rf"(?<![A-Za-z0-9.]){re.escape(w)}(?:s|_rank)?" for w in words)
+        learned = "|".join(rf"(?<![A-Za-z0-9.]){_any_digits(w)}(?:s|_rank)?" for w in words)
         word = rf"(?:{DEVICE_WORD}|{learned})" if learned else DEVICE_WORD
         numbers = rf"\d+(?:\s*{_JOIN}\s*(?:{word})?[\s_:#\[]*\d+)*"
         self.word, self.words = word, tuple(words)
@@ -66,21 +69,31 @@ class Places:
             rf"[\[(<]?\s*(?:all\s+|on\s+|@\s*)?(?:{word})(?:[\d\s,、，\-–~/&+|.:：#=_\[({{*]|and\b|all\b|全部|所有|{word})*[\])>}}]*\Z",
             re.IGNORECASE,
         )
-        self.find = lru_cache(maxsize=65536)(self._find)
-        self.everywhere = lru_cache(maxsize=65536)(self._everywhere)
+        self._where = lru_cache(maxsize=KEPT)(self._spans)
+        self._says_all = lru_cache(maxsize=KEPT)(lambda form: self._all.search(form) is not None)
+        self._says_only = lru_cache(maxsize=KEPT)(lambda form: self._alone.match(form) is not None)
 
-    def _find(self, text: str) -> frozenset[int] | None:
+    def find(self, text: str) -> frozenset[int] | None:
         """The devices that `text` names; None for none."""
         if self.axes:
             return self._at_coordinates(text)
-        if hosted := [(int(m[1]), int(m[2])) for m in _HOSTED.finditer(text)]:
-            return frozenset(h * self.span + d for h, d in hosted)
+        hosted, named, counted = self._where(form(text))
+        if hosted:
+            return frozenset(int(text[a:b]) * self.span + int(text[c:d]) for a, b, c, d in hosted)
         found: set[int] = set()
-        for m in self._named.finditer(text):
-            found |= index_set(self._strip.sub("", m[1]))
+        for a, b in named:
+            found |= index_set(self._strip.sub("", text[a:b]))
         if not found:
-            found |= {int(m[1]) for m in _COUNTED.finditer(text)}
+            found |= {int(text[a:b]) for a, b in counted}
         return self.on_hosts(frozenset(found), hosts_in(text)) if found else None
+
+    def _spans(self, text: str) -> tuple[tuple[tuple[int, int, int, int], ...], Spans, Spans]:
+        """Where devices of hosts, devices, and counted devices stand."""
+        return (
+            tuple((*m.span(1), *m.span(2)) for m in _HOSTED.finditer(text)),
+            tuple(m.span(1) for m in self._named.finditer(text)),
+            tuple(m.span(1) for m in _COUNTED.finditer(text)),
+        )
 
     def on_hosts(self, local: frozenset[int], hosts: frozenset[int]) -> frozenset[int]:
         """Global numbers of devices that are counted per host; numbers beyond a host's are global already."""
@@ -113,10 +126,11 @@ class Places:
 
     def without(self, text: str) -> str:
         """The text without the devices that it names."""
-        return self._named.sub(" ", text)
+        return self._named.sub(" ", text) if self._where(form(text))[1] else text
 
-    def _everywhere(self, text: str) -> bool:
-        return _MAY_BE_ALL.search(text) is not None and self._all.search(text) is not None
+    def everywhere(self, text: str) -> bool:
+        """Whether `text` says "all GPUs"."""
+        return self._says_all(form(text))
 
     def value(self, text: str) -> frozenset[int] | None:
         """As `find`, where a keyword (`device:`) already said that a device follows: bare numbers count too."""
@@ -127,10 +141,9 @@ class Places:
 
     def only(self, text: str) -> bool:
         """It names devices and nothing else."""
-        return self._alone.match(text) is not None or (bool(self.axes) and not re.search(r"[A-Za-z]{3}", text))
+        return self._says_only(form(text)) or (bool(self.axes) and not re.search(r"[A-Za-z]{3}", text))
 
 
-_MAY_BE_ALL = re.compile(r"[Aa][Ll][Ll]|[Ee](?:[Vv][Ee][Rr][Yy]|[Aa][Cc][Hh])|[*全所]")
 _HOSTED = re.compile(
     r"(?<![A-Za-z0-9])(?:node|host|server|n)[\s_#-]*(\d+)\s*[:/.]\s*(?:GPU|NPU|cuda|dev(?:ice)?|rank)?[\s_:#-]*(\d+)",
     re.IGNORECASE,
@@ -142,9 +155,19 @@ _HOST = re.compile(
 )
 
 
+def _any_digits(word: str) -> str:
+    """Pattern of a word, whatever its digits are: `H100` and `H200`."""
+    return re.sub(r"\d", r"\\d", re.escape(word))
+
+
 def hosts_in(text: str) -> frozenset[int]:
     """`Node 1 / GPU 3` → {1}"""
-    return frozenset(int(m[1]) for m in _HOST.finditer(text))
+    return frozenset(int(text[a:b]) for a, b in _hosts(text))
+
+
+@by_form
+def _hosts(text: str) -> Spans:
+    return tuple(m.span(1) for m in _HOST.finditer(text))
 
 
 USUAL = Places()
@@ -157,6 +180,13 @@ NO_DEVICE = re.compile(
     r"version|bf|fp|float|int|层|第|专家|重复)\Z",
     re.IGNORECASE,
 )  # fmt: skip
+
+
+@by_form
+def _words_with_numbers(text: str) -> tuple[tuple[int, int, int, int], ...]:
+    return tuple((*m.span(1), *m.span(2)) for m in _WORD_NUMBER.finditer(text) if not NO_DEVICE.match(m[1]))
+
+
 _AXES = frozenset({"tp", "pp", "dp", "ep", "cp", "sp"})
 MOST = 0.5
 """Share of nodes that a file's convention covers."""
@@ -171,7 +201,7 @@ def learn(texts: Sequence[str], lanes: Iterable[str]) -> Places:
     seen: dict[str, set[str]] = defaultdict(set)
     on: Counter[str] = Counter()
     for t in texts:
-        found = {(m[1].lower(), m[2]) for m in _WORD_NUMBER.finditer(t) if not NO_DEVICE.match(m[1])}
+        found = {(t[a:b].lower(), t[c:d]) for a, b, c, d in _words_with_numbers(t)}
         on.update({w for w, _ in found})
         for w, i in found:
             seen[w].add(i)
@@ -182,7 +212,6 @@ def learn(texts: Sequence[str], lanes: Iterable[str]) -> Places:
         places = Places(axes=axes)
         for t in texts:  # nodes that state every coordinate come first; groups that state one refer to them
             places.find(t)
-        places.find.cache_clear()
         return places
     often.sort(key=lambda w: -boxed[w])
     return Places(words=often[:1]) if often else USUAL

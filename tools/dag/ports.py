@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
+
+from tools.dag.alike import by_form
 
 Dims = tuple[tuple[str, str], ...]
 """(dim, length as written); the name is empty where a length has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class PortFacts:
+class PortFacts(NamedTuple):
     tensor: str
     dims: Dims
 
@@ -22,9 +23,7 @@ class PortFacts:
         )
 
 
-_DTYPE = (
-    r"(?:torch\.)?(?:b?f(?:loat)?\d+(?:_?e\d+m\d+\w*)?|bfloat16|fp\d+(?:_?e\d+m\d+)?|u?int\d+|[ui]\d+|half|double|bool)"
-)
+_DTYPE = r"(?:torch\.)?(?:b?f(?:loat)?\d+(?:_?e\d+m\d+\w*)?|fp\d+(?:_?e\d+m\d+)?|u?int\d+|[ui]\d+|half|double|bool)"
 _TYPE_WORD = re.compile(
     rf"(?<![\w.])(?:{_DTYPE}|(?:ranked)?tensor(?:type)?|memref|torch\.size|size|shape)\s*(?=[\[(<{{])", re.IGNORECASE
 )
@@ -42,7 +41,7 @@ _LIST = re.compile(r"[,;，；、]")
 _TIMES = re.compile(r"\s[x×*·]\s|×")
 _SPACED = re.compile(r"\w+\s*=\s*\S+(?:\s+\w+\s*=\s*\S+)+\Z")
 _NAMED = re.compile(r"([\w.]+)\s+(?:with|of)\s+(?=\w+\s*=)|(?<![\w=:])([\w.%]+)\s*[:=]\s*(?=[^\W\d]\w*\s*[=:]\s*\w)")
-_ATOM = re.compile(r"(?:\d[\d,._]*|[A-Za-z]\w{0,11}|\?|-1)(?:\s*[/*+\-]\s*\w+)*\Z", re.ASCII)
+_ATOM = re.compile(r"(?:\d[\d,._]*|[A-Za-z]\w{0,11}|\?|-\d)(?:\s*[/*+\-]\s*\w+)*\Z", re.ASCII)
 
 
 def square(text: str) -> str:
@@ -56,6 +55,11 @@ def square(text: str) -> str:
 @lru_cache(maxsize=65536)
 def ports_in(text: str) -> tuple[PortFacts, ...]:
     """`q=[batch_size=8, d_k=128]; [hidden=64]` → two ports; `batch_size=8, hidden=64` without brackets → one."""
+    spans = _plain_spans(text)
+    if spans is not None:
+        return tuple(
+            [PortFacts(text[a:b], tuple([(text[c:d], text[e:f]) for c, d, e, f in dims])) for a, b, dims in spans]
+        )
     text = square(text)
     found = [PortFacts(m["tensor"] or "", _dims(m["dims"] or m["round"] or "")) for m in BRACKET.finditer(text)]
     if found:
@@ -63,14 +67,45 @@ def ports_in(text: str) -> tuple[PortFacts, ...]:
     return tuple(_prose_ports(text))
 
 
+_PLAIN_DIM = re.compile(r"\s*(?:(\w+)\s*=\s*)?(\d+|(?<==)[^\W\d]\w*)\s*(?:[,;]|\Z)")
+
+
+@by_form
+def _plain_spans(text: str) -> tuple[tuple[int, int, tuple[tuple[int, int, int, int], ...]], ...] | None:
+    """Where the tensor and the names and lengths of each port stand, as nearly all are written: `q=[batch_size=8, d_k=128]`.
+    None where some dims are written in another way."""
+    if "{" in text or "<" in text or _TYPE_WORD.search(text):
+        return None
+    out = []
+    for m in BRACKET.finditer(text):
+        at, end = m.span("dims") if m["dims"] is not None else m.span("round")
+        dims = []
+        while at < end:
+            d = _PLAIN_DIM.match(text, at, end)
+            if d is None:
+                return None
+            dims.append((*(d.span(1) if d[1] else (0, 0)), *d.span(2)))
+            at = d.end()
+        if dims:
+            out.append((*(m.span("tensor") if m["tensor"] else (0, 0)), tuple(dims)))
+    return tuple(out) or None
+
+
 def after_ports(text: str) -> str:
     """What follows the last bracket of dims."""
-    end = 0
-    for m in BRACKET.finditer(text):
-        end = m.end()
+    end = _end_of_ports(text)
     return text[end:] if end else ""
 
 
+@by_form
+def _end_of_ports(text: str) -> int:
+    end = 0
+    for m in BRACKET.finditer(text):
+        end = m.end()
+    return end
+
+
+@by_form
 def only_ports(text: str) -> bool:
     """Dims and nothing else: `q=[…]; k=[…]`, `(b=2, s=16)`, `x: b=2, s=16`."""
     text = square(text)
@@ -134,7 +169,12 @@ _ODD = re.compile(r"[^\w\s?*/+\-–.()×÷^%'\"=:·→>#@|&~$]")
 
 def readable(ports: tuple[PortFacts, ...] | None) -> tuple[PortFacts, ...] | None:
     """None where a name or length has signs that stand in no notation known here (`b∶4`, `⟪b`): then it was misread."""
-    return None if any(_ODD.search(d) or _ODD.search(n) for p in ports or () for d, n in p.dims) else ports
+    return None if ports and any(_is_odd(d) or _is_odd(n) for p in ports for d, n in p.dims) else ports
+
+
+@by_form
+def _is_odd(text: str) -> bool:
+    return _ODD.search(text) is not None
 
 
 _CLOSE, _OPEN = r"[\])}>]", r"[\[({<]"
@@ -143,6 +183,8 @@ _ARROW = re.compile(rf"(?<=[\])}}>])\s*(?:->|=>|→|⇒|⟶|⟹)\s*(?=(?:[\w.%]+
 
 def across_arrow(text: str) -> tuple[tuple[PortFacts, ...], tuple[PortFacts, ...]] | None:
     """Dims before and after an arrow, `(b=2, h=64) → (b=2, f=256)`: what goes in and what comes out."""
+    if not _has_arrow(text):
+        return None
     text = square(text)
     m = _ARROW.search(text)
     if m is None:
@@ -150,6 +192,11 @@ def across_arrow(text: str) -> tuple[tuple[PortFacts, ...], tuple[PortFacts, ...
     before = text[: m.start()].rstrip().rsplit("\n", 1)[-1]
     left, right = (_alike(ports_in(part)) for part in (before, text[m.end() :].split("\n", 1)[0]))
     return (left, right) if left and right else None
+
+
+@by_form
+def _has_arrow(text: str) -> bool:
+    return _ARROW.search(square(text)) is not None
 
 
 def _alike(ports: tuple[PortFacts, ...]) -> tuple[PortFacts, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 
+from tools.dag.alike import by_form
 from tools.dag.facts import COMM, NodeFacts, PortFacts, View, is_computed, is_dashed, is_gate, is_residual, plain, words
 from tools.dag.kinds import ELLIPSES, RECTANGLES
 from tools.dag.parse import DotEdge
@@ -175,7 +176,7 @@ def shapes(v: View) -> Iterator[Violation]:
     some_nodes(v)
     for n in v.nodes.values():
         allowed, name = EXPECTED_SHAPE[_kind_by_name(n)]
-        if is_gate(n) or (n.kind == "routing" and _GATING.search(words(n.operator))):
+        if is_gate(n) or (n.kind == "routing" and _gates(n.operator)):
             allowed = allowed | RECTANGLES  # "Gate" may be the linear map or the choice; a top-k is an operator too
         if n.shape not in allowed and n.sure:
             yield bad(
@@ -188,9 +189,19 @@ def shapes(v: View) -> Iterator[Violation]:
 _GATING = re.compile(r"\bgate\b|\brouter\b|门控", re.IGNORECASE)
 
 
+@by_form
+def _gates(operator: str) -> bool:
+    return _GATING.search(words(operator)) is not None
+
+
+@by_form
+def _communicates(operator: str) -> bool:
+    return COMM.search(words(operator)) is not None
+
+
 def _kind_by_name(n: NodeFacts) -> str:
     """A collective is one by its name, whatever role the file claims for it."""
-    return "comm" if COMM.search(words(n.operator)) and n.kind == "compute" else n.kind
+    return "comm" if n.kind == "compute" and _communicates(n.operator) else n.kind
 
 
 @rule("R15", "edges carry the tensor's name; the producer's output dims are the consumer's input dims")
@@ -278,6 +289,8 @@ _SHAPE_ONLY = re.compile(
 
 def _tensor(attrs: dict[str, str]) -> str:
     """The tensor that an edge names; a shape alone is no name."""
+    if not attrs:
+        return ""
     said = attrs.get("label") or next((attrs[k] for k in _TENSOR_KEYS if attrs.get(k)), "")
     return _tensor_name(attrs.get("tensor", ""), said)
 
@@ -296,8 +309,10 @@ RESIDENT = re.compile(r"W(?:[_A-Z\d]|[a-z]{1,4}\Z|\Z)|.*(?:weight|bias|cache|gam
 def _unserved(v: View) -> Iterator[Violation]:
     """Inputs that are named on a node but that no edge brings."""
     for n in v.nodes.values():
+        if n.kind != "compute" or not n.inputs or is_residual(n):
+            continue
         brought = {_tensor(e.attrs) for e in v.in_edges[n.id]}
-        if n.kind != "compute" or is_residual(n) or not n.inputs or not brought or "" in brought:
+        if not brought or "" in brought:
             continue
         for p in n.inputs:
             if (

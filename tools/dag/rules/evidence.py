@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tools.dag.alike import by_form
 from tools.dag.facts import NodeFacts, View
 from tools.dag.labels import PATH, TIMES, words
 from tools.dag.places import NO_DEVICE
@@ -114,35 +115,57 @@ _LIKE_PATH = re.compile(rf"{_JOINED_WORDS.pattern}|[a-z]\w*_[a-z]|[a-z][A-Z][a-z
 
 
 def _free(v: View, n: NodeFacts) -> str:
-    """The text without devices, repetitions and module path."""
-    text = TIMES.sub(" ", v.places.without(n.text))
-    return PATH.sub(" ", text.replace(n.module, " ") if n.module else text)
+    """The text without devices and module path."""
+    text = v.places.without(n.text)
+    return text.replace(n.module, " ") if n.module else text
 
 
 def dims_hinted(v: View, n: NodeFacts) -> bool:
     """More names with numbers, or more lists in brackets, than the dims that were read."""
     ports = [p for found in (n.inputs, n.outputs) for p in found or ()]
     known = sum(len(p.dims) for p in ports) + len(n.whole)
-    text = _free(v, n)
-    return (
-        len(_LISTED.findall(text)) > len(ports) + bool(n.whole)
-        or len(_SIZED.findall(text)) > known + 1
-        or len(_SIZED_IN_WORDS.findall(text)) > known + 2
-    )
+    listed, sized, sized_in_words = _like_dims(_free(v, n))
+    return listed > len(ports) + bool(n.whole) or sized > known + 1 or sized_in_words > known + 2
+
+
+@by_form
+def _like_dims(text: str) -> tuple[int, int, int]:
+    """How many lists in brackets, names with numbers, and words with numbers stand outside repetitions and paths."""
+    text = PATH.sub(" ", TIMES.sub(" ", text))
+    return len(_LISTED.findall(text)), len(_SIZED.findall(text)), len(_SIZED_IN_WORDS.findall(text))
 
 
 def device_hinted(v: View, n: NodeFacts) -> bool:
     """A number, or a word for a group, outside dims and path."""
-    text = _PAIRS.sub(" ", BRACKET.sub(" ", square(PATH.sub(" ", TIMES.sub(" ", n.text)))))
-    if n.kind != "compute" and _JOINS.search(words(text)):
-        return True
-    return bool(_NUMBER.search(text)) or any(not NO_DEVICE.match(m[1]) for m in _NUMBERED.finditer(text))
+    joins, numbered = _like_device(n.text)
+    return numbered or (joins and n.kind != "compute")
+
+
+@by_form
+def _like_device(text: str) -> tuple[bool, bool]:
+    text = _PAIRS.sub(" ", BRACKET.sub(" ", square(PATH.sub(" ", TIMES.sub(" ", text)))))
+    numbered = bool(_NUMBER.search(text)) or any(not NO_DEVICE.match(m[1]) for m in _NUMBERED.finditer(text))
+    return _JOINS.search(words(text)) is not None, numbered
 
 
 def module_hinted(v: View, n: NodeFacts) -> bool:
     """Words joined as paths are, outside operator and dims."""
-    text = _PAIRS.sub(" ", _DIMS.sub(" ", square(v.places.without(n.text))))
-    return bool(_JOINED_WORDS.search(text) or _LIKE_PATH.search(text.replace(n.operator, " ", 1)))
+    text = v.places.without(n.text)
+    return _has_joined_words(text) or _has_path(text.replace(n.operator, " ", 1))
+
+
+@by_form
+def _has_joined_words(text: str) -> bool:
+    return _JOINED_WORDS.search(_without_dims(text)) is not None
+
+
+@by_form
+def _has_path(text: str) -> bool:
+    return _LIKE_PATH.search(_without_dims(text)) is not None
+
+
+def _without_dims(text: str) -> str:
+    return _PAIRS.sub(" ", _DIMS.sub(" ", square(text)))
 
 
 def boxed_hinted(v: View, n: NodeFacts) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from tools.dag.alike import by_form
 from tools.dag.facts import COMPUTES, NodeFacts, View, cluster_repeats, index_set, num_layers, plain, repeats_in, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
 from tools.dag.rules.evidence import MODULE, absent, is_own, lacking
@@ -35,24 +36,31 @@ def single_operators(v: View) -> Iterator[Violation]:
     for n in v.nodes.values():
         if n.kind != "compute":
             continue
-        head = words(n.operator)
-        parts = JOINED.split(head)
-        listed = re.search(r"[(（]([^()（）]+)[)）]", head)
-        listing = re.split(r"\s*[,，、/]\s*", listed[1]) if listed else []
-        if (
-            len(parts) > 1
-            and sum(bool(OPERATOR.search(p)) for p in parts) > 1
-            and not re.search(r"append and read", head)
-        ):
-            yield bad(n, f"{head[:60]!r} names {len(parts)} operators", "one node per operator")
-        elif len(listing) > 1 and all(OPERATOR.search(p) and not re.search(r"\d", p) for p in listing):
-            yield bad(n, f"{head[:60]!r} names {len(listing)} operators", "one node per operator")
-        elif _listed_bare(head):
-            yield bad(n, f"{head[:60]!r} names {len(_LIST.split(head))} operators", "one node per operator")
-        elif OMITTED.search(head):
-            yield bad(n, f"{head[:60]!r} stands for layers that are not drawn", "draw the layer once and write × n")
-        elif BLOCK.search(head) and not OPERATOR.search(BLOCK.sub("", head)) and _only_a_block(v, head):
-            yield bad(n, f"{head[:60]!r} is a block of operators", "break it down: projections, scores, softmax, …")
+        several, omits, block = _stands_for(n.operator)
+        if several:
+            yield bad(n, f"{words(n.operator)[:60]!r} names {several} operators", "one node per operator")
+        elif omits:
+            yield bad(n, f"{words(n.operator)[:60]!r} stands for layers that are not drawn",
+                      "draw the layer once and write × n")  # fmt: skip
+        elif block and _only_a_block(v, words(n.operator)):
+            yield bad(n, f"{words(n.operator)[:60]!r} is a block of operators",
+                      "break it down: projections, scores, softmax, …")  # fmt: skip
+
+
+@by_form
+def _stands_for(operator: str) -> tuple[int, bool, bool]:
+    """How many operators the words list (0 where they do not), whether they leave layers out, whether they name a block."""
+    head = words(operator)
+    omits = OMITTED.search(head) is not None
+    block = BLOCK.search(head) is not None and not OPERATOR.search(BLOCK.sub("", head))
+    parts = JOINED.split(head)
+    if len(parts) > 1 and sum(bool(OPERATOR.search(p)) for p in parts) > 1 and "append and read" not in head:
+        return len(parts), omits, block
+    listed = re.search(r"[(（]([^()（）]+)[)）]", head)
+    listing = re.split(r"\s*[,，、/]\s*", listed[1]) if listed else []
+    if len(listing) > 1 and all(OPERATOR.search(p) and not re.search(r"\d", p) for p in listing):
+        return len(listing), omits, block
+    return len(_LIST.split(head)) if _listed_bare(head) else 0, omits, block
 
 
 _BESIDE_BLOCK = re.compile(
@@ -106,7 +114,7 @@ def repeats(v: View) -> Iterator[Violation]:
                 "draw it once and write × n",
             )
     for n in v.nodes.values():
-        if OMITTED.search(words(n.operator)) and n.repeats is None and not re.search(r"\d", n.operator):
+        if n.repeats is None and _stands_for(n.operator)[1] and not re.search(r"\d", n.operator):
             yield bad(n, "leaves layers out without their number", "draw the layer once and write × n")
             return
     if not _states_repetition(v):
@@ -129,8 +137,16 @@ def _layer_index(n: NodeFacts) -> int | None:
         return None
     if n.layers:
         return min(n.layers) if n.attrs.get("repeats", "1") == "1" else None
-    m = LAYER_INDEX.search(n.module or n.id) or LAYER_INDEX.search(n.operator)
-    return int(m[1] or m[2]) if m else None
+    for text in (n.module or n.id, n.operator):
+        if span := _index_of_layer(text):
+            return int(text[span[0] : span[1]])
+    return None
+
+
+@by_form
+def _index_of_layer(text: str) -> tuple[int, int] | None:
+    m = LAYER_INDEX.search(text)
+    return m.span(m.lastindex or 0) if m else None
 
 
 def _without_index(text: str) -> str:
@@ -148,13 +164,15 @@ def _states_repetition(v: View) -> bool:
     ):
         return True
     texts += [plain(v.graph.attrs.get("label", "")), *(n.text for n in v.nodes.values())]
-    return any(
-        repeats_in(t) is not None
-        or re.search(
-            r"\b\d+\s*(?:more\s*)?(?:identical\s*)?layers\b|layers?\s*\d+\s*(?:-|–|to)\s*\d+", t, re.IGNORECASE
-        )
-        for t in texts
-    )
+    return any(repeats_in(t) is not None or _counts_layers(t) for t in texts)
+
+
+_LAYERS = re.compile(r"\b\d+\s*(?:more\s*)?(?:identical\s*)?layers\b|layers?\s*\d+\s*(?:-|–|to)\s*\d+", re.IGNORECASE)
+
+
+@by_form
+def _counts_layers(text: str) -> bool:
+    return _LAYERS.search(text) is not None
 
 
 @rule("R19", "the repetitions add up to num_hidden_layers, per stage and in total")

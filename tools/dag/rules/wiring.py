@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tools.dag.alike import by_form
 from tools.dag.facts import TOP_K, NodeFacts, View, is_dashed, is_gate, is_residual, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, rule, some_nodes
 from tools.dag.rules.evidence import is_own
@@ -37,7 +38,7 @@ def _cycle(v: View, left: set[str]) -> list[str]:
     """Walking backwards inside the remainder must repeat a node."""
     seen: dict[str, int] = {}
     path: list[str] = []
-    at = next(iter(left))
+    at = next(n for n in v.nodes if n in left)
     while at not in seen:
         seen[at] = len(path)
         path.append(at)
@@ -96,8 +97,7 @@ EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\broutin
 
 @rule("R09", "the gate's selection is dashed, from the gate towards every expert's routing")
 def gates(v: View) -> Iterator[Violation]:
-    heads = {n.id: words(n.operator) for n in v.nodes.values()}
-    experts = [n for n in v.nodes.values() if EXPERT.search(heads[n.id]) and n.kind == "compute"]
+    experts = [n for n in v.nodes.values() if n.kind == "compute" and _names_expert(n.operator)]
     found = _gates(v)
     if not found:
         if experts and any(is_dashed(e.attrs) for e in v.graph.edges) and not is_own(v):
@@ -115,7 +115,7 @@ def gates(v: View) -> Iterator[Violation]:
             yield bad(g, "no dashed edge leaves the gate", "draw its selection with style=dashed")
         reached |= _follow(v, dashed)
         for e in v.out_edges[g.id]:
-            if not is_dashed(e.attrs) and _is_expert_side(heads[e.dst], v.nodes[e.dst]):
+            if not is_dashed(e.attrs) and _is_expert_side(v.nodes[e.dst]):
                 yield Violation(
                     message=f"{g.id} → {e.dst}: the gate's selection is a solid line",
                     node=g.id,
@@ -123,9 +123,7 @@ def gates(v: View) -> Iterator[Violation]:
                     fix="style=dashed",
                 )
     chosen = {g.id for g in found}
-    targets = [
-        n for n in v.nodes.values() if n.kind == "routing" and EXPERT_ROUTING.search(heads[n.id]) and n.id not in chosen
-    ]
+    targets = [n for n in v.nodes.values() if n.kind == "routing" and _routes(n.operator) and n.id not in chosen]
     if targets:
         yield from _partial_choice(v, found, {t.id for t in targets})
     unknown = (
@@ -149,7 +147,7 @@ def _gates(v: View) -> list[NodeFacts]:
     chosen = [n for n in nodes if TOP_K.search(words(n.operator))]
     return chosen or nodes or [
         n for n in v.nodes.values()
-        if re.search(r"\b(?:gate|router)\b(?![ _]?proj)", words(n.operator), re.IGNORECASE)
+        if _names_gate(n.operator)
         and any(is_dashed(e.attrs) for e in v.out_edges[n.id])
     ]  # fmt: skip
 
@@ -189,10 +187,26 @@ def _before(v: View, g: NodeFacts) -> list[str]:
     return found
 
 
-def _is_expert_side(head: str, n: NodeFacts) -> bool:
-    return bool(EXPERT_ROUTING.search(head)) or (
-        n.kind == "compute" and bool(re.match(r"\s*experts?\b(?! (?:scores|weights))", head, re.IGNORECASE))
+def _is_expert_side(n: NodeFacts) -> bool:
+    return _routes(n.operator) or (
+        n.kind == "compute"
+        and bool(re.match(r"\s*experts?\b(?! (?:scores|weights))", words(n.operator), re.IGNORECASE))
     )
+
+
+@by_form
+def _names_expert(operator: str) -> bool:
+    return EXPERT.search(words(operator)) is not None
+
+
+@by_form
+def _names_gate(operator: str) -> bool:
+    return re.search(r"\b(?:gate|router)\b(?![ _]?proj)", words(operator), re.IGNORECASE) is not None
+
+
+@by_form
+def _routes(operator: str) -> bool:
+    return EXPERT_ROUTING.search(words(operator)) is not None
 
 
 def _follow(v: View, start: list[str]) -> set[str]:
