@@ -9,7 +9,9 @@ from tools.spec.base import Frozen
 from tools.spec.finding import Finding
 
 MAX_NODES = 100_000
-"""Of larger graphs only the wiring is judged, not what labels say, so that no file can keep the checker busy for long."""
+MIN_SIZE = 100
+"""Of a graph with more than `MAX_NODES` nodes of fewer than `MIN_SIZE` characters each, edges included, only the wiring is
+judged: its labels hold no dims, and no file of 10 MB may keep the checker busy for long."""
 WIRING = ("R06", "R14")
 
 
@@ -43,16 +45,13 @@ class DotReport(Frozen):
         return tuple(r for r in self.results if r.status == "failed")
 
     def findings(self) -> tuple[Finding, ...]:
-        """One finding per syntax error and per failed rule, with the place and the way out."""
+        """One finding per syntax error and per way in which a rule is broken, with the place and the way out."""
         out = [Finding(code="dot-syntax", severity="error", cause="dag", message=f"{s.message} at {s.token!r}",
         where=f"{self.file}:{s.line}:{s.column}",
                        fix=s.fix or "correct the DOT syntax") for s in self.syntax]  # fmt: skip
         for r in self.failed:
-            v = r.violations[0]
-            more = f" (and {r.total - 1} more)" if r.total > 1 else ""
-            out.append(Finding(code=r.rule, severity="error", cause="dag", message=v.message + more,
-            where=f"{self.file}:{v.line or 1}", fix=v.fix,
-                               values={"title": r.title, "total": r.total}))  # fmt: skip
+            out += [Finding(code=r.rule, severity="error", cause="dag", message=str(h), where=f"{self.file}:{h.line or 1}",
+                            fix=h.fix, values={"title": r.title, "total": h.count}) for h in r.habits]  # fmt: skip
         return tuple(out)
 
 
@@ -62,7 +61,7 @@ def check_dot(text: str, name: str) -> tuple[DotReport, ...]:
 
 
 def _too_large(rule: str, num_nodes: int) -> RuleResult:
-    why = f"{num_nodes:,} nodes; labels are judged in files of at most {MAX_NODES:,}"
+    why = f"{num_nodes:,} nodes of fewer than {MIN_SIZE} characters; what so many say is judged up to {MAX_NODES:,}"
     return RuleResult(rule=rule, title=RULES[rule].title, status="not_decidable", message=why)
 
 
@@ -70,7 +69,7 @@ def check_graph(graph: DotGraph, name: str) -> DotReport:
     issues = tuple(
         SyntaxIssue(line=p.line, token=p.token, message=p.message, column=p.column, fix=p.fix) for p in graph.problems
     )
-    if len(graph.nodes) > MAX_NODES:
+    if len(graph.nodes) > MAX_NODES and graph.size < MIN_SIZE * len(graph.nodes):
         v = wiring(graph)
         results = tuple(RULES[r](v) if r in WIRING else _too_large(r, len(graph.nodes)) for r in ALL_RULES)
     else:

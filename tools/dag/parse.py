@@ -62,6 +62,8 @@ class DotGraph:
     edges: list[DotEdge] = field(default_factory=list)
     clusters: dict[str, DotCluster] = field(default_factory=dict)
     problems: list[SyntaxProblem] = field(default_factory=list)
+    size: int = 0
+    """Characters of its text."""
 
 
 _HEAD = re.compile(r"(?<![\w\"])(strict\s+)?(di)?graph\b\s*(\"(?:[^\"\\]|\\.)*\"|[\w.\-]*)\s*\{", re.IGNORECASE)
@@ -104,6 +106,7 @@ def parse_dot(text: str) -> list[DotGraph]:
         parser = _Parser(text, head.end(), newlines)
         graph = DotGraph(_unquote(head[3] or ""), bool(head[2]), bool(head[1]), parser.line(head.start()))
         at = parser.run(graph)
+        graph.size = at - head.start()
         graphs.append(graph)
     if not graphs:
         words = text.split(None, 1)
