@@ -61,6 +61,7 @@ ARCHITECTURES: dict[str, str] = {
     "qwen3-next-80b-a3b": "gated delta rule on three of four layers, gated attention",
     "kimi-linear-48b-a3b": "Kimi delta attention, latents that do not rotate",
     "deepseek-v3.2": "attention to positions that an indexer picks",
+    "glm-5.2": "picked positions that layers share",
     "gemma-4-26b-a4b": "heads of two sizes and numbers, values that are keys, experts beside an MLP",
     "mimo-v2-flash": "KV heads of two numbers, narrow values, sinks on some layers",
 }

@@ -8,6 +8,7 @@ from typing import Any
 from knowledge.hf_heads import gemma4, mimo_v2
 from knowledge.hf_linear import gated_delta, granite_hybrid, kimi_delta, single_halves
 from knowledge.hf_values import Config, Family, Fields
+from tools.spec.base import ToolError
 
 
 def _gpt_bigcode(c: Config, f: Fields) -> None:
@@ -46,15 +47,30 @@ def _sparse(c: Config, f: Fields) -> None:
     top_k = c.whole("index_topk")
     if top_k is None or not f["attention"]["mla"]:
         return
-    types = c.sequence("indexer_types", f["num_hidden_layers"]) or []
-    if "shared" in types and not c.raw("index_topk_freq", "index_topk_pattern"):
-        f["unsupported"] += ("picked positions that layers share (indexer_types)",)
+    f["indexer_layers"] = _indexer_layers(c, f["num_hidden_layers"])
     f["attention"]["indexer"] = {
         "num_heads": c.whole("index_n_heads") or 64,
         "head_dim": c.whole("index_head_dim") or 128,
         "top_k": top_k,
         "interleaved": c.flag("indexer_rope_interleave", c.raw("model_type") == "glm_moe_dsa"),
     }
+
+
+def _indexer_layers(c: Config, layers: int) -> tuple[bool, ...] | None:
+    """Which layers have an indexer: as listed, as drawn ("FSSF"), or every so many from an offset on; None: all have."""
+    listed, drawn = c.sequence("indexer_types", layers), c.raw("index_topk_pattern")
+    if listed is None and drawn is not None:
+        listed = Config({"index_topk_pattern": list(drawn)}, c.name).sequence("index_topk_pattern", layers)
+    if listed is not None:
+        own = tuple(str(k) in ("full", "F") for k in listed)
+    else:
+        every, offset = c.whole("index_topk_freq") or 1, c.whole("index_skip_topk_offset", minimum=0)
+        own = tuple(max(i - (2 if offset is None else offset) + 1, 0) % every == 0 for i in range(layers))
+    if not own[0]:
+        raise ToolError(
+            f"{c.name}: the first layer has no indexer, and there is none before it to share; see indexer_types"
+        )
+    return None if all(own) else own
 
 
 def _gemma(c: Config, f: Fields) -> None:
@@ -278,6 +294,7 @@ _OLMO2 = _like(_LLAMA, block="post", qk_norm="full")
 
 _QWEN_HYBRID = _like(_QWEN3, head_dim=256, norm_offset=1.0, rotary_fraction=0.25, adapt=_qwen_hybrid)
 
+_SPARSE = _like(_DEEPSEEK3, adapt=_sparse, draws=frozenset({"index_topk_freq"}))
 _GEMMA4_DEFAULTS = (
     ("rope_parameters", {
         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
@@ -373,8 +390,8 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": _like(_LLAMA, interleaved=True, norm_topk=False),
     "deepseek_v3": _DEEPSEEK3,
     "kimi_k2": _DEEPSEEK3,
-    "deepseek_v32": _like(_DEEPSEEK3, adapt=_sparse),
-    "glm_moe_dsa": _like(_DEEPSEEK3, adapt=_sparse),
+    "deepseek_v32": _SPARSE,
+    "glm_moe_dsa": _SPARSE,
     "glm4_moe_lite": _DEEPSEEK3,
     "dots1": _like(_LLAMA, gate="sigmoid_topk", correction_bias=True, qk_norm="head", sliding=False),
     "glm": _GLM,

@@ -5,7 +5,7 @@ Written from papers and model cards, not from the graph builder. Weights, biases
 
 from __future__ import annotations
 
-from tools.spec.model import Attention, ModelSpec
+from tools.spec.model import LayerKind, ModelSpec
 
 
 def parameter_count(model: ModelSpec) -> dict[str, float]:
@@ -15,7 +15,7 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
     """
     moe_layers = sum(kind.ffn == "moe" for kind in model.layers())
     linear_layers = sum(kind.mixer == "linear" for kind in model.layers())
-    attention = sum(_attention(model, model.attention_of(k)) for k in model.layers() if k.mixer == "attention")
+    attention = sum(_attention(model, k) for k in model.layers() if k.mixer == "attention")
     beside = model.moe is not None and model.moe.beside_mlp
     dense_layers = sum(kind.ffn == "dense" or (kind.ffn == "moe" and beside) for kind in model.layers())
     parts = {
@@ -57,8 +57,8 @@ def _lm_head(model: ModelSpec) -> float:
     return bias + (0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size)
 
 
-def _attention(model: ModelSpec, a: Attention) -> float:
-    h = model.hidden_size
+def _attention(model: ModelSpec, kind: LayerKind) -> float:
+    a, h = model.attention_of(kind), model.hidden_size
     if a.mla is not None:
         m = a.mla
         qk = m.qk_nope_head_dim + m.qk_rope_head_dim
@@ -67,7 +67,7 @@ def _attention(model: ModelSpec, a: Attention) -> float:
             q = h * m.q_lora_rank + m.q_lora_rank + m.q_lora_rank * a.num_heads * qk
         kv = h * (m.kv_lora_rank + m.qk_rope_head_dim) + m.kv_lora_rank
         up = m.kv_lora_rank * a.num_heads * (m.qk_nope_head_dim + m.v_head_dim)
-        ix = a.indexer
+        ix = a.indexer if kind.picks else None
         # Its queries from the query latent, one key and a weight per head from the hidden state, a LayerNorm on the key.
         index = (
             (m.q_lora_rank or h) * ix.num_heads * ix.head_dim + h * (ix.head_dim + ix.num_heads) + 2 * ix.head_dim

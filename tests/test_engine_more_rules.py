@@ -16,6 +16,7 @@ from engine_models import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knowledge.catalog import load_model
 from tools.engines.rules import (
     check,
     default_layers_per_stage,
@@ -316,3 +317,15 @@ def test_the_world_equation_of_training_multiplies_to_the_devices(engine, tp, pp
     for factor in re.findall(r"\w+\((\d+)\)", text.split("=")[1]):
         product *= int(factor)
     assert product == s.num_devices
+
+
+def test_vllm_hands_no_picked_positions_from_stage_to_stage() -> None:
+    """GLM-5.2's indexer runs in layers 0, 1, 2, 6, 10, …: a cut elsewhere leaves a stage without positions; 38 is such a layer."""
+    model = load_model("glm-5.2").model
+
+    def codes(s: Strategy, engine: str = "vllm") -> set[str]:
+        return {f.code for f in check(model, s, engine=engine) if f.severity == "error"}
+
+    assert "pp-shared-index" in codes(Strategy(tp=8, pp=2))
+    assert "pp-shared-index" not in codes(Strategy(tp=8, pp=2, layers_per_stage=(38, 40)))
+    assert "pp-shared-index" not in codes(Strategy(tp=8, pp=2), "sglang")  # its proxy tensors carry them

@@ -32,7 +32,7 @@ from tools.partition.layout import DEFAULT_ORDERS, Orders, positions
 from tools.partition.lower import PBody, POp, Program, Stage, local_dims, lower, num_elements
 from tools.partition.mesh import Mesh
 from tools.spec.base import ToolError
-from tools.spec.model import BITS, Attention, ModelSpec, dtype_bytes
+from tools.spec.model import BITS, LayerKind, ModelSpec, dtype_bytes
 from tools.spec.plan import StageMemory
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown, Term
@@ -248,6 +248,7 @@ def _lifetimes(pbody: PBody) -> tuple[tuple[str, int, int], ...]:
 def _lifetimes_of(key: _ById) -> tuple[tuple[str, int, int], ...]:
     pbody, spans = key.pbody, _kernel_spans(key)
     made = dict.fromkeys(pbody.inputs, "") | {p.output: p.kernel for p in pbody.ops}
+    handed = {here for _, here in pbody.carries} | set(pbody.inputs[1:])
     used: dict[str, set[str]] = {}
     for p in pbody.ops:
         for name in p.inputs:
@@ -255,11 +256,11 @@ def _lifetimes_of(key: _ById) -> tuple[tuple[str, int, int], ...]:
     out = []
     for name, kernel in made.items():
         readers = used.get(name, set())
-        if pbody.spec(name).kind == "cache" or (readers == {kernel} and name != pbody.output):
+        if pbody.spec(name).kind == "cache" or (readers == {kernel} and name != pbody.output and name not in handed):
             continue
         first = spans[kernel][0] if kernel else 0
         last = max((spans[k][1] for k in readers), default=first)
-        out.append((name, first, len(pbody.ops) - 1 if name == pbody.output else last))
+        out.append((name, first, len(pbody.ops) - 1 if name == pbody.output or name in handed else last))
     return tuple(out)
 
 
@@ -587,12 +588,13 @@ def model_weight_bytes(model: ModelSpec, weight_dtype: str | None = None) -> flo
 def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16") -> float:
     """KV cache of one token in one copy: L · kv_heads · (d_k + d_v) · bytes, or L · (kv_lora + qk_rope) · bytes, and the key of
     the indexer where there is one; L are the layers whose cache grows."""
-    return sum(cached_bytes(model.attention_of(k), kv_dtype) for k in model.layers() if k.mixer == "attention")
+    return sum(cached_bytes(model, k, kv_dtype) for k in model.layers() if k.mixer == "attention")
 
 
-def cached_bytes(a: Attention, kv_dtype: str) -> float:
-    """What one layer caches of one token in one copy."""
-    index = a.indexer.head_dim * INDEX_KEY_BYTES if a.indexer else 0.0
+def cached_bytes(model: ModelSpec, kind: LayerKind, kv_dtype: str) -> float:
+    """What one layer with attention caches of one token in one copy."""
+    a = model.attention_of(kind)
+    index = a.indexer.head_dim * INDEX_KEY_BYTES if a.indexer and kind.picks else 0.0
     values = a.v_head_dim or a.head_dim
     held = a.mla.kv_lora_rank + a.mla.qk_rope_head_dim if a.mla else a.num_kv_heads * (a.head_dim + values)
     return held * dtype_bytes(kv_dtype) + index

@@ -50,6 +50,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **DEEPSEEK, "model_type": "glm_moe_dsa", "index_topk": 5, "index_n_heads": 9, "index_head_dim": 6,
         "indexer_types": ["full"] * 3, "mlp_layer_types": ["dense", "sparse", "sparse"],
     },
+    "glm_moe_dsa_shared": {
+        **DEEPSEEK, "model_type": "glm_moe_dsa", "num_hidden_layers": 4, "index_topk": 3, "index_n_heads": 9,
+        "index_head_dim": 6, "indexer_types": ["full", "shared", "full", "shared"],
+        "mlp_layer_types": ["dense", "sparse", "sparse", "dense"],
+    },
     "qwen3_next": {
         **BASE, **MOE, "model_type": "qwen3_next", "num_experts": 6, "shared_expert_intermediate_size": 28,
         "layer_types": HYBRID, "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 5,

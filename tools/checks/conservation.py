@@ -126,9 +126,11 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
     s = program.strategy
     batch, context = sizes["batch_size"], sizes["kv_len"]
     held = sum(rank_kv_bytes(program, batch=batch, context=context).values())
-    layers = [program.model.attention_of(k) for k in program.model.layers() if k.mixer == "attention"]
+    model, layers = program.model, [k for k in program.model.layers() if k.mixer == "attention"]
     once = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context
-    want = sum(cached_bytes(a, s.kv_dtype) * kv_copies(s, a) for a in layers) * batch * context
+    want = (
+        sum(cached_bytes(model, k, s.kv_dtype) * kv_copies(s, model.attention_of(k)) for k in layers) * batch * context
+    )
     # Heads over what slices leave of tp, sequences over attn_dp, copies over the rest; what all heads share, on every rank.
     taken = prod(d for x, d in sliced(s).values() if "lin_heads" in x.takes_from)
     act = Dtypes.of_strategy(program.model, s).plain

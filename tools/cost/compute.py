@@ -244,8 +244,9 @@ def _outside_uses(pbody: PBody) -> dict[str, frozenset[str]]:
         for t in p.inputs:
             if t in maker and maker[t] != p.kernel:
                 out[maker[t]].add(t)
-    if pbody.output in maker:
-        out[maker[pbody.output]].add(pbody.output)
+    for t in (pbody.output, *(here for _, here in pbody.carries)):
+        if t in maker:
+            out[maker[t]].add(t)
     return {k: frozenset(v) for k, v in out.items()}
 
 

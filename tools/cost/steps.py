@@ -31,6 +31,7 @@ from tools.cost.curves import Curves, EngineCurve
 from tools.cost.graphs import PHASES, Bodies, Graph, bodies, meshes, placement, starts
 from tools.cost.known import Known, distinct, known
 from tools.cost.together import Job, price_all
+from tools.graph.build import carried_widths
 from tools.memory import Dtypes, Role
 from tools.partition.mesh import Mesh
 from tools.spec.deployment import Deployment
@@ -196,6 +197,9 @@ class Layout:
             per_rank = -(-per_rank // self.cands.tp)
         held = -(-tokens // self.cands.cp) if phase == "prefill" else tokens
         residual = per_rank * held * self.model.hidden_size * self.dtypes.plain
+        for n, role in carried_widths(self.model):  # sequence parallelism leaves these whole
+            whole = -(-sequences // self.cands.attn_dp)
+            residual = residual + whole * held * n * self.dtypes.bytes(role)
         if np.size(per_rank) == 1:
             return self._plain(phase, [int(np.reshape(x, -1)[0]) for x in (sequences, tokens, context)], residual)
         shape = np.shape(per_rank)

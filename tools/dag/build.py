@@ -84,6 +84,8 @@ class _Unit:
 
 Carried = dict[int, tuple[str, Port]]
 """Per lane (first device): the node that holds the tensor handed from body to body, and its port."""
+Beside = dict[str, Carried]
+"""By name, what bodies hand on beside the residual stream."""
 
 
 @dataclass(slots=True)
@@ -112,6 +114,8 @@ class _Builder:
         self.row = 0
         self.total, self.tag = self.sizes, ""
         self.slices = slices(self.sizes["seq_len"], num_slices(s, program.phase))
+        self.beside: dict[int, Beside] = {}
+        """Of every piece that goes through the stages."""
         self.kept: dict[tuple[str, str, int], tuple[str, Port]] = {}
         """(body, cache, lane) → the node of the slice before that appended to the cache, and what it holds since."""
         self._range_cache: dict[tuple[str, tuple[str, ...], int, int], tuple[int, int]] = {}
@@ -141,9 +145,13 @@ class _Builder:
             stage = p.stages[chunk]
             self._enter(piece)
             mine = [u for group in units[chunk] for u in group]
+            beside = self.beside.setdefault(piece, {})
             if chunk:
-                carried[piece] = self._send(p.stages[chunk - 1], stage, carried[piece], units)
-            carried[piece] = self._stage(stage, mine, carried[piece])
+                before = p.stages[chunk - 1]
+                carried[piece] = self._send(before, stage, carried[piece], units)
+                for name in stage.carried:
+                    beside[name] = self._send(before, stage, beside[name], units, name)
+            carried[piece] = self._stage(stage, mine, carried[piece], beside)
         handed: list[tuple[DagNode, Port]] = []
         if self.pools and p.phase == "prefill":
             there = replace(self.pools.decode, sizes={**self.pools.decode.sizes, **self.total})
@@ -249,10 +257,10 @@ class _Builder:
         mine = [c.index for c in self.program.stages if c.ranks == stage.ranks]
         return f" · chunks {', '.join(map(str, mine))}" if len(mine) > 1 else ""
 
-    def _stage(self, stage: Stage, units: Sequence[_Unit], carried: Carried) -> Carried:
+    def _stage(self, stage: Stage, units: Sequence[_Unit], carried: Carried, beside: Beside) -> Carried:
         tag = f"{self.tag}s{stage.index}"
         if stage.embed:
-            carried = self._body(stage, stage.embed, _Place(f"{tag}_embed", "", 1, ()), units, carried)
+            carried = self._body(stage, stage.embed, _Place(f"{tag}_embed", "", 1, ()), units, carried, beside)
         for i, run in enumerate(stage.runs):
             key = f"{tag}_run{i}"
             self.frames.append(
@@ -268,9 +276,9 @@ class _Builder:
             )
             for j, body in enumerate(run.bodies):
                 place = _Place(f"{tag}_l{run.layers[j]}", key, run.repeat, run.layers[j :: len(run.bodies)])
-                carried = self._body(stage, body, place, units, carried)
+                carried = self._body(stage, body, place, units, carried, beside)
         if stage.head:
-            carried = self._body(stage, stage.head, _Place(f"{tag}_head", "", 1, ()), units, carried)
+            carried = self._body(stage, stage.head, _Place(f"{tag}_head", "", 1, ()), units, carried, beside)
         return carried
 
     # ------------------------------------------------------------------------ input, output
@@ -422,17 +430,18 @@ class _Builder:
             self._join(node.id, sink.id, port)
 
     def _send(
-        self, src: Stage, dst: Stage, carried: Carried, units: Mapping[int, Sequence[Sequence[_Unit]]]
+        self, src: Stage, dst: Stage, carried: Carried, units: Mapping[int, Sequence[Sequence[_Unit]]], name: str = "x"
     ) -> Carried:
-        """Every rank hands its shard of the residual stream to the rank of the same index in the next stage."""
+        """Every rank hands its shard of the residual stream, or of what goes with it, to the rank of the same index in the
+        next stage."""
         self.row += 1
         out: Carried = {}
         word = "stage" if self.program.strategy.virtual == 1 else "chunk"
         pairs = [(a, b) for r in self.replicas for a, b in self._pairs(dst, units[src.index][r], units[dst.index][r])]
         for a, b in pairs:
             node_id, port = carried[a.devices[0]]
-            moved = replace(port, tensor="x")
-            step = f"p2p_{self.tag}s{src.index}_s{dst.index}"
+            moved = replace(port, tensor=name)
+            step = f"p2p_{self.tag}s{src.index}_s{dst.index}" + ("" if name == "x" else f"_{name}")
             devices = (*a.devices, *b.devices)
             node = DagNode(
                 id=f"{step}__g{a.devices[0]}", step=step, row=self.row, role="comm", operator=COMM_WORDS["p2p"],
@@ -457,12 +466,18 @@ class _Builder:
 
     # ------------------------------------------------------------------------ bodies
 
-    def _body(self, stage: Stage, body: PBody, place: _Place, units: Sequence[_Unit], carried: Carried) -> Carried:
+    def _body(
+        self, stage: Stage, body: PBody, place: _Place, units: Sequence[_Unit], carried: Carried, beside: Beside
+    ) -> Carried:
         env: dict[tuple[str, int], tuple[str, Port]] = {(body.inputs[0], lane): at for lane, at in carried.items()}
+        for name in body.inputs[1:]:
+            env |= {(name, lane): at for lane, at in beside[name].items()}
         walk = _Walk(self, stage, body, place, units, env)
         for p in depth_first(body):
             self.row += 1
             walk.step(p)
+        for name, here in body.carries:
+            beside[name] = {u.devices[0]: env[(here, u.devices[0])] for u in self.holders(body, here, units)}
         return {u.devices[0]: env[(body.output, u.devices[0])] for u in self.holders(body, body.output, units)}
 
     # ------------------------------------------------------------------------ sizes

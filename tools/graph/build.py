@@ -7,10 +7,11 @@ the same operators except for MLA, whose decode form absorbs the KV up-projectio
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 from tools.graph.heads import KEY_DIMS, KV_HEADS, HeadDims, head_dims, head_sizes
-from tools.graph.ir import Body, BodyBuilder, Sizes, Tensor
+from tools.graph.ir import Body, BodyBuilder, DTypeRole, Sizes, Tensor
 from tools.graph.parts import X, linear, rms, step
 from tools.graph.recurrent import linear_attention, linear_sizes
 from tools.graph.routing import NODE_TOKENS, from_nodes, hierarchical, node_sizes, to_nodes
@@ -101,7 +102,7 @@ def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = T
     as max, exp, sum and divide, so that ranks may hold parts of the cached positions."""
     if model.unsupported:
         raise Refused(f"{model.name}: {'; '.join(model.unsupported)}; no operator graph for these blocks yet")
-    b = BodyBuilder(_layer_name(model, kind), {"x": Tensor("x", X)})
+    b = BodyBuilder(_layer_name(model, kind), {"x": Tensor("x", X), **_carried_in(model, kind)})
     attend = partial(_mla if model.attention.mla else _gqa, split_kv=split_kv)
     if model.block == "parallel":
         return _parallel_block(b, model, kind, phase, absorb, attend)
@@ -110,7 +111,22 @@ def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = T
         x = _mixer_half(b, model, kind, x, partial(attend, b, model, kind, phase, absorb))
     if kind.ffn != "none":
         x = _ffn_half(b, model, kind, x, phase)
-    return b.build(_layer_scaled(b, model, x))
+    carries = ("picked_positions",) if model.indexer_layers and kind.mixer == "attention" and kind.picks else ()
+    return b.build(_layer_scaled(b, model, x), carries)
+
+
+def _carried_in(model: ModelSpec, kind: LayerKind) -> dict[str, Tensor]:
+    """What a layer reads that layers before it made, beside the residual stream."""
+    if kind.mixer == "attention" and not kind.picks:
+        return {"picked_positions": Tensor("picked_positions", (*X[:2], "index_k"), "index", "index")}
+    return {}
+
+
+def carried_widths(model: ModelSpec) -> tuple[tuple[int, DTypeRole], ...]:
+    """(elements per token, dtype) of everything that layers hand on beside the residual stream."""
+    sizes = model_sizes(model)
+    found = {n: t for k in dict.fromkeys(model.layers()) for n, t in _carried_in(model, k).items()}
+    return tuple((prod(sizes[d] for d in t.dims[2:]), t.dtype) for t in found.values())
 
 
 def _mixer_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, attend: Any) -> str:
@@ -217,6 +233,8 @@ def _layer_name(model: ModelSpec, kind: LayerKind) -> str:
         parts.append("chunked" if model.attention.chunk_size else "sliding")
     if model.position.kind == "rope" and not kind.rope:
         parts.append("nope")
+    if not kind.picks:
+        parts.append("picked")
     return "_".join(parts)
 
 
@@ -411,7 +429,9 @@ def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     c = _rms(b, model, "kv_a_norm", c, "kv_lora", kernel="latent_norm", module="self_attn.kv_a_layernorm")
     if kind.rope:
         qr, kr = _rope(b, model, kind, "q_rope", qr, "qk_rope"), _rope(b, model, kind, "k_rope", kr, "qk_rope")
-    chosen = picked_positions(b, model, kind, h, src) if model.attention.indexer else None
+    chosen = None
+    if model.attention.indexer:
+        chosen = picked_positions(b, model, kind, h, src) if kind.picks else "picked_positions"
     c, kr = _cache(b, "c_cache", c), _cache(b, "pe_cache", kr)
     # Kernels that read picked positions only read latents, in prefill too.
     absorbed = (phase == "decode" or model.attention.indexer is not None) and absorb

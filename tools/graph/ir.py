@@ -70,13 +70,15 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A straight-line program. `inputs` come from the previous body, `output` goes to the next."""
+    """A straight-line program. `inputs` come from the previous body, `output` goes to the next. Inputs but the first are tensors
+    that some body before made and `carries`: they stay as they are until another body makes them anew."""
 
     name: str
     ops: tuple[Op, ...]
     tensors: Mapping[str, Tensor]
     inputs: tuple[str, ...]
     output: str
+    carries: tuple[str, ...] = ()
 
     def weights(self) -> Iterator[Tensor]:
         return (t for t in self.tensors.values() if t.kind == "weight")
@@ -89,7 +91,7 @@ def signature(body: Body) -> tuple[Any, ...]:
     """Structure without numbers: two bodies with equal signatures partition alike."""
     ops = tuple((o.name, o.kind, o.fn, o.inputs, o.output, o.kernel) for o in body.ops)
     tensors = tuple(sorted((t.name, t.dims, t.kind, t.dtype, t.routed) for t in body.tensors.values()))
-    return (body.name, ops, tensors, body.inputs, body.output)
+    return (body.name, ops, tensors, body.inputs, body.output, body.carries)
 
 
 class BodyBuilder:
@@ -129,5 +131,5 @@ class BodyBuilder:
         self.ops.append(Op(name, kind, inputs, name, kernel, module, fn, dict(attrs or {})))
         return name
 
-    def build(self, output: str) -> Body:
-        return Body(self.name, tuple(self.ops), dict(self.tensors), self.inputs, output)
+    def build(self, output: str, carries: tuple[str, ...] = ()) -> Body:
+        return Body(self.name, tuple(self.ops), dict(self.tensors), self.inputs, output, carries)

@@ -24,6 +24,10 @@ Array = np.ndarray
 Weights = Mapping[tuple[int | None, str], Array]
 """Global weights by (layer index, or None outside layers; name)."""
 Caches = dict[tuple[int, str], Array]
+Flow = dict[str, list[Array]]
+"""What goes from body to body, rank by rank: the residual stream "x" (token ids before the embedding), and what bodies carry
+beside it."""
+STREAM = "x"
 NOTHING: Array = np.empty(0)
 """What a rank has of a tensor that another device group holds."""
 
@@ -46,10 +50,10 @@ def run_reference(
     bodies: Sequence[tuple[int | None, Body]], weights: Weights, ids: Array, caches: Caches, past: int
 ) -> Trace:
     """Forward pass of the whole model on one device. `bodies` in order with their layer index; `caches` is extended."""
-    trace, carried = Trace(), ids
+    trace, carried, beside = Trace(), ids, dict[str, Array]()
     for layer, body in bodies:
-        env: dict[str, Array] = {body.inputs[0]: carried}
-        trace.values[(layer, body.name, body.inputs[0])] = carried
+        env: dict[str, Array] = {body.inputs[0]: carried, **{n: beside[n] for n in body.inputs[1:]}}
+        trace.values.update({(layer, body.name, n): env[n] for n in body.inputs})
         for op in body.ops:
             args = [env[n] if n in env else weight_of(weights, layer, n) for n in op.inputs]
             if op.kind in STATEFUL:
@@ -70,6 +74,7 @@ def run_reference(
                 )
             trace.values[(layer, body.name, op.output)] = env[op.output]
         carried = env[body.output]
+        beside |= {n: env[n] for n in body.carries}
     return trace
 
 
@@ -170,11 +175,11 @@ def take(x: Array, where: Array, axis: int) -> Array:
 
 
 def run_body(
-    pbody: PBody, devices: Devices, carried: list[Array], weights: Weights, layer: int | None, caches: list[Caches]
+    pbody: PBody, devices: Devices, flow: Flow, weights: Weights, layer: int | None, caches: list[Caches]
 ) -> dict[str, list[Array]]:
     """One body on all ranks of a stage: every tensor, rank by rank. Ranks outside a tensor's device group hold nothing of
     it."""
-    env: dict[str, list[Array]] = {pbody.inputs[0]: carried}
+    env: dict[str, list[Array]] = {pbody.inputs[0]: flow[STREAM], **{n: flow[n] for n in pbody.inputs[1:]}}
     for w in pbody.weights():
         dims, whole = pbody.spec(w.name).dims, weight_of(weights, layer, w.name)
         env[w.name] = devices.each(w.group, partial(devices.cut, whole, dims, w.layout))
@@ -337,32 +342,32 @@ def run_program(
 ) -> Trace:
     """One forward pass of a replica: stage after stage, each on its own ranks. `caches[stage][rank]` is extended."""
     trace = Trace()
-    carried: list[Array] = []
+    flow: Flow = {}
     for stage in program.stages:
-        carried = run_stage(program, stage, weights, ids, carried, caches[stage.index], devices, trace)
+        flow = run_stage(program, stage, weights, ids, flow, caches[stage.index], devices, trace)
     return trace
 
 
 def run_stage(
-    program: Program, stage: Stage, weights: Weights, ids: Array, sent: list[Array], caches: list[Caches], devices: Devices,
+    program: Program, stage: Stage, weights: Weights, ids: Array, sent: Flow, caches: list[Caches], devices: Devices,
     trace: Trace,
-) -> list[Array]:  # fmt: skip
+) -> Flow:  # fmt: skip
     """One chunk of layers on its ranks: from what the one before `sent` (the first one embeds `ids`) to what it hands on."""
     if stage.embed is not None:
         layout, group = stage.embed.layout("ids"), stage.embed.group("ids")
-        carried = devices.each(group, lambda r: devices.cut(ids, ("batch_size", "seq_len"), layout, r))
+        flow = {STREAM: devices.each(group, lambda r: devices.cut(ids, ("batch_size", "seq_len"), layout, r))}
     else:
-        carried = deliver(program, stage, sent)
+        flow = {n: deliver(program, stage, sent[n]) for n in (STREAM, *stage.carried)}
     for layer, pbody in stage_bodies(stage):
-        env = run_body(pbody, devices, carried, weights, layer, caches)
+        env = run_body(pbody, devices, flow, weights, layer, caches)
         for p in pbody.ops:
             trace.values[(layer, pbody.name, p.output)] = env[p.output]
-        carried = env[pbody.output]
-    return carried
+        flow |= {STREAM: env[pbody.output], **{n: env[here] for n, here in pbody.carries}}
+    return flow
 
 
 def deliver(program: Program, stage: Stage, sent: list[Array]) -> list[Array]:
-    """The residual stream crosses from one stage to the next, rank to rank, as the stage says it receives."""
+    """A tensor crosses from one stage to the next, rank to rank, as the stage says it receives."""
     before = program.stages[stage.index - 1].ranks
     sender = {dst: src for src, dst in stage.receives}
     first = stage.runs[0].bodies[0]

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from tools.graph.ir import Body
-from tools.oracle.execute import Array, Caches, Devices, Trace, Weights, run_reference, run_stage
+from tools.oracle.execute import Caches, Devices, Flow, Trace, Weights, run_reference, run_stage
 from tools.partition.lower import Program
 from tools.partition.pipeline import order, sequence, slices
 
@@ -22,13 +24,13 @@ class Pass:
     """New tokens [batch_size, seq_len] that go through all chunks together after `past` cached positions, and what every
     tensor must be."""
 
-    ids: Array
+    ids: np.ndarray
     past: int
     want: Trace
 
 
 def prompt_passes(
-    ids: Array, count: int, bodies: Sequence[tuple[int | None, Body]], weights: Weights, whole: Trace
+    ids: np.ndarray, count: int, bodies: Sequence[tuple[int | None, Body]], weights: Weights, whole: Trace
 ) -> list[Pass]:
     """A prompt in `count` slices; `whole` are the tensors of its unpartitioned prefill."""
     if count == 1:
@@ -68,10 +70,10 @@ def run_passes(
     `machines`: the ranks of a stage at the lengths of each pass. Raises ValueError when no stage can go on.
     """
     last, traces = len(program.stages) - 1, [Trace() for _ in passes]
-    handed: dict[tuple[int, int], list[Array]] = {}
+    handed: dict[tuple[int, int], Flow] = {}
     for task in sequence(order(program.strategy, len(passes)), last):
         stage, p = program.stages[task.chunk], passes[task.piece]
-        sent = handed.pop((task.piece, task.chunk - 1), [])
+        sent = handed.pop((task.piece, task.chunk - 1), {})
         handed[task.piece, task.chunk] = run_stage(
             program, stage, weights, p.ids, sent, caches[stage.index], machines[task.piece], traces[task.piece]
         )

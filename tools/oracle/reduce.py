@@ -111,6 +111,7 @@ def reduce(
         "moe_layers": tuple(k.ffn == "moe" for k in kinds) if model.moe else None,
         "sliding_layers": tuple(k.sliding for k in kinds),
         "linear_layers": tuple(k.mixer == "linear" for k in kinds) if model.linear else None,
+        "indexer_layers": tuple(k.picks for k in kinds) if model.indexer_layers else None,
         "mixer_layers": tuple(k.mixer != "none" for k in kinds) if model.mixer_layers else None,
         "ffn_layers": tuple(k.ffn != "none" for k in kinds) if model.ffn_layers else None,
     }

@@ -70,6 +70,8 @@ class PBody:
     tensors: Mapping[str, PTensor]
     inputs: tuple[str, ...]
     output: str
+    carries: tuple[tuple[str, str], ...] = ()
+    """(tensor that is handed on beside the output, what it is called here once it lies as others will read it)."""
 
     @property
     def name(self) -> str:
@@ -105,6 +107,7 @@ class PBody:
             if self.group(p.output):
                 rows.append(self.group(p.output))
         rows += sorted((t.name, str(t.layout)) for t in self.tensors.values())
+        rows += self.carries
         return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
@@ -240,7 +243,8 @@ def partition_body(body: Body, placement: Placement, inputs: Mapping[str, Layout
             done = True
             low.ring()
     output = low.bring(body.output, want, placement.main) if want is not None else body.output
-    return PBody(body, tuple(low.ops), dict(low.tensors), body.inputs, output)
+    carries = tuple((n, low.bring(n, placement.handed(body.tensors[n]), placement.main)) for n in body.carries)
+    return PBody(body, tuple(low.ops), dict(low.tensors), body.inputs, output, carries)
 
 
 @lru_cache(maxsize=4096)
@@ -251,7 +255,8 @@ def partition_embed(model: ModelSpec, placement: Placement) -> PBody:
 @lru_cache(maxsize=4096)
 def partition_layer(model: ModelSpec, kind: LayerKind, placement: Placement, absorb: bool = True) -> PBody:
     body = layer_body(model, kind, placement.phase, absorb, placement.splits_kv or placement.rings)
-    return partition_body(body, placement, {"x": placement.residual()}, placement.residual())
+    inputs = {n: placement.handed(body.tensors[n]) for n in body.inputs[1:]}
+    return partition_body(body, placement, {"x": placement.residual(), **inputs}, placement.residual())
 
 
 @lru_cache(maxsize=4096)
@@ -283,6 +288,8 @@ class Stage:
     head: PBody | None
     receives: tuple[tuple[int, int], ...] = ()
     """(sender, receiver) global ranks of the residual stream that arrives from the previous stage."""
+    carried: tuple[str, ...] = ()
+    """What arrives with it: tensors that earlier bodies carry and this stage or a later one reads."""
 
     def bodies(self) -> Iterator[tuple[PBody, int]]:
         """Every distinct body with the number of times this stage runs it."""
@@ -332,7 +339,15 @@ class Program:
 
     def digest(self) -> str:
         """Structure of all stages, repeats written as "more than one or not", no sizes."""
-        rows = [(s.index, len(s.ranks), [(b.name, b.digest(), n > 1) for b, n in s.bodies()]) for s in self.stages]
+        rows = [
+            (
+                s.index,
+                len(s.ranks),
+                *([s.carried] if s.carried else []),
+                [(b.name, b.digest(), n > 1) for b, n in s.bodies()],
+            )
+            for s in self.stages
+        ]
         return hashlib.sha256(repr((self.phase, rows)).encode()).hexdigest()[:16]
 
 
@@ -411,7 +426,18 @@ def lower(
             )
         )
         first += count
-    return Program(model, strategy, phase, mesh, tuple(stages), sizes)
+    return Program(model, strategy, phase, mesh, _with_carried(stages), sizes)
+
+
+def _with_carried(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Stages with what each of them receives beside the residual stream: what it or a later one reads before making it."""
+    out: list[Stage] = []
+    wanted: frozenset[str] = frozenset()
+    for stage in reversed(stages):
+        for pbody, _ in reversed(list(stage.bodies())):
+            wanted = wanted - {n for n, _ in pbody.carries} | frozenset(pbody.inputs[1:])
+        out.append(replace(stage, carried=tuple(sorted(wanted))))
+    return tuple(reversed(out))
 
 
 def placement_of(strategy: Strategy, mesh: Mesh, phase: Phase) -> Placement:

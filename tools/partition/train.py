@@ -488,6 +488,8 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
     Raises Refused with op, dim and axis for what cannot be represented, ToolError for degrees that contradict the model.
     """
     _refuse(strategy, options)
+    if model.attention.indexer:
+        raise Refused(f"training step on {model.name}: positions that an indexer picks have no backward pass")
     check_axes(model, strategy)
     mesh = train_mesh(strategy, options, model.cache_heads)
     placement = train_placement(strategy, options, mesh)

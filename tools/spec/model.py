@@ -222,6 +222,8 @@ class LayerKind(Frozen):
     sliding: bool = False
     rope: bool = True
     mixer: Literal["attention", "linear", "none"] = "attention"
+    picks: bool = True
+    """Whether its own indexer picks the positions to attend to; else those that the layer before attended to."""
 
 
 class ModelSpec(Frozen):
@@ -248,6 +250,9 @@ class ModelSpec(Frozen):
     """Per layer, whether it mixes tokens at all; None means every layer (Nemotron-H has layers that are an FFN alone)."""
     ffn_layers: tuple[bool, ...] | None = None
     """Per layer, whether it has an FFN; None means every layer (Nemotron-H has layers that are a mixer alone)."""
+    indexer_layers: tuple[bool, ...] | None = None
+    """Per layer, whether it has an indexer; None means every layer. The others attend to what the last one before them picked
+    (GLM-5.2)."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
     norm_bias: bool = False
@@ -292,10 +297,14 @@ class ModelSpec(Frozen):
     def _consistent(self) -> ModelSpec:
         if self.mlp is None and self.moe is None:
             raise ValueError(f"{self.name}: a model needs an mlp or a moe")
-        for label in ("moe_layers", "sliding_layers", "linear_layers", "mixer_layers", "ffn_layers"):
+        for label in ("moe_layers", "sliding_layers", "linear_layers", "mixer_layers", "ffn_layers", "indexer_layers"):
             flags = getattr(self, label)
             if flags is not None and len(flags) != self.num_hidden_layers:
                 raise ValueError(f"{label} has {len(flags)} entries for {self.num_hidden_layers} layers")
+        if self.indexer_layers and not self.indexer_layers[0]:
+            raise ValueError(
+                "the first layer has no indexer, and there is none before it whose positions it could read"
+            )
         own = self.sliding_attention
         if own and (own.mla or self.attention.mla or own.num_heads != self.attention.num_heads):
             raise ValueError(
@@ -322,7 +331,8 @@ class ModelSpec(Frozen):
             return LayerKind(ffn=ffn, rope=self.position.kind == "rope", mixer="linear")
         sliding = windowed and (self.sliding_layers is None or self.sliding_layers[index])
         rope = self.position.kind == "rope" and (self.position.rope_layers is None or self.position.rope_layers[index])
-        return LayerKind(ffn=ffn, sliding=sliding, rope=rope)
+        picks = self.attention.indexer is None or self.indexer_layers is None or self.indexer_layers[index]
+        return LayerKind(ffn=ffn, sliding=sliding, rope=rope, picks=picks)
 
     def layers(self) -> tuple[LayerKind, ...]:
         return tuple(self.layer_kind(i) for i in range(self.num_hidden_layers))

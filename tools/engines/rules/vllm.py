@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -259,6 +260,27 @@ steps_fit_low_latency = common.dispatch_fits_low_latency(
 )  # fmt: skip
 
 
+def stages_begin_with_an_indexer(m: ModelSpec, d: Degrees) -> Verdict:
+    """Picked positions are no part of what a stage hands on; one that begins with a layer that shares them reads a buffer that
+    nothing has written."""
+
+    def torn(pp: int) -> list[int]:
+        if pp == 1 or m.indexer_layers is None:
+            return []
+        starts = accumulate((d.layers_per_stage or layers_per_stage(m.num_hidden_layers, pp))[:-1])
+        return [i for i in starts if i < m.num_hidden_layers and not m.indexer_layers[i]]
+
+    bad = {int(pp): bool(torn(int(pp))) for pp in np.unique(d.pp)}
+    own = [i for i, x in enumerate(m.indexer_layers or ()) if x]
+    return Verdict(
+        "pp-shared-index", np.vectorize(bad.__getitem__, otypes=[bool])(d.pp), "attention.indexer",
+        lambda: f"pp({d.pp}): the stage from layer {torn(d.pp)[0]} on needs positions that the stage before it picked, and "
+        "these do not cross",
+        lambda: f"layers_per_stage whose stages begin at one of the layers {', '.join(map(str, own))}; or pp 1",
+        "models/deepseek_v2.py:1442,1489", values={"pp": d.pp},
+    )  # fmt: skip
+
+
 PORTABLE_RULES: tuple[Rule, ...] = (
     common.group_splits_into_experts(),
     common.heads_divide("config/model.py:1559"),
@@ -279,6 +301,7 @@ PORTABLE_RULES: tuple[Rule, ...] = (
     tp_within_experts,
     common.stages_have_layers("distributed/utils.py:198"),
     common.pipeline_supported(NO_PIPELINE, "{architecture} does not implement SupportsPP", "config/model.py:1570"),
+    stages_begin_with_an_indexer,
     common.no_sequence_parallelism("config/compilation.py PassConfig"),
     context_parallel_needs_full_attention,
     decode_context_parallel_copies,
