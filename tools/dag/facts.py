@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tools.dag.alike import by_form
 from tools.dag.conventions import in_usual_words, own_keys
-from tools.dag.kinds import COMM, COMPUTES, ELLIPSES, GATE, RECTANGLES, RESIDUAL, TOP_K, kind_of
+from tools.dag.kinds import BRACKETED, COMM, COMPUTES, ELLIPSES, GATE, RECTANGLES, RESIDUAL, THINGS, TOP_K, kind_of
 from tools.dag.labels import (
     RECORDS,
     Dims,
@@ -35,7 +35,7 @@ from tools.dag.labels import (
 )
 from tools.dag.parse import DotEdge, DotGraph, DotNode
 from tools.dag.places import MOST, USUAL, Places, hosts_in, index_set, learn
-from tools.dag.ports import ports_in, readable
+from tools.dag.ports import only_ports, ports_in, readable
 
 
 @dataclass(slots=True)
@@ -63,6 +63,8 @@ class NodeFacts:
     attrs: dict[str, str]
     sure: bool = True
     """Words or a role say what it is; else only the drawing does."""
+    lists: int = 0
+    """Lists of dims in the label that no word says to go in or to come out."""
 
 
 @dataclass(slots=True)
@@ -84,7 +86,8 @@ class View:
 
 
 def view(graph: DotGraph) -> View:
-    said = {n.id: _read(n) for n in graph.nodes.values()}
+    drawn = _without_residue(graph)
+    said = {n.id: _read(n) for n in drawn}
     keys = _say_in_usual_words(graph, said)
     lanes = [t for c in graph.clusters.values() for t in (tidy(plain(c.attrs.get("label", ""))), c.name)]
     places = learn(["\n".join((*s.label.free, s.label.said.get("device", ""))) for s in said.values()], lanes)
@@ -94,11 +97,12 @@ def view(graph: DotGraph) -> View:
         places = Places(places.words)
         places.span = span
     of_cluster = _lanes(graph, places)
-    nodes = {n.id: _node_facts(n, said[n.id], places, of_cluster, graph) for n in graph.nodes.values()}
+    nodes = {n.id: _node_facts(n, said[n.id], places, of_cluster, graph) for n in drawn}
     v = _joined(graph, nodes)
     v.places, v.lanes = places, of_cluster
     _one_word_modules(v, said)
     _undirected_dims(v)
+    _ends_by_name(v)
     _kinds_by_drawing(v)
     return v
 
@@ -122,6 +126,15 @@ def _joined(graph: DotGraph, nodes: dict[str, NodeFacts]) -> View:
         v.in_edges[e.dst].append(e)
         v.out_edges[e.src].append(e)
     return v
+
+
+def _without_residue(graph: DotGraph) -> list[DotNode]:
+    """The nodes without bare words that a broken statement leaves behind: told once, as the broken statement."""
+    broken = {p.line for p in graph.problems}
+    if not broken:
+        return list(graph.nodes.values())
+    joined = {end for e in graph.edges for end in (e.src, e.dst)}
+    return [n for n in graph.nodes.values() if n.line not in broken or "label" in n.attrs or n.id in joined]
 
 
 @dataclass(slots=True)
@@ -185,8 +198,12 @@ def _node_facts(
     return NodeFacts(
         n.id, n.line, said.text, operator, kind_of(n, operator, module), _shape(n.attrs), inputs, outputs,
         {d: size for p in whole for d, size in p.dims if d} if whole else {}, devices,
-        everywhere, on_label, module, repeats, layers, n.cluster, n.attrs,
+        everywhere, on_label, module, repeats, layers, n.cluster, n.attrs, lists=_undirected_lists(label),
     )  # fmt: skip
+
+
+def _undirected_lists(label: Label) -> int:
+    return sum(len(ports_in(s)) for s in label.free if only_ports(s)) if not label.ports else 0
 
 
 def _ports(n: DotNode, said: _Said) -> list[tuple[PortFacts, ...] | None]:
@@ -326,6 +343,19 @@ def devices_in(text: str) -> frozenset[int] | None:
 # ------------------------------------------------------------------------ kind
 
 
+_END = {"preds": re.compile(r"\binputs?\b", re.IGNORECASE), "succs": re.compile(r"\boutputs?\b", re.IGNORECASE)}
+
+
+def _ends_by_name(v: View) -> None:
+    """What nothing leads to and is called input, of whatever (`Layer 0 MLP Input`), is where the graph begins; so its end."""
+    for side, word in _END.items():
+        for n in v.nodes.values():
+            if not getattr(v, side)[n.id] and "role" not in n.attrs and n.kind in ("", "compute"):
+                head = words(n.operator)
+                if word.search(head) and not COMPUTES.search(THINGS.sub(" ", head)):
+                    n.kind = "io"
+
+
 def _kinds_by_drawing(v: View) -> None:
     """Words that nobody here knows: then the file's drawing says what the node is."""
     drawn: dict[str, Counter[str]] = defaultdict(Counter)
@@ -372,14 +402,32 @@ def is_residual(n: NodeFacts) -> bool:
 @by_form
 def _chooses(operator: str) -> bool:
     head = words(operator)
-    return bool(GATE.search(head)) and (
-        bool(TOP_K.search(head)) or not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b", head)
+    bare = BRACKETED.sub(" ", head).strip()
+    # "Expert 3 gate" is inside one expert: its gated linear map.
+    return bool(GATE.search(head) or GATE.search(bare)) and (
+        bool(TOP_K.search(head))
+        or not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b|\bexpert\s*#?\d", head, re.IGNORECASE)
     )
 
 
 def is_gate(n: NodeFacts) -> bool:
     """It chooses experts, whatever shape it is drawn with."""
     return n.kind in ("compute", "routing") and _chooses(n.operator)
+
+
+_GATING = re.compile(r"\bgate\b|\brouter\b|门控", re.IGNORECASE)
+
+
+@by_form
+def is_gating(operator: str) -> bool:
+    """Its words name a gate or router, the choice or a map in front of it."""
+    return _GATING.search(words(operator)) is not None
+
+
+def selects(v: View, e: DotEdge) -> bool:
+    """A dashed line from a gate says who is chosen; the tokens come on a solid one."""
+    a = v.nodes[e.src]
+    return is_dashed(e.attrs) and (is_gate(a) or is_gating(a.operator))
 
 
 def is_computed(n: NodeFacts) -> bool:
@@ -433,12 +481,14 @@ __all__ = [
     "index_set",
     "is_dashed",
     "is_gate",
+    "is_gating",
     "is_residual",
     "lane_of",
     "num_layers",
     "plain",
     "ports_in",
     "repeats_in",
+    "selects",
     "view",
     "words",
 ]

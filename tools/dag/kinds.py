@@ -57,9 +57,9 @@ def _kind_of_words(operator: str, parallelogram: bool, embeds: bool) -> str:
     if COMM.search(head):
         return "comm"
     # Only of a head that names no operator before its brackets do they tell: "Q Projection (dim slice 0)" projects.
-    bare = _BRACKETED.sub(" ", head)
+    bare = BRACKETED.sub(" ", head)
     computes = COMPUTES.search(bare)
-    if parallelogram and computes and not COMPUTES.search(_OBJECTS.sub(" ", bare)):
+    if parallelogram and computes and not COMPUTES.search(THINGS.sub(" ", bare)):
         return "routing" if ROUTING.search(bare) else ""  # what it routes, not what it computes
     if ROUTING.search(bare) and ROUTING.search(head):
         return "compute" if embeds else "routing"
@@ -72,8 +72,8 @@ _EMBEDS = re.compile(r"embed|wte")
 _PLACE_FIRST = re.compile(
     r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE
 )
-_OBJECTS = re.compile(r"\battention\b|\bhead\b|\bmlp\b|\bffn\b|\bexperts?\b|\bactivation\b", re.IGNORECASE)
-_BRACKETED = re.compile(r"[(（][^()（）]*[)）]")
+THINGS = re.compile(r"\battention\b|\bhead\b|\bmlp\b|\bffn\b|\bexperts?\b|\bactivation\b", re.IGNORECASE)
+BRACKETED = re.compile(r"[(（][^()（）]*[)）]")
 COMPUTES = re.compile(
     r"\bproj|\blinear\b|mat[\s_-]?mul|gemm|\bbmm\b|\bmm\b|soft[\s_-]?max|norm\b|normali[sz]|\badd\b|\baddition\b|"
     r"投影|线性|归一化|激活|相加|矩阵乘|采样|"
@@ -81,7 +81,10 @@ COMPUTES = re.compile(
     r"\bconv\d?d?\b|\bmlp\b|\bffn\b|\bexperts?\b",
     re.IGNORECASE,
 )  # fmt: skip
-RESIDUAL = re.compile(r"\bresidual|\bresid\b|残差|\badd\s*(?:&|and|\+)\s*norm", re.IGNORECASE)
+RESIDUAL = re.compile(
+    r"\bresidual|\bresid\b|残差|^\s*(?:element[ -]?wise\s+)?add(?:ition)?\s*\d*\s*\Z|\badd\s*(?:&|and|\+)\s*norm",
+    re.IGNORECASE,
+)
 
 
 GATE = re.compile(
@@ -93,4 +96,17 @@ GATE = re.compile(
 TOP_K = re.compile(r"top[\s_-]?(?:k|\d+)(?![a-z\d])", re.IGNORECASE)
 
 
-__all__ = ["COMM", "COMPUTES", "ELLIPSES", "GATE", "IO", "RECTANGLES", "RESIDUAL", "ROUTING", "TOP_K", "kind_of"]
+__all__ = [
+    "BRACKETED",
+    "COMM",
+    "COMPUTES",
+    "ELLIPSES",
+    "GATE",
+    "IO",
+    "RECTANGLES",
+    "RESIDUAL",
+    "ROUTING",
+    "THINGS",
+    "TOP_K",
+    "kind_of",
+]

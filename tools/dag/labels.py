@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from tools.dag.alike import KEPT, by_form
 from tools.dag.places import DEVICE_WORD, USUAL, Places, index_set
-from tools.dag.ports import BRACKET, Dims, PortFacts, across_arrow, after_ports, only_ports, ports_in
+from tools.dag.ports import BRACKET, Dims, PortFacts, across_arrow, after_ports, copied, only_ports, ports_in
 
 MAX_HEAD = 300
 MAX_LABEL = 16_000
@@ -192,6 +192,7 @@ def read_label(text: str) -> Label:
     for segment in segments(text):
         for key, body in pieces(segment):
             if key in PORTS:
+                body = copied(body)
                 if found := ports_in(body):
                     label.ports[key] = (*label.ports.get(key, ()), *found)
                 rest = _VALUE.sub("", after_ports(body))
@@ -279,6 +280,8 @@ _TOP_MODULE = re.compile(
     r"input|output|model|[a-z]+(?:_[a-z0-9]+)+)\s*[\])>]?\Z"
 )
 _NOT_OPERATOR = re.compile(
+    r"\s*(?:(?:pipeline|tensor|data|expert|[tpdec]p|transformer|decoder|encoder|micro)[\s_-]*)*"
+    r"(?:stages?|layers?|blocks?|groups?|shards?|replicas?|batch|ranks?)[\s_#(\[]*\d+(?:\s*[,–-]\s*\d+)*\s*[)\]]?\s*\Z|"
     r"\s*(?:\(?\s*(?:repeat\w*|[×✕x*])\s*[:=x×]?\s*\d+\s*(?:times|layers?|层|次)?\)?|\[?repeat\w*\s*[:=x×]*\s*\d+\]?|[\d\s.,%-]+)\s*\Z",
     re.IGNORECASE,
 )

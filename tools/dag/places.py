@@ -17,7 +17,7 @@ MAX_INDICES = 100_000
 Spans = tuple[tuple[int, int], ...]
 DEVICE_WORD = r"(?:GPUs?|NPUs?|XPUs?|TPUs?|DCUs?|GCDs?|cuda|dev(?:ice)?s?|ranks?|cards?|accelerators?|设备|卡)"
 SEPARATORS = r"[\s_:：#=\[({-]*"
-_JOIN = r"(?:,|，|、|-|–|\.\.\.?|~|/|&|\+|\||and|和|to(?=\s*\d)|到(?=\s*\d))"
+_JOIN = r"(?:,|，|、|->|=>|→|⇒|-|–|\.\.\.?|~|/|&|\+|\||and|和|to(?=\s*\d)|到(?=\s*\d))"
 
 
 def index_set(text: str) -> frozenset[int]:
@@ -47,7 +47,9 @@ class Places:
     def __init__(self, words: Sequence[str] = (), axes: Sequence[str] = ()):
         learned = "|".join(rf"(?<![A-Za-z0-9.]){_any_digits(w)}(?:s|_rank)?" for w in words)
         word = rf"(?:{DEVICE_WORD}|{learned})" if learned else DEVICE_WORD
-        numbers = rf"\d+(?:\s*{_JOIN}\s*(?:{word})?[\s_:#\[]*\d+)*"
+        # "GPU 0 (from GPU 3)": both ends of a transfer.
+        to = rf"(?:{_JOIN}|\(?(?:from|to|←)(?=\s*{word}?[\s_:#]*\d))"
+        numbers = rf"\d+(?:\s*{to}\s*(?:{word})?[\s_:#\[]*\d+)*"
         self.word, self.words = word, tuple(words)
         self.axes = tuple(axes)
         self.shown = words[0].upper() if words else "GPU"
@@ -55,6 +57,7 @@ class Places:
         self.span = 0
         """Where every host counts its devices from 0: devices per host, so that device d of host h is h·span + d."""
         self._named = re.compile(rf"{word}(?:[_\s-]?ids?)?{SEPARATORS}({numbers})", re.IGNORECASE)
+        self._ends = re.compile(rf"\(?(?:from|to|←)\s*(?={word})", re.IGNORECASE)
         self._strip = re.compile(rf"{word}|[\s_:#\[]", re.IGNORECASE)
         self._numbers = re.compile(rf"[\s\[({{]*({numbers})")
         starred = rf"{word}\s*[:_\[({{]?\s*\*"
@@ -82,10 +85,13 @@ class Places:
             return frozenset(int(text[a:b]) * self.span + int(text[c:d]) for a, b, c, d in hosted)
         found: set[int] = set()
         for a, b in named:
-            found |= index_set(self._strip.sub("", text[a:b]))
+            found |= self._indices(text[a:b])
         if not found:
             found |= {int(text[a:b]) for a, b in counted}
         return self.on_hosts(frozenset(found), hosts_in(text)) if found else None
+
+    def _indices(self, numbers: str) -> frozenset[int]:
+        return index_set(self._strip.sub("", self._ends.sub(",", numbers)))
 
     def _spans(self, text: str) -> tuple[tuple[tuple[int, int, int, int], ...], Spans, Spans]:
         """Where devices of hosts, devices, and counted devices stand."""
@@ -111,7 +117,7 @@ class Places:
             )
         if self.span:
             return ", ".join(f"node {i // self.span} {self.shown} {i % self.span}" for i in found)
-        return f"{self.shown} {','.join(map(str, found))}"
+        return f"{self.shown} {_in_short(found)}"
 
     def _at_coordinates(self, text: str) -> frozenset[int] | None:
         stated = [[int(m[1]) for m in axis.finditer(text)] for axis in self._axis]
@@ -134,16 +140,31 @@ class Places:
 
     def value(self, text: str) -> frozenset[int] | None:
         """As `find`, where a keyword (`device:`) already said that a device follows: bare numbers count too."""
-        if found := self.find(text):
-            return found
         m = self._numbers.match(text)
-        return index_set(self._strip.sub("", m[1])) or None if m else None
+        found = self.find(text)
+        if found and not (m and self.find(text[m.end() :]) is None and found <= self._indices(m[1])):
+            return found
+        return self._indices(m[1]) or None if m else None
 
     def only(self, text: str) -> bool:
         """It names devices and nothing else."""
         return self._says_only(form(text)) or (bool(self.axes) and not re.search(r"[A-Za-z]{3}", text))
 
 
+def _in_short(found: list[int]) -> str:
+    """`0,1,2,3`, `0-15,32`: ranges where a list would be long."""
+    if len(found) <= MAX_LISTED:
+        return ",".join(map(str, found))
+    runs = [[found[0], found[0]]]
+    for i in found[1:]:
+        if i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+
+
+MAX_LISTED = 8
 _HOSTED = re.compile(
     r"(?<![A-Za-z0-9])(?:node|host|server|n)[\s_#-]*(\d+)\s*[:/.]\s*(?:GPU|NPU|cuda|dev(?:ice)?|rank)?[\s_:#-]*(\d+)",
     re.IGNORECASE,

@@ -92,9 +92,28 @@ def _plain_spans(text: str) -> tuple[tuple[int, int, tuple[tuple[int, int, int, 
 
 
 def after_ports(text: str) -> str:
-    """What follows the last bracket of dims."""
+    """What follows the last bracket of dims, and how often it stands for a tensor (`[…] x2`)."""
     end = _end_of_ports(text)
     return text[end:] if end else ""
+
+
+MAX_COPIES = 64
+_COPIES = re.compile(r"(?:(?<![\w.])(\d+)\s*[×✕x*]\s*)?([\w.%]*\s*=?\s*\[[^\[\]]*\])(?:\s*[×✕x*]\s*(\d+)(?![\w.]))?")
+
+
+def copied(text: str) -> str:
+    """`[b=2] x2` and `2×[b=2]` as `[b=2]; [b=2]`: tensors of one shape that are written once."""
+
+    def one(m: re.Match[str]) -> str:
+        times = m[1] or m[3]
+        return "; ".join([m[2]] * min(int(times), MAX_COPIES)) if times and int(times[:4]) > 1 else m[2]
+
+    return _COPIES.sub(one, text) if _may_be_copied(text) else text
+
+
+@by_form
+def _may_be_copied(text: str) -> bool:
+    return any(m[1] or m[3] for m in _COPIES.finditer(text))
 
 
 @by_form
@@ -210,6 +229,7 @@ __all__ = [
     "PortFacts",
     "across_arrow",
     "after_ports",
+    "copied",
     "only_ports",
     "ports_in",
     "readable",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,8 +23,25 @@ class Violation(Frozen):
     fix: str = ""
 
 
+class Habit(Frozen):
+    """Violations with one way out: the first of them, how many there are, and where some others are."""
+
+    message: str
+    count: int
+    node: str | None = None
+    line: int | None = None
+    fix: str = ""
+    others: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.count == 1:
+            return self.message
+        names = f": {', '.join(self.others)}{', …' * (self.count - 1 > len(self.others))}" if self.others else ""
+        return f"{self.message} (and {self.count - 1} more{names})"
+
+
 class RuleResult(Frozen):
-    """`violations` shows the first few of `total`."""
+    """`violations` shows the first few of `total`; `habits` all of them, those with one way out as one."""
 
     rule: str
     title: str
@@ -31,6 +49,7 @@ class RuleResult(Frozen):
     message: str = ""
     violations: tuple[Violation, ...] = ()
     total: int = 0
+    habits: tuple[Habit, ...] = ()
 
 
 class NotDecidable(Exception):
@@ -80,7 +99,28 @@ def result(rule_id: str, title: str, found: list[Violation]) -> RuleResult:
         message=shown[0].message,
         violations=shown,
         total=len(found),
+        habits=_habits(found),
     )
+
+
+_NAMED_IN_FIX = re.compile(r"`[^`]*`|'[^']*'|\d+(?:[,\d]*\d)?")
+MAX_OTHERS = 3
+
+
+def _habits(found: Sequence[Violation]) -> tuple[Habit, ...]:
+    """What one way out mends is one habit of whoever drew the file, not as many faults as it has places."""
+    alike: dict[str, list[Violation]] = {}
+    for v in found:
+        alike.setdefault(_NAMED_IN_FIX.sub("", v.fix), []).append(v)
+    return tuple(_habit(vs) for vs in alike.values())
+
+
+def _habit(found: Sequence[Violation]) -> Habit:
+    first, *rest = found[: 5 * MAX_OTHERS]
+    others = dict.fromkeys(" ".join(v.node.split()) for v in rest if v.node and v.node != first.node)
+    said = " ".join(first.message.split())
+    return Habit(message=said, count=len(found), node=first.node, line=first.line, fix=first.fix,
+                 others=tuple(others)[:MAX_OTHERS])  # fmt: skip
 
 
 def bad(n: NodeFacts, message: str, fix: str) -> Violation:

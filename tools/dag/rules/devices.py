@@ -47,6 +47,7 @@ def lanes(v: View) -> Iterator[Violation]:
     yield from _unboxed(v, alone)
     yield from in_turn(
         _only_boxes(v, computes) if by_lane else (),
+        _shared_lanes(v, alone),
         _other_lanes(v, alone),
         (bad(n, "has no lane around it", "put the node into `subgraph cluster_gpu…` of its device")
          for n in lacking(v, _lane_fact(v), alone)),
@@ -72,8 +73,17 @@ def _only_boxes(v: View, computes: list[NodeFacts]) -> Iterator[Violation]:
         )
 
 
+def _shared_lanes(v: View, alone: list[NodeFacts]) -> Iterator[Violation]:
+    """Boxes around the devices of a stage or group are no lanes; inside them every device needs its own."""
+    for n in alone:
+        lane = lane_of(v, n)
+        if lane is not None and n.devices is not None and n.devices < lane:
+            yield bad(n, f"lies in a box of {v.places.names(lane)}, not in a lane of its own",
+                      "draw one box per device inside the box of the group")  # fmt: skip
+
+
 def _other_lanes(v: View, alone: list[NodeFacts]) -> Iterator[Violation]:
-    boxed = [(n, lane) for n in alone if (lane := lane_of(v, n)) is not None]
+    boxed = [(n, lane) for n in alone if (lane := lane_of(v, n)) is not None and not (n.devices or lane) < lane]
     yield from deviating(v, "devices of nodes and of the boxes around them", len(boxed), (
         bad(n, f"is on {v.places.names(n.devices or ())} but lies in the lane of {v.places.names(lane)}",
             "move it to its own lane") for n, lane in boxed if lane != n.devices))  # fmt: skip
@@ -160,7 +170,7 @@ def all_gpus(v: View) -> Iterator[Violation]:
         )
         if (
             world
-            and near
+            and len(near) > 1  # a collective around one device stands for others that are not drawn
             and near != world
             and not _unplaced(v, [*v.preds[n.id], *v.succs[n.id]])
             and not any(v.nodes[m].everywhere for m in (*v.preds[n.id], *v.succs[n.id]))
@@ -181,6 +191,8 @@ def _joins_all(v: View, n: NodeFacts, world: frozenset[int]) -> bool:
     if is_gate(n) or EXPERT_SIDE.search(words(n.operator)) or lane_of(v, n) is not None or len(world) < 2:
         return False
     sides = (v.preds[n.id], v.succs[n.id])
+    if any(v.nodes[m].kind == "io" for side in sides for m in side):
+        return True  # what the total input is split into, or the total output is made of
     return any(
         frozenset().union(*(v.nodes[m].devices or frozenset() for m in side)) == world or _unplaced(v, side)
         for side in sides

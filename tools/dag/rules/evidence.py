@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tools.dag.alike import by_form
 from tools.dag.facts import NodeFacts, View
 from tools.dag.labels import PATH, TIMES, words
-from tools.dag.places import NO_DEVICE
+from tools.dag.places import DEVICE_WORD, NO_DEVICE
 from tools.dag.ports import BRACKET, square
 from tools.dag.rules.base import NotDecidable, Violation
 
@@ -100,7 +100,7 @@ MANY = 4
 # ------------------------------------------------------------------------ what may be a fact in a form not read
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
-_NUMBERED = re.compile(r"([^\W\d_]+)[\s_:#=\-[({<]{0,2}\d")
+_NUMBERED = re.compile(r"([^\W\d_]+)[\s_:#=\-[({<]{0,2}\d+")
 _JOINS = re.compile(
     r"\b(?:groups?|world|peers?|mesh|ring|pairs?|both|each|every|all|shared?|global|host|cpu|tp|pp|dp|ep)\b|→|->|组|全局",
     re.IGNORECASE,
@@ -144,8 +144,17 @@ def device_hinted(v: View, n: NodeFacts) -> bool:
 @by_form
 def _like_device(text: str) -> tuple[bool, bool]:
     text = _PAIRS.sub(" ", BRACKET.sub(" ", square(PATH.sub(" ", TIMES.sub(" ", text)))))
+    text = _COUNTS.sub(" ", _NUMBERED.sub(_of_a_device, text))
     numbered = bool(_NUMBER.search(text)) or any(not NO_DEVICE.match(m[1]) for m in _NUMBERED.finditer(text))
     return _JOINS.search(words(text)) is not None, numbered
+
+
+_COUNTS = re.compile(rf"\b\d[\d,]*(?:\s*-\s*\d+)?[\s-]+(?:{DEVICE_WORD}|[a-z]{{3,}}s)\b", re.IGNORECASE)
+"""`8 GPUs`, `4 heads`: how many, not which."""
+
+
+def _of_a_device(m: re.Match[str]) -> str:
+    return " " if NO_DEVICE.match(m[1]) else m[0]
 
 
 def module_hinted(v: View, n: NodeFacts) -> bool:

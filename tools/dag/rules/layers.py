@@ -10,10 +10,12 @@ from tools.dag.alike import by_form
 from tools.dag.facts import COMPUTES, NodeFacts, View, cluster_repeats, index_set, num_layers, plain, repeats_in, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, full_detail, rule, some_nodes
 from tools.dag.rules.evidence import MODULE, absent, is_own, lacking
+from tools.dag.rules.repeated import repetitions
 
 BLOCK = re.compile(
     r"multi[\s-]?head[\s-]?attention|\bself[\s-]?attention\b|\bMHA\b|\bGQA\b|\bMLA\b|\battention\b|\bfeed[\s-]?forward\b|\bFFN\b|\bMLP\b|"
-    r"\b(?:transformer|decoder|encoder)[\s-]?(?:block|layer)|\bMoE\b|\blayers?\s*\d+\s*(?:-|–|to)\s*\d+", re.IGNORECASE,
+    r"\b(?:transformer|decoder|encoder)[\s-]?(?:block|layer)|\bMoE\b|\blayers?\s*\d+\s*(?:-|–|to)\s*\d+|"
+    r"^\W*(?:(?:pipeline|transformer|decoder|encoder|dense|model)\s+)*(?:layers?|blocks?|stages?)\s*#?\d+\W*$", re.IGNORECASE,
 )  # fmt: skip
 OPERATOR = re.compile(
     r"mat ?mul|gemm|linear|\bproj|\bscores?\b|soft ?max|\bscale\b|\bmask\b|\bvalues?\b|\bcontext\b|"
@@ -52,9 +54,13 @@ def _stands_for(operator: str) -> tuple[int, bool, bool]:
     """How many operators the words list (0 where they do not), whether they leave layers out, whether they name a block."""
     head = words(operator)
     omits = OMITTED.search(head) is not None
-    block = BLOCK.search(head) is not None and not OPERATOR.search(BLOCK.sub("", head))
+    block = BLOCK.search(head) is not None and not OPERATOR.search(_DOT_PRODUCT.sub("", BLOCK.sub("", head)))
     parts = JOINED.split(head)
-    if len(parts) > 1 and sum(bool(OPERATOR.search(p)) for p in parts) > 1 and "append and read" not in head:
+    if (
+        len(parts) > 1
+        and sum(bool(OPERATOR.search(p) or BLOCK.search(p)) for p in parts) > 1
+        and "append and read" not in head
+    ):
         return len(parts), omits, block
     listed = re.search(r"[(（]([^()（）]+)[)）]", head)
     listing = re.split(r"\s*[,，、/]\s*", listed[1]) if listed else []
@@ -71,11 +77,18 @@ _BESIDE_BLOCK = re.compile(
 
 
 def _only_a_block(v: View, head: str) -> bool:
-    """Beside the block's name no word that may name one of its operators."""
+    """Beside the block's name no word that may name one of its operators; adjectives before it make it no other thing."""
+    if _ADJECTIVES.match(re.sub(r"[(（].*|\s+(?:L|stage|step|layer)?\s*\d+\s*$", "", v.places.without(head))):
+        return True
     rest = BLOCK.sub(" ", v.places.without(head))
     return is_own(v) or not re.search(r"[^\W\d_]{2,}", _BESIDE_BLOCK.sub(" ", re.sub(r"[(（].*", " ", rest)))
 
 
+_DOT_PRODUCT = re.compile(r"\bdot[\s-]?product\b", re.IGNORECASE)
+_ADJECTIVES = re.compile(
+    r"\s*(?!.*\b(?:of|for|to|from|after|before|in|with|into)\b)(?:[a-z][a-z.-]*\s+){0,4}(?:attention|MHA|FFN|MLP|MoE)\s*\Z",
+    re.IGNORECASE,
+)
 _LIST = re.compile(r"\s*[,，、;；]\s*")
 
 
@@ -105,14 +118,18 @@ def repeats(v: View) -> Iterator[Violation]:
                 (_without_index(n.operator), str([*map(str, n.inputs or ()), *map(str, n.outputs or ())]))
             ] += 1
             first.setdefault(key, n)
+    told = set()
+    alike: dict[tuple[frozenset[int] | None, frozenset[tuple[str, int]]], int] = {}
     for (devices, index), ops in sorted(per_layer.items(), key=lambda kv: (kv[0][1], sorted(kv[0][0] or ()))):
-        before = per_layer.get((devices, index - 1))
-        if before is not None and _shape_only(before) == _shape_only(ops):
-            yield bad(
-                first[(devices, index)],
-                f"layer {index} is drawn again, equal to layer {index - 1}",
-                "draw it once and write × n",
-            )
+        before = alike.setdefault((devices, frozenset(_shape_only(ops).items())), index)
+        if before != index:
+            told.add(devices)
+            yield bad(first[(devices, index)], f"layer {index} is drawn again, equal to layer {before}", _DRAW_ONCE)
+    for found in repetitions(v) if not is_own(v) else ():
+        if found.first.devices not in told:
+            upto = f" to {found.last.id}" if found.size > 1 else ""
+            yield bad(found.again, f"the {found.size} operators from {found.first.id}{upto} are drawn again"
+                      f" ({found.times} times on {v.places.names(found.first.devices or ())})", _DRAW_ONCE)  # fmt: skip
     for n in v.nodes.values():
         if n.repeats is None and _stands_for(n.operator)[1] and not re.search(r"\d", n.operator):
             yield bad(n, "leaves layers out without their number", "draw the layer once and write × n")
@@ -130,6 +147,9 @@ def repeats(v: View) -> Iterator[Violation]:
             line=v.graph.line,
             fix='label the repeated layer "layers 0-79 · × 80"',
         )
+
+
+_DRAW_ONCE = "draw the layer once and write × n"
 
 
 def _layer_index(n: NodeFacts) -> int | None:

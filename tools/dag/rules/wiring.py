@@ -53,15 +53,25 @@ def ends(v: View) -> Iterator[Violation]:
     sinks = [v.nodes[n] for n, s in v.succs.items() if not s]
     for found, word, other in ((sources, "predecessor", "input"), (sinks, "successor", "output")):
         named = [n for n in found if n.kind == "io" or re.search(other, n.id + words(n.operator), re.IGNORECASE)]
-        keep = named[0] if named else _unnamed_end(v, found)
+        called = [n for n in named if re.search(other, n.id + words(n.operator), re.IGNORECASE)]
+        keep = (called or named)[0] if named else _unnamed_end(v, found)
         if keep is None:
-            yield Violation(message=f"no total {other}: {len(found)} nodes without {word}, none called so",
+            yield Violation(message=_no_end(found, word, other),
             node=found[0].id if found else None,
                             line=found[0].line if found else None,
                             fix=f"add one parallelogram 'total {other}'")  # fmt: skip
-        for n in found:
-            if n is not keep:
+        for n in found if keep or len(found) > 1 else ():
+            if n is not keep and not v.preds[n.id] and not v.succs[n.id] and len(v.nodes) > 1:
+                if word == "predecessor":
+                    yield bad(n, "has neither predecessor nor successor", "connect it or remove it")
+            elif n is not keep:
                 yield bad(n, f"has no {word}", f"connect it; only the total {other} may have none")
+
+
+def _no_end(found: list[NodeFacts], word: str, other: str) -> str:
+    if len(found) == 1:
+        return f"{found[0].id}: the only node without {word} is not called the {other}"
+    return f"no total {other}: {len(found)} nodes without {word}, none called so"
 
 
 def _unnamed_end(v: View, found: list[NodeFacts]) -> NodeFacts | None:
@@ -105,7 +115,8 @@ def gates(v: View) -> Iterator[Violation]:
         if experts:
             yield bad(experts[0], "experts without a gate", "add the gate's top-k selection and its dashed edges")
         return
-    elsewhere = [e.src for e in v.graph.edges if is_dashed(e.attrs) and not v.nodes[e.src].sure]
+    called = {g.id for g in found}
+    elsewhere = [e.src for e in v.graph.edges if is_dashed(e.attrs) and not v.nodes[e.src].sure and e.dst not in called]
     if elsewhere and not is_own(v) and not any(is_dashed(e.attrs) for g in found for e in v.out_edges[g.id]):
         raise NotDecidable(f"dashed edges leave {elsewhere[0]}, which is not known as a gate")
     reached: set[str] = set()
@@ -126,13 +137,20 @@ def gates(v: View) -> Iterator[Violation]:
     targets = [n for n in v.nodes.values() if n.kind == "routing" and _routes(n.operator) and n.id not in chosen]
     if targets:
         yield from _partial_choice(v, found, {t.id for t in targets})
+    onwards = reached.union(*(v.succs[r] for r in reached))
     unknown = (
-        reached and not any(t.id in reached for t in targets or experts) and not any(v.nodes[r].sure for r in reached)
+        reached and not any(t.id in onwards for t in targets or experts) and not any(v.nodes[r].sure for r in reached)
     )
     if unknown and not is_own(v):
         raise NotDecidable(f"dashed lines leave {found[0].id}, to nodes that are not known as routing or experts")
+    expert_ids = {e.id for e in experts}
+    inside = {e for e in expert_ids if not expert_ids.isdisjoint(v.preds[e])}
     for t in targets or experts:
-        if t.id not in reached and not (not targets and any(p in reached for p in v.preds[t.id])):
+        if (
+            t.id not in reached
+            and t.id not in inside
+            and not (not targets and any(p in reached for p in v.preds[t.id]))
+        ):
             yield bad(
                 t,
                 "no dashed line from a gate leads here",
