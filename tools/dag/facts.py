@@ -350,7 +350,8 @@ def _ends_by_name(v: View) -> None:
     """What nothing leads to and is called input, of whatever (`Layer 0 MLP Input`), is where the graph begins; so its end."""
     for side, word in _END.items():
         for n in v.nodes.values():
-            if not getattr(v, side)[n.id] and "role" not in n.attrs and n.kind in ("", "compute"):
+            joined = v.succs[n.id] or v.preds[n.id]
+            if joined and not getattr(v, side)[n.id] and "role" not in n.attrs and n.kind in ("", "compute"):
                 head = words(n.operator)
                 if word.search(head) and not COMPUTES.search(THINGS.sub(" ", head)):
                     n.kind = "io"

@@ -56,6 +56,8 @@ def _kind_of_words(operator: str, parallelogram: bool, embeds: bool) -> str:
         return "io"
     if COMM.search(head):
         return "comm"
+    if _INSIDE_EXPERT.search(head):
+        return "compute"
     # Only of a head that names no operator before its brackets do they tell: "Q Projection (dim slice 0)" projects.
     bare = BRACKETED.sub(" ", head)
     computes = COMPUTES.search(bare)
@@ -68,6 +70,8 @@ def _kind_of_words(operator: str, parallelogram: bool, embeds: bool) -> str:
     return "compute" if computes or COMPUTES.search(head) else ""
 
 
+_INSIDE_EXPERT = re.compile(r"\bexpert\s*#?\d+\W.*\bgate\b|\bgate\b.*\bexpert\s*#?\d", re.IGNORECASE)
+"""The gated linear map of one expert; a router chooses among several."""
 _EMBEDS = re.compile(r"embed|wte")
 _PLACE_FIRST = re.compile(
     r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE

@@ -29,12 +29,13 @@ RECORDS = frozenset({"record", "mrecord"})
 _TAG = re.compile(r"<[^<>]*>")
 _CELL = re.compile(r"\s*:?\s*<\s*/td\s*>\s*<\s*td\b[^<>]*>", re.IGNORECASE)
 _BREAK = re.compile(r"<\s*(?:br|/tr|/p|hr)\b[^<>]*>", re.IGNORECASE)
+_LINE_END = re.compile(r"<\s*br\s*/?\s*>\s*", re.IGNORECASE)
 _FIELD = re.compile(r"<[^<>]*>|(?<!\\)[{}]")
 
 
 def plain(label: str, name: str = "") -> str:
     """Text of a label: escapes and HTML resolved, one line per line, Markdown's escaped brackets freed."""
-    if "\\" not in label and not label.startswith("<") and len(label) <= MAX_LABEL:
+    if "\\" not in label and "<" not in label and len(label) <= MAX_LABEL:
         return label
     return _plain(label, name)
 
@@ -46,6 +47,8 @@ def _plain(label: str, name: str) -> str:
     if label.startswith("<") and label.endswith(">"):
         # Cells of one row are a key and its value: "Input: [...]".
         label = html.unescape(_TAG.sub("", _BREAK.sub("\n", _CELL.sub(": ", label[1:-1]))))
+    elif "<" in label:
+        label = _LINE_END.sub("\n", label)  # HTML in a quoted label: Graphviz prints the tag, but a line end is meant
     if "\\" not in label:
         return label
     label = re.sub(r"\\[nlr]", "\n", label).replace("\\N", name)

@@ -53,7 +53,8 @@ def lanes(v: View) -> Iterator[Violation]:
          for n in lacking(v, _lane_fact(v), alone)),
         (bad(n, "names no GPU in its label", "write `GPU 3` into the label")
          for n in lacking(v, DEVICE if by_lane else DEVICE_ON_LABEL, [n for n in computes if not n.everywhere])),
-        (bad(n, "names no GPU", "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
+        (bad(n, "names no GPU", "write `all GPUs`, or `GPU: host` where it comes from the host" if n.kind == "io"
+             else "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
          for n in lacking(v, DEVICE, [n for n in nodes if n.kind != "compute" and not (n.kind == "io" and HOST.search(n.text))])),
     )  # fmt: skip
 
@@ -125,12 +126,7 @@ def transfers(v: View) -> Iterator[Violation]:
         if not is_own(v) and not (is_computed(a) and is_computed(b)):
             continue  # what is drawn and named in ways of its own may be the transfer
         if (a.kind == "compute" == b.kind and a.devices != b.devices) or not a.devices & b.devices:
-            yield Violation(
-                message=f"{a.id} ({v.places.names(a.devices)}) → {b.id} ({v.places.names(b.devices)}) "
-                "crosses devices without communication",
-                node=a.id, line=e.line,
-                fix="put an ellipse (send/recv or a collective) that names both devices between them",
-            )  # fmt: skip
+            yield _crossing(v, a, b, e.line)
         elif (
             "comm" not in (a.kind, b.kind)
             and "routing" not in (a.kind, b.kind)
@@ -143,6 +139,15 @@ def transfers(v: View) -> Iterator[Violation]:
                 line=e.line,
                 fix="add a communication node",
             )
+
+
+def _crossing(v: View, a: NodeFacts, b: NodeFacts, line: int) -> Violation:
+    way = f"{a.id} ({v.places.names(a.devices or ())}) → {b.id} ({v.places.names(b.devices or ())})"
+    if transfer := next((n for n in (a, b) if n.kind == "comm"), None):
+        return Violation(message=f"{way}: {transfer.id} names one end of the transfer only", node=transfer.id, line=line,
+                         fix="name every device that it joins in its label: `GPU 0,1`")  # fmt: skip
+    return Violation(message=f"{way} crosses devices without communication", node=a.id, line=line,
+                     fix="put an ellipse (send/recv or a collective) that names both devices between them")  # fmt: skip
 
 
 @rule("R12", '"all GPUs" only for the whole world')

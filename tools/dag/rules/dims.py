@@ -124,14 +124,17 @@ def dims_stated(v: View) -> Iterator[Violation]:
     told = {n.id for n in undirected}
     directed = [n for n in nodes if n.id not in told]
     yield from in_turn(
-        (bad(n, "its one list of dims does not say whether it goes in or comes out", _STATE_DIMS) for n in undirected),
+        (
+            bad(n, "its one list of dims does not say whether it goes in or comes out", f"say both: {_STATE_DIMS}")
+            for n in undirected
+        ),
         _stated_badly(nodes, sizes),
         () if sizes else _split_without_global(v),
         (
-            bad(n, "no Input dims" if n.outputs else "no Input and no Output dims", _STATE_DIMS)
+            bad(n, "no Input dims", _STATE_INPUT) if n.outputs else bad(n, "no Input and no Output dims", _STATE_DIMS)
             for n in lacking(v, INPUT, directed)
         ),
-        (bad(n, "no Output dims", _STATE_DIMS) for n in lacking(v, OUTPUT, directed) if n.inputs),
+        (bad(n, "no Output dims", _STATE_OUTPUT) for n in lacking(v, OUTPUT, directed) if n.inputs),
     )
 
 
@@ -144,6 +147,8 @@ def _undirected(nodes: list[NodeFacts]) -> list[NodeFacts]:
 
 
 _STATE_DIMS = "add `Input: [batch_size=…, …], Output: [batch_size=…, …]`"
+_STATE_INPUT = "say what goes in: `Input: [batch_size=…, …]`"
+_STATE_OUTPUT = "say what comes out: `Output: [batch_size=…, …]`"
 
 
 def _stated_badly(nodes: list[NodeFacts], sizes: dict[str, str]) -> Iterator[Violation]:
@@ -211,8 +216,9 @@ def shapes(v: View) -> Iterator[Violation]:
         if n.shape not in allowed and n.sure:
             yield bad(
                 n,
-                f"{n.operator[:60]!r}, {_WHAT[kind]}, is drawn as {n.shape}, not as {name}",
-                f"shape={next(s for s in ('box', 'ellipse', 'parallelogram') if s in EXPECTED_SHAPE[kind][0])}",
+                f"{n.operator[:60]!r} is drawn as {n.shape}, not as {name}",
+                f"shape={next(s for s in ('box', 'ellipse', 'parallelogram') if s in EXPECTED_SHAPE[kind][0])}"
+                f", as it is {_WHAT[kind]}",
             )
         elif n.shape not in _DRAWN and not n.sure:
             yield bad(n, f"{n.operator[:60]!r} is drawn as {n.shape}, which says nothing about what it is",

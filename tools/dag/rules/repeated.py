@@ -88,7 +88,7 @@ def _block(v: View, nodes: list[NodeFacts], period: int) -> Repetition | None:
 
 def _said(n: NodeFacts) -> tuple[str, str]:
     """What a node says, its numbers aside except the dims."""
-    return form(n.operator), " ".join(map(str, (*(n.inputs or ()), ">", *(n.outputs or ()))))
+    return re.sub(r"1+", "#", form(n.operator)), " ".join(map(str, (*(n.inputs or ()), ">", *(n.outputs or ()))))
 
 
 @by_form

@@ -99,7 +99,10 @@ def residuals(v: View) -> Iterator[Violation]:
             yield bad(n, "residual add whose label states one input", "list both inputs with their dims")
 
 
-EXPERT = re.compile(r"\bexperts?\b|\bmoe\b|专家", re.IGNORECASE)
+EXPERT = re.compile(
+    r"\bexperts?\b|专家|\bmoe\b(?!\s*(?:layer|block|module)?\s*(?:l?\d+)?\s*(?:[(（].*)?\Z)", re.IGNORECASE
+)
+"""A node for a whole MoE block holds its own gate; it is R10's to tell."""
 MAX_WALK = 1_000_000
 """Gates times edges; beyond it only the union of all gates is judged."""
 EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\brouting\b|路由|分发", re.IGNORECASE)
@@ -122,17 +125,13 @@ def gates(v: View) -> Iterator[Violation]:
     reached: set[str] = set()
     for g in found:
         dashed = [e.dst for e in v.out_edges[g.id] if is_dashed(e.attrs)]
-        if not dashed:
+        solid = [e for e in v.out_edges[g.id] if not is_dashed(e.attrs) and _is_expert_side(v.nodes[e.dst])]
+        if not dashed and not solid:
             yield bad(g, "no dashed edge leaves the gate", "draw its selection with style=dashed")
-        reached |= _follow(v, dashed)
-        for e in v.out_edges[g.id]:
-            if not is_dashed(e.attrs) and _is_expert_side(v.nodes[e.dst]):
-                yield Violation(
-                    message=f"{g.id} → {e.dst}: the gate's selection is a solid line",
-                    node=g.id,
-                    line=e.line,
-                    fix="style=dashed",
-                )
+        reached |= _follow(v, dashed) | {e.dst for e in solid}
+        for e in solid:
+            message = f"{g.id} → {e.dst}: the gate's selection is a solid line"
+            yield Violation(message=message, node=g.id, line=e.line, fix="style=dashed")
     chosen = {g.id for g in found}
     targets = [n for n in v.nodes.values() if n.kind == "routing" and _routes(n.operator) and n.id not in chosen]
     if targets:
@@ -251,6 +250,8 @@ def connected(v: View) -> Iterator[Violation]:
     if rest:
         yield bad(
             v.nodes[rest[0]],
-            f"is one of {len(rest)} nodes that nothing connects to the rest",
+            "nothing connects it to the rest"
+            if len(rest) == 1
+            else f"is one of {len(rest)} nodes that nothing connects to the rest",
             "add the missing edges or remove the nodes",
         )
