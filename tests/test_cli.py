@@ -207,6 +207,31 @@ def test_prove_reports_every_graph(files):
         assert g["devices"] == 4 and g["max_relative_error"] < 1e-9 and g["seconds"] > 0
 
 
+NEW_TYPE = {
+    "model_type": "brand_new", "hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 4,
+    "intermediate_size": 4096, "vocab_size": 32000, "rms_norm_eps": 1e-6, "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+def test_blocks_of_a_model_type_that_nobody_knows_are_said_to_be_guessed(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(NEW_TYPE))
+    (tmp_path / "task.md").write_text("4 x H100 80GB, 16 concurrent requests, input 512, output 128")
+    proved = meshwright("prove", "--model", "config.json", "--tp", "4", cwd=tmp_path)
+    assert proved.returncode == 0 and "warning: model_type 'brand_new' is not known here" in proved.stdout
+    drawn = meshwright(
+        "dag", "--model", "config.json", "--tp", "4", "--phase", "decode", "--out", "d", "--json", cwd=tmp_path
+    )
+    assert "blocks-in-doubt" in [f["code"] for f in json.loads(drawn.stdout)["findings"]]
+    planned = meshwright("plan", "task.md", "config.json", "--out", "run", "--json", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    first = (tmp_path / "run" / "plan.md").read_text().split("\n## ")[0]
+    assert "**At risk.** model: model_type 'brand_new' is not known here" in first
+    assert "computes the model as it was read" in first
+    assert "Below the bar" not in first  # the precision that nobody stated is a named assumption
+    assumed = json.loads((tmp_path / "run" / "plan.json").read_text())["deployment"]["assumptions"]
+    assert "model.weight_dtype" in [a["path"] for a in assumed]
+
+
 def test_dag_draws_and_check_dag_finds_no_broken_rule(files):
     args = ("--model", "llama3.1-8b", "--tp", "2", "--pp", "2", "--phase", "decode", "--out", "dags", "--json")
     done = meshwright("dag", *args, cwd=files)

@@ -120,10 +120,13 @@ def _row(made: Rendered, program: Program, drawn: Dag, page: Path | None) -> dic
 
 
 def _findings(model: ModelSpec, strategies: Iterable[Strategy]) -> list[dict[str, Any]]:
-    """What the engines say to the strategies."""
+    """Whether the model was read by likeness only, and what the engines say to the strategies."""
+    from tools.cost.estimate import blocks_in_doubt
     from tools.engines.rules import check
 
-    return [f.model_dump(mode="json") for s in strategies for f in check(model, s)]
+    doubt = blocks_in_doubt(model)
+    said = [*([doubt] if doubt else []), *(f for s in strategies for f in check(model, s))]
+    return [f.model_dump(mode="json") for f in said]
 
 
 def _pools(asked: Mapping[str, Any], model: ModelSpec) -> Pools | None:
@@ -201,6 +204,9 @@ def prove(asked: Mapping[str, Any], json_: bool) -> int:
                 f"{g['model']} {g['strategy']} {g['phase']}: {verdict}, {g['devices']} devices, "
                 f"{g['tensors_compared']} tensors, max relative error {g['max_relative_error']:.2g} ({g['seconds']} s)"
             )
+        for f in _legality(asked):
+            if f["code"] == "blocks-in-doubt":
+                print(f"warning: {f['message']}")
     return OK if holds else FINDINGS
 
 

@@ -563,6 +563,11 @@ def _engine(conditions: Conditions, device: Device) -> EngineChoice:
 
 def _dtypes(filled: _Filled, model: ModelSpec, cluster: Cluster) -> tuple[tuple[DType, ...], tuple[DType, ...]]:
     weights = filled.get("model.weight_dtype.allowed") or [filled.get("model.weight_dtype") or model.weight_dtype]
+    if "model.weight_dtype" in filled.conditions.missing:
+        filled.assume(
+            "model.weight_dtype", weights[0], "no precision stated: as released checkpoints are, unquantised",
+            "8-bit weights would take half the memory and half the time to read",
+        )  # fmt: skip
     # keys and values are kept in 16 bits whatever the checkpoint is stored in; a device without bf16 takes fp16
     half = "fp16" if weights[0] == "fp16" or "bf16" not in cluster.peak_flops else "bf16"
     kv = filled.get("model.kv_dtype.allowed") or [filled.get("model.kv_dtype") or half]

@@ -53,8 +53,9 @@ def proof_sentence(plan: Plan) -> str:
     worst = max((p["max_relative_error"] for p in proofs), default=0.0)
     tensors = sum(p["tensors_compared"] for p in proofs)
     devices = max((p["devices_simulated"] for p in proofs), default=0)
+    as_read = " as it was read" if plan.deployment.model.doubt else ""
     return (
-        f"*Proven:* the partitioned graph computes the model: executed on {plural(devices, 'simulated device')} "
+        f"*Proven:* the partitioned graph computes the model{as_read}: executed on {plural(devices, 'simulated device')} "
         "at reduced "
         f"sizes, prefill and decode, {plural(tensors, 'tensor')} equal the unpartitioned model's (max relative "
         f"error {worst:.0e}); "

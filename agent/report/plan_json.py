@@ -240,8 +240,10 @@ def infeasible_headline(deployment: Deployment, verdict: Infeasible) -> str:
 
 
 def at_risk(estimate: Estimate, degraded: Sequence[str] = ()) -> tuple[str, ...]:
-    """What to hear before deciding: margins smaller than the error band, tight memory, an LLM that did not answer."""
-    lines = [risk_line(p) for p in estimate.predictions if p.status in ("at_risk", "broken")]
+    """What to hear before deciding: blocks that were guessed, margins smaller than the error band, tight memory, an LLM that
+    did not answer."""
+    lines = [f"model: {f.message}" for f in estimate.findings if f.code == "blocks-in-doubt"]
+    lines += [risk_line(p) for p in estimate.predictions if p.status in ("at_risk", "broken")]
     lines += [
         f"ambiguous: {f.message}"
         for f in estimate.findings
