@@ -1,10 +1,11 @@
 """check-dag on files whose verdicts were declared from the rules' text alone, before the checker was run on them.
 
-Seven batches of DOT as tools, people and language models write it: `first` was declared by somebody who had not read the
+Eight batches of DOT as tools, people and language models write it: `first` was declared by somebody who had not read the
 checker, `second` in other dialects after the checker had learnt from the first, `third` by somebody else again, in the
 manner of language models; `fourth` to `sixth` by somebody who had read the checker, in the manner of exporters, papers
 and other models' labels. These serve as regression data; nothing was learnt from `seventh`, in other languages, notations
-and attributes. What the checker scored on first contact stands in docs/check-dag.md.
+and attributes. `eighth` has the habits of files that LLM agents published, right ones and with one fault each, in our own
+words; it was written when those habits were known. What the checker scored on first contact stands in docs/check-dag.md.
 `expected.json` says per file what must fail; `either` lists rules on which readers may differ.
 """
 
@@ -22,9 +23,9 @@ import pytest
 from tools.dag.check_dot import check_dot
 
 HELDOUT = Path(__file__).parent / "data" / "dag_heldout"
-BATCHES = {"first": 17, "second": 17, "third": 15, "fourth": 16, "fifth": 11, "sixth": 5}
+BATCHES = {"first": 17, "second": 17, "third": 15, "fourth": 16, "fifth": 11, "sixth": 5, "eighth": 14}
 """Batch → rules that its files break; the third leaves R11 and R20 open, the fourth R11; the fifth breaks eleven, the sixth
-five."""
+five, the eighth fourteen."""
 
 
 def _expected(batch: str) -> dict[str, dict]:

@@ -389,3 +389,83 @@ def test_sizes_in_a_form_that_nobody_knows_are_undecidable_not_missing():
     (report,) = check_dot(_chain("Linear\\neats b=2 h=4 makes b=2 f=8", "GPU {0}"), "x")
     (dims,) = [r for r in report.results if r.rule == "R04"]
     assert dims.status == "not_decidable" and "write `Input: […], Output: […]`" in dims.message
+
+
+def _told(text: str) -> dict[str, list[str]]:
+    (report,) = check_dot(text, "x")
+    out: dict[str, list[str]] = {}
+    for f in report.findings():
+        out.setdefault(f.code, []).append(f.message)
+    return out
+
+
+def _drawn(*nodes: str, edges: str = "") -> str:
+    return "digraph g {\n" + "\n".join(nodes) + f"\n{edges}\n}}"
+
+
+def test_one_habit_is_one_finding_with_its_count_and_an_example():
+    nodes = [f'a{i} [label="Linear\\nGPU: 0-3\\nInput: [8, 64]\\nOutput: [8, 64]", shape=ellipse]' for i in range(30)]
+    told = _told(_drawn(*nodes, edges=" -> ".join(f"a{i}" for i in range(30))))
+    assert told["R05"] == ["a0: 'Linear' is drawn as ellipse, not as rectangle (box) (and 29 more: a1, a2, a3, …)"]
+    assert len(told["R01"]) == len(told["R04"]) == len(told["R15"]) == 1
+    assert told["R15"] == ["none of the 29 edges names its tensor, e.g. a0 → a1"]
+
+
+@pytest.mark.parametrize(
+    "said", ["GPU: 0 → 1", "GPU: GPU0→GPU1", "GPU 0 (to GPU 1)", "GPU: 0 -> 1", "From GPU 0 to GPU 1"]
+)
+def test_a_transfer_names_both_of_its_ends(said):
+    nodes = [f'a{i} [label="Linear\\nGPU: {i}", shape=box]' for i in (0, 1)]
+    text = _drawn(*nodes, f'c [label="Send/Recv\\n{said}", shape=ellipse]', edges='a0 -> c -> a1 [label="x"]')
+    assert "R02" not in _told(text)
+    only = _told(text.replace(said, "GPU: 0"))
+    assert only["R02"] == ["c (GPU 0) → a1 (GPU 1): c names one end of the transfer only"]
+
+
+@pytest.mark.parametrize("both", ["[b=2, h=4] x2", "[b=2, h=4]×2", "2×[b=2, h=4]", "[b=2, h=4]; [b=2, h=4]"])
+def test_tensors_of_one_shape_may_be_written_once_with_their_number(both):
+    text = f'digraph {{ r [label="Residual Add\\nInput: {both}\\nOutput: [b=2, h=4]", shape=box] a -> r; b -> r }}'
+    n = view(parse_dot(text)[0]).nodes["r"]
+    assert [str(p) for p in n.inputs or ()] == ["[b=2, h=4]"] * 2 and n.repeats is None
+
+
+def test_a_single_list_of_dims_on_most_nodes_cannot_be_input_and_output():
+    nodes = [f'a{i} [label="Linear\\nGPU: {i}\\n[batch_size=2, hidden=64]", shape=box]' for i in range(6)]
+    (said,) = _told(_drawn(*nodes, edges="a0 -> {a1 a2 a3 a4 a5}"))["R04"]
+    assert said.startswith("a0: its one list of dims does not say whether it goes in or comes out (and 5 more")
+
+
+def test_a_layer_that_one_device_is_drawn_with_twice_is_found_without_the_word_layer():
+    def block(i: int) -> list[str]:
+        return [f'{op}{i} [label="{said}\\nGPU: 0", shape=box]'
+                for op, said in (("n", "LayerNorm"), ("a", "Scores MatMul"), ("f", "FC1 Linear"))]  # fmt: skip
+
+    chain = "n0 -> a0 -> f0 -> n1 -> a1 -> f1"
+    told = _told(_drawn(*block(0), *block(1), edges=chain))["R11"]
+    assert told == ["n1: the 3 operators from n0 to f0 are drawn again (2 times on GPU 0)"]
+    beside = "s -> {n0 n1}; n0 -> a0 -> f0; n1 -> a1 -> f1"
+    assert "R11" not in _told(
+        _drawn('s [label="Split\\nGPU: 0", shape=parallelogram]', *block(0), *block(1), edges=beside)
+    )
+
+
+def test_a_box_of_several_devices_is_no_lane():
+    nodes = 'a [label="Linear\\nGPU: 2", shape=box] b [label="GELU\\nGPU: 3", shape=box]'
+    text = f'digraph {{ subgraph cluster_s {{ label="Stage 0 (GPUs 0-3)"; {nodes} }} a -> b }}'
+    assert _told(text)["R01"] == ["a: lies in a box of GPU 0,1,2,3, not in a lane of its own (and 1 more: b)"]
+
+
+def test_words_that_a_broken_line_leaves_behind_are_not_judged_as_nodes():
+    good = 'a [label="Linear\\nGPU 0", shape=box]\nb [label="GELU\\nGPU 0", shape=box]'
+    told = _told(f'digraph {{\n{good}\nparts = [f"p_{{i}}" for i in range(4)]\na -> b [label="x"]\n}}')
+    assert "dot-syntax" in told and "R14" not in told
+    assert all(not m.startswith(("f:", "for:", "i:")) for said in told.values() for m in said)
+
+
+def test_the_gate_inside_one_expert_chooses_nobody():
+    experts = [f'g{i} [label="Expert {i} Gate\\nGPU {i}", shape=box]' for i in (0, 1)]
+    ups = [f'u{i} [label="Expert {i} Up-Proj\\nGPU {i}", shape=box]' for i in (0, 1)]
+    router = 't [label="Top-2 Gating\\nGPU 0", shape=parallelogram]'
+    text = _drawn(router, *experts, *ups, edges="t -> {g0 g1} [style=dashed]; g0 -> u0; g1 -> u1")
+    assert "R09" not in _told(text)
+    assert len(_told(text.replace(" [style=dashed]", ""))["R09"]) == 1, "one cause, one finding"

@@ -65,6 +65,8 @@ def splits(v: View) -> Iterator[Violation]:
 
 
 def _implicit_aggregation(v: View, n: NodeFacts) -> Iterator[Violation]:
+    if len(n.devices or ()) > 1:
+        return  # each device's own arrives there; that one node stands for several is R01's to tell
     arriving: dict[str, set[str]] = defaultdict(set)
     for e in v.in_edges[n.id]:
         if (tensor := _tensor(e.attrs)) and not selects(v, e):

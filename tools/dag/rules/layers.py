@@ -86,7 +86,7 @@ def _only_a_block(v: View, head: str) -> bool:
 
 _DOT_PRODUCT = re.compile(r"\bdot[\s-]?product\b", re.IGNORECASE)
 _ADJECTIVES = re.compile(
-    r"\s*(?!.*\b(?:of|for|to|from|after|before|in|with|into)\b)(?:[a-z][a-z.-]*\s+){0,4}(?:attention|MHA|FFN|MLP|MoE)\s*\Z",
+    r"\s*(?!.*\b(?:of|for|to|from|after|before|in|with|into)\b)(?:[a-z][a-z.-]*\s+){0,4}(?:attention|MHA|FFN|MLP|MoE|feed[\s-]?forward(?:\s+network)?)\s*\Z",
     re.IGNORECASE,
 )
 _LIST = re.compile(r"\s*[,，、;；]\s*")

@@ -98,7 +98,7 @@ def _is_layer_like(operator: str) -> bool:
 
 @by_form
 def _is_one_layer(operator: str) -> bool:
-    return re.search(r"\b(?:layer|block)\b", words(operator), re.IGNORECASE) is not None
+    return re.fullmatch(r"\W*(?:[a-z]+\s+)*(?:layer|block)\s*#?\d+\W*", words(operator), re.IGNORECASE) is not None
 
 
 def _leads_to(v: View, start: str, end: str) -> bool:
