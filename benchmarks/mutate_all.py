@@ -57,6 +57,8 @@ CASES: tuple[tuple[str, dict], ...] = (
     ("qwen3-next-80b-a3b", {"tp": 2, "ep": 2}),
     ("deepseek-v3.2", {"tp": 2, "attn_dp": 2, "ep": 4}),
     ("glm-5.2", {"tp": 2, "pp": 3, "sp": True}),
+    ("minimax-m3", {"tp": 2, "cp": 2, "attn_dp": 2, "ep": 4}),
+    ("minimax-m3", {"tp": 8, "dcp": 2}),
     ("gemma-4-26b-a4b", {"tp": 4, "attn_dp": 2, "ep": 4}),
     ("mimo-v2-flash", {"tp": 8, "pp": 2}),
     ("mimo-v2-flash", {"tp": 16, "dcp": 2}),

@@ -62,6 +62,7 @@ ARCHITECTURES: dict[str, str] = {
     "kimi-linear-48b-a3b": "Kimi delta attention, latents that do not rotate",
     "deepseek-v3.2": "attention to positions that an indexer picks",
     "glm-5.2": "picked positions that layers share",
+    "minimax-m3": "blocks of positions that every KV head picks",
     "gemma-4-26b-a4b": "heads of two sizes and numbers, values that are keys, experts beside an MLP",
     "mimo-v2-flash": "KV heads of two numbers, narrow values, sinks on some layers",
 }

@@ -149,7 +149,10 @@ def _unwrap(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     remarks: list[str] = []
     while part := next((p for p in TEXT_PARTS if isinstance(data.get(p), Mapping)), None):
         outer = ("architectures", "quantization_config", "tie_word_embeddings", "torch_dtype", "dtype", "_name_or_path")
-        data = {k: data[k] for k in outer if k in data} | dict(data[part])
+        stated = (
+            {"model_type": data["model_type"]} if str(data.get("model_type")) in FAMILIES else {}
+        )  # the part may not say
+        data = {k: data[k] for k in outer if k in data} | stated | dict(data[part])
         remarks.append(f"{part} only: other towers of the model are not counted")
     # nested groups of dbrx and mpt; the outer keys win
     for group in ("attn_config", "ffn_config"):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from knowledge.hf_heads import gemma4, mimo_v2
+from knowledge.hf_heads import gemma4, mimo_v2, minimax_m3
 from knowledge.hf_linear import gated_delta, granite_hybrid, kimi_delta, single_halves
 from knowledge.hf_values import Config, Family, Fields
 from tools.spec.base import ToolError
+from tools.spec.model import Picks
 
 
 def _gpt_bigcode(c: Config, f: Fields) -> None:
@@ -56,7 +57,7 @@ def _sparse(c: Config, f: Fields) -> None:
     }
 
 
-def _indexer_layers(c: Config, layers: int) -> tuple[bool, ...] | None:
+def _indexer_layers(c: Config, layers: int) -> tuple[Picks, ...] | None:
     """Which layers have an indexer: as listed, as drawn ("FSSF"), or every so many from an offset on; None: all have."""
     listed, drawn = c.sequence("indexer_types", layers), c.raw("index_topk_pattern")
     if listed is None and drawn is not None:
@@ -70,7 +71,7 @@ def _indexer_layers(c: Config, layers: int) -> tuple[bool, ...] | None:
         raise ToolError(
             f"{c.name}: the first layer has no indexer, and there is none before it to share; see indexer_types"
         )
-    return None if all(own) else own
+    return None if all(own) else tuple("own" if x else "shared" for x in own)
 
 
 def _gemma(c: Config, f: Fields) -> None:
@@ -294,6 +295,12 @@ _OLMO2 = _like(_LLAMA, block="post", qk_norm="full")
 
 _QWEN_HYBRID = _like(_QWEN3, head_dim=256, norm_offset=1.0, rotary_fraction=0.25, adapt=_qwen_hybrid)
 
+_MINIMAX_M3 = _like(
+    _LLAMA, gate="sigmoid_topk", qk_norm="head", norm_offset=1.0, correction_bias=True, qkv_bias=False, out_bias=False,
+    rotary_fraction=0.5, head_dim=128, kv_heads=4, adapt=minimax_m3,
+    draws=frozenset({"sparse_attention_config", "index_topk"}),
+    defaults=(("routed_scaling_factor", 2.0), ("shared_intermediate_size", 3072), ("hidden_act", "silu")),
+)  # fmt: skip
 _SPARSE = _like(_DEEPSEEK3, adapt=_sparse, draws=frozenset({"index_topk_freq"}))
 _GEMMA4_DEFAULTS = (
     ("rope_parameters", {
@@ -426,6 +433,9 @@ FAMILIES: dict[str, Family] = {
         correction_bias=True,
         adapt=_minimax_m2,
     ),
+    "minimax_m3": _MINIMAX_M3,
+    "minimax_m3_vl": _MINIMAX_M3,
+    "minimax_m3_vl_text": _MINIMAX_M3,
     "cohere": _like(_COHERE, adapt=_cohere),
     "cohere2": _like(_COHERE, head_dim=128, adapt=_cohere2),
     "olmo": _like(_LLAMA, norm="layernorm", adapt=_olmo),

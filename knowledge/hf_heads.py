@@ -1,4 +1,4 @@
-"""Attention whose heads differ between layers: full ones, and ones that slide."""
+"""Attention that differs between layers: heads of full ones and of ones that slide, blocks of positions that some layers pick."""
 
 from __future__ import annotations
 
@@ -71,3 +71,51 @@ def mimo_v2(c: Config, f: Fields) -> None:
     heads = c.whole("swa_num_attention_heads") or a["num_heads"]
     if heads != a["num_heads"]:
         f["unsupported"] += (f"layers that slide with {heads} query heads, the others with {a['num_heads']}",)
+
+
+def minimax_m3(c: Config, f: Fields) -> None:
+    """MiniMax-M3: an indexer head per KV head picks blocks of positions, in all but the first layers; norms as Gemma's; the
+    clamped SwiGLU everywhere. Keys of the released config, or as transformers spells them."""
+    sparse, layers = Config(c.mapping("sparse_attention_config"), c.name), f["num_hidden_layers"]
+    types = c.sequence("layer_types", layers)
+    drawn = sparse.sequence("sparse_attention_freq", layers)
+    own = [t == "minimax_m3_sparse" for t in types] if types else [bool(x) for x in drawn or [0] * layers]
+    if any(own):
+        f["attention"]["indexer"] = {
+            "num_heads": sparse.whole("sparse_num_index_heads") or c.whole("index_n_heads") or 4,
+            "head_dim": sparse.whole("sparse_index_dim") or c.whole("index_head_dim") or 128,
+            "top_k": sparse.whole("sparse_topk_blocks") or c.whole("index_topk_blocks") or 16,
+            "block": sparse.whole("sparse_block_size") or c.whole("index_block_size") or 128,
+            "local_blocks": _stated(
+                sparse.whole("sparse_local_block", minimum=0), c.whole("index_local_blocks", minimum=0), 1
+            ),
+        }
+        f["indexer_layers"] = None if all(own) else tuple("own" if x else "none" for x in own)
+        f["unsupported"] += _other_indexers(sparse, own)
+    f["mlp"]["intermediate_size"] = c.whole("dense_intermediate_size") or 12288
+    f["mlp"]["activation"] = "swiglu_oai"
+    if f["moe"]:
+        f["moe"].update(
+            activation="swiglu_oai", intermediate_size=c.whole("moe_intermediate_size", "intermediate_size")
+        )
+    if (c.number("swiglu_alpha", default=1.702), c.number("swiglu_limit", default=7.0)) != (1.702, 7.0):
+        f["unsupported"] += ("a clamped SwiGLU with other constants (swiglu_alpha, swiglu_limit)",)
+    if c.flag("attention_output_gate"):
+        f["unsupported"] += ("an output gate (attention_output_gate)",)
+
+
+def _other_indexers(sparse: Config, own: list[bool]) -> tuple[str, ...]:
+    """What an indexer may be configured for and the graph has not."""
+    reasons = []
+    if sparse.whole("sparse_init_block", minimum=0):
+        reasons.append("first blocks that are always picked (sparse_init_block)")
+    if sparse.raw("sparse_score_type") not in (None, "max"):
+        reasons.append(f"scores of a block by {sparse.raw('sparse_score_type')} (sparse_score_type)")
+    without = sparse.sequence("sparse_disable_index_value", len(own))
+    if without is not None and any(x and not off for x, off in zip(own, without, strict=True)):
+        reasons.append("values of the indexer's own (sparse_disable_index_value)")
+    return tuple(reasons)
+
+
+def _stated(*values: int | None) -> int:
+    return next(v for v in values if v is not None)

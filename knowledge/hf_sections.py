@@ -399,7 +399,6 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
 OTHER_BLOCKS = {
     "gemma3n": "AltUp and LAuReL blocks (Gemma-3n)",
     "gemma3n_text": "AltUp and LAuReL blocks (Gemma-3n)",
-    "minimax_m3": "sparse attention over blocks of positions (MiniMax-M3)",
     "jamba": "state-space (Mamba-1) layers",
     "bamba": "Mamba-2 layers laid out as in Bamba",
     "falcon_h1": "layers with attention and Mamba side by side (Falcon-H1)",
@@ -437,12 +436,13 @@ def unsupported_of(c: Config, fields: Fields, family: Family) -> list[str]:
     if c.raw("model_type") in MAMBA2:
         known |= {"mamba", "mlp", "moe"}
     if fields["attention"].get("indexer"):
-        known |= {"indexed_attention", "deepseek_sparse_attention"}
+        known |= {"indexed_attention", "deepseek_sparse_attention", "minimax_m3_sparse"}
     other = sorted({str(t) for t in types} - known) if isinstance(types, (list, tuple)) else []
     if other and not any("linear" in r for r in reasons):
         reasons.append(f"layer types {', '.join(other)}")
     stated = c.raw(*ACT)
     stated = stated.get("name") if isinstance(stated, Mapping) else stated
-    if stated is not None and str(stated) not in ACTIVATIONS:
+    clamped = (fields["mlp"] or {}).get("activation") == "swiglu_oai"  # the family knows it
+    if stated is not None and str(stated) not in ACTIVATIONS and not clamped:
         reasons.append(f"activation {stated}")
     return reasons

@@ -67,7 +67,7 @@ def _attention(model: ModelSpec, kind: LayerKind) -> float:
             q = h * m.q_lora_rank + m.q_lora_rank + m.q_lora_rank * a.num_heads * qk
         kv = h * (m.kv_lora_rank + m.qk_rope_head_dim) + m.kv_lora_rank
         up = m.kv_lora_rank * a.num_heads * (m.qk_nope_head_dim + m.v_head_dim)
-        ix = a.indexer if kind.picks else None
+        ix = a.indexer if kind.picks == "own" else None
         # Its queries from the query latent, one key and a weight per head from the hidden state, a LayerNorm on the key.
         index = (
             (m.q_lora_rank or h) * ix.num_heads * ix.head_dim + h * (ix.head_dim + ix.num_heads) + 2 * ix.head_dim
@@ -80,6 +80,8 @@ def _attention(model: ModelSpec, kind: LayerKind) -> float:
     values = 0 if a.values_are_keys else a.num_kv_heads * (a.v_head_dim or a.head_dim)
     weights = h * (q + kv + values + out * a.output_gate) + out * h
     weights += (q + kv + values) * a.qkv_bias + h * a.out_bias + a.num_heads * a.sinks
+    if a.indexer and kind.picks == "own":  # a query for every KV head, one key, a norm on each
+        weights += h * (a.num_kv_heads + 1) * a.indexer.head_dim + 2 * a.indexer.head_dim
     return weights + {"none": 0, "head": 2 * a.head_dim, "heads": q + kv, "full": q + kv}[a.qk_norm]
 
 

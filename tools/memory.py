@@ -32,7 +32,7 @@ from tools.partition.layout import DEFAULT_ORDERS, Orders, positions
 from tools.partition.lower import PBody, POp, Program, Stage, local_dims, lower, num_elements
 from tools.partition.mesh import Mesh
 from tools.spec.base import ToolError
-from tools.spec.model import BITS, LayerKind, ModelSpec, dtype_bytes
+from tools.spec.model import BITS, Attention, LayerKind, ModelSpec, dtype_bytes
 from tools.spec.plan import StageMemory
 from tools.spec.strategy import Strategy
 from tools.spec.term import Breakdown, Term
@@ -588,16 +588,23 @@ def model_weight_bytes(model: ModelSpec, weight_dtype: str | None = None) -> flo
 def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16") -> float:
     """KV cache of one token in one copy: L · kv_heads · (d_k + d_v) · bytes, or L · (kv_lora + qk_rope) · bytes, and the key of
     the indexer where there is one; L are the layers whose cache grows."""
-    return sum(cached_bytes(model, k, kv_dtype) for k in model.layers() if k.mixer == "attention")
+    layers = [k for k in model.layers() if k.mixer == "attention"]
+    return sum(cached_bytes(model.attention_of(k), kv_dtype) + index_bytes(model, k, kv_dtype) for k in layers)
 
 
-def cached_bytes(model: ModelSpec, kind: LayerKind, kv_dtype: str) -> float:
-    """What one layer with attention caches of one token in one copy."""
-    a = model.attention_of(kind)
-    index = a.indexer.head_dim * INDEX_KEY_BYTES if a.indexer and kind.picks else 0.0
+def index_bytes(model: ModelSpec, kind: LayerKind, kv_dtype: str) -> float:
+    """The key that the indexer of a layer caches of one token, in one copy."""
+    ix = model.attention_of(kind).indexer
+    if ix is None or kind.picks != "own":
+        return 0.0
+    return ix.head_dim * (dtype_bytes(kv_dtype) if ix.block else INDEX_KEY_BYTES)
+
+
+def cached_bytes(a: Attention, kv_dtype: str) -> float:
+    """Keys and values, or the latent, of one token in one layer and one copy."""
     values = a.v_head_dim or a.head_dim
     held = a.mla.kv_lora_rank + a.mla.qk_rope_head_dim if a.mla else a.num_kv_heads * (a.head_dim + values)
-    return held * dtype_bytes(kv_dtype) + index
+    return held * dtype_bytes(kv_dtype)
 
 
 def state_bytes_per_sequence(model: ModelSpec, elem_bytes: float = 2.0) -> float:

@@ -50,6 +50,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **DEEPSEEK, "model_type": "glm_moe_dsa", "index_topk": 5, "index_n_heads": 9, "index_head_dim": 6,
         "indexer_types": ["full"] * 3, "mlp_layer_types": ["dense", "sparse", "sparse"],
     },
+    "minimax_m3": {
+        **BASE, "model_type": "minimax_m3_vl_text", "num_hidden_layers": 4, "num_attention_heads": 6, "head_dim": 8,
+        "rotary_dim": 4, "intermediate_size": 20, "dense_intermediate_size": 40, "shared_intermediate_size": 28,
+        "num_local_experts": 6, "num_experts_per_tok": 2, "routed_scaling_factor": 1.5, "index_n_heads": 2,
+        "index_head_dim": 10, "index_block_size": 2, "index_topk_blocks": 2, "index_local_blocks": 1,
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "rope_parameters": {**PLAIN_ROPE, "partial_rotary_factor": 0.5},
+    },
     "glm_moe_dsa_shared": {
         **DEEPSEEK, "model_type": "glm_moe_dsa", "num_hidden_layers": 4, "index_topk": 3, "index_n_heads": 9,
         "index_head_dim": 6, "indexer_types": ["full", "shared", "full", "shared"],

@@ -215,11 +215,14 @@ def gated_query_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Arra
 
 
 def index_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
-    names = {"index_q": "wq_b", "index_k": "wk", "index_w": "weights_proj", "index_k_norm": "k_norm"}
+    names = {
+        "index_q": ("wq_b", "q_proj"), "index_k": ("wk", "k_proj"), "index_w": ("weights_proj",),
+        "index_k_norm": ("k_norm",), "index_q_norm": ("q_norm",),
+    }  # fmt: skip
     if head not in names:
         return None
-    name = f"{prefix}self_attn.indexer.{names[head]}.{kind}"
-    return c.get(name) if head == "index_k_norm" else c.linear(name)
+    name = c.first([f"{prefix}self_attn.indexer.{n}.{kind}" for n in names[head]])
+    return c.get(name) if head.endswith("norm") else c.linear(name)
 
 
 def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:

@@ -15,6 +15,7 @@ from tools.graph.ir import Body, Op
 from tools.memory import (
     Dtypes,
     cached_bytes,
+    index_bytes,
     kv_bytes_per_token,
     parameters_by_role,
     rank_kv_bytes,
@@ -128,9 +129,13 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
     held = sum(rank_kv_bytes(program, batch=batch, context=context).values())
     model, layers = program.model, [k for k in program.model.layers() if k.mixer == "attention"]
     once = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context
-    want = (
-        sum(cached_bytes(model, k, s.kv_dtype) * kv_copies(s, model.attention_of(k)) for k in layers) * batch * context
+    # An indexer's key is one for all heads, and on every rank like a latent.
+    per_token = sum(
+        cached_bytes(a, s.kv_dtype) * kv_copies(s, a)
+        + index_bytes(model, k, s.kv_dtype) * kv_copies(s, a, one_key=True)
+        for k, a in ((k, model.attention_of(k)) for k in layers)
     )
+    want = per_token * batch * context
     # Heads over what slices leave of tp, sequences over attn_dp, copies over the rest; what all heads share, on every rank.
     taken = prod(d for x, d in sliced(s).values() if "lin_heads" in x.takes_from)
     act = Dtypes.of_strategy(program.model, s).plain
@@ -144,20 +149,22 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
         yield error("kv-conserved", words, cause="kv", held=held, model=want, elem_bytes=dtype_bytes(s.kv_dtype))
 
 
-def kv_copies(s: Strategy, a: Attention) -> float:
+def kv_copies(s: Strategy, a: Attention, *, one_key: bool = False) -> float:
     """Ranks of a stage over the distinct parts of its cache: sequences over attn_dp, KV heads over tp (d_k over dk) and then over
-    what cp exchanges for heads, positions over dcp or over a ring's cp. From the degrees, not from layouts."""
+    what cp exchanges for heads, positions over dcp or over a ring's cp. From the degrees, not from layouts. `one_key`: of a key
+    that all heads share."""
     assert s.attn_dp is not None
-    kv_heads = 1 if a.mla else a.num_kv_heads
+    kv_heads = 1 if a.mla or one_key else a.num_kv_heads
     if s.attn_pool:
         ranks = s.attention_group + s.attn_pool
         return gcd(ranks, a.num_heads) if a.mla else 1  # heads over what divides them, positions over the rest
     slices = sliced(s).values()
     groups = s.tp // prod(d for x, d in slices if "heads" in x.takes_from)
-    by_heads = min(groups, kv_heads) * prod(d for x, d in slices if x.cache)  # each head's d_k over dk of the ranks
+    sliced_dk = 1 if one_key else prod(d for x, d in slices if x.cache)  # each head's d_k over dk of the ranks
+    by_heads = min(groups, kv_heads) * sliced_dk
     by_positions = s.dcp
     if s.cp > 1 and s.cp_kind == "ring":
         by_positions *= s.cp
-    elif a.mla is None:
+    elif a.mla is None and not one_key:
         by_heads *= gcd(s.cp, max(kv_heads // s.tp, 1))
     return s.attention_group / (s.attn_dp * by_heads * by_positions)

@@ -316,7 +316,7 @@ def _kernel_work(pbody: PBody, k: Kernel, ctx: WalkContext) -> Work:
         if p.op is not None and p.op.kind == "recur":
             # Multiply-adds per element of the state: key x value, and with the delta rule what it answers to the key.
             flops = flops + elements(local_sizes(pbody, p.output, ctx)) * (4.0 if p.op.fn == "delta" else 2.0)
-    if any(p.op is not None and p.op.fn == "selected" for p in k.steps):
+    if any(p.op is not None and p.op.fn == "selected" for p in k.steps) and _latent(pbody):
         heads = next(local_sizes(pbody, p.output, ctx)["heads"] for p in k.einsums)
         flops = flops * np.maximum(1.0, PICKED_HEADS / heads)
     shape: dict[str, Any] = {"routed": k.routed, "fused": kind == "elementwise" and k.last}
@@ -359,7 +359,8 @@ def _attended(steps: tuple[POp, ...], ctx: WalkContext) -> Attended:
     Sum over queries at positions a < i <= T of min(i, w), w the window or the number picked; T without one.
     """
     attrs = next((p.op.attrs for p in steps if p.op is not None and p.op.kind == "mask" and p.op.fn == "causal"), {})
-    picked = next((p.op.attrs["top_k"] for p in steps if p.op is not None and p.op.fn == "selected"), None)
+    chosen = next((p.op.attrs for p in steps if p.op is not None and p.op.fn == "selected"), None)
+    picked = chosen["top_k"] * chosen.get("block", 1) if chosen else None
     key = (attrs.get("window"), attrs.get("chunk"), picked)
     if key not in ctx.attended:
         ctx.attended[key] = _positions(*key, ctx)
@@ -495,13 +496,13 @@ def _attention_shape(
         chain = local_sizes(pbody, states, ctx)["seq_len"]
         return {"table": RECURRENT, "chain": chain if kind == "attention_prefill" else 0.0}
     scores = next((p for p in einsums if "kv_len" in pbody.spec(p.output).dims), None)
-    if scores is None or "index_heads" in pbody.spec(scores.output).dims:
+    if scores is None or "index_dim" in pbody.spec(scores.inputs[0]).dims:
         return {}  # no attention, or an indexer's, of which there are no tables
     out = local_sizes(pbody, scores.output, ctx)
     b, h, s = (out.get(d, 1) for d in ("batch_size", "heads", "seq_len"))
     keys = pbody.spec(scores.inputs[1]).dims
     caches = [t for p in pbody.ops if p.op is not None and p.op.kind == "cache" for t in (p.output,)]
-    mla = any("kv_lora" in pbody.spec(t).dims for t in caches)
+    mla = _latent(pbody)
     if kind == "attention_prefill" and mla and "kv_lora" in keys:
         return {}  # on latents, as kernels for picked positions do it; the tables are of expanded heads
     if kind == "attention_prefill":
@@ -514,6 +515,11 @@ def _attention_shape(
         return {"table": "mla_generation", "shape": (read, b, h * s)}
     kv = next((n for t in caches for d, n in local_sizes(pbody, t, ctx).items() if d in KV_HEADS), h)
     return {"table": "generation", "shape": (read, b * kv, h / kv * s, _key_width(pbody, scores, ctx))}
+
+
+def _latent(pbody: PBody) -> bool:
+    """Whether attention caches latents."""
+    return any("kv_lora" in pbody.spec(p.output).dims for p in pbody.ops if p.op is not None and p.op.kind == "cache")
 
 
 def _key_width(pbody: PBody, scores: POp, ctx: WalkContext) -> Num:

@@ -35,7 +35,7 @@ WORDS = {"einsum": "matmul", "topk": "gate: top-k selection", "gather_scores": "
          "renormalise": "renormalise", "dispatch": "dispatch: tokens to experts",
          "combine": "combine: aggregate experts", "to_nodes": "dispatch: to the nodes of their experts",
          "from_nodes": "combine: aggregate nodes", "assign_copies": "gate: experts to the copies that serve them",
-         "unpad": "drop padding"}  # fmt: skip
+         "unpad": "drop padding", "block_max": "maximum per block"}  # fmt: skip
 AXES = ("tp", "attn_dp", "ep", "etp", "cp", "edp", "ep_nodes", "pool_heads", "pool_seq")
 COMM_WORDS = {"all_reduce": "all-reduce", "reduce_scatter": "reduce-scatter", "all_gather": "all-gather",
               "all_to_all": "all-to-all", "slice": "split", "p2p": "send / recv", "transfer": "send / recv between groups",

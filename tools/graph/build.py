@@ -111,13 +111,14 @@ def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = T
         x = _mixer_half(b, model, kind, x, partial(attend, b, model, kind, phase, absorb))
     if kind.ffn != "none":
         x = _ffn_half(b, model, kind, x, phase)
-    carries = ("picked_positions",) if model.indexer_layers and kind.mixer == "attention" and kind.picks else ()
+    shares = kind.mixer == "attention" and kind.picks == "own" and "shared" in (model.indexer_layers or ())
+    carries = ("picked_positions",) if shares else ()
     return b.build(_layer_scaled(b, model, x), carries)
 
 
 def _carried_in(model: ModelSpec, kind: LayerKind) -> dict[str, Tensor]:
     """What a layer reads that layers before it made, beside the residual stream."""
-    if kind.mixer == "attention" and not kind.picks:
+    if kind.mixer == "attention" and kind.picks == "shared":
         return {"picked_positions": Tensor("picked_positions", (*X[:2], "index_k"), "index", "index")}
     return {}
 
@@ -233,8 +234,8 @@ def _layer_name(model: ModelSpec, kind: LayerKind) -> str:
         parts.append("chunked" if model.attention.chunk_size else "sliding")
     if model.position.kind == "rope" and not kind.rope:
         parts.append("nope")
-    if not kind.picks:
-        parts.append("picked")
+    if kind.picks != "own":
+        parts.append("picked" if kind.picks == "shared" else "full")
     return "_".join(parts)
 
 
@@ -306,10 +307,12 @@ def _qk_norm(b: BodyBuilder, model: ModelSpec, a: Attention, name: str, x: str) 
 def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str, split_kv: bool) -> str:
     a, dims = model.attention_of(kind), head_dims(model, kind)
     q, k, v = _queries_keys_values(b, model, kind, dims, h)
+    chosen = picked_blocks(b, model, kind, dims, h) if a.indexer and kind.picks == "own" else None
     k, v = _cache(b, "k_cache", k), _cache(b, "v_cache", v)
     if a.num_kv_heads != a.num_heads:
         group = a.num_heads // a.num_kv_heads
         k, v = _repeat(b, "k_heads", k, group), _repeat(b, "v_heads", v, group)
+        chosen = chosen and _repeat(b, "picked_heads", chosen, group)
     scores = b.op(
         "scores",
         "einsum",
@@ -319,6 +322,8 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
         module="self_attn.scores",
     )
     s = _masked_scores(b, model, kind, scores, a.scale or a.head_dim**-0.5)
+    if chosen:
+        s = _only_picked(b, a, s, chosen)
     out = (*X[:2], "heads", dims.d_v)
     ctx = _softmax_values(b, a, s, v, "attn_values", out, split_kv)
     if a.output_gate:
@@ -367,9 +372,9 @@ def _cache(b: BodyBuilder, name: str, new: str) -> str:
 
 def _repeat(b: BodyBuilder, name: str, x: str, group: int) -> str:
     dims = tuple("heads" if d in KV_HEADS else d for d in b.tensors[x].dims)
-    return b.op(
-        name, "repeat_heads", (x,), dims, kernel="attention", module="self_attn.repeat_kv", attrs={"group": group}
-    )
+    more: dict[str, Any] = {"tensor_kind": "index", "dtype": "index"} if b.tensors[x].kind == "index" else {}
+    at: dict[str, Any] = {"kernel": "attention", "module": "self_attn.repeat_kv", "attrs": {"group": group}}
+    return b.op(name, "repeat_heads", (x,), dims, **at, **more)
 
 
 def _masked_scores(b: BodyBuilder, model: ModelSpec, kind: LayerKind, scores: str, scale: float) -> str:
@@ -431,7 +436,7 @@ def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
         qr, kr = _rope(b, model, kind, "q_rope", qr, "qk_rope"), _rope(b, model, kind, "k_rope", kr, "qk_rope")
     chosen = None
     if model.attention.indexer:
-        chosen = picked_positions(b, model, kind, h, src) if kind.picks else "picked_positions"
+        chosen = picked_positions(b, model, kind, h, src) if kind.picks == "own" else "picked_positions"
     c, kr = _cache(b, "c_cache", c), _cache(b, "pe_cache", kr)
     # Kernels that read picked positions only read latents, in prefill too.
     absorbed = (phase == "decode" or model.attention.indexer is not None) and absorb
@@ -498,6 +503,38 @@ def picked_positions(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str, 
     )  # fmt: skip
 
 
+def picked_blocks(b: BodyBuilder, model: ModelSpec, kind: LayerKind, dims: HeadDims, h: str) -> str:
+    """The indexer of every KV head: [batch_size, kv_heads, seq_len, index_k] blocks of positions that its queries may read, -1
+    where there are fewer. Its queries lie where the KV heads are, so that every rank picks for its own."""
+    ix = model.attention.indexer
+    assert ix is not None and ix.block
+    bs, wide = X[:2], ("batch_size", dims.kv, "seq_len", "kv_len")
+    project: dict[str, Any] = {"kernel": "qkv_proj", "module": "self_attn.indexer.proj"}
+    score: dict[str, Any] = {"kernel": "indexer", "module": "self_attn.indexer.scores"}
+    q = linear(b, "index_q", h, ("hidden", dims.kv, "index_dim"), (*bs, dims.kv, "index_dim"), **project)
+    k = linear(b, "index_k", h, ("hidden", "index_dim"), (*bs, "index_dim"), **project)
+    at: dict[str, Any] = {"kernel": "rope", "module": "self_attn.indexer.norm"}
+    q, k = (_rms(b, model, f"{x}_norm", x, "index_dim", **at) for x in (q, k))
+    if kind.rope:
+        turns = {"rotary_dim": model.position.rotary_dim, "interleaved": ix.interleaved}
+        q, k = (
+            _rope(b, model, kind, f"{n}_rope", x, "index_dim", **turns) for n, x in (("index_q", q), ("index_k", k))
+        )
+    keys = b.op(
+        "index_cache", "cache", (k,), ("batch_size", "kv_len", "index_dim"), tensor_kind="cache", dtype="kv", **score
+    )
+    s = b.op("index_scores", "einsum", (q, keys), wide, dtype="fp32", **score)
+    s = b.op("index_masked", "mask", (s,), wide, fn="causal", attrs={"window": None, "chunk": None}, **score)
+    s = b.op("block_scores", "block_max", (s,), wide, dtype="fp32", attrs={"block": ix.block}, **score)
+    if ix.local_blocks:
+        attrs = {"block": ix.block, "count": ix.local_blocks}
+        s = b.op("block_scores_local", "mask", (s,), wide, fn="local_blocks", dtype="fp32", attrs=attrs, **score)
+    return b.op(
+        "picked_blocks", "select", (s,), ("batch_size", dims.kv, "seq_len", "index_k"), tensor_kind="index", dtype="index",
+        attrs={"top_k": ix.top_k, "block": ix.block}, **score,
+    )  # fmt: skip
+
+
 def _mla_scores(
     b: BodyBuilder, model: ModelSpec, kind: LayerKind, nope_scores: str, qr: str, kr: str, chosen: str | None
 ) -> str:
@@ -508,12 +545,14 @@ def _mla_scores(
     s = b.op("scores", "elementwise", (nope_scores, pe), dims, kernel="attention", module="self_attn.scores", fn="add")
     scale = model.attention.scale or (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5
     s = _masked_scores(b, model, kind, s, scale)
-    if chosen is None:
-        return s
-    attrs = {"top_k": model.attention.indexer.top_k} if model.attention.indexer else {}
-    return b.op(
-        "picked", "mask", (s, chosen), dims, fn="selected", attrs=attrs, kernel="attention", module="self_attn.softmax"
-    )
+    return s if chosen is None else _only_picked(b, model.attention, s, chosen)
+
+
+def _only_picked(b: BodyBuilder, a: Attention, s: str, chosen: str) -> str:
+    """Scores of the positions, or blocks of them, that an indexer picked."""
+    attrs = {"top_k": a.indexer.top_k, "block": a.indexer.block or 1} if a.indexer else {}
+    at: dict[str, Any] = {"kernel": "attention", "module": "self_attn.softmax"}
+    return b.op("picked", "mask", (s, chosen), b.tensors[s].dims, fn="selected", attrs=attrs, **at)
 
 
 def _mla_expanded(
@@ -610,6 +649,8 @@ def _mlp(
             b, f"{p}gate_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.gate_proj", bias=bias
         )
     a = b.op(f"{p}act", "elementwise", (src,), mid, kernel=kernels["act"], module=f"{module}.act_fn", fn=activation)
+    if activation == "swiglu_oai":
+        up = step(b, f"{p}up_clamp", "clamp_add_one", (up,), kernel=kernels["act"], module=f"{module}.act_fn")
     if gated:
         a = b.op(
             f"{p}act_mul", "elementwise", (a, up), mid, kernel=kernels["act"], module=f"{module}.act_mul", fn="mul"
@@ -762,7 +803,7 @@ def _moe(b: BodyBuilder, model: ModelSpec, h: str, phase: Phase, gate: str = "")
         return out
     shared = _mlp(
         b, h, "shared_ffn", ("batch_size", "seq_len", "shared_ffn"), gated=m.gated,
-        activation="silu" if m.activation == "swiglu_oai" else m.activation, bias=False,
+        activation=m.activation, bias=False,
         module="mlp.shared_expert", prefix="shared_",
     )  # fmt: skip
     if m.shared_gate:

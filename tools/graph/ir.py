@@ -30,7 +30,7 @@ OpKind = Literal[
     "embed", "pos_lookup", "einsum", "elementwise", "norm", "sumsq", "rms_apply", "reduce", "softmax", "mask", "rope", "cache",
     "repeat_heads", "topk", "gather_scores", "assign_copies", "renormalise", "dispatch", "combine", "to_nodes", "from_nodes",
     "select_last",
-    "unpad", "argmax", "conv", "recur", "select",
+    "unpad", "argmax", "conv", "recur", "select", "block_max",
     # training: keys without a cache, the loss, backward operators (tools/graph/backward.py), the optimizer
     "as_keys", "mask_vocab", "pick", "nll", "as_keys_grad", "mask_grad", "pick_grad", "unary_grad", "norm_grad", "norm_weight_grad",
     "sum_to", "rms_apply_grad", "rms_ssq_grad", "rms_weight_grad", "softmax_grad", "sink_grad", "rope_grad", "repeat_heads_grad",

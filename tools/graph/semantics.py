@@ -225,8 +225,11 @@ def _mask(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
         bias = slopes[:, None, None] * k[None].astype(float)
         return x + align(bias + 0.0 * q[None], ("heads", "seq_len", "kv_len"), want)
     if op.fn == "selected":
-        chosen = (args[1][..., None] == place.index("kv_len")).any(-2)
+        chosen = (args[1][..., None] == place.index("kv_len") // op.attrs.get("block", 1)).any(-2)
         return np.where(align(chosen, (*dims[1][:-1], "kv_len"), want), x, -np.inf)
+    if op.fn == "local_blocks":
+        back = q // op.attrs["block"] - k // op.attrs["block"]
+        return np.where(align((back >= 0) & (back < op.attrs["count"]), ("seq_len", "kv_len"), want), np.inf, x)
     seen = k <= q
     if op.attrs.get("window"):
         seen &= k > q - op.attrs["window"]
@@ -282,11 +285,25 @@ def _topk(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
 
 
 def _select(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
-    """The best positions of every query, -1 where there are fewer."""
-    best = np.argsort(-args[0], axis=-1, kind="stable")[..., : op.attrs["top_k"]]
-    best = np.where(np.isneginf(np.take_along_axis(args[0], best, -1)), -1, best)
+    """The best positions of every query, or blocks of them, -1 where there are fewer."""
+    scores = candidates(op, args[0])
+    best = np.argsort(-scores, axis=-1, kind="stable")[..., : op.attrs["top_k"]]
+    best = np.where(np.isneginf(np.take_along_axis(scores, best, -1)), -1, best)
     short = op.attrs["top_k"] - best.shape[-1]
     return np.pad(best, [(0, 0)] * (best.ndim - 1) + [(0, short)], constant_values=-1) if short > 0 else best
+
+
+def candidates(op: Op, x: Array) -> Array:
+    """What a selection chooses among: every position, or every block, whose positions all have its score."""
+    return x[..., :: op.attrs.get("block", 1)]
+
+
+def _block_max(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    """Every position has the best score of its block; the last block may be short."""
+    x, block = args[0], op.attrs["block"]
+    starts = np.arange(0, x.shape[-1], block)
+    best = np.maximum.reduceat(x, starts, axis=-1)
+    return np.repeat(best, block, axis=-1)[..., : x.shape[-1]]
 
 
 def _eligible(x: Array, op: Op) -> tuple[Array, Array]:
@@ -318,7 +335,7 @@ def topk_margin(op: Op, x: Array) -> float:
 def select_margin(op: Op, x: Array) -> float:
     """Smallest difference between the last position that is picked and the first that is not; positions that no head
     answers to tie at zero, where the earlier one is picked."""
-    top = -np.sort(-x, axis=-1)
+    top = -np.sort(-candidates(op, x), axis=-1)
     k = op.attrs["top_k"]
     if top.shape[-1] <= k:
         return float("inf")
@@ -403,7 +420,8 @@ RUN: dict[str, Callable[[Op, Sequence[Array], Place, Any], Array]] = {
     "assign_copies": _assign_copies, "embed": _embed, "pos_lookup": _pos_lookup,
     "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
     "sumsq": _sumsq, "reduce": _reduce, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
-    "repeat_heads": _repeat_heads, "topk": _topk, "select": _select, "gather_scores": _gather_scores, "renormalise": _renormalise,
+    "repeat_heads": _repeat_heads, "topk": _topk, "select": _select, "block_max": _block_max,
+    "gather_scores": _gather_scores, "renormalise": _renormalise,
     "dispatch": _dispatch, "combine": _combine, "to_nodes": _to_nodes, "from_nodes": _from_nodes,
     "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,
 }  # fmt: skip

@@ -202,6 +202,11 @@ def _reduce_heads(
         if a.v_head_dim:
             same = a.v_head_dim == a.head_dim
             update["v_head_dim"] = update["head_dim"] if same else lengths[True, a.v_head_dim]
+        if a.indexer:
+            index = {"num_heads": update["num_kv_heads"], "head_dim": pick.take(a.indexer.head_dim, 2, at_least=6)}
+            top_k = next((k for k in (2, 3) if k not in pick.used), 2)
+            update["indexer"] = a.indexer.model_copy(update={**index, "top_k": top_k, "block": 3})
+            pick.used.add(top_k)
         update |= {"sliding_window": 3 if a.sliding_window else None, "chunk_size": 4 if a.chunk_size else None}
         out.append(a.model_copy(update=update))
     return out[0], out[1] if len(out) > 1 else None

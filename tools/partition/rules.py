@@ -215,6 +215,12 @@ def cache_rule(op: Op, ctx: Context) -> Need:
     return Need((target,), Layout.of({**kept, "kv_len": cache["kv_len"]}))
 
 
+def block_max_rule(op: Op, ctx: Context) -> Need:
+    """Positions of a block are compared, so that all of them are needed."""
+    target = _whole(ctx.settled(op.inputs[0]), "kv_len")
+    return Need((target,), target)
+
+
 def reduce_rule(op: Op, ctx: Context) -> Need:
     """Max or sum over one dim; where that dim is split, a pending reduction."""
     src = ctx.settled(op.inputs[0])
@@ -225,8 +231,15 @@ def reduce_rule(op: Op, ctx: Context) -> Need:
 def repeat_heads_rule(op: Op, ctx: Context) -> Need:
     """KV heads split over tp_kv and cp_kv; their copies for the query heads over all of tp and cp. No data moves, unless
     attention wants cached positions whole that dcp dealt out."""
-    attention = ctx.placement.attention()
-    src = Layout.of({**ctx.settled(op.inputs[0]).as_dict(), "kv_len": attention["kv_len"]})
+    attention, t = ctx.placement.attention(), ctx.tensor(op.inputs[0])
+    have = ctx.settled(op.inputs[0]).as_dict()
+    if (
+        t.kind == "index"
+    ):  # what is picked for the queries lies where attention wants these, and by the heads of the cache
+        cache = ctx.placement.cache()
+        src = Layout.of({d: cache[d] if d in KV_HEADS else attention.get(d, have.get(d, ())) for d in t.dims})
+    else:
+        src = Layout.of({**have, "kv_len": attention["kv_len"]})
     return Need((src,), Layout.of({**{d: a for d, a in src.split if d not in KV_HEADS}, "heads": attention["heads"]}))
 
 
@@ -358,7 +371,7 @@ RULES: dict[str, Callable[[Op, Context], Need]] = {
     "softmax": softmax_rule, "mask": mask_rule, "rope": local_rule, "renormalise": local_rule,
     "assign_copies": local_rule, "cache": cache_rule,
     "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule,
-    "topk": topk_rule, "select": topk_rule,
+    "topk": topk_rule, "select": topk_rule, "block_max": block_max_rule,
     "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule,
     "to_nodes": to_nodes_rule, "from_nodes": from_nodes_rule,
     "select_last": select_last_rule,

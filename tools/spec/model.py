@@ -33,13 +33,23 @@ class MLA(Frozen):
     v_head_dim: int = 128
 
 
+Picks = Literal["own", "shared", "none"]
+
+
 class Indexer(Frozen):
-    """Picks the positions that a query attends to (DeepSeek sparse attention, DeepSeek-V3.2): small heads of its own score all
-    cached keys, of which there is one per position; attention then reads the `top_k` best."""
+    """Picks the positions that a query attends to: small heads of its own score all cached keys, of which there is one per
+    position.
+
+    Without `block` the heads' scores are added up and attention reads the `top_k` best positions (DeepSeek sparse attention,
+    DeepSeek-V3.2). With it there is a head for every KV head, which reads the `top_k` blocks of so many positions that hold
+    the best ones (MiniMax-M3)."""
 
     num_heads: int
     head_dim: int
     top_k: int
+    block: int | None = None
+    local_blocks: int = 0
+    """Blocks up to the query's own that are always among them."""
     interleaved: bool = False
     """How its queries and keys rotate, see `Position.interleaved`."""
 
@@ -157,7 +167,7 @@ class Position(Frozen):
 class MLP(Frozen):
     intermediate_size: int
     gated: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"] = "silu"
     bias: bool = False
 
 
@@ -222,8 +232,9 @@ class LayerKind(Frozen):
     sliding: bool = False
     rope: bool = True
     mixer: Literal["attention", "linear", "none"] = "attention"
-    picks: bool = True
-    """Whether its own indexer picks the positions to attend to; else those that the layer before attended to."""
+    picks: Picks = "own"
+    """Where attention has an indexer: whether the layer's own picks the positions to attend to, or an earlier layer's, or it
+    attends to all."""
 
 
 class ModelSpec(Frozen):
@@ -250,9 +261,9 @@ class ModelSpec(Frozen):
     """Per layer, whether it mixes tokens at all; None means every layer (Nemotron-H has layers that are an FFN alone)."""
     ffn_layers: tuple[bool, ...] | None = None
     """Per layer, whether it has an FFN; None means every layer (Nemotron-H has layers that are a mixer alone)."""
-    indexer_layers: tuple[bool, ...] | None = None
-    """Per layer, whether it has an indexer; None means every layer. The others attend to what the last one before them picked
-    (GLM-5.2)."""
+    indexer_layers: tuple[Picks, ...] | None = None
+    """Per layer, whose indexer picks its positions; None means its own. Some share what the last one before them picked
+    (GLM-5.2), some attend to everything (MiniMax-M3's first ones)."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
     norm_bias: bool = False
@@ -301,10 +312,7 @@ class ModelSpec(Frozen):
             flags = getattr(self, label)
             if flags is not None and len(flags) != self.num_hidden_layers:
                 raise ValueError(f"{label} has {len(flags)} entries for {self.num_hidden_layers} layers")
-        if self.indexer_layers and not self.indexer_layers[0]:
-            raise ValueError(
-                "the first layer has no indexer, and there is none before it whose positions it could read"
-            )
+        self._pickers_consistent()
         own = self.sliding_attention
         if own and (own.mla or self.attention.mla or own.num_heads != self.attention.num_heads):
             raise ValueError(
@@ -319,6 +327,16 @@ class ModelSpec(Frozen):
                 raise ValueError(f"layers {empty} have neither a mixer nor an FFN")
         return self
 
+    def _pickers_consistent(self) -> None:
+        picked = [x for x in self.indexer_layers or () if x != "none"]
+        if picked and picked[0] == "shared":
+            raise ValueError("the first layer that shares positions has no layer before it that picks some")
+        ix, kv = self.attention.indexer, self.attention.num_kv_heads
+        if ix and ix.block and ix.num_heads != kv:
+            raise ValueError(
+                f"an indexer of {ix.num_heads} heads picks blocks for {kv} KV heads; there must be one each"
+            )
+
     def layer_kind(self, index: int) -> LayerKind:
         moe = self.moe is not None and (self.moe_layers is None or self.moe_layers[index])
         ffn: Literal["dense", "moe", "none"] = "moe" if moe else "dense"
@@ -331,7 +349,8 @@ class ModelSpec(Frozen):
             return LayerKind(ffn=ffn, rope=self.position.kind == "rope", mixer="linear")
         sliding = windowed and (self.sliding_layers is None or self.sliding_layers[index])
         rope = self.position.kind == "rope" and (self.position.rope_layers is None or self.position.rope_layers[index])
-        picks = self.attention.indexer is None or self.indexer_layers is None or self.indexer_layers[index]
+        listed = self.indexer_layers if self.attention.indexer else None
+        picks: Picks = listed[index] if listed else "own"
         return LayerKind(ffn=ffn, sliding=sliding, rope=rope, picks=picks)
 
     def layers(self) -> tuple[LayerKind, ...]:

@@ -268,10 +268,10 @@ def stages_begin_with_an_indexer(m: ModelSpec, d: Degrees) -> Verdict:
         if pp == 1 or m.indexer_layers is None:
             return []
         starts = accumulate((d.layers_per_stage or layers_per_stage(m.num_hidden_layers, pp))[:-1])
-        return [i for i in starts if i < m.num_hidden_layers and not m.indexer_layers[i]]
+        return [i for i in starts if i < m.num_hidden_layers and m.indexer_layers[i] == "shared"]
 
     bad = {int(pp): bool(torn(int(pp))) for pp in np.unique(d.pp)}
-    own = [i for i, x in enumerate(m.indexer_layers or ()) if x]
+    own = [i for i, x in enumerate(m.indexer_layers or ()) if x == "own"]
     return Verdict(
         "pp-shared-index", np.vectorize(bad.__getitem__, otypes=[bool])(d.pp), "attention.indexer",
         lambda: f"pp({d.pp}): the stage from layer {torn(d.pp)[0]} on needs positions that the stage before it picked, and "

@@ -27,8 +27,10 @@ def _check(model: ModelSpec, s: Strategy, sliced: Sliced) -> None:
         return
     if s.cp_kind == "ring":
         if model.attention.indexer:
+            ix = model.attention.indexer
+            what = f"blocks of {ix.block} positions" if ix.block else "positions"
             raise Refused(
-                f"ring attention on {model.name}: a query reads the {model.attention.indexer.top_k} positions that its indexer "
+                f"ring attention on {model.name}: a query reads the {ix.top_k} {what} that its indexer "
                 "picks among all of them, and a ring shows it some at a time; use cp_kind=ulysses"
             )
         for name in (n for n, (x, _) in sliced.items() if x.cache):
