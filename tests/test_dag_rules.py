@@ -469,3 +469,12 @@ def test_the_gate_inside_one_expert_chooses_nobody():
     text = _drawn(router, *experts, *ups, edges="t -> {g0 g1} [style=dashed]; g0 -> u0; g1 -> u1")
     assert "R09" not in _told(text)
     assert len(_told(text.replace(" [style=dashed]", ""))["R09"]) == 1, "one cause, one finding"
+
+
+def test_a_misspelt_name_is_told_with_the_node_that_it_was_meant_for():
+    text = 'digraph { tin [label="Total Input"]; q_proj_l0 [label="Q Linear"]; out [label="Total Output"]; tin -> qproj_l0 -> out }'
+    told = {f.code: (f.message, f.fix) for f in check_dot(text, "x")[0].findings()}
+    assert told["R07"] == (
+        "q_proj_l0: has neither predecessor nor successor",
+        "connect it or remove it; the edges name qproj_l0, which is defined nowhere",
+    )

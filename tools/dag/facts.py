@@ -431,6 +431,11 @@ def selects(v: View, e: DotEdge) -> bool:
     return is_dashed(e.attrs) and (is_gate(a) or is_gating(a.operator))
 
 
+def is_undefined(v: View, n: NodeFacts) -> bool:
+    """Only edges name it, where other nodes have statements of their own: often a misspelt name."""
+    return not v.graph.nodes[n.id].declared and any(m.declared for m in v.graph.nodes.values())
+
+
 def is_computed(n: NodeFacts) -> bool:
     """Its kind is known from words or from a shape that the rules know; of other shapes under unknown names it is not."""
     return n.sure or n.shape in RECTANGLES
@@ -484,6 +489,7 @@ __all__ = [
     "is_gate",
     "is_gating",
     "is_residual",
+    "is_undefined",
     "lane_of",
     "num_layers",
     "plain",

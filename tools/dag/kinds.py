@@ -93,7 +93,7 @@ RESIDUAL = re.compile(
 
 GATE = re.compile(
     r"top[\s_-]?(?:k|\d+)(?![a-z\d])|\bgate\b.*\bselect|\bgating\b|\brouter\b(?!.*(?:mat ?mul|linear|logits|soft ?max|proj))|"
-    r"\bgate\b\s*$|"
+    r"\bgate\b\s*(?:\b(?:GPU|NPU|rank|device|layer|L)[\s-]*\d+\s*)*$|"
     r"门控(?!.*(?:线性|投影|softmax))",
     re.IGNORECASE,
 )

@@ -19,6 +19,7 @@ from tools.dag.facts import (
     is_gate,
     is_gating,
     is_residual,
+    is_undefined,
     plain,
     selects,
     words,
@@ -133,7 +134,11 @@ def dims_stated(v: View) -> Iterator[Violation]:
         _stated_badly(nodes, sizes),
         () if sizes else _split_without_global(v),
         (
-            bad(n, "no Input dims", _STATE_INPUT) if n.outputs else bad(n, "no Input and no Output dims", _STATE_DIMS)
+            bad(n, "no Input dims", _STATE_INPUT)
+            if n.outputs
+            else bad(n, "only edges name it, no statement defines it", "define it, or correct its name in the edges")
+            if is_undefined(v, n)
+            else bad(n, "no Input and no Output dims", _STATE_DIMS)
             for n in lacking(v, INPUT, directed)
         ),
         (bad(n, "no Output dims", _STATE_OUTPUT) for n in lacking(v, OUTPUT, directed) if n.inputs),

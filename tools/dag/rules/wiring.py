@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from tools.dag.alike import by_form
-from tools.dag.facts import TOP_K, NodeFacts, View, is_dashed, is_gate, is_residual, words
+from tools.dag.facts import TOP_K, NodeFacts, View, is_dashed, is_gate, is_residual, is_undefined, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, rule, some_nodes
 from tools.dag.rules.evidence import is_own
 
@@ -51,6 +52,7 @@ def ends(v: View) -> Iterator[Violation]:
     some_nodes(v)
     sources = [v.nodes[n] for n, p in v.preds.items() if not p]
     sinks = [v.nodes[n] for n, s in v.succs.items() if not s]
+    undefined = [n.id for n in v.nodes.values() if is_undefined(v, n)]
     for found, word, other in ((sources, "predecessor", "input"), (sinks, "successor", "output")):
         named = [n for n in found if n.kind == "io" or re.search(other, n.id + words(n.operator), re.IGNORECASE)]
         called = [n for n in named if re.search(other, n.id + words(n.operator), re.IGNORECASE)]
@@ -63,9 +65,20 @@ def ends(v: View) -> Iterator[Violation]:
         for n in found if keep or len(found) > 1 else ():
             if n is not keep and not v.preds[n.id] and not v.succs[n.id] and len(v.nodes) > 1:
                 if word == "predecessor":
-                    yield bad(n, "has neither predecessor nor successor", "connect it or remove it")
+                    yield bad(
+                        n, "has neither predecessor nor successor", f"connect it or remove it{_meant(n, undefined)}"
+                    )
             elif n is not keep:
                 yield bad(n, f"has no {word}", f"connect it; only the total {other} may have none")
+
+
+def _meant(n: NodeFacts, undefined: list[str]) -> str:
+    """The name that the edges may have meant it by."""
+    alike = get_close_matches(n.id, undefined, n=1, cutoff=0.8) if len(undefined) <= MAX_COMPARED else []
+    return f"; the edges name {alike[0]}, which is defined nowhere" if alike else ""
+
+
+MAX_COMPARED = 200
 
 
 def _no_end(found: list[NodeFacts], word: str, other: str) -> str:
