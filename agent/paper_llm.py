@@ -109,7 +109,7 @@ def _fitted(file: InputFile, tokens: int) -> str:
     if count_tokens(file.text) <= tokens:
         return "\n".join(numbered)
     paper = read_paper_text(file.text, file.path)
-    dull = ("related", "references", "results", "conclusion", "background")
+    dull = ("related", "references", "appendix", "results", "conclusion", "background")
     dropped = {n for p in paper.passages if section_kind(p.section) in dull for _, n in p.lines}
     kept = [line for i, line in enumerate(numbered, 1) if i not in dropped]
     while kept and count_tokens("\n".join(kept)) > tokens:

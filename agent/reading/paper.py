@@ -13,10 +13,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from agent.reading.paper_clauses import BASELINE, PROPOSED, Setting
+from agent.reading.paper_clauses import BASELINE, PROPOSED, Setting, data_clauses
 from agent.reading.paper_degrees import axis_spans, parse_degrees
+from agent.reading.paper_doubts import contradictions
 from agent.reading.paper_hardware import read_hardware
-from agent.reading.paper_models import read_models
+from agent.reading.paper_models import read_models, unknown_models
 from agent.reading.paper_schedule import budget_bytes
 from agent.reading.paper_strategies import read_strategies
 from agent.reading.paper_text import Paper, Passage, heading_kinds, read_paper_text, section_kind
@@ -51,9 +52,22 @@ def is_paper(files: Sequence[InputFile]) -> bool:
     if len(texts) != 1 or len(files) != 1:
         return False
     text = texts[0].text
+    if _data_of_both_roles(texts[0]):
+        return True
     kinds = heading_kinds(text)
     marks = len(
-        kinds & {"abstract", "method", "experiments", "introduction", "related", "references", "conclusion", "results"}
+        kinds
+        & {
+            "abstract",
+            "method",
+            "experiments",
+            "introduction",
+            "related",
+            "references",
+            "appendix",
+            "conclusion",
+            "results",
+        }
     )
     core = len(kinds & {"abstract", "method", "experiments"})
     says, compares = bool(_SAYS.search(text)), bool(_COMPARES.search(text))
@@ -70,6 +84,14 @@ def is_paper(files: Sequence[InputFile]) -> bool:
         or (marks >= 3 and says)
         or (core >= 1 and says and compares and marks >= 2)
     )
+
+
+def _data_of_both_roles(file: InputFile) -> bool:
+    """JSON or YAML inside the text that gives a baseline and a proposed deployment their degrees."""
+    if "```" not in file.text and "~~~" not in file.text:
+        return False
+    clauses = list(data_clauses(read_paper_text(file.text, file.path), ()))
+    return {c.role for c in clauses if any(parse_degrees(c.words).axes.values())} == {"baseline", "proposed"}
 
 
 _WANTS = re.compile(
@@ -97,6 +119,7 @@ def read_paper(files: Sequence[InputFile]) -> PaperMethod:
     counts = (_value(hardware, "hardware.num_devices"), _value(hardware, "hardware.devices_per_node"))
     setting = Setting(*counts, fast_memory=_fast_memory(paper))
     strategies, unsupported = read_strategies(paper, models, setting)
+    unsupported = [*unsupported, *unknown_models(paper, models)]
     if not any(s.role == "proposed" for s in strategies):
         why = "; ".join(u.message() for u in unsupported) or "no proposed strategy was found"
         raise Refused(f"the proposed method cannot be drawn: {why}")
@@ -106,7 +129,7 @@ def read_paper(files: Sequence[InputFile]) -> PaperMethod:
     flags = paper_flags(models, strategies, hardware)
     return PaperMethod(
         title=paper.title, models=tuple(models), strategies=tuple(strategies), unsupported=tuple(unsupported), used=used,
-        conditions=Conditions(facts=facts, ignored=ignored, flags=flags),
+        conditions=Conditions(facts=facts, ignored=ignored, flags=flags, conflicts=contradictions(paper, models)),
     )  # fmt: skip
 
 
@@ -261,6 +284,7 @@ def _why(p: Passage) -> str:
     reasons = {
         "abstract": "says in short what the method says in full", "introduction": "motivation", "background": "background",
         "related": "others' work", "results": "measured results, which decide no layout", "conclusion": "conclusion", "references": "references",
+        "appendix": "an appendix that decides no layout",
     }  # fmt: skip
     if re.search(r"metric|指标", p.label, re.I):
         return "names what is measured, and decides no layout"

@@ -21,8 +21,9 @@ from agent.reading.paper_modes import (
     take_redundant,
     take_schedule,
     value_of,
+    without_budget,
 )
-from agent.reading.paper_schedule import head_groups, head_slices
+from agent.reading.paper_schedule import head_groups, head_slices, symbols_of
 from tools.spec.base import Refused, ToolError
 from tools.spec.finding import Finding
 from tools.spec.paper import DevicesSource, PaperModel, PaperRole, PaperStrategy
@@ -232,11 +233,15 @@ def _take_slices(b: Build) -> None:
             slices = (int(grid[1]), int(grid[2]))
     if slices is None:
         return
+    if None in slices:
+        slices = _of_symbols(b, slices)
     b.cite("slices")
     groups, parts = slices
     total = b.d.devices or b.d.axes.get("tp") or b.setting.num_devices
     groups = groups or (total // parts if total and parts else None)
     parts = parts or (total // groups if total and groups else None)
+    if groups is None and parts is None and total:
+        groups, parts = _most_even(b, total)
     if groups is None or parts is None:
         raise ToolError(
             f"{b.model.name}: heads are dealt out in groups and d_k in slices, but how many is not said; state e.g. n = 4, m = 4"
@@ -248,6 +253,32 @@ def _take_slices(b: Build) -> None:
     )
 
 
+def _of_symbols(b: Build, slices: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    """Values of the letters that the method gives groups and slices ("n" and "m"), wherever the paper binds them."""
+    told = parse_degrees(b.found["slices"].text).slice_symbols if "slices" in b.found else b.d.slice_symbols
+    values = dict(b.d.bindings)
+    for p in b.method.sentences:
+        for k, v in symbols_of(p.text).items():
+            values.setdefault(k, v)
+    groups, parts = (v or values.get(k) for v, k in zip(slices, told, strict=True))
+    return groups, parts
+
+
+def _most_even(b: Build, total: int) -> tuple[int | None, int | None]:
+    """Head groups × slices of d_k = `total` where only the product is said; a doubt that is told."""
+    a = b.spec.attention
+    fits = [
+        n for n in range(1, total + 1) if total % n == 0 and a.num_heads % n == 0 and a.head_dim % (total // n) == 0
+    ]
+    fits = [n for n in fits if 1 < total // n < total] or fits
+    if not fits:
+        return None, None
+    groups = min(fits, key=lambda n: (abs(n - total // n), -n))
+    text = f"{b.model.name}: {total} devices share head groups × slices of d_k, and how many of each is not said; {groups} × {total // groups}, the most even, is drawn"
+    b.findings.append(Finding(code="paper-open", severity="warning", cause="input", message=text, fix=f"state e.g. n = {groups}, m = {total // groups}"))  # fmt: skip
+    return groups, total // groups
+
+
 def _take_layers(b: Build) -> None:
     layers = b.spec.num_hidden_layers
     each = b.d.layers_each
@@ -255,9 +286,11 @@ def _take_layers(b: Build) -> None:
         each = parse_degrees(b.found["layers_each"].text).layers_each
         b.cite("layers_each")
     listed = b.d.layers_per_stage
-    if listed is None and "layers_listed" in b.found and not b.axes:
-        listed = parse_degrees(b.found["layers_listed"].text).layers_per_stage
-        b.cite("layers_listed")
+    if listed is None and "layers_listed" in b.found and b.axes.keys() <= {"pp"} and not b.axes.get("pp"):
+        listed = value_of(b, lambda text: _cut_of(text, layers))
+        if listed is None:
+            listed = parse_degrees(b.found["layers_listed"].text).layers_per_stage
+            b.cite("layers_listed")
     if listed and sum(listed) == layers and b.axes.get("pp") in (None, len(listed)):
         b.axes["pp"] = len(listed)
         b.extra["layers_per_stage"] = listed
@@ -265,13 +298,11 @@ def _take_layers(b: Build) -> None:
         b.notes.append(
             f"layers per stage {'+'.join(map(str, listed))} = {sum(listed)}, but {b.model.name} has {layers} on {b.axes['pp']} stages; the even split is used"
         )
-    if (
-        "layerwise" in b.found
-        and each is None
-        and not b.extra.get("layers_per_stage")
-        and (runs := layers_by_budget(b))
-    ):
-        b.axes["pp"], b.extra["layers_per_stage"] = len(runs), runs
+    if "layerwise" in b.found and each is None and not b.extra.get("layers_per_stage"):
+        if runs := layers_by_budget(b):
+            b.axes["pp"], b.extra["layers_per_stage"] = len(runs), runs
+        else:
+            without_budget(b)
     if each and ("pp" in b.axes or "layerwise" in b.found or not b.axes):
         stages = -(-layers // each)
         b.axes["pp"] = b.axes.get("pp") or stages
@@ -282,6 +313,12 @@ def _take_layers(b: Build) -> None:
     if "layerwise" in b.found and "pp" not in b.axes and not {"tp", "cp", "ep"} & b.axes.keys():
         b.axes["pp"] = None
         b.cite("layerwise")
+
+
+def _cut_of(text: str, layers: int) -> tuple[int, ...] | None:
+    """Layers per stage in a text, where they are those of a model of so many layers."""
+    listed = parse_degrees(text).layers_per_stage
+    return listed if listed and sum(listed) == layers else None
 
 
 def _take_experts(b: Build) -> None:
@@ -303,8 +340,9 @@ def _take_experts(b: Build) -> None:
         b.axes["ep"] = None
         b.cite("ep")
     if b.axes.get("ep") is None and per_device and not b.d.experts_sliced:
-        b.axes["ep"] = max(1, -(-moe.num_experts // per_device))
-        b.notes.append(f"EP = {moe.num_experts} experts / {per_device} per device = {b.axes['ep']}")
+        b.axes["ep"] = _ep_of(b, per_device)
+    elif (ep := b.axes.get("ep")) and per_device and ep * per_device < moe.num_experts:
+        _fewer_devices(b, per_device, ep)
     if "ep" in b.axes and b.axes.get("dp", 1) is None:
         b.axes["attn_dp"] = b.axes.pop("dp")  # data parallelism without a degree beside EP is that of attention
     if "ep" in b.axes and ("attn_dp" in b.found or "attn_dp" in b.axes):
@@ -313,6 +351,35 @@ def _take_experts(b: Build) -> None:
         if b.axes["attn_dp"] is None and b.axes.get("dp") and b.axes.get("dp") != 1:
             b.axes["attn_dp"] = b.axes.pop("dp")  # "DP 16 + EP 16": the data parallelism is that of attention
     take_redundant(b)
+
+
+def _ep_of(b: Build, per_device: int) -> int:
+    """The degree that experts per device give: over the strategy's devices, or over those of each layer."""
+    moe = b.spec.moe
+    assert moe is not None
+    wanted, devices, layers = max(1, -(-moe.num_experts // per_device)), b.d.devices, b.spec.num_hidden_layers
+    alone = not b.known("tp", "cp", "pp", "dp", "attn_dp") > 1 and "pp" not in b.axes
+    if devices and alone and layers > 1 and devices == wanted * layers and b.spec.moe_layers is None:
+        b.axes["pp"] = layers
+        b.notes.append(
+            f"{devices} devices hold {per_device} of {layers} layers × {moe.num_experts} experts each: every layer has {wanted} devices of its own, so pp = {layers}"
+        )
+    elif devices and devices < wanted and b.clause.role == "proposed":
+        fits = [n for n in range(1, devices + 1) if devices % n == 0 and n <= moe.num_experts]
+        _fewer_devices(b, per_device, max(fits))
+        return max(fits)
+    b.notes.append(f"EP = {moe.num_experts} experts / {per_device} per device = {wanted}")
+    return wanted
+
+
+def _fewer_devices(b: Build, per_device: int, ep: int) -> None:
+    """ "One expert per GPU" of 64 experts on 16 GPUs: both are stated, and cannot both be."""
+    moe = b.spec.moe
+    assert moe is not None
+    wanted = -(-moe.num_experts // per_device)
+    text = f"{b.model.name}: {per_device} of {moe.num_experts} experts on a device would take {wanted} devices, the paper gives {ep}; drawn with {-(-moe.num_experts // ep)} experts on each of {ep}"
+    values = {"experts": moe.num_experts, "per_device": per_device, "devices": ep}
+    b.findings.append(Finding(code="paper-experts", severity="warning", cause="input", message=text, values=values))
 
 
 def _solve(b: Build) -> tuple[int, DevicesSource]:

@@ -6,12 +6,23 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from agent.reading.paper_degrees import Degrees, parse_degrees, stated
 from agent.reading.paper_groups import mentions
-from agent.reading.paper_rows import by_title_role, column_clauses, row_words, stage_clauses, tables
+from agent.reading.paper_rows import (
+    by_title_role,
+    column_clauses,
+    entry_words,
+    measured,
+    row_words,
+    stage_clauses,
+    tables,
+)
+from agent.reading.paper_schedule import threshold
+from agent.reading.paper_shapes import SHAPE_NAMES, find_facts, find_workload
 from agent.reading.paper_text import Paper, Passage, part, section_kind
 from tools.spec.paper import PaperModel, PaperRole
 
@@ -51,6 +62,8 @@ class Clause:
     degrees: Degrees = field(default_factory=Degrees)
     unsure: bool = False
     """Its role is a guess: it states a strategy, and nothing says whose."""
+    last: bool = False
+    """Counts only where nothing else states a baseline."""
     said_as: str = ""
     """The words, where only some of the passages' are about it."""
 
@@ -58,9 +71,17 @@ class Clause:
     def words(self) -> str:
         if self.said_as:
             return self.said_as
-        words = " ".join(" ".join(p.said if p.body else p.text for p in self.texts).split())
+        words = _joined(p.said if p.body else p.text for p in self.texts)
         spelled = "; ".join(self.texts[0].terms.spelled(words)) if self.texts else ""
         return f"{words} ⟨{spelled}⟩" if spelled else words
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    """One after the other; items that end without a mark do not run into the next."""
+    out = ""
+    for piece in (" ".join(p.split()) for p in pieces):
+        out += ("" if not out else " " if out[-1] in ".;:,。；：，" else "; ") + piece
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +112,7 @@ def clauses_of(paper: Paper, models: Sequence[PaperModel], setting: Setting) -> 
             continue
         if section_kind(p.section) in ("related", "references", "conclusion"):
             continue
-        if p.kind != "row":
+        if p.kind not in ("row", "data"):
             role = role_of(p)
             if role is None and section_kind(p.section) not in ("experiments", "results", ""):
                 continue
@@ -99,12 +120,30 @@ def clauses_of(paper: Paper, models: Sequence[PaperModel], setting: Setting) -> 
     for rows in tables(paper.passages):
         if section_kind(rows[0].section) not in ("related", "references", "conclusion"):
             out += _table(rows, models)
+    out += data_clauses(paper, models)
+    out = _together(out, setting)
     for c in out:
         c.degrees = parse_degrees(c.words, per_node=setting.per_node, num_nodes=setting.num_nodes)
         if c.degrees.devices is None and not any(c.degrees.axes.values()) and _ALL_DEVICES.search(c.words):
             c.degrees.devices = setting.num_devices
-    kept = [c for c in out if not c.degrees.empty or (c.role == "proposed" and c.explicit)]
+    kept = [c for c in out if not c.degrees.empty or (c.role == "proposed" and c.explicit and not _beside_the_point(c))]
+    if any(c.role == "baseline" and not c.last and any(c.degrees.axes.values()) for c in kept):
+        kept = [c for c in kept if not c.last]
     return _settled(kept)
+
+
+def _beside_the_point(c: Clause) -> bool:
+    """A statement under the method's name that deals nothing out: what was measured, or the model it was measured with."""
+    measured_there = bool(c.texts) and section_kind(c.texts[0].section) == "results"
+    return measured_there or _describes_a_model(c)
+
+
+def _describes_a_model(c: Clause) -> bool:
+    """Shapes, batch and lengths under "we evaluate our method on a model with:" are no words about a strategy."""
+    if not any(len(label.split()) > 6 for p in c.texts for label in _outer(p)):
+        return False
+    told = set(find_facts(c.texts)) & SHAPE_NAMES or find_workload(c.texts)
+    return bool(told) and not mentions(c.words) and threshold(c.words) is None and not c.degrees.bindings
 
 
 def _settled(clauses: list[Clause]) -> list[Clause]:
@@ -138,16 +177,114 @@ def _headed(paper: Paper, models: Sequence[PaperModel]) -> list[Clause]:
     return out
 
 
+_PLURAL = re.compile(
+    r"\b(?:baselines|comparisons|competitors|strategies|methods|systems|configurations|alternatives)\b", re.I
+)
+
+
+def _together(clauses: Sequence[Clause], setting: Setting) -> list[Clause]:
+    """Items below one heading that give one axis each ("TP: 8-way", "PP: 2-way", "Total GPUs: 16") are parts of one baseline;
+    items that repeat an axis, that fill the devices alone, or that stand below a plural are alternatives."""
+    out: list[Clause] = []
+    for place, group in itertools.groupby(clauses, _place):
+        items = list(group)
+        if place is not None and out and (whole := _carried_on(out[-1], items)):
+            out[-1] = whole
+            continue
+        if place is None or not _are_parts(items, setting):
+            out += items
+            continue
+        telling = [c for c in items if not parse_degrees(c.words).empty or parse_degrees(c.words).devices]
+        words = "; ".join(c.words.strip(" .;") for c in telling)
+        out.append(replace(items[0], texts=[p for c in telling for p in c.texts], said_as=words))
+    return out
+
+
+def _carried_on(before: Clause, items: Sequence[Clause]) -> Clause | None:
+    """ "Baseline (TP=8, PP=2):" and the items below it: what they say of devices belongs to it, and states no other baseline."""
+    outer = _outer(items[0].texts[0])[-1:]
+    head = before.texts[-1].text.strip(" *_:：")
+    if before.role != "baseline" or not outer or not outer[0] or not head.startswith(outer[0].strip(" *_:：")):
+        return None
+    if not any(parse_degrees(before.words).axes.values()):
+        return None
+    told = [c for c in items if parse_degrees(c.words).devices and not any(parse_degrees(c.words).axes.values())]
+    words = "; ".join(x.words.strip(" .;") for x in (before, *told))
+    return replace(before, texts=[*before.texts, *(p for c in told for p in c.texts)], said_as=words)
+
+
+def _place(c: Clause) -> tuple[object, ...] | None:
+    """The list that a baseline's item stands in; None for anything else."""
+    p = c.texts[0] if c.texts else None
+    if c.role != "baseline" or not c.explicit or p is None or p.kind != "bullet" or c.said_as:
+        return None
+    return (p.file, p.section, _outer(p), c.model)
+
+
+def _outer(p: Passage) -> tuple[str, ...]:
+    """The labels around an item, without its own."""
+    labels = p.label.split(" / ")
+    own = labels[-1] and p.text.strip(" *_").lower().startswith(labels[-1].lower())
+    return tuple(labels[:-1] if own else labels)
+
+
+def _are_parts(items: Sequence[Clause], setting: Setting) -> bool:
+    told = [parse_degrees(c.words, per_node=setting.per_node, num_nodes=setting.num_nodes) for c in items]
+    axes = [{a: v for a, v in d.axes.items() if v} for d in told]
+    named = [set(a) for a in axes if a]
+    if len(named) < 2 or sum(map(len, named)) != len(set().union(*named)):
+        return False
+    title = " ".join((*items[0].texts[0].section[-1:], items[0].texts[0].label))
+    alone = [prod(a.values()) == setting.num_devices for a in axes if a]
+    return not _PLURAL.search(title) and not any(alone)
+
+
+_ASIDE = re.compile(r"performance|metric|result|communicat|memory|hardware|\bmodel|mapping|input|training", re.I)
+"""Parts of a deployment's data that say nothing of how the model is dealt out."""
+
+
+def data_clauses(paper: Paper, models: Sequence[PaperModel]) -> Iterator[Clause]:
+    """One clause for everything below a key that names a role ("baseline": {"tensor_parallelism": 8, …})."""
+    groups: dict[tuple[str, ...], list[Passage]] = {}
+    roles: dict[tuple[str, ...], PaperRole] = {}
+    for p in paper.passages:
+        way = tuple(p.label.split(" / ")) if p.kind == "data" else ()
+        for i, key in enumerate(way):
+            base, prop = _roles_in(key, p)
+            if base != prop:
+                groups.setdefault(way[: i + 1], []).append(p)
+                roles[way[: i + 1]] = "baseline" if base else "proposed"
+                break
+    for root, parts in groups.items():
+        below = [p for p in parts if not _ASIDE.search(" ".join(p.label.split(" / ")[len(root) :]))]
+        words = [w for p in below for w in entry_words(p)]
+        if words:
+            yield Clause(roles[root], below, _model_key(" ".join(root), models), said_as="; ".join(words))
+
+
 def role_of(p: Passage) -> PaperRole | None:
     """By its labels, innermost first, then by the headings around it; a method section is no set-up."""
     for title in (*reversed(p.label.split(" / ")), *reversed(p.section[1:])):
+        if title not in p.section and len(title.split()) > 6 and p.section and _of_method(p, p.section[-1]):
+            continue  # a sentence of the method that leads to a list
         base, prop = _roles_in(title, p)
-        heading = title in p.section and section_kind((title,)) == "method" and not _inside_set_up(p, title)
+        heading = title in p.section and _of_method(p, title) and not _inside_set_up(p, title)
         if heading and not re.match(r"what we", title, re.I):
             continue
         if base != prop:
             return "baseline" if base else "proposed"
     return None
+
+
+def _of_method(p: Passage, title: str) -> bool:
+    """Whether a heading is the method's, or stands below one that is; "Proposed method parameters" head a set-up."""
+    around = p.section[: p.section.index(title) + 1]
+    return any(section_kind((t,)) == "method" for t in around) and not any(_SETTINGS.search(t) for t in around)
+
+
+_SETTINGS = re.compile(
+    r"\b(?:parameters?|configurations?|deployments?|set-?ups?|settings?)\b|参数|配置|部署|设置", re.I
+)
 
 
 def _ours(title: str) -> PaperRole:
@@ -228,6 +365,9 @@ def _table(rows: Sequence[Passage], models: Sequence[PaperModel]) -> Iterator[Cl
         for title, p in columns:
             yield Clause(_role_in(title, p) or "baseline", [p], _model_key(title, models))
         return
+    if all(measured(r) for r in rows):
+        yield from _compared_columns(rows, models)
+        return
     found = [(" ".join(c for _, c in p.cells), p, words) for p in rows if (words := row_words(p))]
     marked = any(_role_in(name, p) == "proposed" for name, p, _ in found)
     for name, p, words in found:
@@ -235,6 +375,16 @@ def _table(rows: Sequence[Passage], models: Sequence[PaperModel]) -> Iterator[Cl
         clause = Clause(role or "baseline", [replace(p, text=words, body=0)], _model_key(name, models))
         clause.unsure = role is None and not marked
         yield clause
+
+
+def _compared_columns(rows: Sequence[Passage], models: Sequence[PaperModel]) -> Iterator[Clause]:
+    """Columns of measurements whose titles are degrees ("TPOT | TP=8, PP=2 | ours"): the strategies compared with."""
+    line, header = rows[0].head
+    for title, _ in rows[0].cells[1:]:
+        at = header.find(title)
+        if at >= 0 and any(parse_degrees(title).axes.values()) and _role_in(title, rows[0]) != "proposed":
+            here = replace(rows[0], raw=header, text=title, lines=((0, line),), cells=(), kind="head", body=0, label="")
+            yield Clause("baseline", [here], _model_key(title, models), explicit=False, last=True)
 
 
 def _role_in(text: str, p: Passage) -> PaperRole | None:
@@ -317,9 +467,14 @@ def _stands_alone(text: str) -> bool:
     return bool({"ring", "ulysses", "cp"} & d.axes.keys()) or (d.devices is not None and not d.empty)
 
 
+def _aside(c: Clause) -> bool:
+    """Whether a clause stands outside the set-up."""
+    return bool(c.texts) and section_kind(c.texts[0].section) not in ("experiments", "")
+
+
 def merged(clauses: Sequence[Clause]) -> Clause | None:
     """One proposed strategy: the explicit clause, with what further ones add to it."""
-    ordered = sorted(clauses, key=lambda c: (not c.explicit, c.degrees.empty))
+    ordered = sorted(clauses, key=lambda c: (not c.explicit, c.degrees.empty, _aside(c), not re.search(r"\d", c.words)))
     if not ordered:
         return None
     first = ordered[0]
@@ -336,4 +491,5 @@ def merged(clauses: Sequence[Clause]) -> Clause | None:
             layers_each=d.layers_each or o.layers_each, slices=d.slices or o.slices, sp=d.sp or o.sp,
             experts_sliced=d.experts_sliced or o.experts_sliced, microbatches=d.microbatches or o.microbatches, bindings={**o.bindings, **d.bindings},
         )  # fmt: skip
-    return Clause("proposed", [p for c in ordered for p in c.texts][:6], first.model, first.explicit, d)
+    told = sorted(ordered[:12], key=lambda c: (not c.explicit, _aside(c), c.texts[0].lines[0][1] if c.texts else 0))
+    return Clause("proposed", [p for c in told for p in c.texts], first.model, first.explicit, d)

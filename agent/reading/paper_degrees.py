@@ -33,18 +33,20 @@ AXES: tuple[tuple[str, str], ...] = (
 _NAME = "|".join(rf"(?P<{a}>(?<![A-Za-z])(?:{w})(?![A-Za-z]))" for a, w in AXES)
 _GLUED = r"(?P<g_axis>TP|PP|DP|EP|CP|SP|ETP|DCP)[-_]?(?P<g_n>\d+)(?![\d.])"
 _AFTER = re.compile(
-    rf"\s*(?:[(（](?:ETP|DCP|TP|PP|EP|CP|SP|DP)[)）])?\s*(?:(?:degree|size|world size|group size|width|attention|exchange)s?\s*)?(?:度|大小)?\s*(?:[=:：]|of degree|with degree|of size|with size|degree|of|is|set to|为|取|是)?\s*"
+    rf"\s*(?:[(（](?:ETP|DCP|TP|PP|EP|CP|SP|DP)[)）])?\s*(?:(?:degree|size|world size|group size|width|attention|exchange)s?\s*)?(?:度|大小)?\s*(?:[=:：]|≥|>=|of at least|at least|of degree|with degree|of size|with size|degree|of|is|set to|为|取|是)?\s*"
     rf"(?:(?:over|across|among|with|在)\s*)?(?:all\s+)?(?:of\s+)?(?:the\s+)?(?:P|N|G|D|n|K|p)?\s*(?:=\s*)?(?P<n>{NUMBER})(?!\.\d|\d)(?!\s*[-]?(?:layers?|heads?|matri|experts? (?:per|on)|times|%))(?P<what>\s*(?:nodes?|servers?|machines?|节点))?",
     re.I,
 )
-_BEFORE = re.compile(rf"(?P<n>{NUMBER})\s*(?:[-–]?\s*way|[-–](?:fold|degree)|路|×|-)?\s*$", re.I)
+_BEFORE = re.compile(rf"(?<![\d./])(?P<n>{NUMBER})\s*(?:[-–]?\s*way|[-–](?:fold|degree)|路|×|-)?\s*$", re.I)
 WITHOUT = re.compile(
-    r"\b(?:without|w/o|no|instead of|rather than|not using)\s[^.;,，。；)]*|(?:不使用|没有|不采用|无需)[^。；，,)]*",
+    r"\b(?:without|w/o|no|instead of|rather than|not using|optional(?:ly)?)\s[^.;,，。；)]*|(?:不使用|没有|不采用|无需)[^。；，,)]*"
+    r"|[^.;。；]*\b(?:only if|if necessary|if needed|where necessary|in case)\b[^.;。；]*",
     re.I,
 )
 _WAY = re.compile(rf"(?P<n>{NUMBER})\s*(?:[-–]?\s*way|路)[ -]*$", re.I)
 _STAGED = re.compile(
-    rf"(?P<n>{NUMBER})[ -]?(?:pipeline )?stages?(?! (?:hold|own))|(?P<n1>{NUMBER})\s*个?(?:流水线?)?(?:阶段|级)", re.I
+    rf"(?P<n>{NUMBER})[ -]?(?:pipeline )?(?:stages(?! (?:hold|own))|stage(?=\s+pipelin|\s*[.;,)]|\s*$))|(?P<n1>{NUMBER})\s*个?(?:流水线?)?(?:阶段|级)",
+    re.I,
 )
 _WITHIN = re.compile(
     r"\s*(?:is (?:kept |used )?)?(?:within|inside|in|在)\s*(?:a|each|the|every|one|单)?\s*(?:node|server|节点)内?", re.I
@@ -56,12 +58,16 @@ _DEVICES = re.compile(
     rf"|(?<![A-Za-z\d.])(?P<n4>\d+)\s*(?:[×x]\s*)?(?:NVIDIA )?(?:H100|H200|H800|H20|A100|A800|B200|MI300X|910[BC]|L40S?|V100)s?\b(?!\s*(?:per|each))|(?P<n2>{NUMBER})\s*(?:张|块|个|颗)\s*(?:[\w ]{{0,12}}?)?{_DEV}|{_DEV}(?:数|count)?\s*[:=]\s*(?P<n3>\d+)",
     re.I,
 )
+_TOTAL = re.compile(
+    rf"\btotal(?: number)?(?: of)?(?: {_DEV})?\s*(?:is|are)?\s*[:=]?\s*(?P<n>\d+)(?=\s*{_DEV})|(?!)", re.I
+)
+"""A sum that is called one: "Total: 40 GPUs"."""
 _NOT_TOTAL = re.compile(
-    r"(?:(?:each|every)(?: (?:on|with|of|using|over))?|per|(?:mapped|assigned|bound|goes|given|sent) (?:on)?to|groups? of|stages? of|node of|nodes of|每)\s*(?:of\s*)?(?:个|组|台)?\s*$",
+    r"(?:each|every|per|每)\b[^.;。；]{0,30}\b(?:stages?|groups?|replicas?)\b[^.;。；]{0,30}$|(?:(?:each|every)(?: (?:on|with|of|using|over))?|per|(?:mapped|assigned|bound|goes|given|sent) (?:on)?to|groups? of|stages? of|node of|nodes of|每)\s*(?:of\s*)?(?:个|组|台)?\s*$",
     re.I,
 )
 _EXPERTS_PER = re.compile(
-    rf"(?P<n>{NUMBER}|an?|each|every)\s+(?:whole |complete |routed )?experts?\s*(?:per|on each|on every|on one|on its own|on a device of its own|to each|to every|a|/)\s*{_DEV}"
+    rf"experts? per (?:\w+ )?{_DEV}\s*[:=]\s*(?P<n3>{NUMBER})|(?P<n>{NUMBER}|an?|each|every)\s+(?:whole |complete |routed )?experts?\s*(?:(?:each |per )?layer )?(?:per|on each|on every|on one|on its own|on a device of its own|to each|to every|a|/)\s*(?:layer (?:per|on each)\s*)?{_DEV}"
     rf"|(?:each|every|one|a single) {_DEV}\s+(?:holds?|hosts?|owns?|stores?|keeps?|has|serves|contains)\s+(?:exactly |only )?(?P<n1>{NUMBER}|an?)\s+(?:whole |complete |routed |different |distinct )?experts?"
     rf"|每(?:个|张|块)?{_DEV}\s*(?:上|只)?(?:放置|存放|承载|持有|部署|放)?\s*(?P<n2>{NUMBER})\s*个(?:完整)?(?:路由)?专家|(?P<own>every expert (?:gets |has )?(?:on )?an? (?:own )?device(?: of its own)?|give every expert a {_DEV} of its own|expert e (?:lives|resides|is placed) on {_DEV} e|每个专家(?:独占|单独占用)(?:一|1)?[个张块]?{_DEV}|(?:单独|各占)一[张个块]{_DEV})",
     re.I,
@@ -80,7 +86,7 @@ _SLICES = re.compile(
     re.I,
 )
 _SP_ON = re.compile(
-    rf"(?:with|\+|and|plus|,|&|以及|加|和)\s*(?:megatron\s+)?(?:sequence{_PAR}|SP|序列并行)(?!\s*(?:=|of|over|\d))",
+    rf"(?:with|\+|and|plus|,|&|以及|加|和)\s*(?:megatron\s+)?(?:sequence{_PAR}|SP|序列并行)(?![A-Za-z])(?!\s*(?:=|of|over|\d))",
     re.I,
 )
 _EXPERT_TP = re.compile(
@@ -101,6 +107,8 @@ class Degrees:
     """Layers of every stage (or device), where one number is given."""
     slices: tuple[int | None, int | None] | None = None
     """Head groups, slices of d_k."""
+    slice_symbols: tuple[str, str] = ("", "")
+    """The letters that stand for them: "into n groups … into m segments"."""
     sp: bool = False
     experts_sliced: bool = False
     microbatches: int | None = None
@@ -267,6 +275,8 @@ def _layers_listed(text: str) -> tuple[int, ...] | None:
     for m in _LAYERS_ON.finditer(text):
         times = m["times"] or m["times1"]
         out += [whole(m["n2"])] * whole(times) if times else [whole(m["n"] or m["n1"])]
+    if not all(out):
+        return None
     if len(out) > 1 or not re.search("layers", text):
         return tuple(out) if len(out) > 1 else None
     held = [whole(m["n"]) for m in _HELD_BY.finditer(text)]
@@ -286,7 +296,7 @@ def _stages(text: str, d: Degrees) -> None:
         d.layers_each = 1 if word.lower() == "a single" else whole(word)
     for m in _STAGE_LIST.finditer(text):
         counts = tuple(int(x) for x in re.findall(r"\d+", m["l"] or m["l1"] or m["l3"] or m["l2"] or m["l4"]))
-        if len(counts) > 1 and (d.axes.get("pp") in (None, len(counts))):
+        if len(counts) > 1 and all(counts) and (d.axes.get("pp") in (None, len(counts))):
             d.layers_per_stage = counts
             break
     d.layers_per_stage = d.layers_per_stage or _layers_by_range(text) or _layers_listed(text)
@@ -294,7 +304,7 @@ def _stages(text: str, d: Degrees) -> None:
 
 def _experts(text: str, d: Degrees) -> None:
     if m := _EXPERTS_PER.search(text):
-        word = m["n"] or m["n1"] or m["n2"]
+        word = m["n"] or m["n1"] or m["n2"] or m["n3"]
         d.experts_per_device = (
             1 if m["own"] or not word or word.lower() in ("an", "a", "each", "every") else whole(word)
         )
@@ -304,6 +314,7 @@ def _sliced(text: str, d: Degrees) -> None:
     if m := _SLICES.search(text):
         n, k = m["n"] or m["n1"], m["m"] or m["m1"]
         d.slices = (_bound(n, d.bindings), _bound(k, d.bindings))
+        d.slice_symbols = (n if n.isalpha() else "", k if k.isalpha() else "")
 
 
 def _bound(word: str, bindings: dict[str, int]) -> int | None:
@@ -315,6 +326,9 @@ def _bound(word: str, bindings: dict[str, int]) -> int | None:
 
 def _devices(text: str, taken: list[tuple[int, int]]) -> int | None:
     """The number of devices of the whole strategy; numbers per node, per stage or of an axis do not count."""
+    for m in _TOTAL.finditer(text):
+        if not _NOT_TOTAL.search(text[: m.start()]):
+            return whole(m["n"])
     for m in _DEVICES.finditer(text):
         name = next(k for k, v in m.groupdict().items() if v)
         at = m.start(name)

@@ -40,13 +40,17 @@ _RANGE = re.compile(
     rf"|(?<![\d.])(?P<a1>\d+)\s*(?:–|-|—|−|~|至|到)\s*(?P<b1>\d+)\s*号?\s*(?:{DEV})",
     re.I,
 )
+_UP_TO = re.compile(
+    rf"{DEV}\s*[:=]\s*0\s*(?:–|-|—|−|~|to)\s*(?P<n>\d*[02468])(?![\d.])(?=\s*[(（,，;；.]|\s*$|\s+{DEV})", re.I
+)
+"""A number of devices that starts at none: "pool GPUs: 0-32". Ids that start at 0 end at an odd number."""
 _MORE_RANGES = re.compile(r"(?<![\d.A-Za-z])#?(?P<a>\d+)\s*(?:–|-|—|−|~|to|至|到)\s*#?(?P<b>\d+)(?![\d.]*\d)(?!\s*(?:%|tokens|ms|s\b))", re.I)  # fmt: skip
 _LIST = re.compile(
     rf"{DEV}\s*#?(?P<l>\d+(?:\s*(?:,|、|and|和)\s*(?:and\s*)?#?\d+){{1,}})(?!\s*[-–—]?\s*\d*\s*(?:{DEV}|layers))", re.I
 )
 _ANY_ROLE = "|".join(f"(?:{r})" for r in ROLES.values())
 _SIZED = re.compile(
-    rf"(?:{_ANY_ROLE})(?:[- ](?:group|side|pool|tier|part|set|size|partition|devices|GPUs|ranks|nodes))*(?:组|侧|池|大小|规模|数)*\s*(?:(?:of|is|has|with|gets|takes|uses|size|counts?|为|是|取|共)\s*)*[:=：]?\s*(?P<n>{NUMBER})(?![\d.]*\d)(?!\s*[:：]\s*\d)(?!\s*[-:]?\s*(?:layers?|heads?|experts?|stages?|tokens?|sequences?|tensor|TP|PP|DP|EP|CP|路|way|个|层|头|×|x\b|of\b|nodes?|servers?|machines?|台))",
+    rf"(?:{_ANY_ROLE})(?:[- ](?:group|side|pool|tier|part|set|size|partition|devices|GPUs|ranks|nodes))*(?:组|侧|池|大小|规模|数)*\s*(?:(?:of|is|has|with|gets|takes|uses|size|counts?|为|是|取|共)\s*)*[:=：]?\s*(?P<n>{NUMBER})(?![\d.]*\d)(?!\s*[:：]\s*\d)(?!\s?(?:[GMTK]i?B|%|ms)\b)(?!\s*[-:]?\s*(?:layers?|heads?|experts?|stages?|tokens?|sequences?|tensor|TP|PP|DP|EP|CP|路|way|个|层|头|×|x\b|of\b|nodes?|servers?|machines?|台))",
     re.I,
 )
 _FOR = re.compile(
@@ -79,6 +83,8 @@ def mentions(text: str) -> list[Mention]:
         if m.devices > 0 and not any(o.start < m.end and m.start < o.end for o in out):
             out.append(m)
 
+    for m in _UP_TO.finditer(text):
+        add(Mention(int(m["n"]), m.start(), m.end()))
     for m in _RANGE.finditer(text):
         a, b = (int(m["a"] or m["a1"]), int(m["b"] or m["b1"]))
         if b > a:
@@ -121,12 +127,15 @@ def device_groups(text: str, roles: Sequence[str], total: int | None = None) -> 
     for cost, i, role in pairs:
         if cost > 110 or role in out or i in used:
             continue
-        if len(found) > 1 and _is_total(found, i):
+        if len(found) > 1 and (_is_total(found, i) or _CALLED_TOTAL.search(text[: found[i].start])):
             continue
         out[role], used[i] = found[i].devices, role
     if len(roles) == 2 and len(out) < 2:
         out |= _the_rest(text, roles, out, total)
     return out
+
+
+_CALLED_TOTAL = re.compile(r"\btotal(?:\s+(?:number|of|GPUs|devices|NPUs|ranks))*\s*[:=]?\s*$|共计?\s*$", re.I)
 
 
 def _is_total(found: Sequence[Mention], i: int) -> bool:

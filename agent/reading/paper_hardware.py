@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 
 from agent.reading.paper_clauses import role_of
 from agent.reading.paper_models import set_up
@@ -64,7 +66,24 @@ def read_hardware(paper: Paper) -> tuple[Fact, ...]:
         for f in own if both else _node_counts(read, p) or own:
             if f.path not in counted:
                 out[f.path] = counted[f.path] = f  # a count read with its unit wins over a number in passing
+    if total := _of_sibling_machines(candidates):
+        out[total.path] = total
+        out.pop("hardware.devices_per_node", None)  # machines of different kinds hold different numbers
     return tuple(_settled(out))
+
+
+def _of_sibling_machines(passages: Sequence[Passage]) -> Fact | None:
+    """ "Machine 1: 4 × P100", "Machine 2: 2 × RTX 3090": items of one list, each with a kind and a number of devices of its own."""
+    from knowledge import catalog
+
+    for _, group in itertools.groupby(passages, key=lambda p: (p.section, p.kind, p.label.split(" / ")[:-1])):
+        items = [(p, {d for *_, d in catalog.find_devices_in_text(p.text)}, _before_device(p, [])) for p in group]
+        held = [(p, kinds, counts[0]) for p, kinds, counts in items if len(kinds) == 1 and counts]
+        if len(held) > 1 and len(set().union(*(k for _, k, _ in held))) == len(held):
+            last = held[-1][2]
+            total = sum(c.value for _, _, c in held)
+            return last.model_copy(update={"path": "hardware.num_devices", "value": total, "origin": "derived"})
+    return None
 
 
 def _node_counts(read: Conditions, p: Passage) -> list[Fact]:
@@ -186,7 +205,7 @@ def _before_device(p: Passage, taken: list[tuple[int, int]]) -> list[Fact]:
                 for k, g in named
             ]
         m = re.search(
-            rf"(?<![A-Za-z\d.=–-])(?P<n>{NUMBER})\s*(?:[×x]\s*)?(?:NVIDIA |AMD |Huawei |Ascend |昇腾|张|块|个|\s|{_DEV}\s*[(（])*$",
+            rf"(?<![A-Za-z\d.=–-])(?P<n>{NUMBER})\s*(?:[×x]\s*)?(?:NVIDIA |AMD |Huawei |Ascend |Tesla |GeForce |Pascal |Volta |Turing |Ampere |Hopper |Ada |昇腾|张|块|个|\s|{_DEV}\s*[(（])*$",
             p.text[:start],
         )
         if m and not any(a <= m.start("n") < b for a, b in taken):

@@ -91,7 +91,7 @@ _LENGTH = r"threshold|exceed|longer than|above|beyond|\blong\b|阈值|超过|大
 _STAGE = r"\bstages?\b|pipelin\w*|流水"
 MECHANISMS: tuple[Mechanism, ...] = (
     Mechanism("ulysses", r"ulysses|(?:all[- ]to[- ]all|exchang\w*|redistribut\w*|transpos\w*|swap\w*)[^.]{0,120}heads?[^.]{0,80}(?:seq|sequence|tokens?|positions?)|(?:exchang\w*|swap\w*) (?:heads?|sequence) (?:for|with|and) (?:heads?|sequence)|all[- ]to[- ]all[^.]{0,140}(?:seq\w*|tokens?|positions?)[^.]{0,80}\bheads?\b|(?:all[- ]to[- ]all)[^.]{0,160}seq_?len[^.]{0,120}heads?|(?:all[- ]to[- ]all|全对全|全交换)[^。]{0,60}头", (r"all[- ]to[- ]all", r"permut\w*|exchang\w*|redistribut\w*|transpos\w*|xrightarrow|\u2192|brings?", r"\bheads?\b|\bH ?/", r"\bN ?/|\bS ?/|\bL ?/|\[B, N|seq|token|position")),
-    Mechanism("ring", r"(?:rotat|circulat)\w*[^.]{0,20}(?:key[- ]value|\bKV|keys and values|K and V)[^.]{0,30}(?:blocks?|chunks?|between|among)|ring[- ](?:self[- ])?attention|(?:keys? and values?|K and V|KV(?: blocks?| chunks?)?)[^.]{0,80}(?:around|along|in) (?:a|the) (?:logical )?ring|环形注意力|环注意力|(?:KV|键值)[^。]{0,30}(?:环|轮转)", (r"keys and values|\bK and V\b|\bKVs?\b|key[- /]value|queries", r"\b(?:hand|pass|forward|send|rotat|circulat|travel|shift)\w*|\bgo(?:es)? round", r"neighbou?rs?\b|next (?:device|rank|GPU)|\bin a circle|\bring\b|round the")),
+    Mechanism("ring", r"(?:rotat|circulat)\w*[^.]{0,20}(?:key[- ]value|\bKV|keys and values|K and V)[^.]{0,30}(?:blocks?|chunks?|between|among)|\bring[- ](?:self[- ])?attention|(?:keys? and values?|K and V|KV(?: blocks?| chunks?)?)[^.]{0,80}(?:around|along|in) (?:a|the) (?:logical )?ring|环形注意力|环注意力|(?:KV|键值)[^。]{0,30}(?:环|轮转)", (r"keys and values|\bK and V\b|\bKVs?\b|key[- /]value|queries", r"\b(?:hand|pass|forward|send|rotat|circulat|travel|shift)\w*|\bgo(?:es)? round", r"neighbou?rs?\b|next (?:device|rank|GPU)|\bin a circle|\bring\b|round the")),
     Mechanism("attn_dp", r"attention weights (?:are )?(?:stored|held|kept|present|replicated) (?:everywhere|on (?:every|each|all))|attention[^.;]{0,80}data[- ]parallel|data[- ]parallel(?:ism)?[^.;]{0,60}attention|replicat\w+ (?:the )?attention|attention[^.;]{0,50}(?:is |are )?replicated|(?:full|whole|complete) (?:copy of the )?attention weights|DP[- ]attention|注意力[^。；]{0,40}(?:数据并行|复制|副本)|数据并行[^。；]{0,20}注意力"),
     Mechanism("attn_tp", r"\battention[^.;]{0,50}tensor[- ]parallel|tensor[- ]parallel\w* (?:for |in )?attention|attention heads (?:are )?(?:sharded|split|dealt|divided)|注意力[^。；]{0,20}张量并行"),
     Mechanism("slices", r"heads?[^.]{0,80}(?:into|in) \w+ groups?[^.]{0,200}(?:d_?k|dim\w*)[^.]{0,60}(?:into|in) \w+ (?:slices?|parts?|segments?|shards?|pieces?)|two[- ]level (?:attention )?(?:slicing|partition\w*|split\w*)|(?:头)[^。]{0,40}组[^。]{0,60}(?:维|d_?k)[^。]{0,30}(?:片|段|份)|二维(?:注意力)?切分|两级(?:注意力)?切分"),
@@ -178,6 +178,9 @@ def _sentences(paper: Paper, clauses: Sequence[Clause]) -> Iterator[Passage]:
             for a, b in p.sentences():
                 if not _OTHERS.search(p.text[a:b]):
                     yield part(p, a, b)
+    for p in paper.of("appendix"):  # where the cut of each model is listed; its other sentences explain
+        if parse_degrees(p.text).layers_per_stage and role_of(p) != "baseline":
+            yield p
     for c in clauses:
         if c.role == "proposed":
             yield from c.texts
@@ -185,8 +188,11 @@ def _sentences(paper: Paper, clauses: Sequence[Clause]) -> Iterator[Passage]:
 
 def _is_set_up(p: Passage) -> bool:
     """Shapes, hardware and strategies of an experiment, wherever they stand."""
-    titles = " ".join((*p.section[1:], p.label))
-    return p.kind == "row" or role_of(p) is not None or bool(_SET_UP.search(titles))
+    inside = (
+        section_kind(p.section) == "method"
+    )  # a label there is the method's: "Hardware distribution: 8 attention GPUs"
+    titles = " ".join(p.section[1:] if inside else (*p.section[1:], p.label))
+    return p.kind in ("row", "data") or role_of(p) is not None or bool(_SET_UP.search(titles))
 
 
 def mechanisms(sentences: Sequence[Passage]) -> dict[str, Passage]:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from agent.reading.paper_clauses import role_of
+from agent.reading.paper_rows import measured
 from agent.reading.paper_shapes import SHAPE_NAMES, Found, find_facts, spelled_title
 from agent.reading.paper_spec import spec_of
 from agent.reading.paper_text import Paper, Passage, part, section_kind
@@ -16,7 +18,7 @@ from knowledge import catalog
 from tools.spec.base import ToolError
 from tools.spec.conditions import Fact
 from tools.spec.model import ModelSpec
-from tools.spec.paper import PaperModel
+from tools.spec.paper import PaperModel, Unsupported
 
 _NAMED = re.compile(
     r"\bModels?[ -]([A-Z](?:[\w.-]{0,12})|\d{1,2})\b(?!\s*(?:[Pp]arallel|[Ss]ize))|模型\s*([A-Z0-9][\w.-]{0,10})(?![a-z])"
@@ -51,7 +53,7 @@ _SAME = re.compile(
     r"(?:(?:the )?same as|(?<![a-z])as|like|identical to|shares? (?:the|its) (?:shape|configuration) (?:of|with))\s+(?:in )?(?:model )?(?P<k>[A-Z][\w.-]*)(?=\s*[,;.(]| but| except| with)"
     r"|(?:与|同)\s*(?:模型)?\s*(?P<k1>[A-Z][\w.-]*)\s*(?:相同|一致|[,，])", re.I
 )  # fmt: skip
-_SKIPPED = ("related", "references", "results", "conclusion")
+_SKIPPED = ("related", "references", "appendix", "results", "conclusion")
 _ROLE = re.compile(r"baseline|proposed|our(?:s| method)|基线|对照|提出|本文方法", re.I)
 
 
@@ -83,9 +85,13 @@ def set_up(paper: Paper) -> list[Passage]:
         p
         for p in paper.passages
         if section_kind(p.section) == "experiments"
-        or re.search(r"model|set[- ]?up|config|workload|模型|设置|配置", " ".join(p.section[1:]), re.I)
+        or (
+            re.search(r"model|set[- ]?up|config|workload|模型|设置|配置", " ".join(p.section[1:]), re.I)
+            and not re.search(r"problem|notation|formulation|问题|记号", " ".join(p.section[-1:]), re.I)
+        )
     ]
     wanted = [p for p in wanted if section_kind(p.section) not in ("related", "references")]
+    wanted = [*(p for p in wanted if p.kind != "data"), *(p for p in paper.passages if p.kind == "data")]
     if not any(_declares(find_facts([p])) for p in wanted) and not any(find_facts([p]) for p in wanted):
         wanted = [p for p in paper.passages if section_kind(p.section) not in _SKIPPED]
     return wanted
@@ -145,11 +151,14 @@ def _drafts(passages: Sequence[Passage]) -> tuple[list[Draft], list[Passage]]:
     drafts: dict[str, Draft] = {}
     common: list[Passage] = []
     for p in passages:
+        if p.kind == "data":
+            common.append(p)
+            continue
         if p.kind == "row":
             for name, row in _table_models(p):
                 (drafts.setdefault(name, Draft(name)).passages if name else common).append(row)
             continue
-        if _ROLE.search(p.label):
+        if _ROLE.search(p.label) or (role_of(p) == "baseline" and not _declares(find_facts([p]))):
             continue
         for name, piece in _pieces(p):
             if not name:
@@ -265,8 +274,10 @@ _SHAPE_WORD = re.compile(
 def _table_models(row: Passage) -> Iterator[tuple[str, Passage]]:
     """Models of a table: one per row where columns are dims, one per column where rows are; "" for a list of values."""
     titles = [t for t, _ in row.cells]
-    if not row.cells or re.search(
-        r"TPS|tokens/s|throughput|TPOT|TTFT|latency|speed|吞吐|时延|延迟", " ".join(titles), re.I
+    if (
+        not row.cells
+        or measured(row)
+        or re.search(r"TPS|tokens/s|throughput|TPOT|TTFT|latency|speed|吞吐|时延|延迟", " ".join(titles), re.I)
     ):
         return
     if sum(bool(_SHAPE_WORD.search(spelled_title(t))) for t in titles[1:]) >= 2:
@@ -287,6 +298,14 @@ def _table_models(row: Passage) -> Iterator[tuple[str, Passage]]:
             yield ("" if generic else _bare(title)), value
 
 
+_ONLY_A_PART = re.compile(r"(?:'s)?[ -]*(?:tokeni[sz]er|vocab\w*|BPE|分词器|词表)", re.I)
+"""Behind a published model's name, where only its tokenizer is meant: "GPT-2 tokenizer"."""
+
+
+_OTHER_SIZE = re.compile(r"[- ]?\d+(?:\.\d+)?[BM]\b", re.I)
+"""Behind a published model's name: another size of its family."""
+
+
 def _published(passages: Sequence[Passage]) -> list[Draft]:
     """Models of the catalogue that the passages name."""
     out: dict[str, Draft] = {}
@@ -294,9 +313,25 @@ def _published(passages: Sequence[Passage]) -> list[Draft]:
         for start, end, _, ident in catalog.find_models_in_text(p.text):
             if p.text[end : end + 2].strip().startswith(("?", "？")):  # a question states nothing
                 continue
-            out.setdefault(ident, Draft(p.text[start:end], spec=catalog.model_by_id(ident))).passages.append(
-                part(p, start, end)
-            )
+            if _ONLY_A_PART.match(p.text, end) or _OTHER_SIZE.match(p.text, end):
+                continue
+            about = p if p.label.split(" / ")[-1] == p.text[start:end] else part(p, start, end)
+            out.setdefault(ident, Draft(p.text[start:end], spec=catalog.model_by_id(ident))).passages.append(about)
+    return list(out.values())
+
+
+def unknown_models(paper: Paper, models: Sequence[PaperModel]) -> list[Unsupported]:
+    """Sizes of a known family that the catalogue lacks ("GPT3-2B"), beside the models that are drawn."""
+    out: dict[str, Unsupported] = {}
+    for p in paper.of("experiments"):
+        for start, end, _, _ in catalog.find_models_in_text(p.text) if p.kind != "row" else ():
+            if (m := _OTHER_SIZE.match(p.text, end)) and (name := p.text[start : m.end()]) not in (
+                x.name for x in models
+            ):
+                why = f"{name} is not in the catalogue, and its hidden size and layers are not stated together; state them"
+                out.setdefault(
+                    name, Unsupported(what=f"the shape of {name}", why=why, evidence=p.quote(start, m.end()))
+                )
     return list(out.values())
 
 
@@ -318,7 +353,7 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
         rest = {
             k: v
             for k, v in find_facts(fallback).items()
-            if k in ("gated", "activation", "norm", "position", "weight_dtype", "tied", "gate")
+            if k in ("gated", "activation", "norm", "position", "weight_dtype", "tied", "gate", "top_k")
         }
         facts = {**rest, **facts}
     if draft.spec is None and facts.get("kind") and facts["kind"].value == "dense" and draft.name == "Dense":
@@ -327,9 +362,10 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
         }
     if draft.spec is None:
         facts = _borrowed(facts, draft, drafts, notes)
+        draft = _of_the_catalogue(draft, facts, notes)
     spec = _published_spec(draft, facts) if draft.spec else spec_of(draft.name, facts, notes)
     others = [p for d in drafts if d is not draft for p in d.passages]
-    batch, lengths, out, workload = read_workload((draft.passages, common, fallback, others), notes)
+    batch, lengths, out, workload = read_workload((draft.passages, common, fallback, others), notes, draft.keys)
     seq = max(lengths)
     name = draft.name or spec.name
     used = tuple(f.evidence for f in facts.values()) + tuple(f.evidence for f in workload if f.evidence)
@@ -338,6 +374,69 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
         key=slug(name), name=name, spec=spec, batch_size=batch, seq_len=seq, kv_len=seq + (out or 0), seq_lens=lengths, output_len=out,
         facts=stated, quotes=tuple(dict.fromkeys(used)), notes=tuple(notes),
     )  # fmt: skip
+
+
+NOT_COUNTED = "the paper does not count its experts"
+_MUST_AGREE = (
+    "layers",
+    "hidden_size",
+    "heads",
+    "kv_heads",
+    "vocab_size",
+    "experts",
+    "expert_width",
+    "first_dense",
+    "top_k",
+)
+
+
+def _of_the_catalogue(draft: Draft, facts: dict[str, Found], notes: list[str]) -> Draft:
+    """A mixture of experts whose experts are not counted, but whose every stated size is that of one published shape."""
+    if "experts" in facts or not {"layers", "hidden_size", "heads"} <= facts.keys() or not _is_moe(facts):
+        return draft
+    said = {k: f.value for k, f in facts.items()}
+    hits = [m for m in catalog.models() if m.moe is not None and _agrees(m, said)]
+    if not hits or len({_shape(m) for m in hits}) > 1:
+        return draft
+    one, size = hits[0], hits[0].moe
+    assert size is not None
+    names = ", ".join(m.name for m in hits[:3])
+    notes.append(
+        f"{NOT_COUNTED}; every size that it states is that of {names}, whose {size.num_experts} experts, "
+        f"top-{size.top_k} and vocabulary are taken"
+    )
+    return Draft(draft.name or one.name, draft.passages, spec=one)
+
+
+def _is_moe(facts: dict[str, Found]) -> bool:
+    """Whether the words that give the number of layers call them a mixture of experts."""
+    kind = facts.get("kind_of_layers")
+    return kind is not None and kind.value == "moe"
+
+
+def _agrees(m: ModelSpec, said: dict[str, object]) -> bool:
+    size, dense = m.moe, (m.moe_layers or ()).count(False)
+    assert size is not None
+    have: dict[str, object] = {
+        "layers": m.num_hidden_layers, "hidden_size": m.hidden_size, "heads": m.attention.num_heads,
+        "kv_heads": m.attention.num_kv_heads, "vocab_size": m.vocab_size, "expert_width": size.intermediate_size,
+        "first_dense": dense, "top_k": size.top_k,
+    }  # fmt: skip
+    widths = {size.intermediate_size, m.mlp.intermediate_size if m.mlp else None}
+    told = said.get("intermediate_size")
+    return (told is None or told in widths) and all(
+        said[k] == have.get(k) for k in _MUST_AGREE if k in said and k in have
+    )
+
+
+def _shape(m: ModelSpec) -> tuple[object, ...]:
+    size = m.moe
+    return (
+        m.num_hidden_layers,
+        m.hidden_size,
+        m.vocab_size,
+        size and (size.num_experts, size.top_k, size.intermediate_size),
+    )
 
 
 def _borrowed(facts: dict[str, Found], draft: Draft, drafts: Sequence[Draft], notes: list[str]) -> dict[str, Found]:

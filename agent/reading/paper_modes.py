@@ -16,7 +16,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from agent.reading.paper_degrees import parse_degrees
-from agent.reading.paper_groups import device_groups, role_spans
+from agent.reading.paper_groups import DEV, device_groups, role_spans
 from agent.reading.paper_mechanisms import Method, mechanisms
 from agent.reading.paper_schedule import (
     bound,
@@ -45,6 +45,11 @@ _BY_HEADS = re.compile(
     r"(?:attention|heads?|Q/K/V|QKV)[^.。;]{0,80}(?:tensor[- ]parallel\w*|\bTP\b)|(?:tensor[- ]parallel\w*|\bTP\b)[^.。;]{0,50}(?:attention|heads?)|heads?[^.。;]{0,40}(?:split|shard|partition|divid|distribut|dealt|spread)|(?:split|shard|partition|divid|distribut)\w*[^.。;]{0,30}heads|注意力[^。；]{0,30}张量并行|张量并行[^。；]{0,20}注意力|注意力头[^。；]{0,20}(?:划分|切分|分配)",
     re.I,
 )
+_HEADS_EACH = re.compile(
+    rf"\bheads?[- ]per[- ](?:\w+ )?{DEV}|\d+ (?:attention )?heads (?:across|over|on) \d+ (?:\w+ )?{DEV}|(?<!all )\b\d+ heads on (?:each|every) {DEV}",
+    re.I,
+)
+"""A number of heads for each device: they are dealt out, whatever else is said of copies."""
 _BY_TENSOR = re.compile(r"attention[^.。;]{0,60}(?:tensor[- ]parallel\w*|\bTP\b)|注意力[^。；]{0,30}张量并行", re.I)
 _WHOLE_COPIES = re.compile(r"replicat|data[- ]parallel|(?:all|its own) (?:the )?attention weights|own (?:share|part) of the (?:requests|sequences|batch)|full attention weights|complete attention weights|数据并行|复制|副本", re.I)  # fmt: skip
 
@@ -151,7 +156,11 @@ def _attention_side(b: Build, devices: int) -> None:
             raise ToolError(f"{b.model.name}: {devices} attention devices do not split over degree {fixed}")
         tp = tp or devices // fixed
         attn_dp = devices // tp
-    elif _says_tensor(b) or (("tp" in b.axes or _BY_HEADS.search(words)) and not _WHOLE_COPIES.search(words)):
+    elif (
+        _says_tensor(b)
+        or _HEADS_EACH.search(words)
+        or (("tp" in b.axes or _BY_HEADS.search(words)) and not _WHOLE_COPIES.search(words))
+    ):
         tp, attn_dp = devices, 1
     else:
         tp, attn_dp = 1, devices
@@ -159,7 +168,8 @@ def _attention_side(b: Build, devices: int) -> None:
             b.notes.append("how attention shares its devices is not said: data parallel, whole weights on each")
     heads = b.spec.attention.num_heads
     if heads % tp:
-        b.notes.append(f"{heads} heads do not split over {tp} attention devices: data parallel instead")
+        text = f"{b.model.name}: {heads} heads do not split over {tp} attention devices; drawn with attention data-parallel over them"
+        b.findings.append(Finding(code="paper-heads", severity="warning", cause="input", message=text, values={"heads": heads, "devices": tp}))  # fmt: skip
         tp, attn_dp = 1, devices
     b.axes["tp"], b.axes["attn_dp"] = tp, attn_dp
 
@@ -374,6 +384,21 @@ def layers_by_budget(b: Build) -> tuple[int, ...] | None:
         f"{len(runs)} runs of layers; the heaviest takes {megabytes(worst)} of {megabytes(budget)} ({count})"
     )
     return runs
+
+
+_FAST = re.compile(r"\bSRAM\b|\bL2\b|on-chip|last-level cache|scratch-?pad|片上|二级缓存", re.I)
+
+
+def without_budget(b: Build) -> None:
+    """A method that fits layers into memory on the chip, of a size that the paper does not give: what is drawn keeps no budget."""
+    if b.clause.role != "proposed" or not b.method.mentions(_FAST):
+        return
+    text = f"{b.model.name}: each device's layers are to fit its on-chip memory, whose size the paper does not state; the cut drawn is checked against no budget"
+    b.findings.append(
+        Finding(
+            code="paper-budget", severity="warning", cause="input", message=text, fix="state it, e.g. C = 50 MB of L2"
+        )
+    )
 
 
 def _counted(b: Build) -> tuple[str, ...]:

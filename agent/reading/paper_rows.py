@@ -16,8 +16,11 @@ from agent.reading.paper_degrees import axis_spans, parse_degrees
 from agent.reading.paper_groups import DEV, device_groups, mentions
 from agent.reading.paper_text import Passage
 
-_MEASURED = re.compile(r"TPS|TTFT|TPOT|tok\w*\s*/\s*s|throughput|latency|speed-?up|utili[sz]ation|\bms\b|time|吞吐|时延|延迟|加速比|利用率", re.I)  # fmt: skip
+_MEASURED = re.compile(r"TPS|TTFT|TPOT|tok\w*\s*/\s*s|throughput|latency|speed-?up|utili[sz]ation|efficiency|overhead|improvement|energy|\bms\b|time|吞吐|时延|延迟|加速比|利用率", re.I)  # fmt: skip
 _DEVICES = re.compile(rf"(?:number of |num |no\.? of |#\s?|total |所用)?(?:{DEV})(?: count| used| total|数量?|总数)?", re.I)  # fmt: skip
+_WIDTH = re.compile(
+    rf"(?:num(?:ber)? (?:of )?)?(?:{DEV}|stages|size|degree|width|ways?|group size|ranks)(?: count)?", re.I
+)
 _COUNTED = re.compile(r"micro-?\s?batch|slice|chunk|virtual|threshold|segment|stage|replica|instance|group|微批|切片|阈值|虚拟|阶段|副本", re.I)  # fmt: skip
 _ROLE = re.compile(r"prefill|decod|attention|expert|MoE|base|pool|预填|解码|注意力|专家|基础|池", re.I)
 _TITLE_ROLE = re.compile(r"\s*[(（](?:base ?line|proposed|ours|our method|基线|本文(?:方法)?)[)）]", re.I)
@@ -49,8 +52,27 @@ def said(title: str, cell: str) -> str:
     return f"{title}: {cell}" if _ROLE.search(title) else cell
 
 
+def entry_words(p: Passage) -> list[str]:
+    """Entries of a data block as a clause would say them; below a key that names an axis, "size" or "devices" is its degree."""
+    axis = axis_named(p.label.split(" / ")[-1])
+    out = []
+    for title, cell in p.cells:
+        if axis and _NUMBER.fullmatch(cell) and _WIDTH.fullmatch(title):
+            out.append(f"{axis.upper()} {cell}")
+        elif not (axis and _NUMBER.fullmatch(cell)):
+            out.append(said(title, cell))
+    return [w for w in out if w]
+
+
+def measured(p: Passage) -> bool:
+    """Whether a row holds what was measured ("TPOT (ms) | 2.84 | 1.82"): nothing in it is a shape or a degree."""
+    return bool(p.cells) and bool(_MEASURED.search(p.cells[0][1]))
+
+
 def row_words(p: Passage) -> str | None:
     """A row as one clause; None where it states no strategy."""
+    if measured(p):
+        return None
     words = [w for t, c in p.cells if (w := said(t, c))]
     text = "; ".join(words)
     degrees = parse_degrees(", ".join(words))

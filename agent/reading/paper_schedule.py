@@ -70,10 +70,12 @@ HEAD_GROUPS = (
     rf"heads?[^.;。；\d]{{0,60}}?(?:into|in|成|为)\s*{_N}\s*(?:个)?(?:equal |head )*(?:groups?|sets|组)",
     rf"(?<![\d.]){_N}\s*(?:个)?[- ]?(?:head[- ]?|注意力头|头)?(?:groups?(?: of heads)?|组)(?![A-Za-z])",
     rf"(?:number of |num[_ ]?)?(?:head )?groups?{_IS}{_N}",
+    rf"(?<![\d.])(?<![×x*]){_N}\s*head (?:partitions|splits)",
 )
 HEAD_SLICES = (
     rf"(?:d_?k|dim\w*|each head|every head|inside|within|维度?|每个头)[^.;。；\d]{{0,60}}?(?:into|in|成|为)\s*{_N}\s*(?:个)?{_HEAD_PIECE}",
     rf"(?<![\d.]){_N}\s*(?:个)?[- ]?{_HEAD_PIECE}(?:\s*(?:each|of d_?k|of (?:each|every|a) head|per head|inside|within))?",
+    rf"(?<![\d.]){_N}\s*(?:d_?k|dim\w*|intra-head)(?: dimension)? (?:partitions|splits)",
 )
 _LONG = r"(?:seq\w*|prompts?|inputs?|context|lengths?|L|S|tokens?|requests?|序列(?:长度)?|长度|上下文|输入(?:长度)?|提示(?:长度)?)"
 THRESHOLD = (
@@ -161,13 +163,23 @@ _DEFINED = (
 )
 
 
+_PRODUCT_OF = re.compile(r"(?<![A-Za-z])[A-Za-z]\s*[×x*·]\s*[A-Za-z]\s*=\s*\d+")
+""" "m × n = 16" binds neither letter."""
+
+
 def symbols_of(text: str) -> dict[str, int]:
     """ "M = 8, N=16, KVP = 2"."""
+    text = _PRODUCT_OF.sub(" ", text)
     return {m["k"].replace("{", "").replace("}", ""): int(m["v"].replace(",", "")) for m in _BINDING.finditer(text)}
+
+
+_REMARKED = re.compile(r"=\s*(\d+)\s*\(\s*([a-z][a-z -]{3,40})[^()]*\)", re.I)
+"""A value, and in brackets what it counts: "n = 4 (head groups)"."""
 
 
 def bound(text: str, symbols: Mapping[str, int]) -> str:
     """`text` with bound symbols written out where they count something; definitions are said once more in numbers."""
+    text = _REMARKED.sub(r"= \1 \2 ", text)
     more = []
     for pattern in _DEFINED:
         for m in re.finditer(pattern.format(s=_SYMBOL), text, re.I):

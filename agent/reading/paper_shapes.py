@@ -55,17 +55,22 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("experts", rf"{_N}\s*(?:个)?(?:\w+ )?(?:routed |local |MoE |FFN )?(?:experts?|专家)\s*(?:[(（][^)）]{{0,30}}[)）]\s*)?[,，]?\s*(?:each |per layer |in total )*(?:of|with|having|at|whose|,?\s*each with|每个)\s*(?:an? )?{_INNER}{_IS}(?P<m>{NUMBER})(?!\s*[(（]?\s*(?:layers|heads))", second="expert_width"),
     Pattern("experts", rf"{_N}\s*(?:个)?(?:routed |local )?(?:experts?|专家)\s*[(（][^)）\d]{{0,40}}?{_INNER}{_IS}(?P<m>{NUMBER})", second="expert_width"),
     Pattern("expert_width", rf"(?:an? |each |every |the |one )experts?\b[^.;,。；，\d]{{0,40}}?(?:whose|with|has|have|of)\s[^.;,。；，\d]{{0,20}}?{_INNER}{_IS}{_N}|experts?[ _](?:width|size|dim(?:ension)?){_IS}(?P<n1>{NUMBER})|(?:each|every|each one|all)\s+(?:with|of|having)\s+(?:an? )?{_INNER}{_IS}(?P<n2>{NUMBER})|专家(?:的)?(?:宽度|大小|维度){_IS}(?P<n3>{NUMBER})"),
-    Pattern("expert_width", rf"experts?(?:'s?)?[ _](?:MLP |FFN )?(?:hidden|intermediate|inner|FFN|MLP)(?:[ _]hidden|[ _]intermediate)?{_SIZE}?{_IS}{_N}|(?:hidden|intermediate|inner|FFN){_SIZE} (?:of|per|in) (?:each |the |an |every )?(?:routed )?experts?(?: MLPs?| FFNs?)?{_IS}(?P<n1>{NUMBER})"
+    Pattern("expert_width", rf"experts?(?:'s?)?[ _](?:MLP |FFN )?(?:hidden|intermediate|inner|FFN|MLP)(?:[ _]hidden|[ _]intermediate)?{_SIZE}?{_IS}{_N}|(?:hidden|intermediate|inner|FFN){_SIZE} (?:of|per|in) (?:each |the |an |every )?(?:(?:routed )?experts?|MoE)(?: MLPs?| FFNs?)?{_IS}(?P<n1>{NUMBER})"
             rf"|experts?(?: MLPs?| FFNs?)? (?:of|with|having)(?: an?)? (?:hidden|intermediate|inner){_SIZE}{_IS}(?P<n2>{NUMBER})|(?:moe_intermediate_size|d_expert|d[_ ]?ff \(?(?:per |of )?experts?\)?|moe intermediate(?: size)?){_IS}(?P<n3>{NUMBER})"
             rf"|(?:每个)?专家(?:网络|的)*(?:隐藏|中间)(?:{_ZH_SIZE})?{_IS}(?P<n4>{NUMBER})"),
     Pattern("top_k", rf"(?:activat\w+|select\w*|choos\w+|rout\w+ (?:each token )?to|uses?|激活|选择|路由到?|选)\s*(?:the )?(?:top[- ]?)?(?P<n>{NUMBER})\s*(?:of|out of|/)\s*(?P<m>{NUMBER})\s*(?:routed )?experts?", second="experts"),
     Pattern("top_k", rf"{_N}\s+(?:of (?:which|them|these) )?(?:are |is |being )?(?:active|activated|used|selected|chosen|fire|consulted)(?: experts?)?(?: (?:per|for (?:a|an|each|every|any|one)|at (?:a|each)) tok\w*|\b)|(?:其中|每次|每个词元)\s*(?:激活|选择|选)\s*(?P<n1>{NUMBER})"),
     Pattern("top_k", rf"(?P<n>{NUMBER})\s*(?:of|out of)\s*(?P<m>{NUMBER})\s*(?:routed )?experts?", second="experts"),
-    Pattern("top_k", rf"top[- ]?(?P<n>\d+)\b|top[- ]?k{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s+(?:active|activated|selected|chosen) (?:routed )?experts?|experts? per tok(?:en)?{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})\s+experts? per tok(?:en)?"
+    Pattern("top_k", rf"top[- ]?k\b[^.;\d]{{0,20}}?(?<![A-Za-z])k\s*=\s*(?P<na>\d+)|top[- ]?(?P<n>\d+)\b|top[- ]?k{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s+(?:active|activated|selected|chosen) (?:routed )?experts?|experts? per tok(?:en)?{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})\s+experts? per tok(?:en)?"
             rf"|(?:激活|选择|路由到?|选)\s*(?P<n5>{NUMBER})\s*个(?:路由)?专家|每(?:个)?\s*(?:token|词元)\s*(?:激活|选择|路由到?)(?:专家)?(?:数)?{_IS}(?P<n6>{NUMBER})|(?:active|activated) experts?{_IS}(?P<n7>{NUMBER})|激活\s*(?P<n8>{NUMBER})\s*个(?=[，。；,;]|$)"),
     Pattern("experts", rf"{_N}\s+(?:\w+ )?(?:routed |local |MoE |FFN )?experts?\b|(?:number of |num_)?(?:routed |local )?experts?(?: per (?:MoE )?layer)?{_IS}(?P<n1>{NUMBER})(?!\s*(?:layers?|{_DEV}))|(?P<n2>{NUMBER})\s*个?(?:路由)?专家|专家(?:数|个数|数量)?{_IS}(?P<n3>{NUMBER})|(?<![A-Za-z])E\s*=\s*(?P<n4>\d+)"),
     Pattern("intermediate_size", rf"(?:hidden|inner|intermediate){_SIZE} of (?:the |each )?(?:dense )?(?:MLPs?|FFNs?|feed[- ]?forward(?: networks?| layers?)?){_IS}{_N}|(?:MLPs?|FFNs?|feed[- ]?forward)(?: networks?| layers?)?(?:'s)?[ _]?(?:hidden|intermediate|inner)?{_SIZE}?(?: \(?d_?ff\)?)?{_IS}(?P<n1>{NUMBER})(?!\s*(?:layers?|matri))"
             rf"|intermediate{_SIZE}?{_IS}(?P<n2>{NUMBER})|(?<!\w)d[_ ]?ff{_IS}(?P<n3>{NUMBER})|(?:MLP|FFN|前馈)(?:网络|层|的)*\s*(?:隐藏|中间)?(?:{_ZH_SIZE})?{_IS}(?P<n4>{NUMBER})|中间{_ZH_SIZE}{_IS}(?P<n5>{NUMBER})|ffn_hidden_size{_IS}(?P<n6>{NUMBER})|(?:MLPs?|FFNs?|feed[- ]?forward)(?: networks?| layers?)?(?: is gated| is not gated)?(?: ?\([^)]{{1,20}}\))?,? (?:of|with)(?: an?)? (?:inner |hidden |intermediate )?width {_IS}(?P<n8>{NUMBER})|(?P<n7>{NUMBER})[- ](?:wide |dim(?:ensional)? )?(?:FFN|MLP|feed[- ]?forward|intermediate|inner)(?! (?:layers?|blocks?))"),
+    Pattern("expert_width", rf"{_N}\s+experts?[ -](?:hidden|intermediate|inner|FFN|MLP)(?:{_SIZE})?\b"),
+    Pattern("intermediate_size", rf"{_N}\s+(?:MLP|FFN|feed[- ]?forward)[ -](?:hidden|intermediate|inner|width|{_SIZE})"),
+    Pattern("heads", rf"{_N}\s*[×x]\s*(?P<m>\d[\d,]*)\s*(?:MHA|attention|self-attention)?\s*heads?\b", second="head_dim"),
+    Pattern("head_dim", rf"{_N}[- ]?(?:head[ -]{_SIZE.strip()}|dim(?:ension)?s?\s*(?:/|per|for each|in each|of each)\s*heads?)\b|dim(?:ension)?s?\s*(?:/|per)\s*heads?{_IS}(?P<n1>{NUMBER})"),
+    Pattern("hidden_size", rf"{_N}\s+(?:token|model|embedding|hidden|residual)[ -](?:sizes?|dim(?:ension)?s?|width)\b"),
     Pattern("kv_heads", rf"{_N}\s*(?:KV|key[-/ ]?value)[ -](?:heads?|groups?)|(?:number of |num_)?(?:KV|key[-/_ ]?value)[ _-](?:heads?|groups?){_IS}(?P<n1>{NUMBER})|(?:GQA|grouped[- ]query attention)[^.;,\d]{{0,20}}(?P<n2>{NUMBER})\s*(?:groups?|KV)?|(?P<n3>{NUMBER})\s*个?\s*KV\s*头|KV\s*头(?:数)?{_IS}(?P<n4>{NUMBER})|(?P<n5>{NUMBER})\s*query groups|(?:heads?|头)\s*[(（]\s*(?:of which |including |GQA,? )?(?P<n6>{NUMBER})\s*(?:for )?(?:KV|key)"),
     Pattern("kv_heads", rf"(?:heads?|头)\s*[,，(（]?\s*(?P<n>{NUMBER}) (?:of (?:them|which|these) )(?:are |being |serve as )?(?:for )?(?:KV|key)"),
     Pattern("kv_heads", r"\bMQA\b|multi[- ]query attention|多查询注意力", value=1),
@@ -73,7 +78,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\b[^.;\d]{{0,30}}?(?:dim(?:ension)?s?|size|width|d_?k|d_?h)(?: of (?:each|every) heads?)?{_IS}(?P<m>{NUMBER})|(?P<n1>{NUMBER})\s*个?\s*(?:注意力|查询)?头[^。；;\d]{{0,12}}?(?:维度|维数|维|d_?k){_IS}(?P<m1>{NUMBER})", second="head_dim"),
     Pattern("heads", rf"(?:number of )?(?:attention |query |MHA )?heads?{_IS}(?P<n>{NUMBER})[^.;\d]{{0,40}}?(?:dim(?:ension)?|size|d_?k)(?: (?:of|per) (?:each |every )?heads?)?{_IS}(?P<m>{NUMBER})", second="head_dim"),
     Pattern("head_dim", rf"(?:head[ _-](?:dim(?:ension)?|size)|dim(?:ension)? (?:of|per) (?:each |every )?(?:attention )?heads?|per[- ]head dim(?:ension)?|(?<!\w)d[_ ]?k|(?<!\w)d[_ ]?(?:head|h)){_IS}{_N}|每(?:个)?(?:注意力)?头(?:的)?(?:维度|维数|维){_IS}(?P<n1>{NUMBER})|头维度{_IS}(?P<n2>{NUMBER})"),
-    Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\b|(?:number of |num_)?(?:attention[ _]|query[ _])?heads?{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s*个?\s*(?:注意力|查询)?头(?![部条])|(?:注意力|查询)?头(?:数|的数量)?{_IS}(?P<n3>{NUMBER})"),
+    Pattern("heads", rf"{_N}\s*(?:self[- ])?(?:attention |query |MHA |Q )?heads?\b(?![- ](?:groups?|partitions?|splits?))|(?:number of |num_)?(?:attention[ _]|query[ _])?heads?{_IS}(?P<n1>{NUMBER})|(?P<n2>{NUMBER})\s*个?\s*(?:注意力|查询)?头(?![部条])|(?:注意力|查询)?头(?:数|的数量)?{_IS}(?P<n3>{NUMBER})"),
     Pattern("vocab_size", rf"vocab(?:ulary)?(?:[ _]size)?\s*(?:has|have|holds|counts)?{_IS}{_N}|(?P<n1>{NUMBER})[- ]?(?:token |word |entry )?vocab(?:ulary)?|词(?:汇)?表(?:的)?(?:大小|规模)?{_IS}(?P<n2>{NUMBER})|(?P<n3>{NUMBER}) (?:tokens|entries|words) in the vocab(?:ulary)?", binary=False),
     Pattern("layers", rf"{_N}[ -]?(?:transformer |decoder |hidden |identical |dense |MoE |self-attention |attention )*(?:layers?|blocks)\b(?! (?:per|in (?:each|the first)|on each))|(?:number of |num_)?(?:hidden[ _]|transformer |decoder )?layers?{_IS}(?P<n1>{NUMBER})|(?<![\w.])(?P<n2>\d+) ?L\b|(?<![A-Za-z])L\s*=\s*(?P<n3>\d+)|(?<![前第])(?P<n4>{NUMBER})\s*层(?!的维)|层数{_IS}(?P<n5>{NUMBER})|depth{_IS}(?P<n6>{NUMBER})"),
     Pattern("hidden_size", rf"(?:dim(?:ension)? of (?:each|every) token|hidden|d[_ ]model|(?:model|embedding|embed|token|residual)(?=[ _](?:size|dim|width))){_SIZE}?(?: \(?d_?model\)?)?{_IS}{_N}|(?<![A-Za-z])[hHdD]\s*=\s*(?P<n1>\d{{3,}})|(?P<n4>{NUMBER})[- ](?:dim(?:ensional)? )?hidden(?! layers?)|(?:residual |model |network )?width{_IS}(?P<n5>{NUMBER})|(?P<n6>{NUMBER})[- ](?:wide|dimensional)\b|隐藏(?:状态)?(?:{_ZH_SIZE})?{_IS}(?P<n2>{NUMBER})|(?:模型|token|嵌入|词元)\s*(?:的)?(?:维度|宽度|维){_IS}(?P<n3>{NUMBER})"),
@@ -82,6 +87,9 @@ PATTERNS: tuple[Pattern, ...] = (
 WORKLOAD: tuple[Pattern, ...] = (
     Pattern("", rf"vocab(?:ulary)?[^.;,\d]{{0,20}}{NUMBER}(?:\s*(?:tokens|entries|words))?|{NUMBER}[- ]?(?:token |word |entry )?vocab(?:ulary)?|词(?:汇)?表[^。；，\d]{{0,8}}{NUMBER}"),
     Pattern("", r"batch[_ ]size\s*/\s*\w+|seq[_ ]len\s*/\s*\w+|micro[- ]?batch(?:es)?(?:[ _]size)?\s*(?:of|=|:)?\s*\d*"),
+    Pattern("", rf"tokens (?:per|in (?:a|each|one)|of (?:a|each)) batch{_IS}{NUMBER}(?:\s*tokens)?|[=≈]\s*{NUMBER}(?:\.\d+)?\s?[KM]?\s*tokens"),
+    Pattern("batch_size", rf"{_N}\s*(?:sequences?|requests?|prompts?|samples?)\s*(?:[×x*]|,?\s*(?:each\s)?(?:of|with))\s*{_M}\s*tokens(?! (?:are|is) generated)", second="seq_len"),
+    Pattern("batch_tokens", rf"batch(?:[ _-]?size)?s?{_IS}{_N}\s*tokens\b(?!\s*(?:per|each|in each) (?:sequence|request|prompt|sample))"),
     Pattern("batch_size", r"(?:served|processed|handled|run) (?:one by one|one at a time|one after (?:the other|another))|逐条(?:处理|服务)", value=1),
     Pattern("batch_size", rf"(?:global |inference |total |decode )?batch(?:[ _-]?size)?s?{_IS}{_N}|batch(?:es)? (?:of|consists? of|contains?|holds?|has) (?P<n1>{NUMBER})|批(?:量|次|处理)?(?:的)?(?:大小)?{_IS}(?P<n2>{NUMBER})|(?P<n3>{NUMBER}) (?:concurrent )?(?:sequences|requests|prompts) (?:at a time|per batch|in (?:a|each|one) batch|in parallel)|(?<![A-Za-z])B\s*=\s*(?P<n4>\d+)|(?P<n5>{NUMBER}) (?:concurrent |simultaneous |independent )?(?:requests?|prompts?|sequences?|samples?)(?= (?:are batched|at once|are (?:processed|served|run) together|of (?:length )?\d|in flight|with \d|form a batch))|(?P<n6>{NUMBER})\s*(?:个|条)(?:并发)?(?:请求|序列|提示|样本)|(?P<n7>{NUMBER}|one|a single) (?:sequence|prompt|request)s?(?= at a time|$|\s*[.;])|(?:requests|sequences|prompts) per batch{_IS}(?P<n8>{NUMBER})"),
     Pattern("seq_len", rf"(?:inputs?|prompts?|ISL|输入)(?: (?:tokens|length))?\s*(?:/|,|and|与|和|、)\s*(?:outputs?|answers?|OSL|输出)(?: (?:tokens|lengths?))?[^\d.;。]{{0,14}}{_N}(?: tokens)?\s*(?:/|,|and|与|和|、)\s*{_M}", second="output_len"),
@@ -90,7 +98,7 @@ WORKLOAD: tuple[Pattern, ...] = (
     Pattern("seq_len", rf"(?<=[;,]\s)\s*{_N}\s+tokens(?=\s*(?:[.;,]|$))"),
     Pattern("seq_len", rf"{_N}(?:-token)? (?:input|prompt)s?(?: tokens)?\s*(?:/|,|and|\+)\s*{_M}(?:-token)? (?:output|generated|answer)s?(?: tokens)?", second="output_len"),
     Pattern("output_len", rf"(?:output|generation|generated|response|decode)[ _](?:seq(?:uence)? )?(?:len(?:gth)?s?|tokens){_IS}{_N}|(?:generat\w+|decod\w+|produc\w+|outputs?)\s+(?P<n1>{NUMBER})(?: (?:new|output))? tokens|(?P<n2>{NUMBER}) (?:output|generated|new) tokens(?! (?:per|in each|of each) (?:request|prompt|turn|sequence))|(?P<n5>{NUMBER}) tokens (?:(?:are|is|being) )?(?:generated|decoded|produced)|(?:输出|生成)(?:序列)?长度{_IS}(?P<n3>{NUMBER})|(?:生成|输出)\s*(?P<n4>{NUMBER})\s*个?\s*(?:token|词元)"),
-    Pattern("seq_len", rf"(?:(?:input |prompt )?(?:seq(?:uence)?s?|context|prompts?|inputs?|prefill)[ _-]?(?:len(?:gth)?s?)|seq(?:uence)?|(?:maximum |max )(?:context|sequence)){_IS}(?:up to )?{_N}|(?P<n1>{NUMBER})[- ](?:tokens? )(?:prompts?|sequences?|contexts?|inputs?)|(?:prompts?|sequences|contexts?|inputs) of (?:length )?(?P<n2>{NUMBER})|(?:(?:输入|最大)?序列|上下文|输入|提示(?:词)?|prompt)\s*(?:的)?长度{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})[- ](?:context|token)\b|(?P<n8>{NUMBER}) (?:new |input |prompt )?tokens (?:per|each|in each|for each|in every) (?:sequence|prompt|request|sample)|(?:sequences|prompts|requests|samples) (?:have|has|contain|hold|with) (?P<n9>{NUMBER}) tokens|(?<![A-Za-z])S\s*=\s*(?P<n5>\d{{2,}})|每(?:个|条)序列\s*(?P<n6>{NUMBER})\s*个?\s*token|(?:input|prompt) tokens{_IS}(?P<n7>{NUMBER})|(?P<na>{NUMBER}) (?:input|prompt|context) tokens|(?:prompts?|sequences?|inputs?|requests?|contexts?|samples?) (?:have|has|contain|of|with|are|is|from|in|between)\s*(?:length )?[{{(\[]?\s*(?P<nb>{NUMBER})(?! (?:layers|heads|devices|GPUs))|context{_IS}(?P<nc>{NUMBER})|(?P<nd>\d[\d,]*\s?[kK]|\d{{3}}[\d,]*)[- ]tokens?\b(?! (?:slices?|chunks?|segments?|budget))|(?<!输出)(?<!生成)(?<!片)(?<!块)长度(?:分(?:为|别为)?|有|包括)?{_IS}(?P<nf>{NUMBER})|(?:输入|提示|上下文)(?:为|是|约)?\s*(?P<ne>{NUMBER})\s*(?:个)?\s*(?:token|词元)"),
+    Pattern("seq_len", rf"(?:(?:input |prompt )?(?:seq(?:uence)?s?|context|prompts?|inputs?|prefill)[ _-]?(?:len(?:gth)?s?)|seq(?:uence)?|(?:maximum |max )(?:context|sequence)){_IS}(?:up to )?{_N}|(?P<n1>{NUMBER})[- ](?:tokens? )(?:prompts?|sequences?|contexts?|inputs?)|(?:prompts?|sequences|contexts?|inputs) of (?:length )?(?P<n2>{NUMBER})|(?:(?:输入|最大)?序列|上下文|输入|提示(?:词)?|prompt)\s*(?:的)?长度{_IS}(?P<n3>{NUMBER})|(?P<n4>{NUMBER})[- ](?:context|token)\b(?! (?:dim|embedding|size|width|vocab))|(?P<n8>{NUMBER}) (?:new |input |prompt )?tokens (?:per|each|in each|for each|in every) (?:sequence|prompt|request|sample)|(?:sequences|prompts|requests|samples) (?:have|has|contain|hold|with) (?P<n9>{NUMBER}) tokens|(?<![A-Za-z])S\s*=\s*(?P<n5>\d{{2,}})|每(?:个|条)序列\s*(?P<n6>{NUMBER})\s*个?\s*token|(?:input|prompt) tokens{_IS}(?P<n7>{NUMBER})|(?P<na>{NUMBER}) (?:input|prompt|context) tokens|(?:prompts?|sequences?|inputs?|requests?|contexts?|samples?) (?:have|has|contain|of|with|are|is|from|in|between)\s*(?:length )?[{{(\[]?\s*(?P<nb>{NUMBER})(?! (?:layers|heads|devices|GPUs))|context{_IS}(?P<nc>{NUMBER})|(?<![\d.,])(?P<nd>\d[\d,]*\s?[kK]|\d{{3}}[\d,]*)[- ]tokens?\b(?! (?:slices?|chunks?|segments?|budget|dim|embedding|size|width|vocab))|(?<!输出)(?<!生成)(?<!片)(?<!块)长度(?:分(?:为|别为)?|有|包括)?{_IS}(?P<nf>{NUMBER})|(?:输入|提示|上下文)(?:为|是|约)?\s*(?P<ne>{NUMBER})\s*(?:个)?\s*(?:token|词元)"),
 )  # fmt: skip
 
 FEATURES: tuple[tuple[str, object, str], ...] = (
@@ -124,10 +132,16 @@ def _compiled(regex: str) -> re.Pattern[str]:
 
 
 def find_facts(passages: Iterable[Passage]) -> dict[str, Found]:
-    """Shape facts and features of the passages; the first statement of each wins, except the larger of two lengths."""
+    """Shape facts and features of the passages; the first statement of each wins, except the larger of two lengths.
+
+    `kind_of_layers` is what the passage that gives the depth calls the model: dense or a mixture of experts.
+    """
     out: dict[str, Found] = {}
     for p in passages:
-        for found in _shape_of(p):
+        own = _shape_of(p)
+        if "layers" not in out and any(f.name == "layers" for f in own):
+            out.update(("kind_of_layers", f) for f in own[::-1] if f.name == "kind")
+        for found in own:
             out.setdefault(found.name, found)
     return out
 
@@ -214,7 +228,7 @@ def spelled_title(title: str) -> str:
 
 def _numbers(p: Passage, patterns: Iterable[Pattern]) -> Iterator[Found]:
     spaced = re.sub(r"(?<=[A-Za-z]{2})_(?=[A-Za-z]{2})", " ", p.text)  # "hidden_size", "experts_per_layer"
-    texts = [*(_listing(p.raw) or [spaced]), *p.terms.spelled(p.text)]
+    texts = [*(_listing(p.raw) or [spaced]), *_labelled_number(p), *p.terms.spelled(p.text)]
     if p.cells:
         texts = [f"{_REMARK.sub('', t)}: {c}" for title, cell in p.cells for t, c in _each(title, cell)]
     for original in texts:
@@ -223,6 +237,21 @@ def _numbers(p: Passage, patterns: Iterable[Pattern]) -> Iterator[Found]:
             for m in _compiled(pattern.regex).finditer(text):
                 yield from _values(p, pattern, m, whole_row=original is not spaced)
                 text = text[: m.start()] + "\x00" * (m.end() - m.start()) + text[m.end() :]
+
+
+_ANY_NUMBER = re.compile(rf"(?<![A-Za-z\d.,_^-])(?:{NUMBER})(?![\d.])")
+
+
+def _labelled_number(p: Passage) -> list[str]:
+    """ "Token dimension: each token is a vector of 1024" is "Token dimension: 1024": a label, and one number in what it says."""
+    label = p.label.split(" / ")[-1]
+    if not p.body or p.kind not in ("bullet", "paragraph") or re.search(r"\d", label):
+        return []
+    numbers = [m for m in _ANY_NUMBER.finditer(p.said) if m[0][0].isdigit()]
+    if len(numbers) != 1:
+        return []
+    unit = re.match(r"\s*[A-Za-z]+", p.said[numbers[0].end() :])
+    return [f"{label}: {numbers[0][0]}{unit[0] if unit else ''}"]
 
 
 def _values(p: Passage, pattern: Pattern, m: re.Match[str], *, whole_row: bool) -> Iterator[Found]:
@@ -235,12 +264,20 @@ def _values(p: Passage, pattern: Pattern, m: re.Match[str], *, whole_row: bool) 
     try:
         if pattern.value is not None:
             yield Found(pattern.name, pattern.value, quote, m[0].strip())
-        elif first:
-            yield Found(pattern.name, whole(first, binary=pattern.binary), quote, m[0].strip())
-        if second:
-            yield Found(pattern.second, whole(second), quote, m[0].strip())
+        elif first and _plausible(pattern.name, value := whole(first, binary=pattern.binary)):
+            yield Found(pattern.name, value, quote, m[0].strip())
+        if second and _plausible(pattern.second, value := whole(second)):
+            yield Found(pattern.second, value, quote, m[0].strip())
     except ToolError:
         return
+
+
+_LEAST = {"heads": 2, "hidden_size": 16, "intermediate_size": 16, "expert_width": 16, "vocab_size": 16}
+
+
+def _plausible(name: str, value: int) -> bool:
+    """ "One FFN per layer" is no width of one, "the attention of a single head" no number of heads."""
+    return value >= _LEAST.get(name, 1 if name in ("batch_size", "seq_len", "layers") else 0)
 
 
 _OF_THE_CACHE = re.compile(r"[ -]*(?:for (?:the )?)?(?:KV|key[- ]value|cache|activations?|缓存)", re.I)

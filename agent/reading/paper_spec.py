@@ -44,6 +44,9 @@ def spec_of(name: str, facts: Mapping[str, Found], notes: list[str]) -> ModelSpe
             f"{label}: the paper states no {'number of layers' if layers is None else 'hidden size'}; add it"
         )
     experts = f.get("experts") if (f.get("experts") or 0) > 1 else None
+    called = facts.get("kind_of_layers")
+    if experts is None and "experts" not in facts and called is not None and called.value == "moe":
+        raise ToolError(f"{label}: a mixture of experts, and the number of experts is not stated; add it")
     gated, activation = _mlp_form(f)
     width = f.get("intermediate_size")
     if width is None and not experts:

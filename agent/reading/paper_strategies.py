@@ -37,7 +37,7 @@ def read_strategies(
         mine = [c for c in clauses if c.model in (None, model.key)]
         read: list[PaperStrategy] = []
         for c in mine:
-            if c.role == "baseline" and _says_enough(c.degrees):
+            if c.role == "baseline" and _says_enough(c.degrees) and not _said_again(c, mine):
                 made = build_strategies(model, c, "baseline", _own_words(c), setting)
                 read += with_unread(made, c, model, setting)
         if not blocked:
@@ -83,6 +83,18 @@ def _says_enough(d: Degrees) -> bool:
         or bool(d.layers_each or d.layers_per_stage or d.slices)
         or (bool(d.axes) and d.devices is not None)
     )
+
+
+def _said_again(c: Clause, clauses: Sequence[Clause]) -> bool:
+    """A row of results that names the degrees of a baseline that the set-up states."""
+    if not c.texts or c.texts[0].kind != "row":
+        return False
+    known = [o for o in clauses if o.role == "baseline" and o is not c and o.texts and o.texts[0].kind != "row"]
+    return _degrees(c) in [_degrees(o) for o in known]
+
+
+def _degrees(c: Clause) -> dict[str, int]:
+    return {a: v for a, v in c.degrees.axes.items() if v}
 
 
 def _same(a: PaperStrategy, b: PaperStrategy) -> bool:

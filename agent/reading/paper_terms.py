@@ -18,6 +18,7 @@ _KNOWN_WORDS = re.compile(
 )
 _ACRONYM = r"[A-Z][A-Za-z]*[A-Z0-9][A-Za-z0-9]*(?:-[A-Z][A-Za-z0-9]+)?|[A-Z][a-z]+[A-Z][A-Za-z]*"
 _TITLE_NAME = re.compile(rf"^(?P<n>{_ACRONYM}|[A-Z]{{1,4}}-[A-Z][a-z]+)\s*[:：]\s+\S")
+_TITLE_WORD = re.compile(r"^(?P<n>[A-Z][a-z]{2,11})\s*[:：]\s+\S")
 _CAMEL = re.compile(r"(?<![A-Za-z])(?P<n>[A-Z][a-z]+[A-Z][A-Za-z]*)(?![A-Za-z])")
 _PAREN_NAME = re.compile(rf"[A-Za-z]\s*[(（](?P<n>{_ACRONYM})[)）]")
 _PROPOSES = re.compile(
@@ -54,7 +55,7 @@ class Terms:
             m = re.search(
                 rf"(?<![A-Za-z_]){re.escape(symbol)}\s*=\s*(?P<v>\d+(?:,\d{{3}})*\s?[kK]?)(?![A-Za-z\d])", text
             )
-            if m:
+            if m and not re.search(r"(?:\btimes|[×x*·])\s*$", text[: m.start()]):  # "m × n = 16" gives neither a value
                 counted = re.match(r"number of (?P<what>.+)", words)
                 yield f"{m['v']} {counted['what']}" if counted else f"{words} = {m['v']}"
 
@@ -70,6 +71,14 @@ def terms_of(title: str, texts: Sequence[str]) -> Terms:
     # A short title, or what stands before its comma or colon, is a name too: "Two racks, one model".
     head = re.split(r"[:：,，—]", title)[0].strip()
     own += [head] if 1 < len(head.split()) <= 3 and not _KNOWN_WORDS.search(head) else []
+    word = _TITLE_WORD.match(title)
+    said = "\n".join(texts)
+    if (
+        word
+        and not _KNOWN_WORDS.search(word["n"])
+        and len(re.findall(rf"(?<![A-Za-z]){word['n']}(?![A-Za-z])", said)) > 1
+    ):
+        own.append(word["n"])  # "Orca: …", and Orca is spoken of
     symbols: dict[str, str] = {}
     for text in texts:
         own += [m["n"] or m["n1"] for m in _PROPOSES.finditer(text)]

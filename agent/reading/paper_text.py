@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from agent.reading.paper_data import Entries, data_block
 from agent.reading.paper_terms import NO_TERMS, Terms, terms_of
 from agent.reading.segments import sentence_spans
 from tools.spec.base import ToolError
@@ -42,9 +43,15 @@ HEADINGS = {
     "experiments": r"(?:experiment(?:s|al)?|evaluation)(?: ?(?:set[- ]?up|settings?|results?|evaluation|and results))*|set[- ]?up|test ?(?:bench|bed)|workload|eval|(?:benchmark |experimental )?(?:configurations?|settings?)|systems compared|compared methods|models? and workload|what we (?:ran it on|tested|used)|实验(?:设置|评估|与评估|结果|部分|配置)?|评估|评测",
     "results": r"results?(?: and (?:discussion|analysis))?|discussion|analysis|结果(?:与分析)?|讨论",
     "conclusion": r"conclusions?|summary|future work|limitations|结论|总结|展望",
-    "references": r"references|bibliography|acknowledge?ments?|参考文献|致谢|appendix|附录",
+    "references": r"references|bibliography|acknowledge?ments?|参考文献|致谢",
+    "appendix": r"appendi(?:x|ces)|supplementary(?: material)?|附录",
 }
-_KIND = {k: re.compile(rf"(?:{v})(?: .{{0,40}})?", re.I) for k, v in HEADINGS.items()}
+_KIND = {k: re.compile(rf"(?:{v})(?:[:：]? .{{0,40}})?", re.I) for k, v in HEADINGS.items()}
+_OWN_METHOD = re.compile(
+    r"(?!.*\b(?:baseline|compared)\b)[A-Z].{1,40} (?:methods?|methodology|approach)|.{2,20}(?:方法|方案)(?:论|设计)",
+    re.I,
+)
+"""A method's heading that begins with its name: "MA-Split methodology"."""
 _LATEX_HEADING = re.compile(r"^\s*\\(?P<w>title|(?:sub)*section|chapter)\*?\{(?P<t>[^{}]+)\}\s*$")
 _LATEX_ABSTRACT = re.compile(r"^\s*\\begin\{abstract\}\s*$")
 _LATEX_STYLED = re.compile(
@@ -158,6 +165,8 @@ class Passage:
     """(column title, cell) of a table row."""
     terms: Terms = NO_TERMS
     """What the paper calls its own method, and its symbols."""
+    head: tuple[int, str] = (0, "")
+    """(line, header) of the table that a row stands in."""
 
     def quote(self, start: int = 0, end: int | None = None) -> Evidence:
         """The words between two offsets, verbatim; several lines if they run over several."""
@@ -202,6 +211,8 @@ def section_kind(section: Sequence[str]) -> str:
         for kind, pattern in _KIND.items():
             if pattern.fullmatch(plain):
                 return kind
+        if _OWN_METHOD.fullmatch(plain):
+            return "method"
     return ""
 
 
@@ -249,9 +260,12 @@ def read_paper_text(text: str, file: str) -> Paper:
             level, title = heading
             stack = [(n, t) for n, t in stack if n < level] + [(level, title)]
             labels = []
-            paper.title = paper.title or title
+            paper.title = paper.title or ("" if section_kind((title,)) else title)
             paper.headings.append((i + 1, title))
             i += 1
+        elif found := data_block(lines, i):
+            paper.passages += [_of_data(d, lines, file, tuple(t for _, t in stack), labels) for d in found[0]]
+            i = found[1]
         elif "|" in line and i + 1 < len(lines) and _TABLE_RULE.match(lines[i + 1]):
             i = _table(paper, lines, i, file, tuple(t for _, t in stack), labels)
         else:
@@ -262,7 +276,7 @@ def read_paper_text(text: str, file: str) -> Paper:
                 stack = [(n, t) for n, t in stack if n < 2] + [(2, m[1])]
             i = _block(paper, lines, i, file, tuple(t for _, t in stack), labels)
     if not paper.title:
-        paper.title = next((x.strip("*_ #") for x in lines if x.strip()), "")[:120]
+        paper.title = _untitled(lines, file)
     about = [p.text for p in paper.passages if section_kind(p.section) not in ("related", "references")]
     paper.passages = [q for p in paper.passages for q in _by_role(p)]
     paper.terms = terms_of(paper.title, about)
@@ -270,10 +284,31 @@ def read_paper_text(text: str, file: str) -> Paper:
     return paper
 
 
+def _untitled(lines: Sequence[str], file: str) -> str:
+    """The first line where it is no heading of a section; else the file's name."""
+    first = next((x.strip("*_ #") for x in lines if x.strip()), "")[:120]
+    plain = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return plain if section_kind((first,)) or not re.search(r"\w", first) else first
+
+
+def _of_data(
+    d: Entries, lines: list[str], file: str, section: tuple[str, ...], labels: list[tuple[int, str]]
+) -> Passage:
+    """Entries of a JSON or YAML block: a row whose label is the way to them."""
+    raw = "\n".join(lines[d.first : d.last + 1])
+    offsets, at = [], 0
+    for n in range(d.first, d.last + 1):
+        offsets.append((at, n + 1))
+        at += len(lines[n]) + 1
+    text = re.sub(r"[_\"',{}\[\]]", " ", _blank(raw.replace("\n", ";")))  # no entry runs on into the next one
+    outer = [t for _, t in labels if t]
+    return Passage(file, raw, text, tuple(offsets), section, "data", " / ".join([*outer, *d.path]), 0, d.entries)
+
+
 def _by_role(p: Passage) -> list[Passage]:
     """A passage cut where it turns to another role, each with that role as its label."""
     cuts = [m.end() for m in _MID_ROLE.finditer(p.text, p.body)]
-    if p.kind == "row" or not cuts:
+    if p.kind in ("row", "data") or not cuts:
         return [p]
     first = replace(part(p, 0, cuts[0]), body=p.body)
     out = [first]
@@ -328,8 +363,14 @@ def _block(
     )  # fmt: skip
     paper.passages.append(passage)
     if text.rstrip().endswith((":", "：")) or (own and not text[body:].strip()):
-        labels.append((indent, own or text.strip()[:80]))
+        labels.append((indent, own or _lead_in(passage)))
     return j
+
+
+def _lead_in(p: Passage) -> str:
+    """What introduces a list: the last sentence before its colon; what was said before that is about something else."""
+    a, b = list(p.sentences())[-1]
+    return p.text[a:b].strip()[:160]
 
 
 def _starts(lines: list[str], j: int) -> bool:
@@ -378,11 +419,19 @@ def _table(
             )
             j += 1
             continue
-        paper.passages.append(
-            Passage(file, lines[j], text, ((0, j + 1),), section, "row", " / ".join(t for _, t in labels), 0, cells)
-        )
+        paper.passages.append(_row(file, lines, j, section, labels, cells, head=i))
         j += 1
     return j
+
+
+def _row(
+    file: str, lines: list[str], j: int, section: tuple[str, ...], labels: list[tuple[int, str]],
+    cells: tuple[tuple[str, str], ...], *, head: int,
+) -> Passage:  # fmt: skip
+    label = " / ".join(t for _, t in labels)
+    return Passage(
+        file, lines[j], _blank(lines[j]), ((0, j + 1),), section, "row", label, 0, cells, head=(head + 1, lines[head])
+    )
 
 
 def _cells(line: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -102,9 +103,20 @@ def read_file(path: Path) -> InputFile:
     except OSError as error:
         raise ToolError(f"cannot read {path}: {error.strerror or error}") from None
     text = text_of_pdf(data, str(path)) if data[:1024].lstrip().startswith(b"%PDF-") else decode(data, str(path))
+    text = unwrapped(text)
     if not text.strip():
         raise ToolError(f"{path} is empty; it should state hardware, model, workload and requirements")
     return InputFile(path=str(path), sha256=hashlib.sha256(data).hexdigest(), text=text, kind=_kind(path, text))
+
+
+_FENCED = re.compile(r"\A(\s*)```(?:markdown|md|text)?[ \t]*(\n.*\n)[ \t]*```(\s*)\Z", re.S)
+
+
+def unwrapped(text: str) -> str:
+    """A document that was pasted as one code block, without the marks around it; its lines keep their numbers."""
+    m = _FENCED.match(text)
+    inside_headings = len(re.findall(r"^#{1,6} \S|^\*\*[A-Z][^*\n]+\*\*\s*$", m[2], re.M)) if m else 0
+    return f"{m[1]}{m[2]}{m[3]}" if m and inside_headings > 2 else text
 
 
 def input_from_text(text: str, path: str = "conditions.md") -> InputFile:

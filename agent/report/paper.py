@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from agent.reading.paper_doubts import doubts
 from agent.report.detail import latency, memory, merged, module_row, placement, proof_line
 from agent.report.format import duration, gigabytes, plural, rate, table
 from agent.report.judged import rubric, task
@@ -80,6 +81,9 @@ def _first(method: PaperMethod, verification: PaperVerification, plan: Plan, eva
     )
     lost = (*method.unsupported, *verification.refused)
     out += ["", *(f"- **Not drawn.** {u.message()}" for u in lost)] if lost else []
+    said = " ".join(out)
+    open_ones = [d for d in doubts(method) if d not in said]
+    out += ["", *(f"- **Doubt.** {d[0].upper()}{d[1:]}." for d in open_ones)] if open_ones else []
     told = (
         f"*Proven:* {plural(len(proofs), 'graph')} executed on simulated devices at reduced sizes equal their unpartitioned models "
         f"(max relative error {worst:.0e}); dims, parts and the DAG rules check out. "
