@@ -2,8 +2,8 @@
 
 One path for everybody: the catalogue's own entries and a user's file are read by the same function. A row of
 `FAMILIES` holds what the architecture fixes in code rather than in the config (biases, norms, block layout, defaults);
-a reader function per section takes the rest; `adapt` handles what a row cannot say. A `model_type` without a row is
-read as Llama-like, with low confidence.
+a reader function per section takes the rest; `adapt` handles what a row cannot say. What has no operator graph is
+refused by name (`hf_refused`); a `model_type` that is in neither is read as Llama-like, with low confidence.
 
 Defaults and layouts follow the modelling code of transformers 5.23.
 
@@ -12,12 +12,13 @@ Defaults and layouts follow the modelling code of transformers 5.23.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from knowledge.hf_families import FAMILIES
+from knowledge.hf_further import FAMILIES
+from knowledge.hf_refused import NO_DECODER, OTHER_BLOCKS
 from knowledge.hf_sections import (
     activation_of,
     attention_of,
@@ -52,12 +53,22 @@ def model_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
     model_type = _model_type(data)
     label = name or str(data.get("_name_or_path") or data.get("model_name") or model_type or "model")
     c = Config(data, label)
-    _refuse_other_kinds(c, model_type)
+    # the outer type of a multimodal model counts too
+    types = [*dict.fromkeys([str(config.get("model_type") or "") if remarks else model_type, model_type])]
+    _refuse_other_kinds(c, types)
+    other = next((t for t in types if t in OTHER_BLOCKS), None)
     try:
         fields = _fields(c, model_type, remarks)
+    except ToolError as error:
+        if other is None:
+            raise
+        # keys that such a model spells in its own way are not missing
+        raise Refused(f"{label}: {OTHER_BLOCKS[other]}; no operator graph for these blocks yet") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # a foreign file may hold anything; what no check above foresaw is still the file's fault
         raise ToolError(f"{label}: the config holds a value of the wrong kind ({str(error)[:100]})") from error
+    if other:
+        fields["unsupported"] = tuple(dict.fromkeys([OTHER_BLOCKS[other], *fields["unsupported"]]))
     return _checked(label, fields)
 
 
@@ -67,8 +78,9 @@ def _fields(c: Config, model_type: str, remarks: list[str]) -> Fields:
     known, doubt = family is not None, None
     if family is None:
         family = _guess_family(c)
-        doubt = f"model_type {model_type!r} is not known here: read as {family.norm}, Llama-like"
-        remarks.append(doubt)
+        if model_type not in OTHER_BLOCKS:
+            doubt = f"model_type {model_type!r} is not known here: read as {family.norm}, Llama-like"
+            remarks.append(doubt)
     c.data = {**dict(family.defaults), **{k: v for k, v in c.data.items() if v is not None}}
     _count_drawn_layers(c)
     require_essentials(c, family)
@@ -212,29 +224,13 @@ def _first_architecture(names: Any) -> str | None:
     return str(names[0]) if isinstance(names, (list, tuple)) and names else None
 
 
-ENCODERS = (
-    "bert",
-    "roberta",
-    "t5",
-    "mt5",
-    "bart",
-    "vit",
-    "swin",
-    "whisper",
-    "clip",
-    "electra",
-    "deberta",
-    "albert",
-    "xlm",
-)
-STATE_SPACE = ("mamba", "mamba2", "rwkv", "falcon_mamba", "xlstm")
-
-
-def _refuse_other_kinds(c: Config, model_type: str) -> None:
-    if c.raw("is_encoder_decoder") or model_type in ENCODERS or model_type.startswith(("bert-", "t5-")):
-        raise Refused(f"{c.name}: model_type {model_type!r} has an encoder; only decoder-only models can be planned")
-    if model_type in STATE_SPACE:
-        raise Refused(f"{c.name}: model_type {model_type!r} has no attention layers; only transformers can be planned")
+def _refuse_other_kinds(c: Config, types: Sequence[str]) -> None:
+    """`types`: of the model and, inside a multimodal one, of its text tower."""
+    if c.raw("is_encoder_decoder"):
+        raise Refused(f"{c.name}: model_type {types[-1]!r} has an encoder; only decoder-only models can be planned")
+    for t in types:
+        if t in NO_DECODER:
+            raise Refused(f"{c.name}: model_type {t!r} {NO_DECODER[t]}; only decoder-only transformers can be planned")
 
 
 def _guess_family(c: Config) -> Family:

@@ -12,6 +12,11 @@ from tools.spec.base import ToolError
 from tools.spec.model import Picks
 
 
+def _gpt1(c: Config, f: Fields) -> None:
+    """GPT-1 calls its activation `afn`, and what is the approximate GELU elsewhere "gelu"."""
+    f["mlp"]["activation"] = {"relu": "relu", "silu": "silu", "swish": "silu"}.get(str(c.raw("afn")), "gelu_tanh")
+
+
 def _gpt_bigcode(c: Config, f: Fields) -> None:
     if c.flag("multi_query", True):
         f["attention"]["num_kv_heads"] = 1
@@ -167,15 +172,18 @@ def _rope_by_layer(c: Config, f: Fields) -> None:
 
 
 def _llama4(c: Config, f: Fields) -> None:
-    """Chunked attention on rotating layers, sigmoid gate on the expert's input, a shared expert of the same width."""
+    """Chunked attention on rotating layers, which norm queries and keys without weights; queries of the others grow far into the
+    context; sigmoid gate on the expert's input, a shared expert of the same width."""
     _rope_by_layer(c, f)
     f["attention"]["chunk_size"] = c.whole("attention_chunk_size") or 8192
     f["attention"]["sliding_window"] = None
     if f["sliding_layers"] is None:
         f["sliding_layers"] = f["position"]["rope_layers"]
     if c.flag("use_qk_norm", True):
-        f["attention"]["qk_norm"] = "head"
-        f["remarks"].append("QK-norm is an L2 norm without weights, after RoPE; kept as a norm per head")
+        f["attention"].update(qk_norm="plain", norm_after_rope=True, norm_if_turned=True)
+    if c.flag("attn_temperature_tuning", True):
+        strength, every = c.number("attn_scale", default=0.1), c.whole("floor_scale") or 8192
+        f["attention"]["temperature"] = {"strength": strength, "every": every, "shift": 1, "turned_too": False}
     if f["moe"]:
         width = c.whole("intermediate_size")
         f["moe"].update(
@@ -262,6 +270,22 @@ def _internlm(c: Config, f: Fields) -> None:
     f["attention"].update(qkv_bias=c.flag("bias", True), out_bias=c.flag("bias", True))
 
 
+def _internlm3(c: Config, f: Fields) -> None:
+    """Released configs say `qkv_bias` and `bias`, transformers' own `attention_bias` and `mlp_bias`."""
+    f["attention"].update(
+        qkv_bias=c.flag("qkv_bias", c.flag("attention_bias")), out_bias=c.flag("bias", c.flag("attention_bias"))
+    )
+    f["mlp"]["bias"] = c.flag("bias", c.flag("mlp_bias"))
+
+
+def _ministral3(c: Config, f: Fields) -> None:
+    """Queries grow with the logarithm of how often the trained length has gone by."""
+    rope = Config({**c.mapping("rope_scaling"), **c.mapping("rope_parameters")}, c.name)
+    strength, every = rope.number("llama_4_scaling_beta", default=0.0), rope.whole("original_max_position_embeddings")
+    if strength and every:
+        f["attention"]["temperature"] = {"strength": strength, "every": every}
+
+
 _LLAMA = Family()
 _BIASED = Family(norm="layernorm", norm_bias=True, qkv_bias=True, out_bias=True, mlp_bias=True, gated=False,
                  activation="gelu_tanh", ffn_multiple=4)  # fmt: skip
@@ -322,14 +346,14 @@ FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "ministral": _LLAMA,
-    "ministral3": _LLAMA,
+    "ministral3": _like(_LLAMA, adapt=_ministral3),
     "yi": _LLAMA,
     "Yi": _LLAMA,
     "deepseek": _like(_LLAMA, norm_topk=False),
     "arcee": _like(_LLAMA, gated=False),
     "internlm2": _like(_LLAMA, qkv_bias=False, out_bias=False),
     "internlm": _like(_LLAMA, adapt=_internlm),
-    "internlm3": _like(_LLAMA, qkv_bias=("qkv_bias", False), out_bias=("bias", False)),
+    "internlm3": _like(_LLAMA, adapt=_internlm3),
     "phi3": _like(_LLAMA, qkv_bias=False, out_bias=False, mlp_bias=False),
     "baichuan": _like(_LLAMA, adapt=_baichuan),
     "smollm3": _like(_LLAMA, tie=True, sliding=False, adapt=_rope_by_layer),
@@ -380,7 +404,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": _like(_QWEN2, norm_topk=False, adapt=_qwen2_moe),
     "qwen3": _QWEN3,
     "qwen3_vl_text": _QWEN3,
-    "qwen3_moe": _like(_QWEN3, norm_topk=False),
+    "qwen3_moe": _like(_QWEN3, norm_topk=False, head_dim=None),
     "qwen3_vl_moe_text": _QWEN3,
     "qwen3_next": _QWEN_HYBRID,
     "qwen3_5_moe_text": _QWEN_HYBRID,
@@ -409,7 +433,6 @@ FAMILIES: dict[str, Family] = {
         rotary_fraction=0.5,
         gate="sigmoid_topk",
         correction_bias=True,
-        head_dim=128,
         adapt=_glm4_moe,
     ),
     "chatglm": _like(_LLAMA, qkv_bias=False, out_bias=False, rotary_fraction=0.5, interleaved=True, adapt=_chatglm),
@@ -461,7 +484,7 @@ FAMILIES: dict[str, Family] = {
         _BIASED, qkv_bias=("use_bias", True), out_bias=("use_bias", True), mlp_bias=("use_bias", True), tie=True
     ),
     "gpt2": _like(_BIASED, position="learned", tie=True),
-    "openai-gpt": _like(_BIASED, position="learned", tie=True),
+    "openai-gpt": _like(_BIASED, position="learned", tie=True, block="summed", adapt=_gpt1),
     "gpt_bigcode": _like(_BIASED, position="learned", tie=True, adapt=_gpt_bigcode),
     "gpt_neo": _like(_BIASED, position="learned", tie=True, qkv_bias=False, adapt=_gpt_neo),
     "gptj": _like(_BIASED, block="parallel", qkv_bias=False, out_bias=False, interleaved=True, lm_head_bias=True),

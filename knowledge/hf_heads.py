@@ -38,7 +38,9 @@ def gemma4(c: Config, f: Fields) -> None:
 
 def _full_layers(c: Config, sliding: tuple[bool, ...]) -> Config:
     """What `per_layer_config` says of the layers that do not slide, the same for each of them."""
-    stated = {str(i): x for i, x in c.mapping("per_layer_config").items()}
+    stated = {
+        str(i).lstrip("0") or "0": x for i, x in c.mapping("per_layer_config").items()
+    }  # "05", as transformers writes it
     said = [stated.get(str(i)) for i, slides in enumerate(sliding) if not slides] if stated else []
     if any(x != said[0] for x in said) or (stated and len(stated) > len(said)):
         raise ToolError(

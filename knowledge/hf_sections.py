@@ -396,18 +396,8 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("sparse_attention_config",), "sparse attention over blocks of positions (sparse_attention_config)"),
     (("use_cla",), "keys and values shared across layers (use_cla)"),
 )  # fmt: skip
-OTHER_BLOCKS = {
-    "gemma3n": "AltUp and LAuReL blocks (Gemma-3n)",
-    "gemma3n_text": "AltUp and LAuReL blocks (Gemma-3n)",
-    "jamba": "state-space (Mamba-1) layers",
-    "bamba": "Mamba-2 layers laid out as in Bamba",
-    "falcon_h1": "layers with attention and Mamba side by side (Falcon-H1)",
-    "zamba2": "attention blocks shared by layers (Zamba2)",
-    "lfm2": "short-convolution layers",
-}
-"""Model types whose blocks are known to be others than the config's keys say."""
-MAMBA2 = ("nemotron_h", "granitemoehybrid")
-"""Families whose Mamba layers have an operator graph; others lay theirs out otherwise (Jamba, Bamba, Falcon-H1, Zamba)."""
+MAMBA2 = ("nemotron_h", "granitemoehybrid", "bamba")
+"""Families whose Mamba layers have an operator graph; others lay theirs out otherwise (Jamba, Falcon-H1, Zamba)."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
 
 
@@ -427,8 +417,7 @@ def unsupported_of(c: Config, fields: Fields, family: Family) -> list[str]:
     if fields["attention"].get("indexer"):
         drawn |= {f for f in FEATURES if f[0][0] == "index_topk"}
     features = [f for f in FEATURES if f not in drawn]
-    reasons = [OTHER_BLOCKS[t] for t in [str(c.raw("model_type"))] if t in OTHER_BLOCKS]
-    reasons += [reason for keys, reason in features if any(_in_force(c.data.get(k)) for k in keys)]
+    reasons = [reason for keys, reason in features if any(_in_force(c.data.get(k)) for k in keys)]
     if kind and kind not in KINDS:
         reasons.append(f"RoPE scaling of type {kind} (known: {', '.join(KINDS)})")
     types = c.raw("layer_types")
@@ -442,7 +431,7 @@ def unsupported_of(c: Config, fields: Fields, family: Family) -> list[str]:
         reasons.append(f"layer types {', '.join(other)}")
     stated = c.raw(*ACT)
     stated = stated.get("name") if isinstance(stated, Mapping) else stated
-    clamped = (fields["mlp"] or {}).get("activation") == "swiglu_oai"  # the family knows it
-    if stated is not None and str(stated) not in ACTIVATIONS and not clamped:
+    own = (fields["mlp"] or {}).get("activation") in ("swiglu_oai", "xielu")  # the family knows it
+    if stated is not None and str(stated) not in ACTIVATIONS and not own:
         reasons.append(f"activation {stated}")
     return reasons

@@ -82,7 +82,9 @@ def _attention(model: ModelSpec, kind: LayerKind) -> float:
     weights += (q + kv + values) * a.qkv_bias + h * a.out_bias + a.num_heads * a.sinks
     if a.indexer and kind.picks == "own":  # a query for every KV head, one key, a norm on each
         weights += h * (a.num_kv_heads + 1) * a.indexer.head_dim + 2 * a.indexer.head_dim
-    return weights + {"none": 0, "head": 2 * a.head_dim, "heads": q + kv, "full": q + kv}[a.qk_norm]
+    weights += out * a.context_norm - (h * (out - a.num_heads) if a.output_gate and a.gate_per_head else 0)
+    norms = {"none": 0, "plain": 0, "head": 2 * a.head_dim, "layer": 4 * a.head_dim, "heads": q + kv, "full": q + kv}
+    return weights + norms[a.qk_norm]
 
 
 def _linear(model: ModelSpec) -> float:
@@ -120,15 +122,18 @@ def _mlp(model: ModelSpec) -> float:
         return 0.0
     h, f = model.hidden_size, model.mlp.intermediate_size
     matrices = 3 if model.mlp.gated else 2
-    return matrices * h * f + ((matrices - 1) * f + h) * model.mlp.bias
+    inner = f * model.mlp.inner_norm + 2 * (model.mlp.activation == "xielu")
+    return matrices * h * f + ((matrices - 1) * f + h) * model.mlp.bias + inner
 
 
 def _norms(model: ModelSpec) -> float:
-    per_layer = {"sequential": 2, "parallel": model.parallel_norms, "sandwich": 4, "post": 2}[model.block]
+    per_layer = {"sequential": 2, "parallel": model.parallel_norms, "sandwich": 4, "post": 2, "summed": 2}[model.block]
     halves = sum((k.mixer != "none") + (k.ffn != "none") for k in model.layers())
     count = halves * per_layer / 2 if model.block != "parallel" else model.num_hidden_layers * per_layer
-    count += 1 + model.embedding_norm
+    count += (model.block != "summed") + model.embedding_norm
     if model.moe is not None and model.moe.beside_mlp:
         count += 3 * sum(kind.ffn == "moe" for kind in model.layers())  # before the experts, after them, after the MLP
+    if model.moe is not None and model.moe.output_norm:
+        count += sum(kind.ffn == "moe" for kind in model.layers())
     scales = model.num_hidden_layers * model.layer_scale
     return count * model.hidden_size * (model.norm_affine + model.norm_bias) + scales

@@ -47,10 +47,16 @@ def our_logits(model: ModelSpec, weights: Any, ids: np.ndarray) -> np.ndarray:
 def test_the_goldens_cover_the_block_kinds_we_claim() -> None:
     """At least one golden each: what a wrong operator could hide in."""
     models = [load(n)[1] for n in NAMES]
-    assert {m.block for m in models} == {"sequential", "parallel", "sandwich", "post"}
+    assert {m.block for m in models} == {"sequential", "parallel", "sandwich", "post", "summed"}
     assert {m.position.kind for m in models} >= {"rope", "learned", "alibi"}
-    assert {m.moe.gate for m in models if m.moe} == {"softmax_topk", "topk_softmax", "sigmoid_topk", "sparsemixer"}
-    assert {m.attention.qk_norm for m in models} == {"none", "head", "heads", "full"}
+    assert {m.moe.gate for m in models if m.moe} == {
+        "softmax_topk", "topk_softmax", "sigmoid_topk", "topk_sigmoid", "sparsemixer",
+    }  # fmt: skip
+    assert {m.attention.qk_norm for m in models} == {"none", "head", "plain", "layer", "heads", "full"}
+    assert {m.attention.temperature.turned_too for m in models if m.attention.temperature} == {True, False}
+    gates = {(a.gate_fn, a.gate_per_head) for a in (m.attention for m in models) if a.output_gate}
+    assert gates == {("sigmoid", False), ("softplus", True)}
+    assert any(m.moe and m.moe.output_norm for m in models) and any(m.moe and m.moe.output_scale != 1.0 for m in models)
     assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba2"}
     assert {m.linear.one_key for m in models if m.linear and m.linear.kind == "mamba2"} == {True, False}
     assert {(k.mixer, k.ffn) for m in models for k in m.layers()} >= {

@@ -14,7 +14,7 @@ from parameter_formula import parameter_count
 
 from knowledge.catalog import load_model
 from knowledge.hf_config import FAMILIES, model_from_config
-from knowledge.hf_sections import OTHER_BLOCKS
+from knowledge.hf_refused import NO_DECODER, OTHER_BLOCKS
 from tools.cost.estimate import blocks_in_doubt
 from tools.memory import kv_bytes_per_token
 from tools.spec.base import Refused, ToolError
@@ -268,12 +268,32 @@ def test_bad_configs_are_one_line_with_the_value(config: dict, part: str, value:
     assert part in str(error.value) and value in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "config", [{"model_type": "t5", "is_encoder_decoder": True}, {"model_type": "mamba"}, {"model_type": "bert"}]
-)
-def test_models_that_are_no_decoder_are_refused(config: dict) -> None:
-    with pytest.raises(Refused):
-        model_from_config(config)
+@pytest.mark.parametrize("model_type", sorted(NO_DECODER))
+def test_models_that_are_no_decoder_are_refused_with_the_reason(model_type: str) -> None:
+    with pytest.raises(Refused) as error:
+        model_from_config(changed(model_type=model_type))
+    assert NO_DECODER[model_type] in str(error.value)
+
+
+def test_a_model_with_an_encoder_is_refused_whatever_it_is_called() -> None:
+    with pytest.raises(Refused, match="has an encoder"):
+        model_from_config({"model_type": "brandnew", "is_encoder_decoder": True})
+
+
+def test_a_refused_model_around_a_known_text_tower_stays_refused() -> None:
+    inner = {**LLAMA, "model_type": "llama"}
+    with pytest.raises(Refused, match="depth decoder"):
+        model_from_config({"model_type": "moshi", "text_config": inner})
+    assert "cross-attention" in model_from_config({"model_type": "mllama", "text_config": inner}).unsupported[0]
+
+
+def test_a_refused_model_whose_keys_are_its_own_is_refused_for_its_blocks_not_for_missing_keys() -> None:
+    with pytest.raises(Refused, match="relative positions"):
+        model_from_config({"model_type": "cpmant", "hidden_size": 64})
+
+
+def test_no_type_is_both_known_and_refused() -> None:
+    assert not set(FAMILIES) & (set(NO_DECODER) | set(OTHER_BLOCKS)) and not set(NO_DECODER) & set(OTHER_BLOCKS)
 
 
 UNSUPPORTED = [

@@ -189,7 +189,7 @@ def models(draw: st.DrawFn) -> ModelSpec:
         ),
         sliding_layers=draw(flags) if attention.sliding_window else None,
         norm=draw(st.sampled_from(["rmsnorm", "layernorm"])), norm_bias=draw(st.booleans()),
-        block=draw(st.sampled_from(["sequential", "parallel", "sandwich", "post"])),
+        block=draw(st.sampled_from(["sequential", "parallel", "sandwich", "post", "summed"])),
         parallel_norms=draw(st.sampled_from([1, 2])), tie_word_embeddings=draw(st.booleans()),
         lm_head_bias=draw(st.booleans()), residual_scale=draw(st.sampled_from([1.0, 0.5])),
         embedding_norm=draw(st.booleans()), logit_softcap=draw(st.sampled_from([None, 9.0])),

@@ -21,18 +21,29 @@ PREFIXES = (
     "gpt_neox.layers.{}.",
     "model.decoder.layers.{}.",
     "transformer.blocks.{}.",
+    "biogpt.layers.{}.",
 )
-ATTENTION = ("self_attn.", "attn.attention.", "attn.", "self_attention.", "attention.", "mixer.")
+ATTENTION = (
+    "self_attn.",
+    "norm_attn_norm.attn.",
+    "attn.attention.",
+    "attn.",
+    "self_attention.",
+    "attention.",
+    "mixer.",
+)
 OUTSIDE = {
     "embed_tokens": (
         "model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight",
         "transformer.word_embeddings.weight", "model.decoder.embed_tokens.weight", "model.embeddings.weight",
+        "biogpt.embed_tokens.weight", "transformer.tokens_embed.weight",
     ),
-    "embed_positions": ("transformer.wpe.weight", "model.decoder.embed_positions.weight"),
+    "embed_positions": ("transformer.wpe.weight", "model.decoder.embed_positions.weight", "biogpt.embed_positions.weight", "transformer.positions_embed.weight"),
     "embed_norm": ("transformer.word_embeddings_layernorm",),
     "final_norm": (
         "model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.final_layernorm",
         "model.decoder.final_layer_norm", "transformer.norm_f", "model.norm_f",
+        "biogpt.layer_norm",
     ),
     "lm_head": ("lm_head.weight",),
     "lm_head_bias": ("lm_head.bias",),
@@ -53,6 +64,8 @@ ROUTER = (
     "feed_forward.router.",
     "mixer.gate.",
     "mlp.gate.wg.",
+    "mlp.router.gate.",
+    "ffn.router.layer.",
     "block_sparse_moe.router.",
 )
 CORRECTION = (
@@ -60,10 +73,14 @@ CORRECTION = (
     "mlp.e_score_correction_bias",
     "mlp.gate.moe_statics.e_score_correction_bias",
     "mixer.gate.e_score_correction_bias",
+    "mlp.expert_bias",
 )
-CONV1D = frozenset({"gpt2"})
+CONV1D = frozenset({"gpt2", "openai-gpt"})
 """Families that store linear weights as [in, out]."""
-EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4_text"})
+EXPERTS_IN_OUT = frozenset({"gpt_oss", "llama4_text", "aria_text"})
+INNER_NORMS = {
+    "moe_norm": "mlp.post_mlp_layernorm", "context_norm": "self_attn.attn_sub_norm", "inner_norm": "mlp.ffn_sub_norm",
+}  # fmt: skip
 
 
 class Checkpoint:
@@ -143,15 +160,23 @@ def attention_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array 
     if head == "sinks":
         return c.get(f"{a}sinks")
     if head in ("q_norm", "k_norm"):
-        return c.get(c.first([f"{a}{head}.weight", f"{a}{'query' if head[0] == 'q' else 'key'}_layernorm.weight"]))
+        names = (head, f"{'query' if head[0] == 'q' else 'key'}_layernorm", f"{head[0]}_layernorm")
+        return c.get(c.first([f"{a}{n}.{kind}" for n in names]))
     if head == "o_proj":
         name = c.first([f"{a}{n}.{kind}" for n in O_PROJ])
         return c.linear(name) if kind == "weight" else c.get(name)
     if head not in ("q_proj", "k_proj", "v_proj"):
         return None
     if c.has(f"{a}{head}.{kind}"):
-        return c.linear(f"{a}{head}.{kind}") if kind == "weight" else c.get(f"{a}{head}.{kind}")
+        w = c.linear(f"{a}{head}.{kind}") if kind == "weight" else c.get(f"{a}{head}.{kind}")
+        return _halves_swapped(c, w) if c.family == "nanochat" and head != "v_proj" else w
     return fused_qkv(c, a, head, kind)
+
+
+def _halves_swapped(c: Checkpoint, w: Array) -> Array:
+    """NanoChat turns (b, a) where others turn (a, b): the halves of each head change places."""
+    x = w.reshape(*w.shape[:-1], -1, 2, c.model.attention.head_dim // 2)
+    return x[..., ::-1, :].reshape(w.shape)
 
 
 def fused_qkv(c: Checkpoint, a: str, head: str, kind: str) -> Array | None:
@@ -162,6 +187,9 @@ def fused_qkv(c: Checkpoint, a: str, head: str, kind: str) -> Array | None:
     m, which = c.model.attention, "qkv".index(head[0])
     w = c.linear(name) if kind == "weight" else c.get(name)
     heads, kv, d = m.num_heads, m.num_kv_heads, m.head_dim
+    if c.family == "codegen":  # in four parts, for four TPU cores: queries, values and keys of some heads each
+        parts = w.reshape(*w.shape[:-1], 4, 3, heads // 4, d)[..., "qvk".index(head[0]), :, :]
+        return parts.reshape(*w.shape[:-1], heads, d)
     rows = w.reshape(*w.shape[:-1], -1, d)
     if name.endswith(f"query_key_value.{kind}"):
         return _interleaved(rows, c.family, heads, kv, which)
@@ -171,7 +199,7 @@ def fused_qkv(c: Checkpoint, a: str, head: str, kind: str) -> Array | None:
 
 def _interleaved(rows: Array, family: str, heads: int, kv: int, which: int) -> Array:
     """BLOOM, GPT-NeoX: q, k, v per head. Falcon: the query heads of a group, then its k and v."""
-    if family in ("bloom", "gpt_neox"):
+    if family in ("bloom", "gpt_neox", "persimmon"):
         return rows.reshape(*rows.shape[:-2], heads, 3, rows.shape[-1])[..., which, :]
     group = heads // kv
     grouped = rows.reshape(*rows.shape[:-2], kv, group + 2, rows.shape[-1])
@@ -209,6 +237,9 @@ def gated_query_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Arra
     """Queries and the gate of the output, packed head by head."""
     if not c.model.attention.output_gate or head not in ("q_proj", "q_gate"):
         return None
+    own = c.first([f"{prefix}self_attn.{n}.{kind}" for n in ("gate_proj", "g_proj")])
+    if own:
+        return c.linear(own) if head == "q_gate" else None
     w = c.linear(f"{prefix}self_attn.q_proj.{kind}")
     w = w.reshape(w.shape[0], c.model.attention.num_heads, 2, -1)
     return w[:, :, 0 if head == "q_proj" else 1]
@@ -296,22 +327,24 @@ def _packed(c: Checkpoint, base: str, name: str) -> Array:
 
 
 def norm_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    if head in INNER_NORMS:
+        return c.get(f"{prefix}{INNER_NORMS[head]}.{kind}")
     if head not in NORMS:
         return None
     return c.get(c.first([f"{prefix}{n}.{kind}" for n in NORMS[head](c, prefix)]))
 
 
 def _after_attention(c: Checkpoint, prefix: str) -> Sequence[str]:
-    return (
-        ("post_self_attn_layernorm",)
-        if c.has(f"{prefix}post_self_attn_layernorm.weight")
-        else ("post_attention_layernorm",)
-    )
+    return ("post_self_attn_layernorm", "post_norm1", "post_attention_layernorm")
 
 
 def _before_ffn(c: Checkpoint, prefix: str) -> Sequence[str]:
     return (
         "pre_feedforward_layernorm",
+        "feedforward_layernorm",
+        "pre_mlp_layernorm",
+        "pre_ff_layernorm",
+        "norm_attn_norm.norm_2",
         "ln_mlp",
         "ln_2",
         "norm_2",
@@ -322,10 +355,21 @@ def _before_ffn(c: Checkpoint, prefix: str) -> Sequence[str]:
 
 
 NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
-    "input_norm": lambda c, p: ("input_layernorm", "ln_attn", "ln_1", "norm_1", "self_attn_layer_norm", "norm"),
+    "input_norm": lambda c, p: (
+        "input_layernorm",
+        "ln_attn",
+        "ln_1",
+        "norm_1",
+        "self_attn_layer_norm",
+        "norm",
+        "attention_layernorm",
+        "norm_attn_norm.norm_1",
+    ),
     "post_attn_norm": _after_attention,
     "ffn_norm": _before_ffn,
-    "post_ffn_norm": lambda c, p: ("post_feedforward_layernorm", "post_mlp_layernorm"),
+    "post_ffn_norm": lambda c, p: ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2"),
+    "attn_sum_norm": lambda c, p: ("ln_1",),
+    "ffn_sum_norm": lambda c, p: ("ln_2",),
     "post_mlp_norm": lambda c, p: ("post_feedforward_layernorm_1",),
     "expert_norm": lambda c, p: ("pre_feedforward_layernorm_2",),
     "post_expert_norm": lambda c, p: ("post_feedforward_layernorm_2",),
@@ -347,6 +391,10 @@ def expert_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
         return c.get(f"{prefix}mlp.shared_expert_gate.weight")
     if head not in ("expert_up", "expert_gate", "expert_down"):
         return None
+    if c.has(f"{prefix}ffn.experts.mlp.w1"):  # DBRX: all experts below one another
+        w = c.get(f"{prefix}ffn.experts.mlp.{ {'expert_gate': 'w1', 'expert_up': 'v1', 'expert_down': 'w2'}[head] }")
+        w = w.reshape(c.model.moe.num_experts if c.model.moe else 0, -1, w.shape[-1])
+        return w if head == "expert_down" else w.swapaxes(1, 2)
     base = next(prefix + e for e in EXPERTS if any(n.startswith(prefix + e) for n in c.shapes))
     bias, in_out = "_bias" if kind == "bias" else "", c.family in EXPERTS_IN_OUT
     if head == "expert_down":
@@ -364,6 +412,8 @@ def expert_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
 
 
 def mlp_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
+    if head == "act":
+        return c.get(f"{prefix}mlp.act_fn.{kind}")
     bases = SHARED if head.startswith("shared_") else MLP
     head = head.removeprefix("shared_")
     names = {"up_proj": UP, "gate_proj": ("gate_proj",), "down_proj": DOWN}.get(head)

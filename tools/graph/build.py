@@ -6,6 +6,7 @@ the same operators except for MLA, whose decode form absorbs the KV up-projectio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from math import prod
 from typing import Any
@@ -21,6 +22,11 @@ from tools.spec.strategy import Phase
 
 VOCAB_ALIGNMENT = 64
 """Engines pad the vocabulary to a multiple of 64 (vLLM and SGLang `vocab_parallel_embedding.py`)."""
+
+AFTER = ("post", "summed")
+"""Blocks whose halves read the residual stream as it is."""
+BENDS = ("alpha_p", "alpha_n")
+"""Learned scalars of xIELU, for what is above zero and for what is below."""
 
 
 def padded_vocab(model: ModelSpec) -> int:
@@ -134,22 +140,32 @@ def _mixer_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, atten
     """Norms, attention or what is in its place, residual."""
     # The sum is fused with the next norm where there is one in this layer.
     add = "attn_add_norm" if kind.ffn != "none" else "attn_add"
-    h = _norm(b, model, "input_norm", x, kernel="input_norm", module="input_layernorm") if model.block != "post" else x
+    h = (
+        _norm(b, model, "input_norm", x, kernel="input_norm", module="input_layernorm")
+        if model.block not in AFTER
+        else x
+    )
     attn = linear_attention(b, model, h) if kind.mixer == "linear" else attend(h)
     if model.block in ("sandwich", "post"):
         attn = _norm(b, model, "post_attn_norm", attn, kernel=add, module="post_attention_layernorm")
-    return _residual(b, model, "attn_residual", x, attn, kernel=add, module="self_attn.residual")
+    x = _residual(b, model, "attn_residual", x, attn, kernel=add, module="self_attn.residual")
+    if model.block == "summed":
+        x = _norm(b, model, "attn_sum_norm", x, kernel=add, module="attn_sum_layernorm")
+    return x
 
 
 def _ffn_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, phase: Phase) -> str:
     norm, h = "attn_add_norm" if kind.mixer != "none" else "input_norm", x
-    if model.block != "post":
+    if model.block not in AFTER:
         h = _norm(b, model, "ffn_norm", x, kernel=norm, module="pre_ffn_layernorm")
     beside = kind.ffn == "moe" and model.moe is not None and model.moe.beside_mlp
     out = _mlp_and_experts(b, model, h, x, phase) if beside else _ffn(b, model, kind, h, phase)
     if model.block in ("sandwich", "post"):
         out = _norm(b, model, "post_ffn_norm", out, kernel="ffn_add", module="post_ffn_layernorm")
-    return _residual(b, model, "ffn_residual", x, out, kernel="ffn_add", module="mlp.residual")
+    x = _residual(b, model, "ffn_residual", x, out, kernel="ffn_add", module="mlp.residual")
+    if model.block == "summed":
+        x = _norm(b, model, "ffn_sum_norm", x, kernel="ffn_add", module="ffn_sum_layernorm")
+    return x
 
 
 def _layer_scaled(b: BodyBuilder, model: ModelSpec, x: str) -> str:
@@ -163,7 +179,9 @@ def _layer_scaled(b: BodyBuilder, model: ModelSpec, x: str) -> str:
 def head_body(model: ModelSpec, logits: str = "last") -> Body:
     """Final norm, LM head, sampling (greedy). `logits="all"` keeps every position (used to compare with references)."""
     b = BodyBuilder("head", {"x": Tensor("x", X)})
-    h = _norm(b, model, "final_norm", "x", kernel="final_norm", module="norm")
+    h = "x"
+    if model.block != "summed":
+        h = _norm(b, model, "final_norm", h, kernel="final_norm", module="norm")
     dims: tuple[str, ...] = X
     if logits == "last":
         dims = ("batch_size", "hidden")
@@ -277,7 +295,7 @@ def _rope(b: BodyBuilder, model: ModelSpec, kind: LayerKind, name: str, x: str, 
     attrs = {
         "theta": p.sliding_theta if local else p.theta,
         "scaling": None if local else p.scaling,
-        "rotary_dim": p.rotary_dim if dim in KEY_DIMS else None,
+        "rotary_dim": ((kind.sliding and p.sliding_rotary_dim) or p.rotary_dim) if dim in KEY_DIMS else None,
         "interleaved": p.interleaved,
         "dim": dim,
         "size": model_sizes(model)[dim],
@@ -290,18 +308,28 @@ def _qk_norm(b: BodyBuilder, model: ModelSpec, a: Attention, name: str, x: str) 
     module, (heads, d_k) = f"self_attn.{name}", b.tensors[x].dims[-2:]
     if a.qk_norm == "head":
         return _rms(b, model, name, x, d_k, kernel="rope", module=module)
+    if a.qk_norm == "plain":
+        return _plain_rms(b, model, name, x, kernel="rope", module=module)
+    if a.qk_norm == "layer":
+        scales = [b.weight(f"{name}.{n}", (d_k,), "vector") for n in ("weight", "bias")]
+        at: dict[str, Any] = {"kernel": "rope", "module": module, "attrs": {"eps": model.norm_eps, "offset": 0.0}}
+        return b.op(name, "norm", (x, *scales), b.tensors[x].dims, fn="layernorm", **at)
     if a.qk_norm == "heads":
         w = b.weight(f"{name}.weight", (heads, d_k), "vector")
         attrs: dict[str, Any] = {"eps": model.norm_eps, "offset": model.norm_offset}
         return b.op(name, "norm", (x, w), b.tensors[x].dims, kernel="rope", module=module, fn="layernorm", attrs=attrs)
-    # Over heads x d_k: the heads are split under tp, so the sum of squares is its own operator and gets its all-reduce.
-    w = b.weight(f"{name}.weight", (heads, d_k), "vector")
-    ssq = b.op(
-        f"{name}_sumsq", "sumsq", (x,), ("batch_size", "seq_len"), kernel=f"{name}_sumsq", module=module, dtype="fp32"
-    )
     count = (a.num_heads if heads == "heads" else a.num_kv_heads) * a.head_dim
+    return _wide_rms(b, model, name, x, count, kernel="rope", module=module)
+
+
+def _wide_rms(b: BodyBuilder, model: ModelSpec, name: str, x: str, count: int, *, kernel: str, module: str) -> str:
+    """RMSNorm over all of a token's `count` numbers in a dim that ranks may split: the sum of squares is an operator of its own
+    and gets its all-reduce."""
+    dims = b.tensors[x].dims
+    w = b.weight(f"{name}.weight", dims[2:], "vector")
+    ssq = b.op(f"{name}_sumsq", "sumsq", (x,), dims[:2], kernel=f"{name}_sumsq", module=module, dtype="fp32")
     attrs = {"eps": model.norm_eps, "count": count}
-    return b.op(name, "rms_apply", (x, ssq, w), b.tensors[x].dims, kernel="rope", module=module, attrs=attrs)
+    return b.op(name, "rms_apply", (x, ssq, w), dims, kernel=kernel, module=module, attrs=attrs)
 
 
 def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str, split_kv: bool) -> str:
@@ -326,10 +354,14 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
         s = _only_picked(b, a, s, chosen)
     out = (*X[:2], "heads", dims.d_v)
     ctx = _softmax_values(b, a, s, v, "attn_values", out, split_kv)
+    if a.context_norm:
+        count = a.num_heads * (a.v_head_dim or a.head_dim)
+        ctx = _wide_rms(b, model, "context_norm", ctx, count, kernel="context_norm", module="self_attn.context_norm")
     if a.output_gate:
         lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias, "module": "self_attn.q_proj"}
-        gate = linear(b, "q_gate", h, ("hidden", "heads", dims.d_v), out, **lin)
-        gate = step(b, "output_gate", "sigmoid", (gate,), kernel="output_gate", module="self_attn.output_gate")
+        wide = out[2:3] if a.gate_per_head else out[2:]
+        gate = linear(b, "q_gate", h, ("hidden", *wide), (*X[:2], *wide), **lin)
+        gate = step(b, "output_gate", a.gate_fn, (gate,), kernel="output_gate", module="self_attn.output_gate")
         ctx = step(b, "gated_values", "mul", (ctx, gate), kernel="output_gate", module="self_attn.output_gate")
     into = ("heads", dims.d_v, "hidden")
     return linear(b, "o_proj", ctx, into, X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias)
@@ -350,12 +382,18 @@ def _queries_keys_values(
     if a.clip_qkv is not None:
         limit: dict[str, Any] = {"attrs": {"limit": a.clip_qkv}, "kernel": "rope", "module": "self_attn.clip"}
         q, k, v = (step(b, f"{n}_clip", "clip", (x,), **limit) for n, x in (("q", q), ("k", k), ("v", v)))
-    if a.qk_norm != "none" and not a.norm_after_rope:
+    normed = a.qk_norm != "none" and (kind.rope or not a.norm_if_turned)
+    if normed and not a.norm_after_rope:
         q, k = _qk_norm(b, model, a, "q_norm", q), _qk_norm(b, model, a, "k_norm", k)
     if kind.rope:
         q, k = _rope(b, model, kind, "q_rope", q, dims.d_k), _rope(b, model, kind, "k_rope", k, dims.d_k)
-    if a.qk_norm != "none" and a.norm_after_rope:
+    if normed and a.norm_after_rope:
         q, k = _qk_norm(b, model, a, "q_norm", q), _qk_norm(b, model, a, "k_norm", k)
+    if a.temperature and (a.temperature.turned_too or not kind.rope):
+        t = a.temperature
+        attrs = {"strength": t.strength, "every": t.every, "shift": t.shift, "dim": "", "rotary_dim": None}
+        at: dict[str, Any] = {"kernel": "rope", "module": "self_attn.temperature", "attrs": attrs}
+        q = b.op("q_tempered", "rope", (q,), b.tensors[q].dims, fn="temperature", **at)
     if a.value_norm:
         v = _plain_rms(b, model, "v_norm", v, kernel="rope", module="self_attn.v_norm")
     if a.value_scale != 1.0:
@@ -617,7 +655,15 @@ def _mlp_and_experts(b: BodyBuilder, model: ModelSpec, h: str, x: str, phase: Ph
 
 
 def _ffn(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str, phase: Phase) -> str:
-    return _moe(b, model, h, phase) if kind.ffn == "moe" else _dense(b, model, h)
+    if kind.ffn != "moe":
+        return _dense(b, model, h)
+    assert model.moe is not None
+    out, factor = _moe(b, model, h, phase), model.moe.output_scale
+    if factor != 1.0:
+        out = step(b, "moe_scaled", "scale", (out,), attrs={"c": factor}, kernel="moe_add", module="mlp.scale")
+    if model.moe.output_norm:
+        out = _norm(b, model, "moe_norm", out, kernel="moe_norm", module="mlp.post_mlp_layernorm")
+    return out
 
 
 def _dense(b: BodyBuilder, model: ModelSpec, h: str) -> str:
@@ -625,7 +671,11 @@ def _dense(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     if m is None:
         raise Refused(f"{model.name}: layer is dense, but no intermediate_size is known; state intermediate_size")
     out = ("batch_size", "seq_len", "ffn")
-    return _mlp(b, h, "ffn", out, gated=m.gated, activation=m.activation, bias=m.bias, module="mlp", prefix="")
+    kw: dict[str, Any] = {"gated": m.gated, "activation": m.activation, "bias": m.bias, "module": "mlp", "prefix": ""}
+    if m.inner_norm:
+        at: dict[str, Any] = {"count": m.intermediate_size, "kernel": "inner_norm", "module": "mlp.inner_norm"}
+        kw["normed"] = lambda x: _wide_rms(b, model, "inner_norm", x, **at)
+    return _mlp(b, h, "ffn", out, **kw)
 
 
 def _mlp(
@@ -639,8 +689,9 @@ def _mlp(
     bias: bool,
     module: str,
     prefix: str,
+    normed: Callable[[str], str] | None = None,
 ) -> str:
-    """Gate and up (or up alone), activation, down."""
+    """Gate and up (or up alone), activation, a norm if there is one, down."""
     p, kernels = prefix, {"up": f"{prefix}gate_up_proj", "act": f"{prefix}act", "down": f"{prefix}down_proj"}
     up = linear(b, f"{p}up_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.up_proj", bias=bias)
     src = up
@@ -648,13 +699,15 @@ def _mlp(
         src = linear(
             b, f"{p}gate_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.gate_proj", bias=bias
         )
-    a = b.op(f"{p}act", "elementwise", (src,), mid, kernel=kernels["act"], module=f"{module}.act_fn", fn=activation)
+    bends = tuple(b.weight(f"{p}act.{n}", (), "vector") for n in BENDS) if activation == "xielu" else ()
+    a = step(b, f"{p}act", activation, (src, *bends), kernel=kernels["act"], module=f"{module}.act_fn")
     if activation == "swiglu_oai":
         up = step(b, f"{p}up_clamp", "clamp_add_one", (up,), kernel=kernels["act"], module=f"{module}.act_fn")
     if gated:
         a = b.op(
             f"{p}act_mul", "elementwise", (a, up), mid, kernel=kernels["act"], module=f"{module}.act_mul", fn="mul"
         )
+    a = normed(a) if normed else a
     return linear(
         b, f"{p}down_proj", a, (dim, "hidden"), X, kernel=kernels["down"], module=f"{module}.down_proj", bias=bias
     )
@@ -697,6 +750,8 @@ def _router(b: BodyBuilder, model: ModelSpec, h: str) -> tuple[str, str]:
     ids = b.op("expert_ids", "topk", (choice,), narrow, tensor_kind="index", dtype="index", attrs=attrs, **kw)
     mixer: dict[str, Any] = {"fn": "sparsemixer", "attrs": {"jitter": m.jitter}} if m.gate == "sparsemixer" else {}
     w = b.op("expert_scores", "gather_scores", (scores, ids), narrow, dtype="fp32", **mixer, **kw)
+    if m.gate == "topk_sigmoid":
+        w = step(b, "expert_gates", "sigmoid", (w,), dtype="fp32", **kw)
     if m.gate == "sparsemixer":
         pass  # its weights need no further norm
     elif m.gate == "topk_softmax":

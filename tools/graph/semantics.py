@@ -116,6 +116,12 @@ def _clamped_glu(x: Array) -> Array:
     return g * _sigmoid(OAI_ALPHA * g)
 
 
+def _xielu(x: Array, above: Array, below: Array) -> Array:
+    """arXiv 2411.13010 with beta = 1/2: a parabola above zero, an exponential below, each bent by a scalar."""
+    up, down = np.logaddexp(0.0, above), 0.5 + np.logaddexp(0.0, below)
+    return 0.5 * x + np.where(x > 0, up * x * x, (np.expm1(np.minimum(x, -1e-6)) - x) * down)
+
+
 UNARY: dict[str, Callable[[Array, Any], Array]] = {
     "scale": lambda x, a: x * a["c"],
     "softcap": lambda x, a: a["c"] * np.tanh(x / a["c"]),
@@ -134,6 +140,9 @@ BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "add": np.add, "mul": np.multiply, "div": np.divide, "maximum": np.maximum, "exp_sub": lambda a, b: np.exp(a - b),
     "decay": lambda x, log_rate: -np.exp(log_rate) * x,
 }  # fmt: skip
+TERNARY: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "xielu": lambda x, above, below: _xielu(x, above, below),
+}
 LINEAR_UNARY = frozenset({"scale"})
 """Functions that commute with a sum, and so may act before a pending reduction."""
 
@@ -141,8 +150,8 @@ LINEAR_UNARY = frozenset({"scale"})
 def _elementwise(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     if op.fn in UNARY:
         return UNARY[op.fn](args[0], op.attrs)
-    a, b = (align(x, ds, place.out_dims) for x, ds in zip(args, dims, strict=True))
-    return BINARY[op.fn](a, b)
+    aligned = [align(x, ds, place.out_dims) for x, ds in zip(args, dims, strict=True)]
+    return TERNARY[op.fn](*aligned) if op.fn in TERNARY else BINARY[op.fn](*aligned)
 
 
 def _norm(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
@@ -249,6 +258,8 @@ def alibi_slopes(num_heads: int) -> Array:
 def _rope(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     """Pair i turns by position x its frequency. A rank may hold some pairs only: `index` says which."""
     x, a = args[0], op.attrs
+    if op.fn == "temperature":
+        return x * align(_temperature(place.index("seq_len"), a), ("seq_len",), dims[0])
     held = place.index(a["dim"])
     whole = a["rotary_dim"] or a["size"]
     rot = min(whole, len(held))
@@ -267,6 +278,11 @@ def _rope(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
         a0, a1 = part[..., : rot // 2], part[..., rot // 2 :]
         out = np.concatenate([a0 * cos - a1 * sin, a1 * cos + a0 * sin], axis=-1)
     return np.concatenate([out, rest], axis=-1)
+
+
+def _temperature(at: Array, a: Any) -> Array:
+    """A factor per position that grows with the logarithm of how often `every` positions went by (`Temperature`)."""
+    return 1.0 + a["strength"] * np.log1p((np.abs(at) + a["shift"]) // a["every"])
 
 
 def _repeat_heads(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:

@@ -98,7 +98,11 @@ def reduce(
     seq = pick.take(
         max(seq_len, 5, s.seq_slices), degree, at_least=max(5, s.seq_slices * (2 * s.cp if s.cp > 1 else 1))
     )
-    position = model.position.model_copy(update={"rotary_dim": rotary, "max_positions": seq + decode_steps + 3})
+    slides = model.position.sliding_rotary_dim and (
+        d_k if model.position.sliding_rotary_dim == model.attention.head_dim else max(2, d_k // 4 * 2)
+    )
+    places = {"rotary_dim": rotary, "sliding_rotary_dim": slides, "max_positions": seq + decode_steps + 3}
+    position = model.position.model_copy(update=places)
     pairs = (rotary or (attention.mla.qk_rope_head_dim if attention.mla else d_k)) // 2
     position = position.model_copy(update={"scaling": _shorter(position.scaling, pairs)})
     kinds, *splits = _layers(model, [strategy, decode] if decode else [strategy])
@@ -208,6 +212,8 @@ def _reduce_heads(
             update["indexer"] = a.indexer.model_copy(update={**index, "top_k": top_k, "block": 3})
             pick.used.add(top_k)
         update |= {"sliding_window": 3 if a.sliding_window else None, "chunk_size": 4 if a.chunk_size else None}
+        if a.temperature:
+            update["temperature"] = a.temperature.model_copy(update={"every": 3})
         out.append(a.model_copy(update=update))
     return out[0], out[1] if len(out) > 1 else None
 

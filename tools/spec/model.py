@@ -54,6 +54,17 @@ class Indexer(Frozen):
     """How its queries and keys rotate, see `Position.interleaved`."""
 
 
+class Temperature(Frozen):
+    """What queries are multiplied by so that attention stays sharp far into a context: 1 + strength · ln(1 + ⌊(p + shift) / every⌋)
+    at position p (Llama-4, Ministral-3)."""
+
+    strength: float
+    every: int
+    shift: int = 0
+    turned_too: bool = True
+    """In layers that rotate as well; else in the others only (Llama-4)."""
+
+
 class Attention(Frozen):
     """One attention block. `num_kv_heads == num_heads` is MHA, 1 is MQA, between is GQA; `mla` set is MLA."""
 
@@ -65,9 +76,12 @@ class Attention(Frozen):
     mla: MLA | None = None
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm: Literal["none", "head", "heads", "full"] = "none"
-    """`head`: RMSNorm over d_k of each head (Qwen3); `heads`: LayerNorm over it with weights per head (Command-R+); `full`:
-    over heads x d_k (MiniMax-M2, OLMo-2)."""
+    qk_norm: Literal["none", "head", "plain", "layer", "heads", "full"] = "none"
+    """`head`: RMSNorm over d_k of each head (Qwen3); `plain`: the same without weights (Llama-4); `layer`: LayerNorm over it, all
+    heads with the same weights (Persimmon); `heads`: with weights per head (Command-R+); `full`: RMSNorm over heads x d_k
+    (MiniMax-M2, OLMo-2)."""
+    norm_if_turned: bool = False
+    """Only layers that rotate norm their queries and keys (Llama-4)."""
     norm_after_rope: bool = False
     """Queries and keys are normed after they rotate (Hunyuan), not before."""
     clip_qkv: float | None = None
@@ -87,6 +101,12 @@ class Attention(Frozen):
     """Values are multiplied by this (MiMo-V2)."""
     output_gate: bool = False
     """Each head's output is multiplied by the sigmoid of a second query projection (Qwen3-Next)."""
+    gate_fn: Literal["sigmoid", "softplus"] = "sigmoid"
+    gate_per_head: bool = False
+    """The gate is one number per head (Laguna)."""
+    context_norm: bool = False
+    """An RMSNorm over all heads together before the output projection (BitNet)."""
+    temperature: Temperature | None = None
     softcap: float | None = None
     scale: float | None = None
     """Multiplier of the scores; None means head_dim ** -0.5 (for MLA: (nope + rope) ** -0.5)."""
@@ -157,6 +177,8 @@ class Position(Frozen):
     scaling: RopeScaling | None = None
     sliding_theta: float | None = None
     """Base of the layers that slide, which nothing stretches; None: they rotate as the others do."""
+    sliding_rotary_dim: int | None = None
+    """`rotary_dim` of the layers that slide, where it is another (Laguna)."""
     max_positions: int = 4096
     learned_offset: int = 0
     """Rows skipped at the start of a learned table (OPT: 2)."""
@@ -167,8 +189,11 @@ class Position(Frozen):
 class MLP(Frozen):
     intermediate_size: int
     gated: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", "xielu"] = "silu"
+    """xielu: two learned scalars bend it, one on either side of zero (arXiv 2411.13010; Apertus)."""
     bias: bool = False
+    inner_norm: bool = False
+    """An RMSNorm before the down projection (BitNet)."""
 
 
 class MoE(Frozen):
@@ -176,7 +201,8 @@ class MoE(Frozen):
 
     softmax_topk: softmax over all experts, take top-k (renormalised if norm_topk_prob). topk_softmax: top-k of the
     logits, softmax over those (Mixtral, gpt-oss). sigmoid_topk: sigmoid, selection by score + correction bias, within the
-    best `topk_group` of `n_group` groups, weights renormalised and scaled (DeepSeek-V3). sparsemixer: the weight of each
+    best `topk_group` of `n_group` groups, weights renormalised and scaled (DeepSeek-V3). topk_sigmoid: top-k of the logits +
+    correction bias, sigmoid of those (Kolibri). sparsemixer: the weight of each
     choice is a softmax over the experts within its reach that were not chosen before (Phi-MoE, arXiv 2409.12136).
     """
 
@@ -186,7 +212,7 @@ class MoE(Frozen):
     latent_size: int | None = None
     """Width of the space that routed experts work in: tokens are projected there before they are dispatched and back after
     they are combined (LatentMoE, Nemotron-3-Super); None means hidden."""
-    gate: Literal["softmax_topk", "topk_softmax", "sigmoid_topk", "sparsemixer"] = "softmax_topk"
+    gate: Literal["softmax_topk", "topk_softmax", "sigmoid_topk", "topk_sigmoid", "sparsemixer"] = "softmax_topk"
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     n_group: int = 1
@@ -210,6 +236,10 @@ class MoE(Frozen):
     """A sigmoid gate of one logit multiplies the shared expert's output (Qwen2-MoE)."""
     input_scaled: bool = False
     """Gate weight multiplies the expert's *input* (Llama-4)."""
+    output_scale: float = 1.0
+    """What routed and shared experts add up to is multiplied by this (Command-A MoE: their mean)."""
+    output_norm: bool = False
+    """A norm over what they add up to (A.X-K1)."""
     redundant: int = 0
     """Further copies of experts that a deployment holds (DeepSeek-V3, arXiv 2412.19437 §3.4): slot num_experts + i is a copy
     of expert i mod num_experts, and the tokens of an expert take turns over its copies."""
@@ -273,9 +303,10 @@ class ModelSpec(Frozen):
     """Added to the norm's weight (Gemma: 1)."""
     embedding_norm: bool = False
     """A norm directly after the embedding (BLOOM)."""
-    block: Literal["sequential", "parallel", "sandwich", "post"] = "sequential"
+    block: Literal["sequential", "parallel", "sandwich", "post", "summed"] = "sequential"
     """parallel: attention and MLP read the same norm and are added together (GPT-J, Falcon-7B, phi-2).
-    sandwich: norms before and after each half (Gemma-2/3). post: norms only after each half (OLMo-2)."""
+    sandwich: norms before and after each half (Gemma-2/3). post: norms only after each half (OLMo-2).
+    summed: a norm over each residual sum and none at the end (GPT-1)."""
     parallel_norms: int = 1
     """Norms in a parallel block (Falcon-40B/180B and GPT-NeoX: 2)."""
     embed_scale: float = 1.0
