@@ -262,6 +262,8 @@ def _hunyuan(c: Config, f: Fields) -> None:
     """Norms after RoPE, an MLP beside the experts as wide as one of them. Released configs list per-layer values that are
     all the same. `alpha` of their dynamic RoPE is a larger base."""
     f["attention"].update(qk_norm="head" if c.flag("use_qk_norm", True) else "none", norm_after_rope=True)
+    if c.raw("model_type") == "hunyuan_v1_moe" and not f["moe"]:
+        f["unsupported"] += ("a router that has one expert to choose from",)
     if f["moe"]:
         f["moe"]["shared_intermediate_size"] = f["mlp"]["intermediate_size"]
 

@@ -78,6 +78,7 @@ OTHER_BLOCKS: dict[str, str] = {
     "falcon_h1": "layers with attention and Mamba side by side (Falcon-H1)",
     "gemma3n": "AltUp and LAuReL blocks (Gemma-3n)",
     "gemma3n_text": "AltUp and LAuReL blocks (Gemma-3n)",
+    "gemma4_assistant": "a draft model that reads the keys and values of the model it serves (Gemma-4 assistant)",
     "gemma4_unified_assistant": "a draft model that reads the keys and values of the model it serves (Gemma-4 assistant)",
     "gpt_neox_japanese": "a bias of the attention's output in the last layer alone (GPT-NeoX-Japanese)",
     "hrm_text": "layers that run several times in nested cycles (HRM)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,9 @@ VISION = {
 }  # fmt: skip
 
 
+ARCHITECTURES = json.loads((Path(__file__).parent / "data" / "architectures.json").read_text())
+
+
 def attached(config: dict[str, Any]) -> Any:
     files = [input_from_text(json.dumps(config, indent=1), "m/config.json"), input_from_text(CONDITIONS, "c.md")]
     return resolve(read_conditions(files)).model
@@ -38,6 +42,35 @@ def told(model: Any) -> dict[str, Any]:
 def test_an_attached_config_is_the_model_of_the_file(ident: str) -> None:
     config = read_entry("models", ident)["config"]
     assert told(attached(config)) == told(model_from_config(config))
+
+
+OWN_KEYS: dict[str, dict[str, Any]] = {
+    "afmoe": {"mup_enabled": True, "route_scale": 2.4},
+    "apertus": {},
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
+    "cohere2_moe": {"shared_expert_combination_strategy": "average", "norm_topk_prob": True},
+    "dots1": {},
+    "emu3": {},
+    "ernie4_5_moe": {"use_bias": True},
+    "flint": {},
+    "granite_swa": {"layer_rope_theta": [10000.0, 50000.0, 50000.0, 50000.0] * 6},
+    "hy_v3": {"router_scaling_factor": 1.9},
+    "hyperclovax": {"use_post_norm": False},
+    "laguna": {"moe_routed_scaling_factor": 2.0},
+    "llama4_text": {"floor_scale": 4096, "attn_scale": 0.2},
+    "minicpm3": {"scale_depth": 1.7},
+    "qwen3_5_moe": {},
+    "solar_open": {},
+}
+
+
+@pytest.mark.parametrize("model_type", sorted(OWN_KEYS))
+def test_keys_that_one_family_has_arrive_too(model_type: str) -> None:
+    config = {**ARCHITECTURES[model_type]["config"], **OWN_KEYS[model_type]}
+    got, want = told(attached(config)), told(model_from_config(config))
+    if want["moe_layers"] and all(want["moe_layers"]):
+        want["moe_layers"] = got["moe_layers"]  # all of them, said or not
+    assert got == want
 
 
 def test_the_vision_tower_of_a_multimodal_config_says_nothing_of_the_text_tower() -> None:

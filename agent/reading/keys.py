@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.reading.budget import leaves_within_budget
 from agent.reading.facts import Candidate, Reading
-from agent.reading.lexicon import DTYPES, HF_KEYS, HF_MARKS, HF_NOISE, HF_SAME, TERMS, compiled
+from agent.reading.lexicon import DTYPES, HF_KEYS, HF_LISTS, HF_MARKS, HF_MORE, HF_NOISE, HF_SAME, TERMS, compiled
 from agent.reading.listings import flags_of
 from agent.reading.prose import read_statement
 from agent.reading.segments import Statement, sentence_spans
@@ -238,7 +238,8 @@ def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
             text = ", ".join(str(i.value) for i in items)
             numbers = all(isinstance(i.value, int | float) and not isinstance(i.value, bool) for i in items)
             value: Any = items[0].value if len(items) == 1 else f"[{text}]" if numbers and len(items) == 2 else text
-            if len(items) > 16 and (numbers or parent[-1] in HF_KEYS):  # one entry for every layer
+            per_layer = len(items) > 16 and (numbers or parent[-1] in HF_KEYS | HF_MORE)  # one entry for every layer
+            if per_layer or parent[-1] in HF_LISTS:
                 value = [i.value for i in items]
             quote = (
                 items[-1].quote
@@ -280,7 +281,7 @@ def _config_roots(leaves: list[Leaf], file: str) -> list[tuple[Key, ...]]:
     return sorted(roots, key=len)
 
 
-_TOWERS = re.compile(r"(?:vision|visual|image|audio|speech|talker|code2wav|token2wav)\w*_config")
+_TOWERS = re.compile(r"(?:vq|vision|visual|image|audio|speech|talker|code2wav|token2wav)\w*_config")
 
 
 def _of_another_tower(leaf: Leaf, configs: list[tuple[Key, ...]]) -> str | None:
@@ -304,7 +305,7 @@ def _read_config_key(leaf: Leaf, depth: int, file: str, reading: Reading) -> boo
             _generic_path(leaf), "a training or tokenizer setting that the operator graph does not depend on"
         )
         return True
-    if key not in HF_KEYS or leaf.value in ([], {}):
+    if key not in HF_KEYS | HF_MORE or leaf.value in ([], {}):
         return False
     name = HF_SAME.get(key, key) if len(rest) == 1 else ".".join(str(k) for k in rest)
     if key in ("torch_dtype", "dtype") or key == "quantization_config":

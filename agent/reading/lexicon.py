@@ -341,11 +341,72 @@ HF_KEYS = frozenset(
         "zero_expert_num",
     ]
 )
+# More of them, of single families; they do not tell that a document is such a config, and count once it is known to be one.
+HF_MORE = frozenset(
+    [
+        "afn",
+        "attention_layers",
+        "attn_config",
+        "attn_layer_indices",
+        "attn_scale",
+        "attn_temperature_tuning",
+        "dim_model_base",
+        "do_layer_norm_before",
+        "enable_bias",
+        "expansion_ratio",
+        "expert_selection_fn",
+        "ffn_config",
+        "floor_scale",
+        "gating",
+        "global_attn_every_n_layers",
+        "layer_rope_theta",
+        "linear_head_dim",
+        "linear_num_heads",
+        "local_rope_theta",
+        "moe_apply_router_weight_on_input",
+        "moe_k",
+        "moe_layers",
+        "moe_routed_scaling_factor",
+        "moe_router_logit_softcapping",
+        "moe_router_score_function",
+        "moe_use_aux_free",
+        "mup_enabled",
+        "no_bias",
+        "num_attention_heads_per_layer",
+        "num_dense_layers",
+        "num_expert_group",
+        "num_ln_in_parallel_attn",
+        "original_max_position_embeddings",
+        "prefix_dense_intermediate_size",
+        "prefix_dense_sliding_window_pattern",
+        "qk_norm",
+        "rope_interleave",
+        "rope_local_base_freq",
+        "rotary_emb_base",
+        "rotary_pct",
+        "route_scale",
+        "router_jitter_noise",
+        "router_scaling_factor",
+        "scale_depth",
+        "scale_emb",
+        "scale_embedding",
+        "score_function",
+        "shared_expert_combination_strategy",
+        "short_conv_kernel_size",
+        "use_bias",
+        "use_post_norm",
+        "use_qkv_bias",
+        "window_size",
+        "word_embed_proj_dim",
+    ]
+)
+HF_LISTS = frozenset({"attn_layer_indices", "mlp_only_layers", "moe_layers"})  # numbers of layers, however many
 HF_MARKS = frozenset(
     {"architectures", "model_type", "rms_norm_eps", "rope_theta", "hidden_act", "torch_dtype", "tie_word_embeddings"}
 )
 HF_NOISE = frozenset(
     [
+        "chunk_size_feed_forward",
         "mamba_ssm_dtype",
         "mamba_ssm_cache_dtype",
         "transformers_version",
@@ -382,7 +443,7 @@ HF_NOISE = frozenset(
 )
 # HF spellings → the one name that facts carry
 HF_SAME = {
-    "moe_topk": "num_experts_per_tok", "num_experts_per_token": "num_experts_per_tok", "top_k_experts": "num_experts_per_tok",
+    "moe_topk": "num_experts_per_tok", "moe_k": "num_experts_per_tok", "num_experts_per_token": "num_experts_per_tok", "top_k_experts": "num_experts_per_tok",
     "num_local_experts": "num_experts", "n_routed_experts": "num_experts", "moe_num_experts": "num_experts", "moe_top_k": "num_experts_per_tok",
     "n_layer": "num_hidden_layers", "num_layers": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size",
     "n_inner": "intermediate_size", "n_positions": "max_position_embeddings", "n_ctx": "max_position_embeddings",

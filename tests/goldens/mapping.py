@@ -38,7 +38,10 @@ OUTSIDE = {
         "transformer.word_embeddings.weight", "model.decoder.embed_tokens.weight", "model.embeddings.weight",
         "biogpt.embed_tokens.weight", "transformer.tokens_embed.weight",
     ),
-    "embed_positions": ("transformer.wpe.weight", "model.decoder.embed_positions.weight", "biogpt.embed_positions.weight", "transformer.positions_embed.weight"),
+    "embed_positions": (
+        "transformer.wpe.weight", "model.decoder.embed_positions.weight", "biogpt.embed_positions.weight",
+        "transformer.positions_embed.weight",
+    ),
     "embed_norm": ("transformer.word_embeddings_layernorm",),
     "final_norm": (
         "model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.final_layernorm",

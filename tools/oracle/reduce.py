@@ -193,7 +193,8 @@ def _reduce_heads(
         least = lcm(*kv.values(), ranks)
         heads = least * (2 if n > least else 1)
     else:
-        heads = lcm(*(k * min(n // was, 3) for was, k in kv.items()), ranks if len(kv) > 1 else 1)
+        uneven = any(k % ranks for k in kv.values())
+        heads = lcm(*(k * min(n // was, 3) for was, k in kv.items()), ranks if len(kv) > 1 or uneven else 1)
     pick.used |= {*kv.values(), heads}
     lengths: dict[tuple[bool, int], int] = {}
     out = []
@@ -222,7 +223,7 @@ def _kv_heads(n: int, ranks: int, pool: int, taken: set[int]) -> int:
     """KV heads as the mesh sees `n` of them: where ranks share them their number is fixed."""
     if n < ranks:
         return n
-    kv = ranks * (2 if n > ranks else 1)
+    kv = ranks * (2 if n > ranks else 1) if n % ranks == 0 else ranks + n % ranks
     while gcd(kv, pool) != gcd(n, pool) or kv in taken:
         kv += ranks  # a pool's ranks share heads as they do in the model
     return kv

@@ -1,0 +1,55 @@
+"""Every causal language model of transformers 5.23 has as many parameters as transformers counts, or is refused by name.
+
+`data/architectures.json`: model type → the default config of its class (without what says nothing of the text model) and what
+transformers counts for it: parameters, and buffers that are learned (correction biases of a gate); of a multimodal model, of its
+text tower. Where a class cannot be built from its own defaults, the keys that it lacks are stated.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knowledge.hf_config import FAMILIES, model_from_config
+from knowledge.hf_refused import NO_DECODER, OTHER_BLOCKS
+from tests.parameter_formula import parameter_count
+from tools.memory import num_parameters
+from tools.spec.base import Refused
+
+TYPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "architectures.json").read_text())
+READ = sorted(t for t, row in TYPES.items() if row["parameters"] != "refused")
+EMBEDS_EVERY_LAYER = {"gemma4", "gemma4_text"}
+"""Known families whose default config has blocks that are refused; smaller relatives of the same type do not."""
+
+
+def test_the_table_is_the_list_of_transformers_and_none_of_its_types_is_a_guess() -> None:
+    assert len(TYPES) == 189
+    refused = set(NO_DECODER) | set(OTHER_BLOCKS)
+    towers = {t: row["config"].get("text_config", {}).get("model_type") for t, row in TYPES.items()}
+    assert not {t for t in TYPES if t not in FAMILIES and t not in refused and towers[t] not in FAMILIES}
+    assert {t for t, row in TYPES.items() if row["parameters"] == "refused"} == refused & set(TYPES)
+
+
+@pytest.mark.parametrize("model_type", READ)
+def test_the_default_config_has_the_parameters_that_transformers_counts(model_type: str) -> None:
+    model = model_from_config(TYPES[model_type]["config"])
+    assert model.doubt is None
+    if model_type in EMBEDS_EVERY_LAYER:
+        assert any("embeddings for every layer" in reason for reason in model.unsupported)
+        return
+    assert not model.unsupported
+    assert num_parameters(model) == TYPES[model_type]["parameters"]
+    assert parameter_count(model)["total"] == TYPES[model_type]["parameters"]
+
+
+@pytest.mark.parametrize("model_type", sorted(set(TYPES) - set(READ)))
+def test_the_others_are_refused_for_what_they_have(model_type: str) -> None:
+    reason = NO_DECODER.get(model_type) or OTHER_BLOCKS[model_type]
+    try:
+        told = " ".join(model_from_config(TYPES[model_type]["config"]).unsupported)
+    except Refused as refused:
+        told = str(refused)
+    assert reason in told or "has an encoder" in told
