@@ -407,7 +407,9 @@ def _chooses(operator: str) -> bool:
     # "Expert 3 gate" is inside one expert: its gated linear map.
     return bool(GATE.search(head) or GATE.search(bare)) and (
         bool(TOP_K.search(head))
-        or not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b|\bexpert\s*#?\d", head, re.IGNORECASE)
+        or not re.search(
+            r"gate[ _]?proj|\b(?:bias|add|scores?)\b|\bexpert\s*#?\d|\b(?:mlp|ffn|glu|swiglu)\b", head, re.I
+        )
     )
 
 
@@ -431,6 +433,10 @@ def selects(v: View, e: DotEdge) -> bool:
     return is_dashed(e.attrs) and (is_gate(a) or is_gating(a.operator))
 
 
+BOXES = frozenset({"note", "tab", "folder", "component", "box3d"})
+"""Rectangles with an ornament."""
+
+
 def is_undefined(v: View, n: NodeFacts) -> bool:
     """Only edges name it, where other nodes have statements of their own: often a misspelt name."""
     return not v.graph.nodes[n.id].declared and any(m.declared for m in v.graph.nodes.values())
@@ -438,7 +444,7 @@ def is_undefined(v: View, n: NodeFacts) -> bool:
 
 def is_computed(n: NodeFacts) -> bool:
     """Its kind is known from words or from a shape that the rules know; of other shapes under unknown names it is not."""
-    return n.sure or n.shape in RECTANGLES
+    return n.sure or n.shape in RECTANGLES or n.shape in BOXES
 
 
 def is_dashed(attrs: dict[str, str]) -> bool:

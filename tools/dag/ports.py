@@ -183,7 +183,7 @@ def _length(text: str) -> str:
     return text
 
 
-_ODD = re.compile(r"[^\w\s?*/+\-–.()×÷^%'\"=:·→>#@|&~$]")
+_ODD = re.compile(r"[^\w\s?*/+\-–.()×÷^%'\"=:·→>#@|&~$≤≥<]")
 
 
 def readable(ports: tuple[PortFacts, ...] | None) -> tuple[PortFacts, ...] | None:

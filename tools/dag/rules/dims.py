@@ -227,7 +227,7 @@ def shapes(v: View) -> Iterator[Violation]:
                 f"shape={next(s for s in ('box', 'ellipse', 'parallelogram') if s in EXPECTED_SHAPE[kind][0])}"
                 f", as it is {_WHAT[kind]}",
             )
-        elif n.shape not in _DRAWN and not n.sure:
+        elif not n.sure and (n.shape not in _DRAWN or (n.shape in _REMARKS and v.preds[n.id] and v.succs[n.id])):
             yield bad(n, f"{n.operator[:60]!r} is drawn as {n.shape}, which says nothing about what it is",
                       "shape=box for a computation, ellipse for communication, parallelogram for a split")  # fmt: skip
 
@@ -238,8 +238,9 @@ _WHAT = {
     "routing": "routing, split or aggregation",
     "io": "the total input or output",
 }
-_DRAWN = RECTANGLES | ELLIPSES | {"parallelogram", "plaintext", "plain", "none", "underline", "note", "tab", "point"}
-"""Shapes with a meaning, and those of remarks."""
+_REMARKS = frozenset({"plaintext", "plain", "none", "underline", "note", "tab", "point"})
+"""Shapes of remarks; what data flow through is none."""
+_DRAWN = RECTANGLES | ELLIPSES | _REMARKS | {"parallelogram"}
 
 
 @by_form

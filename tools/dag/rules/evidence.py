@@ -62,7 +62,8 @@ def lacking(v: View, fact: Fact, nodes: Sequence[NodeFacts]) -> Iterator[NodeFac
     hinted = [n for n in unread if fact.hinted(v, n)]
     doubtful = {n.id for n in hinted}
     read = len(nodes) - len(unread)
-    if read >= CLEAR * (read + len(hinted)):
+    silent = len(unread) - len(hinted)
+    if read >= CLEAR * (read + len(hinted)) or silent > CLEAR * len(nodes):
         yield from (n for n in unread if n.id not in doubtful)
     if hinted:
         raise NotDecidable(_unread(fact, hinted, len(nodes)))

@@ -56,7 +56,8 @@ def ends(v: View) -> Iterator[Violation]:
     for found, word, other in ((sources, "predecessor", "input"), (sinks, "successor", "output")):
         named = [n for n in found if n.kind == "io" or re.search(other, n.id + words(n.operator), re.IGNORECASE)]
         called = [n for n in named if re.search(other, n.id + words(n.operator), re.IGNORECASE)]
-        keep = (called or named)[0] if named else _unnamed_end(v, found)
+        elsewhere = any(n.kind == "io" and re.search(other, n.operator, re.IGNORECASE) for n in v.nodes.values())
+        keep = (called or named)[0] if named else None if elsewhere and not is_own(v) else _unnamed_end(v, found)
         if keep is None:
             yield Violation(message=_no_end(found, word, other),
             node=found[0].id if found else None,
@@ -113,7 +114,7 @@ def residuals(v: View) -> Iterator[Violation]:
 
 
 EXPERT = re.compile(
-    r"\bexperts?\b|专家|\bmoe\b(?!\s*(?:layer|block|module)?\s*(?:l?\d+)?\s*(?:[(（].*)?\Z)", re.IGNORECASE
+    r"\bexperts?\b|专家|\bmoe\b(?!\s*(?:layer|block|module|model)?\s*(?:l?\d+)?\s*(?:[(（].*)?\Z)", re.IGNORECASE
 )
 """A node for a whole MoE block holds its own gate; it is R10's to tell."""
 MAX_WALK = 1_000_000
