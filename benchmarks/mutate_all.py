@@ -60,6 +60,7 @@ CASES: tuple[tuple[str, dict], ...] = (
     ("minimax-m3", {"tp": 2, "cp": 2, "attn_dp": 2, "ep": 4}),
     ("minimax-m3", {"tp": 8, "dcp": 2}),
     ("gemma-4-26b-a4b", {"tp": 4, "attn_dp": 2, "ep": 4}),
+    ("gemma-4-e4b", {"tp": 2, "attn_dp": 2, "pp": 2}),
     ("mimo-v2-flash", {"tp": 8, "pp": 2}),
     ("mimo-v2-flash", {"tp": 16, "dcp": 2}),
     ("mixtral-8x7b", {"tp": 2, "attn_dp": 4, "ep": 4, "etp": 2}),

@@ -64,6 +64,7 @@ ARCHITECTURES: dict[str, str] = {
     "glm-5.2": "picked positions that layers share",
     "minimax-m3": "blocks of positions that every KV head picks",
     "gemma-4-26b-a4b": "heads of two sizes and numbers, values that are keys, experts beside an MLP",
+    "gemma-4-e4b": "keys and values that layers lend, embeddings for every layer",
     "mimo-v2-flash": "KV heads of two numbers, narrow values, sinks on some layers",
 }
 """Catalogue name → what its operator graph adds."""

@@ -311,7 +311,9 @@ _GEMMA4_DEFAULTS = (
 )  # fmt: skip
 _GEMMA4 = _like(
     _LLAMA, block="sandwich", qk_norm="head", activation="gelu_tanh", tie=True, head_dim=256, adapt=gemma4,
-    defaults=_GEMMA4_DEFAULTS, draws=frozenset({"global_head_dim", "attention_k_eq_v", "enable_moe_block"}),
+    defaults=_GEMMA4_DEFAULTS, draws=frozenset(
+        {"global_head_dim", "attention_k_eq_v", "enable_moe_block", "num_kv_shared_layers", "hidden_size_per_layer_input"}
+    ),
 )  # fmt: skip
 _MIMO_V2 = _like(
     _LLAMA, gate="sigmoid_topk", correction_bias=True, out_bias=False, rotary_fraction=0.334, head_dim=192, adapt=mimo_v2,

@@ -588,7 +588,7 @@ def model_weight_bytes(model: ModelSpec, weight_dtype: str | None = None) -> flo
 def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16") -> float:
     """KV cache of one token in one copy: L · kv_heads · (d_k + d_v) · bytes, or L · (kv_lora + qk_rope) · bytes, and the key of
     the indexer where there is one; L are the layers whose cache grows."""
-    layers = [k for k in model.layers() if k.mixer == "attention"]
+    layers = [k for k in model.layers() if k.mixer == "attention" and k.kv != "borrowed"]
     return sum(cached_bytes(model.attention_of(k), kv_dtype) + index_bytes(model, k, kv_dtype) for k in layers)
 
 

@@ -173,6 +173,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "global_head_dim": 16, "num_global_key_value_heads": 2, "attention_k_eq_v": True, "layer_types": TYPES_LAST_FULL,
         "hidden_size_per_layer_input": 0, "final_logit_softcapping": 20.0, "rope_parameters": PROPORTIONAL,
     },
+    "gemma4_borrowing": {
+        **BASE, **SLIDE, "num_hidden_layers": 6, "model_type": "gemma4_text", "head_dim": 8, "global_head_dim": 12,
+        "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 67, "rope_parameters": PROPORTIONAL,
+    },
     "gemma4_moe": {
         **BASE, **SLIDE, "num_hidden_layers": 4, "model_type": "gemma4_text", "num_attention_heads": 6,
         "num_key_value_heads": 2, "head_dim": 8,

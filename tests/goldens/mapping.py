@@ -34,6 +34,9 @@ OUTSIDE = {
         "model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.final_layernorm",
         "model.decoder.final_layer_norm", "transformer.norm_f", "model.norm_f",
     ),
+    "embed_tokens_per_layer": ("model.embed_tokens_per_layer.weight",),
+    "layer_inputs_proj": ("model.per_layer_model_projection",),
+    "layer_inputs_norm": ("model.per_layer_projection_norm",),
     "lm_head": ("lm_head.weight",),
     "lm_head_bias": ("lm_head.bias",),
 }  # fmt: skip
@@ -112,7 +115,7 @@ def outside(c: Checkpoint, name: str) -> Array:
     found = c.first(OUTSIDE[head]) or c.first([f"{n}.{kind}" for n in OUTSIDE[head]])
     if not found:
         raise KeyError(f"no HF parameter for {name}")
-    return c.get(found)
+    return c.linear(found) if head.endswith("_proj") else c.get(found)
 
 
 def inside(c: Checkpoint, layer: int, t: Tensor) -> Array:
@@ -326,6 +329,7 @@ NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
     "post_attn_norm": _after_attention,
     "ffn_norm": _before_ffn,
     "post_ffn_norm": lambda c, p: ("post_feedforward_layernorm", "post_mlp_layernorm"),
+    "post_layer_input_norm": lambda c, p: ("post_per_layer_input_norm",),
     "post_mlp_norm": lambda c, p: ("post_feedforward_layernorm_1",),
     "expert_norm": lambda c, p: ("pre_feedforward_layernorm_2",),
     "post_expert_norm": lambda c, p: ("post_feedforward_layernorm_2",),
@@ -335,6 +339,8 @@ NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
 def expert_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
     if head == "gate_correction_bias":
         return c.get(c.first([prefix + n for n in CORRECTION]))
+    if head in ("layer_input_gate", "layer_input_proj"):
+        return c.linear(f"{prefix}{'per_layer_input_gate' if head.endswith('gate') else 'per_layer_projection'}.weight")
     named = {"router_norm": "router.scale", "expert_scale": "router.per_expert_scale", "layer_scale": "layer_scalar"}
     if head in named:
         return c.get(prefix + named[head])
