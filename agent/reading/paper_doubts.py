@@ -20,7 +20,7 @@ from tools.spec.paper import PaperMethod, PaperModel
 _COMPARED = ("layers", "experts", "heads", "head_dim", "hidden_size", "top_k", "weight_dtype", "kind")
 _ELSEWHERE = ("abstract", "results", "conclusion")
 _OF_OUR_RUN = re.compile(
-    r"\b(?:our|we|experiments?|evaluat\w*|results?|demonstrat\w*|validat\w*|table \d|on (?:a|an|the|both|two)\b)|本文|实验|我们",
+    r"\b(?:our|we|experiments?|evaluat\w*|ran\b|results?|demonstrat\w*|validat\w*|table \d|on (?:a|an|the|both|two)\b)|本文|实验|我们",
     re.I,
 )
 _DECLARED = re.compile(

@@ -260,7 +260,8 @@ def read_paper_text(text: str, file: str) -> Paper:
             level, title = heading
             stack = [(n, t) for n, t in stack if n < level] + [(level, title)]
             labels = []
-            paper.title = paper.title or ("" if section_kind((title,)) else title)
+            if not paper.headings and not section_kind((title,)):
+                paper.title = title  # a first heading that is "Abstract" is no title, and none comes behind it
             paper.headings.append((i + 1, title))
             i += 1
         elif found := data_block(lines, i):
