@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from knowledge.hf_heads import gemma4, mimo_v2, minimax_m3
-from knowledge.hf_linear import gated_delta, granite_hybrid, kimi_delta, single_halves
+from knowledge.hf_linear import gated_delta, granite_hybrid, jamba, kimi_delta, single_halves
 from knowledge.hf_values import Config, Family, Fields
 from tools.spec.base import ToolError
 from tools.spec.model import Picks
@@ -350,6 +350,16 @@ FAMILIES: dict[str, Family] = {
         head_dim=128,
         kv_heads=8,
         adapt=single_halves,
+    ),
+    "jamba": _like(
+        _LLAMA,
+        position="none",
+        qkv_bias=False,
+        out_bias=False,
+        kv_heads=8,
+        norm_topk=False,
+        adapt=jamba,
+        draws=frozenset({"mamba_d_state", "layers_block_type"}),
     ),
     "minicpm": _like(_LLAMA, tie=True, adapt=_minicpm),
     "minicpm3": _like(_LLAMA, tie=True, adapt=_minicpm),

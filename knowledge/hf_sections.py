@@ -399,7 +399,6 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
 OTHER_BLOCKS = {
     "gemma3n": "AltUp and LAuReL blocks (Gemma-3n)",
     "gemma3n_text": "AltUp and LAuReL blocks (Gemma-3n)",
-    "jamba": "state-space (Mamba-1) layers",
     "bamba": "Mamba-2 layers laid out as in Bamba",
     "falcon_h1": "layers with attention and Mamba side by side (Falcon-H1)",
     "zamba2": "attention blocks shared by layers (Zamba2)",
@@ -433,7 +432,7 @@ def unsupported_of(c: Config, fields: Fields, family: Family) -> list[str]:
         reasons.append(f"RoPE scaling of type {kind} (known: {', '.join(KINDS)})")
     types = c.raw("layer_types")
     known = KNOWN_LAYERS | ({"linear_attention"} if linear else set())
-    if c.raw("model_type") in MAMBA2:
+    if c.raw("model_type") in (*MAMBA2, "jamba"):
         known |= {"mamba", "mlp", "moe"}
     if fields["attention"].get("indexer"):
         known |= {"indexed_attention", "deepseek_sparse_attention", "minimax_m3_sparse"}

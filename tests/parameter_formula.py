@@ -95,6 +95,11 @@ def _linear(model: ModelSpec) -> float:
     if a is None:
         return 0.0
     keys, values = a.num_key_heads * a.key_dim, a.num_value_heads * a.value_dim
+    if a.kind == "mamba1":
+        # channels and gate; convolution; step size, key and query out of the channels, with norms; A per channel and key, D
+        rank, low = a.gate_rank or 0, (a.gate_rank or 0) + 2 * a.key_dim
+        inner = 2 * h * values + values * (a.conv_kernel + a.conv_bias) + values * low + low
+        return inner + rank * values + values + values * a.key_dim + values + values * h
     if a.kind == "mamba2":
         # gate, x, B, C and dt out of one projection; a convolution over x, B and C; dt's bias, A and D per head
         channels = values + 2 * keys

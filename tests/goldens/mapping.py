@@ -235,6 +235,8 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     name = head.removeprefix("lin_")
     bases = [prefix + x for x in ("linear_attn.", "mamba.", "mixer.", "self_attn.")]
     base = next(p for p in bases if any(n.startswith(p) for n in c.shapes))
+    if a.kind == "mamba1":
+        return _mamba1(c, base, name, kind)
     if a.kind == "mamba2" and name not in ("A_log", "dt_bias", "norm", "o"):
         return _mamba2(c, base, name, kind)
     if name.endswith("_conv"):
@@ -253,6 +255,21 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     if name in ("q", "k", "v") and c.has(f"{base}in_proj_qkv.weight"):
         return _channels(c.linear(f"{base}in_proj_qkv.weight"), c, "qkv".index(name))
     return _packed(c, base, name)
+
+
+def _mamba1(c: Checkpoint, base: str, name: str, kind: str) -> Array:
+    """One input projection to channels and gate; the step size's bias is its projection's."""
+    plain = {"A_log": "A_log", "D": "D", "dt_bias": "dt_proj.bias", "dt_norm": "dt_layernorm.weight",
+             "k_norm": "b_layernorm.weight", "q_norm": "c_layernorm.weight"}  # fmt: skip
+    if name in plain:
+        return c.get(base + plain[name])
+    if name == "v_conv":
+        w = c.get(f"{base}conv1d.{kind}")
+        return w[:, 0, :].T if kind == "weight" else w
+    named = {"x": "x_proj", "dt_proj": "dt_proj", "o": "out_proj", "v": "in_proj", "z": "in_proj"}
+    w = c.linear(f"{base}{named[name]}.weight")
+    half = w.shape[-1] // 2
+    return {"v": w[:, :half], "z": w[:, half:]}.get(name, w)
 
 
 def _mamba2(c: Checkpoint, base: str, name: str, kind: str) -> Array:
@@ -315,6 +332,7 @@ def _after_attention(c: Checkpoint, prefix: str) -> Sequence[str]:
 def _before_ffn(c: Checkpoint, prefix: str) -> Sequence[str]:
     return (
         "pre_feedforward_layernorm",
+        "pre_ff_layernorm",
         "ln_mlp",
         "ln_2",
         "norm_2",

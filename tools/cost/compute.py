@@ -491,10 +491,8 @@ def _attention_shape(
     Prefill: (length of a causal prompt with as many query x key pairs per query, sequences · heads, d_k). Decode:
     (positions read, sequences · kv_heads, query heads per kv head, d_k); MLA decode: (positions, sequences, heads).
     """
-    states = next(
-        (n for p in einsums for n in p.inputs if "lin_dk" in pbody.spec(n).dims and "lin_dv" in pbody.spec(n).dims),
-        None,
-    )
+    kept = {p.output for p in pbody.ops if p.op is not None and p.op.kind == "recur"}
+    states = next((n for p in einsums for n in p.inputs if n in kept), None)
     if states is not None:
         chain = local_sizes(pbody, states, ctx)["seq_len"]
         return {"table": RECURRENT, "chain": chain if kind == "attention_prefill" else 0.0}

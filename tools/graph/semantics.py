@@ -313,6 +313,10 @@ def _of_layer(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     return np.take(args[0], place.layer, axis=dims[0].index("layers"))
 
 
+def _part(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return args[0][..., op.attrs["first"] : op.attrs["first"] + op.attrs["length"]]
+
+
 def _eligible(x: Array, op: Op) -> tuple[Array, Array]:
     """Scores with the experts of rejected groups at -inf, and the group scores: the best expert of a group (DeepSeek-V2)
     or the sum of its best two (DeepSeek-V3)."""
@@ -427,7 +431,7 @@ RUN: dict[str, Callable[[Op, Sequence[Array], Place, Any], Array]] = {
     "assign_copies": _assign_copies, "embed": _embed, "pos_lookup": _pos_lookup,
     "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
     "sumsq": _sumsq, "reduce": _reduce, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
-    "repeat_heads": _repeat_heads, "topk": _topk, "select": _select, "block_max": _block_max, "of_layer": _of_layer,
+    "repeat_heads": _repeat_heads, "topk": _topk, "select": _select, "block_max": _block_max, "of_layer": _of_layer, "part": _part,
     "gather_scores": _gather_scores, "renormalise": _renormalise,
     "dispatch": _dispatch, "combine": _combine, "to_nodes": _to_nodes, "from_nodes": _from_nodes,
     "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,

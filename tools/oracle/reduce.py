@@ -239,11 +239,14 @@ def _reduce_linear(a: LinearAttention, s: Strategy, pick: _Picker) -> LinearAtte
     else:
         group = pick.take(a.num_value_heads // a.num_key_heads) if a.num_value_heads > a.num_key_heads else 1
     pick.used.add(keys * group)
-    update = {
+    update: dict = {
         "num_key_heads": keys, "num_value_heads": keys * group, "key_dim": pick.take(a.key_dim, at_least=6),
         "value_dim": pick.take(a.value_dim, at_least=6), "conv_kernel": min(a.conv_kernel, 3),
         "gate_rank": pick.take(a.gate_rank) if a.gate_rank else None,
     }  # fmt: skip
+    if a.kind == "mamba1":
+        update["value_dim"] = 1  # a channel is a head of one value
+        pick.used.add((update["gate_rank"] or 0) + 2 * update["key_dim"])
     return a.model_copy(update=update)
 
 

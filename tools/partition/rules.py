@@ -221,6 +221,13 @@ def of_layer_rule(op: Op, ctx: Context) -> Need:
     return Need((target,), project(target, ctx.tensor(op.output).dims))
 
 
+def part_rule(op: Op, ctx: Context) -> Need:
+    """A stretch of the last dim, which must be whole."""
+    x = op.inputs[0]
+    target = _whole(ctx.settled(x), ctx.tensor(x).dims[-1])
+    return Need((target,), project(target, ctx.tensor(op.output).dims))
+
+
 def block_max_rule(op: Op, ctx: Context) -> Need:
     """Positions of a block are compared, so that all of them are needed."""
     target = _whole(ctx.settled(op.inputs[0]), "kv_len")
@@ -379,7 +386,7 @@ RULES: dict[str, Callable[[Op, Context], Need]] = {
     "softmax": softmax_rule, "mask": mask_rule, "rope": local_rule, "renormalise": local_rule,
     "assign_copies": local_rule, "cache": cache_rule,
     "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule,
-    "topk": topk_rule, "select": topk_rule, "block_max": block_max_rule, "of_layer": of_layer_rule,
+    "topk": topk_rule, "select": topk_rule, "block_max": block_max_rule, "of_layer": of_layer_rule, "part": part_rule,
     "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule,
     "to_nodes": to_nodes_rule, "from_nodes": from_nodes_rule,
     "select_last": select_last_rule,

@@ -98,10 +98,12 @@ class LinearAttention(Frozen):
 
     gated_delta: one decay per head and the delta rule (Gated DeltaNet, arXiv 2412.06464; Qwen3-Next). kda: one decay per
     key channel, gates of low rank (Kimi Delta Attention, arXiv 2510.26692). mamba2: no delta rule, keys and queries
-    shared by groups of heads (state-space duality, arXiv 2405.21060).
+    shared by groups of heads (state-space duality, arXiv 2405.21060). mamba1: every channel is a head of one value, all read
+    one key and query that follow from the convolved channels, and decay each key channel by itself (arXiv 2312.00752; with
+    Jamba's norms, arXiv 2403.19887).
     """
 
-    kind: Literal["gated_delta", "kda", "mamba2"]
+    kind: Literal["gated_delta", "kda", "mamba1", "mamba2"]
     num_key_heads: int
     """Heads of keys and queries; the value heads share them in equal groups (mamba2: its groups of B and C)."""
     num_value_heads: int
@@ -111,12 +113,12 @@ class LinearAttention(Frozen):
     """Positions of the causal convolution that queries, keys and values go through."""
     conv_bias: bool = False
     gate_rank: int | None = None
-    """kda: width between the two projections of the decay and of the output gate."""
+    """kda: width between the two projections of the decay and of the output gate; mamba1: of the step size."""
 
     @property
     def one_key(self) -> bool:
-        """mamba2 with one group: all value heads read the same key and query, which every rank then has."""
-        return self.kind == "mamba2" and self.num_key_heads == 1
+        """Mamba with one group: all value heads read the same key and query, which every rank then has."""
+        return self.kind in ("mamba1", "mamba2") and self.num_key_heads == 1
 
     @property
     def dealt_heads(self) -> int:
