@@ -105,6 +105,8 @@ def build_strategy(b: Build, role: PaperRole) -> PaperStrategy:
         raise _nothing_said(b, role)
     devices, source = _solve_groups(b) if apart or pool else _solve(b)
     strategy = _make(b, devices)
+    if role == "proposed" and strategy.num_devices == 1 and not (b.d.devices or any(b.d.axes.values())):
+        raise _without_degrees(b)
     findings = _device_findings(b, strategy, devices)
     return PaperStrategy(
         model=model.key, name=role, role=role, title=_title(b.clause), strategy=strategy,
@@ -121,6 +123,16 @@ def _nothing_said(b: Build, role: PaperRole) -> ToolError:
     words = " ".join(said[0].quote.split())[:120]
     return Refused(
         f"{said[0].file} line {said[0].line}: no {role} strategy found for {b.model.name} in {words!r}; {way_out}"
+    )
+
+
+def _without_degrees(b: Build) -> ToolError:
+    """Axes that are named, and no number from which a degree follows: one device is nobody's parallel method."""
+    named = ", ".join(b.axes) or "the method"
+    said = next((q for q in b.quotes if q.quote.strip()), None)
+    where = f"{said.file} line {said.line}: " if said else ""
+    return Refused(
+        f"{where}{b.model.name}, proposed: {named} is named without a degree, and no number of devices is stated for it; state it like 'TP 8 × CP 4 on 32 devices'"
     )
 
 

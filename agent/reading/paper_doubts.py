@@ -116,9 +116,13 @@ def _parameters(paper: Paper, m: PaperModel, models: Sequence[PaperModel]) -> It
         declared = float(hit["n"] or hit["n1"]) * _SCALE[(hit["u"] or hit["u1"])[0].lower()]
         have = float(num_parameters(m.spec))
         if abs(declared - have) > _NEAR * max(declared, have):
-            why = f"the paper declares {declared / 1e9:.3g} B parameters ({_where(p.quote(hit.start(), hit.end()))}), and the stated shape has {have / 1e9:.3g} B; the shape is drawn"
+            why = f"the paper declares {_count(declared)} parameters ({_where(p.quote(hit.start(), hit.end()))}), and the stated shape has {_count(have)}; the shape is drawn"
             yield Conflict(path=f"paper.{m.key}.model.declared_parameters", values=(declared, have), resolution=have, why=why)  # fmt: skip
         return
+
+
+def _count(n: float) -> str:
+    return f"{n / 1e9:.3g} B" if n >= 1e9 else f"{n / 1e6:.3g} M"
 
 
 def doubts(method: PaperMethod) -> tuple[str, ...]:

@@ -361,6 +361,7 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
             k: v for k, v in facts.items() if k not in ("experts", "top_k", "expert_width", "shared", "shared_width")
         }
     if draft.spec is None:
+        facts |= _of_experts([*draft.passages, *common]) if "experts" in facts else {}
         facts = _borrowed(facts, draft, drafts, notes)
         draft = _of_the_catalogue(draft, facts, notes)
     spec = _published_spec(draft, facts) if draft.spec else spec_of(draft.name, facts, notes)
@@ -374,6 +375,12 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
         key=slug(name), name=name, spec=spec, batch_size=batch, seq_len=seq, kv_len=seq + (out or 0), seq_lens=lengths, output_len=out,
         facts=stated, quotes=tuple(dict.fromkeys(used)), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _of_experts(passages: Sequence[Passage]) -> dict[str, Found]:
+    """The MLP's form where it is said of the experts: it outranks an activation of the whole model."""
+    about = [p for p in passages if re.search(r"expert|专家", p.label or "", re.I)]
+    return {k: f for k, f in find_facts(about).items() if k in ("gated", "activation")}
 
 
 NOT_COUNTED = "the paper does not count its experts"
