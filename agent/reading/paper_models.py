@@ -168,6 +168,13 @@ def _drafts(passages: Sequence[Passage]) -> tuple[list[Draft], list[Passage]]:
     return list(drafts.values()), common
 
 
+_OF_SHAPE = re.compile(
+    r"layers?|hidden|heads?\b|experts?\b|dim(?:ension)?s?\b|\bsizes?\b|param\w*|specs?|shape|details?|fixed|参数|维度|尺寸|规格",
+    re.I,
+)
+"""Labels that name what is listed, and no model: "Dimensions", "Hidden size", "Fixed parameters"."""
+
+
 def _pieces(p: Passage) -> Iterator[tuple[str, Passage]]:
     """(model or "", the stretch about it). A label names the model of the whole; else the text is cut where one is named."""
     label = p.label.split(" / ")[-1].strip()
@@ -181,6 +188,7 @@ def _pieces(p: Passage) -> Iterator[tuple[str, Passage]]:
     if (
         p.body
         and _declares(facts)
+        and not _OF_SHAPE.search(label)
         and not re.fullmatch(
             r"(?:all|both|every|each|shared|common)(?: the)?(?: \w+)? (?:models?|configurations?|runs)|(?:the |our )?(?:models?|architecture|model (?:configuration|architecture|setup|set-up|parameters|details)|configuration|set-?up|setup|workloads?|模型(?:配置|参数|结构)?|实验模型|实验设置)",
             label,
