@@ -150,8 +150,10 @@ def _like_device(text: str) -> tuple[bool, bool]:
     return _JOINS.search(words(text)) is not None, numbered
 
 
-_COUNTS = re.compile(rf"\b\d[\d,]*(?:\s*-\s*\d+)?[\s-]+(?:{DEVICE_WORD}|[a-z]{{3,}}s)\b", re.IGNORECASE)
-"""`8 GPUs`, `4 heads`: how many, not which."""
+_COUNTS = re.compile(
+    rf"\b\d[\d,]*(?:\s*-\s*\d+)?[\s-]+(?:{DEVICE_WORD}|[a-z]{{3,}}s)\b(?:\s*(?:→|->)\s*\d+\b)?", re.IGNORECASE
+)
+"""`8 GPUs`, `4 heads`, `4 devices → 1`: how many, not which."""
 
 
 def _of_a_device(m: re.Match[str]) -> str:
