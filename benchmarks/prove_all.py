@@ -60,10 +60,12 @@ ARCHITECTURES: dict[str, str] = {
     "kimi-k2": "latent attention, 384 experts",
     "qwen3-next-80b-a3b": "gated delta rule on three of four layers, gated attention",
     "kimi-linear-48b-a3b": "Kimi delta attention, latents that do not rotate",
+    "jamba-1.5-mini": "Mamba-1 on seven of eight layers, no positions",
     "deepseek-v3.2": "attention to positions that an indexer picks",
     "glm-5.2": "picked positions that layers share",
     "minimax-m3": "blocks of positions that every KV head picks",
     "gemma-4-26b-a4b": "heads of two sizes and numbers, values that are keys, experts beside an MLP",
+    "gemma-4-e4b": "keys and values that layers lend, embeddings for every layer",
     "mimo-v2-flash": "KV heads of two numbers, narrow values, sinks on some layers",
 }
 """Catalogue name → what its operator graph adds."""

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from knowledge.hf_heads import gemma4, mimo_v2, minimax_m3
-from knowledge.hf_linear import gated_delta, granite_hybrid, kimi_delta, single_halves
+from knowledge.hf_linear import gated_delta, granite_hybrid, jamba, kimi_delta, single_halves
 from knowledge.hf_values import Config, Family, Fields
 from tools.spec.base import ToolError
 from tools.spec.model import Picks
@@ -337,7 +337,9 @@ _GEMMA4_DEFAULTS = (
 )  # fmt: skip
 _GEMMA4 = _like(
     _LLAMA, block="sandwich", qk_norm="head", activation="gelu_tanh", tie=True, head_dim=256, adapt=gemma4,
-    defaults=_GEMMA4_DEFAULTS, draws=frozenset({"global_head_dim", "attention_k_eq_v", "enable_moe_block"}),
+    defaults=_GEMMA4_DEFAULTS, draws=frozenset(
+        {"global_head_dim", "attention_k_eq_v", "enable_moe_block", "num_kv_shared_layers", "hidden_size_per_layer_input"}
+    ),
 )  # fmt: skip
 _MIMO_V2 = _like(
     _LLAMA, gate="sigmoid_topk", correction_bias=True, out_bias=False, rotary_fraction=0.334, head_dim=192, adapt=mimo_v2,
@@ -374,6 +376,16 @@ FAMILIES: dict[str, Family] = {
         head_dim=128,
         kv_heads=8,
         adapt=single_halves,
+    ),
+    "jamba": _like(
+        _LLAMA,
+        position="none",
+        qkv_bias=False,
+        out_bias=False,
+        kv_heads=8,
+        norm_topk=False,
+        adapt=jamba,
+        draws=frozenset({"mamba_d_state", "layers_block_type"}),
     ),
     "minicpm": _like(_LLAMA, tie=True, adapt=_minicpm),
     "minicpm3": _like(_LLAMA, tie=True, adapt=_minicpm),

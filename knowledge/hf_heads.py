@@ -32,8 +32,31 @@ def gemma4(c: Config, f: Fields) -> None:
         f["moe"] = f["moe_layers"] = None
     if f["moe"]:
         f["moe"].update(beside_mlp=True, router_norm=True, expert_scale=True)
+    _borrowed_caches(c, f)
+    width = c.whole("hidden_size_per_layer_input", minimum=0)
+    if width:
+        f["layer_inputs"] = {"width": width}
+        rows = c.whole("vocab_size_per_layer_input") or f["vocab_size"]
+        if rows != f["vocab_size"]:
+            f["unsupported"] += (f"embeddings for every layer of {rows} tokens, the vocabulary has {f['vocab_size']}",)
     if c.raw("use_bidirectional_attention") == "all":
         f["unsupported"] += ("attention in both directions (use_bidirectional_attention)",)
+
+
+def _borrowed_caches(c: Config, f: Fields) -> None:
+    """The last `num_kv_shared_layers` read the keys and values of the last layer of their type before them."""
+    layers, count = f["num_hidden_layers"], c.whole("num_kv_shared_layers", minimum=0) or 0
+    if not count:
+        return
+    first, types = layers - count, f["sliding_layers"]
+    lent = {max((i for i in range(first) if types[i] == t), default=-1) for t in set(types[first:])}
+    if -1 in lent or first < 1:
+        raise ToolError(
+            f"{c.name}: num_kv_shared_layers({count}) of {layers} layers leaves no layer of each type that makes keys and values"
+        )
+    f["kv_layers"] = tuple("lent" if i in lent else "own" if i < first else "borrowed" for i in range(layers))
+    if c.flag("use_double_wide_mlp"):
+        f["borrower_mlp_size"] = 2 * f["mlp"]["intermediate_size"]
 
 
 def _full_layers(c: Config, sliding: tuple[bool, ...]) -> Config:

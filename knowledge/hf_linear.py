@@ -128,6 +128,32 @@ def granite_hybrid(c: Config, f: Fields) -> None:
     f["linear_layers"] = linear
 
 
+def jamba(c: Config, f: Fields) -> None:
+    """Jamba: Mamba-1 with norms of its own on all but every eighth layer, experts on every second one, no positions."""
+    layers = f["num_hidden_layers"]
+
+    def every(what: str, period: int, offset: int) -> tuple[bool, ...]:
+        step, first = c.whole(f"{what}_layer_period") or period, c.whole(f"{what}_layer_offset", minimum=0)
+        return tuple(i % step == (offset if first is None else first) for i in range(layers))
+
+    drawn = c.sequence("layers_block_type", layers)
+    full = tuple(k == "attention" for k in drawn) if drawn else every("attn", 8, 4)
+    rank = None if c.raw("mamba_dt_rank") == "auto" else c.whole("mamba_dt_rank")
+    f["linear"] = {
+        "kind": "mamba1",
+        "num_key_heads": 1,
+        "num_value_heads": (c.whole("mamba_expand") or 2) * f["hidden_size"],
+        "key_dim": c.whole("mamba_d_state") or 16,
+        "value_dim": 1,
+        "conv_kernel": c.whole("mamba_d_conv") or 4,
+        "conv_bias": c.flag("mamba_conv_bias", True),
+        "gate_rank": rank or -(-f["hidden_size"] // 16),
+    }
+    _refuse_mamba_variants(c, f, ("mamba_proj_bias",))
+    f["linear_layers"], f["sliding_layers"] = tuple(not x for x in full), None
+    f["moe_layers"] = every("expert", 2, 1) if f["moe"] else None
+
+
 def _stated(c: Config, key: str) -> int:
     value = c.whole(key)
     if value is None:

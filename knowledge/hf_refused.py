@@ -85,7 +85,6 @@ OTHER_BLOCKS: dict[str, str] = {
     "hy_v4": _HYPER,
     "inkling2_text": "logits of relative positions and short convolutions around attention (Inkling)",
     "inkling_text": "logits of relative positions and short convolutions around attention (Inkling)",
-    "jamba": "state-space (Mamba-1) layers",
     "jetmoe": "experts of attention heads (JetMoE)",
     "lfm2": _SHORT_CONV,
     "lfm2_moe": _SHORT_CONV,

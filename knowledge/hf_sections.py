@@ -397,7 +397,7 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("use_cla",), "keys and values shared across layers (use_cla)"),
 )  # fmt: skip
 MAMBA2 = ("nemotron_h", "granitemoehybrid", "bamba")
-"""Families whose Mamba layers have an operator graph; others lay theirs out otherwise (Jamba, Falcon-H1, Zamba)."""
+"""Families whose Mamba-2 layers have an operator graph; others lay theirs out otherwise (Falcon-H1, Zamba)."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
 
 
@@ -422,7 +422,7 @@ def unsupported_of(c: Config, fields: Fields, family: Family) -> list[str]:
         reasons.append(f"RoPE scaling of type {kind} (known: {', '.join(KINDS)})")
     types = c.raw("layer_types")
     known = KNOWN_LAYERS | ({"linear_attention"} if linear else set())
-    if c.raw("model_type") in MAMBA2:
+    if c.raw("model_type") in (*MAMBA2, "jamba"):
         known |= {"mamba", "mlp", "moe"}
     if fields["attention"].get("indexer"):
         known |= {"indexed_attention", "deepseek_sparse_attention", "minimax_m3_sparse"}

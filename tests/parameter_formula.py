@@ -21,7 +21,8 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
     parts = {
         "embedding": _embedding(model),
         "attention": attention + linear_layers * _linear(model),
-        "mlp": dense_layers * _mlp(model),
+        "mlp": dense_layers * _mlp(model) + _wider(model),
+        "layer_inputs": _layer_inputs(model),
         "norms": _norms(model),
         "lm_head": _lm_head(model),
         "experts": 0.0,
@@ -77,6 +78,8 @@ def _attention(model: ModelSpec, kind: LayerKind) -> float:
         return q + kv + up + a.num_heads * m.v_head_dim * h + index
     q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     out = a.num_heads * (a.v_head_dim or a.head_dim)
+    if kind.kv == "borrowed":  # queries and output alone
+        return h * q + out * h + (a.head_dim if a.qk_norm == "head" else 0) + q * a.qkv_bias + h * a.out_bias
     values = 0 if a.values_are_keys else a.num_kv_heads * (a.v_head_dim or a.head_dim)
     weights = h * (q + kv + values + out * a.output_gate) + out * h
     weights += (q + kv + values) * a.qkv_bias + h * a.out_bias + a.num_heads * a.sinks
@@ -94,6 +97,11 @@ def _linear(model: ModelSpec) -> float:
     if a is None:
         return 0.0
     keys, values = a.num_key_heads * a.key_dim, a.num_value_heads * a.value_dim
+    if a.kind == "mamba1":
+        # channels and gate; convolution; step size, key and query out of the channels, with norms; A per channel and key, D
+        rank, low = a.gate_rank or 0, (a.gate_rank or 0) + 2 * a.key_dim
+        inner = 2 * h * values + values * (a.conv_kernel + a.conv_bias) + values * low + low
+        return inner + rank * values + values + values * a.key_dim + values + values * h
     if a.kind == "mamba2":
         # gate, x, B, C and dt out of one projection; a convolution over x, B and C; dt's bias, A and D per head
         channels = values + 2 * keys
@@ -115,6 +123,22 @@ def _linear(model: ModelSpec) -> float:
         weights += h * a.num_value_heads + 2 * a.num_value_heads  # decay, its bias and rate per head
         weights += h * values  # output gate
     return weights + a.value_dim + values * h
+
+
+def _wider(model: ModelSpec) -> float:
+    """What the MLPs of layers that borrow keys and values have more."""
+    if model.mlp is None or model.borrower_mlp_size is None:
+        return 0.0
+    more = model.borrower_mlp_size - model.mlp.intermediate_size
+    return sum(k.kv == "borrowed" for k in model.layers()) * 3 * model.hidden_size * more
+
+
+def _layer_inputs(model: ModelSpec) -> float:
+    """A row per token and layer, a projection to all of them and its norm; per layer two projections and a norm."""
+    if model.layer_inputs is None:
+        return 0.0
+    h, w, n = model.hidden_size, model.layer_inputs.width, model.num_hidden_layers
+    return (model.vocab_size + h) * n * w + w + n * (2 * h * w + h)
 
 
 def _mlp(model: ModelSpec) -> float:

@@ -478,3 +478,57 @@ def test_a_misspelt_name_is_told_with_the_node_that_it_was_meant_for():
         "q_proj_l0: has neither predecessor nor successor",
         "connect it or remove it; the edges name qproj_l0, which is defined nowhere",
     )
+
+
+def test_an_undefined_node_is_told_once_as_undefined_not_as_drawn_in_the_wrong_shape():
+    nodes = [
+        f'{n} [label="{op}\\nInput: [b=2]\\nOutput: [b=2]\\nGPU: 0", shape=box]'
+        for n, op in (("a", "Linear"), ("b", "GELU"))
+    ]
+    told = _told(_drawn(*nodes, edges="a -> expert_1 -> b"))
+    assert told["R04"] == ["expert_1: only edges name it, no statement defines it"]
+    assert not any("expert_1" in said for rule in ("R05", "R09", "R10") for said in told.get(rule, ()))
+
+
+def test_a_part_of_a_block_is_no_split_unless_drawn_as_one():
+    text = _drawn(
+        'a [label="MLP Partition 3\\nGPU: 0", shape=box]', 'b [label="Linear\\nGPU: 0", shape=box]', edges="a -> b"
+    )
+    told = _told(text)
+    assert "R05" not in told and told["R10"] == ["a: 'MLP Partition 3' is a block of operators"]
+    drawn = _told(text.replace('3\\nGPU: 0", shape=box', '3\\nGPU: 0", shape=parallelogram'))
+    assert "R05" not in drawn and "R10" not in drawn
+
+
+@pytest.mark.parametrize("said", ["GPU0 Attn with KV0", "Layer 1 GPU0 Ring Attention", "Attn Stage 2"])
+def test_attention_under_its_short_name_or_behind_its_layer_is_a_block(said):
+    told = _told(
+        _drawn(f'a [label="{said}\\nGPU: 0", shape=box]', 'b [label="Linear\\nGPU: 0", shape=box]', edges="a -> b")
+    )
+    assert [m.split(": ")[0] for m in told["R10"]] == ["a"]
+    own = _told(
+        _drawn('a [label="Attn scores\\nGPU: 0", shape=box]', 'b [label="Linear\\nGPU: 0", shape=box]', edges="a -> b")
+    )
+    assert "R10" not in own
+
+
+@pytest.mark.parametrize("said", ["(B×L×8192→B×L×4)", "(B × L × 8192 -> B × L × 4)"])
+def test_a_product_in_brackets_alone_on_its_line_is_dims_without_names(said):
+    n = view(parse_dot(f'digraph {{ a [label="Expert Gate\\n{said}"] }}')[0]).nodes["a"]
+    assert ([str(p) for p in n.inputs or ()], [str(p) for p in n.outputs or ()]) == (["[B, L, 8192]"], ["[B, L, 4]"])
+    mesh = view(parse_dot('digraph { a [label="Linear (8×8×2 mesh)\\n(TP×DP)"] }')[0]).nodes["a"]
+    assert mesh.inputs is None and mesh.lists == 0
+
+
+def test_a_residual_add_of_a_group_drawn_as_an_ellipse_is_still_a_computation():
+    nodes = ['a [label="Linear\\nGPU: 0,1", shape=box]', 'r [label="Residual Add\\nGPU: 0,1", shape=ellipse]',
+             'b [label="Linear\\nGPU: 0,1", shape=box]']  # fmt: skip
+    assert any(
+        m.startswith("r: 'Residual Add' is drawn as ellipse") for m in _told(_drawn(*nodes, edges="a -> r -> b"))["R05"]
+    )
+
+
+def test_how_many_devices_are_joined_is_no_device():
+    nodes = [f'a{i} [label="Linear\\nGPU: {i}", shape=box]' for i in range(4)]
+    nodes.append('c [label="Concatenate Group 0\\n4 devices → 1", shape=parallelogram]')
+    assert any(m.startswith("c: names no GPU") for m in _told(_drawn(*nodes, edges="{a0 a1 a2 a3} -> c"))["R01"])

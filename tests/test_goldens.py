@@ -57,7 +57,7 @@ def test_the_goldens_cover_the_block_kinds_we_claim() -> None:
     gates = {(a.gate_fn, a.gate_per_head) for a in (m.attention for m in models) if a.output_gate}
     assert gates == {("sigmoid", False), ("softplus", True)}
     assert any(m.moe and m.moe.output_norm for m in models) and any(m.moe and m.moe.output_scale != 1.0 for m in models)
-    assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba2"}
+    assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba1", "mamba2"}
     assert {m.linear.one_key for m in models if m.linear and m.linear.kind == "mamba2"} == {True, False}
     assert {(k.mixer, k.ffn) for m in models for k in m.layers()} >= {
         ("none", "moe"),
@@ -65,6 +65,10 @@ def test_the_goldens_cover_the_block_kinds_we_claim() -> None:
         ("linear", "none"),
     }
     assert {m.attention.indexer.interleaved for m in models if m.attention.indexer} == {True, False}
+    assert {m.attention.indexer.block is None for m in models if m.attention.indexer} == {True, False}
+    assert {k.picks for m in models for k in m.layers()} == {"own", "shared", "none"}
+    assert {k.kv for m in models for k in m.layers()} == {"own", "lent", "borrowed"}
+    assert any(m.moe and m.moe.beside_mlp for m in models) and any(m.attention.values_are_keys for m in models)
     assert any(m.attention.mla and m.attention.mla.q_lora_rank is None for m in models)
     heads = {(m.attention.num_kv_heads == m.attention.num_heads, m.attention.num_kv_heads == 1) for m in models}
     assert heads >= {(True, False), (False, False), (False, True)}

@@ -17,8 +17,10 @@ from knowledge.hf_config import FAMILIES, model_from_config
 from knowledge.hf_refused import NO_DECODER, OTHER_BLOCKS
 from tools.cost.estimate import blocks_in_doubt
 from tools.memory import kv_bytes_per_token
+from tools.partition.lower import lower
 from tools.spec.base import Refused, ToolError
 from tools.spec.model import ModelSpec
+from tools.spec.strategy import Strategy
 
 DATA = Path(__file__).parent / "data" / "hf_configs"
 LLAMA: dict[str, Any] = {
@@ -420,3 +422,14 @@ def test_a_config_whose_layers_differ_beyond_two_kinds_is_refused() -> None:
     }  # fmt: skip
     with pytest.raises(ToolError, match="per_layer_config"):
         model_from_config(config)
+
+
+def test_the_last_layers_of_gemma_4_e4b_borrow_keys_and_values() -> None:
+    """24 of 42 layers cache: 4 full ones of 2 heads of 512, 20 that slide of 2 heads of 256."""
+    model = load_model("gemma-4-e4b").model
+    assert [i for i, k in enumerate(model.layers()) if k.kv == "lent"] == [22, 23]
+    assert [k.kv for k in model.layers()][24:] == ["borrowed"] * 18
+    assert kv_bytes_per_token(model) == 2 * 2 * 2 * (20 * 256 + 4 * 512)
+    with pytest.raises(Refused, match="a stage would begin at layer 28"):
+        lower(model, Strategy(pp=3), "decode", {})
+    lower(model, Strategy(pp=3, layers_per_stage=(10, 12, 20)), "decode", {})

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from agent.reading.paper import is_paper, read_paper
+from agent.reading.paper_data import data_block
 from agent.reading.pdf import joined
-from agent.reading.sources import read_file
+from agent.reading.sources import read_file, unwrapped
 from tools.spec.base import ToolError
 
 LINES = """Whole experts on their own devices
@@ -106,3 +107,36 @@ def test_without_the_extra_a_pdf_names_it(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_words_that_a_line_break_cut_are_joined():
     assert joined("paral-\nlelism, top-\n2, TP-\nslices") == "parallelism, top-\n2, TP-\nslices"
+
+
+def test_a_document_pasted_as_one_code_block_is_read_without_its_marks():
+    inside = "# A\n\n## Method\n\n```\nfor g in groups:\n    run(g)\n```\n\n## Experiments\ntext\n"
+    shown = unwrapped(f"```\n{inside}```\n")
+    assert shown.split("\n")[1 : 1 + inside.count("\n")] == inside.splitlines(), "every line keeps its number"
+    assert unwrapped(listing := "```\nkey: 1\nother: 2\n```\n") == listing
+
+
+def test_entries_of_a_json_block_keep_their_way_and_lines_and_numbered_devices_say_nothing():
+    block = """```json
+{
+  "baseline": {
+    "parallel": {"tensor_parallelism": 4, "pipeline_parallelism": 3},
+    // more of the same
+    "map": {"gpu_0": {"tensor_parallel_rank": 0}, "gpu_1": {"tensor_parallel_rank": 1}}
+  },
+  "batch_size": 12
+}
+```""".splitlines()
+    found = data_block(block, 0)
+    assert found is not None and found[1] == len(block)
+    assert [(e.path, e.entries, e.first) for e in found[0]] == [
+        (("baseline", "parallel"), (("tensor parallelism", "4"), ("pipeline parallelism", "3")), 3),
+        ((), (("batch size", "12"),), 7),
+    ]
+
+
+@pytest.mark.parametrize(
+    "block", [["```python", "x = {'a': {'b': 1}}", "```"], ["```", "a: 1", "b: 2", "```"], ["```json"]]
+)
+def test_code_flat_listings_and_open_fences_are_no_data(block: list[str]):
+    assert data_block(block, 0) is None

@@ -11,6 +11,7 @@ from agent.paper_plan import fits, headline, plan_of
 from agent.paper_publish import fidelity
 from agent.paper_run import verify_paper
 from agent.reading.paper import is_paper, read_paper
+from agent.reading.paper_doubts import doubts
 from agent.reading.paper_terms import terms_of
 from agent.reading.paper_text import read_paper_text, whole
 from agent.reading.sources import input_from_text
@@ -213,3 +214,28 @@ def test_latex_is_read_as_what_it_shows():
 )
 def test_conditions_with_a_papers_headings_are_none(text: str):
     assert not is_paper((input_from_text(text, "c.md"),))
+
+
+# ------------------------------------------------------------------------------------------------------ contradictions
+
+
+def test_what_the_conclusion_says_otherwise_is_a_doubt_with_both_lines():
+    text = PAPER.format(proposed="PP 4 on 4 GPUs.", baseline="TP 8.", layers=8, batch=8, seq=64)
+    text += "\n## Conclusion\nOn a 12-layer model in BF16 our layout is faster; two layers never meet.\n"
+    method = read_paper((input_from_text(text, "p.md"),))
+    told = doubts(method)
+    assert [d.split(" in the set-up")[0] for d in told] == ["hidden layers is 8", "weight dtype is fp16"]
+    assert "line 10" in told[0] and "line 16" in told[0]
+    assert method.models[0].spec.num_hidden_layers == 8
+
+
+def test_a_paper_that_agrees_with_itself_raises_no_doubt():
+    assert doubts(paper("PP 4 on 4 GPUs.")) == ()
+
+
+@pytest.mark.parametrize(("declared", "told"), [("2.4M", False), ("3B", True)])
+def test_a_declared_number_of_parameters_is_held_against_the_shape(declared: str, told: bool):
+    text = PAPER.format(proposed="PP 4 on 4 GPUs.", baseline="TP 8.", layers=4, batch=8, seq=64)
+    text = text.replace("FP16.", f"FP16. Model parameters: ~{declared}.")
+    method = read_paper((input_from_text(text, "p.md"),))
+    assert bool(method.conditions.conflicts) is told

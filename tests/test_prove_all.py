@@ -23,7 +23,8 @@ QUICK = (
     ("mixtral-8x7b", "large ep"), ("deepseek-v3", "dcp"), ("deepseek-v3", "dk"), ("gpt-oss-120b", "tp·cp ring"),
     ("llama-4-scout", "tp·attn_dp·ep·etp"), ("glm-4.5", "attn_dp·ep·edp"), ("qwen3-235b-a22b", "attn_dp·ep, all-gather"),
     ("gemma-4-26b-a4b", "tp·attn_dp·ep·etp"), ("mimo-v2-flash", "dcp"), ("mimo-v2-flash", "dk"),
-    ("glm-5.2", "pp uneven"), ("minimax-m3", "cp ulysses"), ("minimax-m3", "dcp"),
+    ("glm-5.2", "pp uneven"), ("minimax-m3", "cp ulysses"), ("minimax-m3", "dcp"), ("jamba-1.5-mini", "tp·sp"),
+    ("gemma-4-e4b", "tp·cp ring"), ("gemma-4-e4b", "pp·slices"),
 )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def test_the_catalogue_is_as_wide_as_promised() -> None:
     assert len(cells()) == len(ARCHITECTURES) * len(AXIS_SETS)
     attention = {load_model(n).model.attention.num_kv_heads for n in ARCHITECTURES}
     assert 1 in attention and max(attention) > 64
-    assert {load_model(n).model.position.kind for n in ARCHITECTURES} == {"rope", "learned", "alibi"}
+    assert {load_model(n).model.position.kind for n in ARCHITECTURES} == {"rope", "learned", "alibi", "none"}
 
 
 FIELDS = [

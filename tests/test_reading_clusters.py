@@ -71,3 +71,47 @@ def test_devices_that_do_not_work_are_said_and_not_counted_as_the_cluster(text: 
 def test_a_network_that_a_server_shares_is_dealt_out_over_its_devices(text: str, per_device: float) -> None:
     found, _ = hardware(text)
     assert found["hardware.inter_node_bandwidth"] == pytest.approx(per_device, rel=1e-3)
+
+
+GROUPED = {
+    "We run three racks. Each rack holds four servers with eight H100-80GB apiece.": (12, 8, 96),
+    "我们在两个机房各有一台服务器，每台 8 张 H20（96GB）。": (2, 8, 16),
+    "Two availability zones with 3 nodes each, 8x A100 80GB per node.": (6, 8, 48),
+    "4 个机柜，每个机柜 2 台 8 卡 H800 服务器。": (8, 8, 64),
+    "12 servers in three racks, 8 H100 per server.": (12, 8, 96),
+    "2 racks, 32 H200 per rack.": (None, None, 64),
+    "昇腾 910B3 × 32（4 机）。": (4, 8, 32),
+    '{"racks": 2, "nodesPerRack": 4, "gpu": {"model": "MI355X", "perNode": 8}, "llm": "Llama-3.1-70B"}': (8, 8, 64),
+}
+
+
+@pytest.mark.parametrize("text", GROUPED)
+def test_nodes_that_stand_in_racks_or_rooms_are_counted_in_all(text: str) -> None:
+    found, _ = hardware(text if text.startswith("{") else f"{text} Model: Llama-3.1-70B.")
+    got = tuple(found.get(f"hardware.{k}") for k in ("num_nodes", "devices_per_node", "num_devices"))
+    want = GROUPED[text]
+    assert all(w is None or g == w for g, w in zip(got, want, strict=True)), got
+
+
+def test_the_words_around_one_amount_say_nothing_of_the_next() -> None:
+    found, _ = hardware("昇腾 910B3 × 32（4 机），机内 HCCS 56GB/s 双向，机间 RoCE 200Gbps。模型 Qwen2.5-72B。")
+    assert found["hardware.intra_node_bandwidth"] == 28e9 and found["hardware.inter_node_bandwidth"] == 25e9
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("First token within 1.5 s at p99, then 40 ms between tokens.", "requirements.tpot_s.p99", 0.04),
+        ("TTFT 800 ms, no more than 30 ms between consecutive tokens", "requirements.tpot_s.limit", 0.03),
+        ("用户平均问 3 千字左右（约 3000 tokens），回答 800 token 上下", "workload.isl", 3000),
+        ("Response should start within two seconds for 95 % of users.", "requirements.ttft_s.p95", 2.0),
+        ("每次对话历史 4k 上下，回复 300 字", "workload.isl", 4000),
+        ("prompts of ~2,500 tokens and ~600 back", "workload.osl", 600),
+        ("预算有限，能少用几台就少用几台", "objective", "fewest_devices"),
+        ("三台机器之间是千兆网", "hardware.inter_node_bandwidth", 0.125e9),
+        ("two boxes on plain gigabit Ethernet", "hardware.inter_node_bandwidth", 0.125e9),
+    ],
+)
+def test_what_a_user_feels_is_said_in_plain_words(text: str, path: str, value: object) -> None:
+    c = read_conditions((input_of(f"8x H100. Llama-3.1-70B. {text}"),))
+    assert {f.path: f.value for f in c.facts}[path] == value and not c.conflicts

@@ -61,9 +61,11 @@ def find_spots(text: str, names: list[Name]) -> list[Spot]:
             lead = len(match.group()) - len(match.group().lstrip(" _-\n\t"))
             end = match.start() + len(match.group().rstrip(" _-\n\t"))
             # "tokens/s per GPU": what a rate is for counts nothing
-            if term.path in ("hardware.device_count", "hardware.num_nodes") and _PER_BEFORE.search(
-                text[: match.start() + lead]
-            ):
+            if term.path in (
+                "hardware.device_count",
+                "hardware.num_nodes",
+                "hardware.num_groups",
+            ) and _PER_BEFORE.search(text[: match.start() + lead]):
                 continue
             if match.start() + lead < end:
                 spots.append(Spot(term, match.start() + lead, end))
@@ -257,7 +259,9 @@ def _score_post(text: str, spot: Spot, q: Quantity, bonus: float) -> float | Non
 
 
 _INSIDE_ANOTHER = re.compile(r"\b(?:in|on|inside|across|from)\s+$", re.I)
-_HARDWARE_COUNTS = frozenset({"hardware.num_nodes", "hardware.device_count", "hardware.devices_per_node"})
+_HARDWARE_COUNTS = frozenset(
+    {"hardware.num_groups", "hardware.num_nodes", "hardware.device_count", "hardware.devices_per_node"}
+)
 
 
 def _score_pre(

@@ -32,12 +32,15 @@ class Term:
 
 _DEV = r"(?:gpus?|npus?|dcus?|cards?|accelerators?|devices?|dies?|加速卡|显卡|智算卡|计算卡|卡|芯片|chips?)"
 _NODE = r"(?:nodes?|servers?|machines?|hosts?|vms?|box(?:es)?|workstations?|服务器|节点|机器|主机)"
+GROUP_WORD = r"(?:racks?|cabinets?|pods?|sites?|data ?cent(?:er|re)s?|availability zones?|islands?|机柜|机架|机房|数据中心|可用区)"
+"""What several nodes stand in."""
 _TIME_WORD = r"(?: ?(?:latency|delay|time|slo|limit|target|budget|延迟|时延|响应时间|时间|耗时))?"
 _LEN = r"(?:len(?:gth)?s?|tokens?(?: len(?:gth)?| count)?|size|长度|token ?数|token)"
 
 TERMS: tuple[Term, ...] = (
     # ---- hardware
-    Term("hardware.num_nodes", "count", rf"(?:[hd]gx )(?:boards?|systems?|boxes|servers?|nodes?|machines?)|(?:number of|num|n|total)? ?{_NODE}(?: ?(?:count|num|number|数量?|个数|台数))?|nnodes|台(?:{_NODE})?|机器数|台数|(?<=[0-9一二两三四五六七八九十])机(?![间内房器型制会构架箱柜])"),
+    Term("hardware.num_nodes", "count", rf"(?:[hd]gx )(?:boards?|systems?|boxes|servers?|nodes?|machines?)|(?:number of|num|n|total)? ?{_NODE}(?: ?(?:count|num|number|数量?|个数|台数))?|nnodes|台(?:{_NODE})?|机器数|台数|(?:(?<=[0-9一二两三四五六七八九十])|(?<=[0-9一二两三四五六七八九十] ))机(?![间内房器型制会构架箱柜])"),
+    Term("hardware.num_groups", "count", GROUP_WORD, side="noun"),
     Term("hardware.devices_per_node", "count",
          rf"{_DEV} ?(?:per|/|each) ?{_NODE}|(?:num|n)? ?{_DEV} per {_NODE}|每(?:台|机|个?节点|台服务器|台机器|个?服务器)(?:的)?(?:{_DEV}|gpu)(?:数量?)?"
          rf"|单机(?:{_DEV}|gpu)数量?|单(?:机|节点|(?:台)?服务器)(?:的)?卡数|nproc per node|per {_NODE} count|(?:num|number|count|数量) ?per {_NODE}|local world size|单节点 ?(?:{_DEV}|gpu)数?|{_DEV} in (?:each|a) {_NODE}"),
@@ -108,8 +111,11 @@ TERMS: tuple[Term, ...] = (
          rf"isl|(?:average |avg |mean |typical )?(?:input|prompt|prefill|source|request)(?: ?(?:seq(?:uence)?|text|context))? ?{_LEN}|(?:seq(?:uence)?|context|tokens) in(?:put)?|prompts?|inputs?|输入(?:序列|文本|上下文|提示)?(?:的)? ?{_LEN}?|(?:提示词?|prompt)(?:的)? ?{_LEN}?"),
     Term("workload.isl", "count", r"in(?! (?!and|out|tokens?|/)[A-Za-z])", side="noun"),
     Term("workload.isl", "count", r"(?:sends?|submits?|uploads?|pastes?|reads|carr(?:y|ies)|contains?|comprises?)", side="pre", needs="tokens"),
+    Term("workload.isl", "count", r"(?:提问|(?<![询访疑学顾])问(?![题答]))", side="pre", needs="tokens"),
     Term("workload.osl", "count", r"(?:gets?|receives?|returns?|writes?|produces?)(?: back)?", side="pre", needs="tokens"),
     Term("workload.osl", "count", r"gets? back", side="pre"),
+    Term("workload.osl", "count", r"(?:(?:tokens?|words?) )?(?:coming |going |sent |sending |streamed )?(?:back|in return)", side="post"),
+    Term("workload.isl", "count", r"(?:每次|单次)?(?:对话|聊天|会话|历史)(?:的)?(?:历史|记录|上下文|轮次)?(?=\s*(?:约|大约|大概)?\s*\d)|(?:chat|conversation|dialog(?:ue)?) histor(?:y|ies)", side="pre"),
     Term("workload.osl", "count",
          rf"osl|(?:average |avg |mean |typical )?(?:output|generation|generated|gen|completion|response|decode|reply|answer)(?: ?(?:seq(?:uence)?|text))? ?{_LEN}|(?:seq(?:uence)?|tokens) out(?:put)?|(?:max )?(?:new|generated) tokens|(?:outputs?|completions?|responses?|repl(?:y|ies)|answers?|generations?)|(?:输出|生成|回复|回答)(?:序列|文本)?(?:的)? ?{_LEN}?|out|max tokens"),
     Term("workload.isl", "count", r"(?:documents?|files?|articles?|transcripts?|contracts?|papers?|books?|reports?|messages?|tickets?|e?mails?|questions?|queries|codebases?|passages?|文档|文章|材料|合同|原文|论文|问题|报告|代码库)(?:的)?(?:长度)?", needs="tokens"),
@@ -128,10 +134,10 @@ TERMS: tuple[Term, ...] = (
     Term("workload.peak_factor", "count", r"peak (?:factor|multiplier|to (?:average|mean)(?: ratio)?)|burst(?:iness)?(?: factor)?|(?:高峰|峰值|忙时)(?:系数|倍数|因子)|峰谷比"),
     # ---- requirements
     Term("requirements.ttft_s", "s",
-         rf"ttft|(?:the )?time to (?:the )?first token|(?:first|1st)[- ]?(?:token|word|byte)s?{_TIME_WORD}|prefill{_TIME_WORD}|prompt processing{_TIME_WORD}|首(?:个)? ?(?:token|字|词|包|tok|词元)(?:的)? ?(?:返回)?{_TIME_WORD}|(?:预填充|首次响应|首响){_TIME_WORD}|(?:repl(?:y|ies)|answers?|responses?|output|streaming|generation) (?:starts?|begins?|has to start|must start)|(?:看到|出现|返回|收到|输出|吐出)(?:第一个|首个) ?(?:字|词|token)|第一个 ?(?:字|token)(?:的)?{_TIME_WORD}|(?:开始|起)(?:回复|回答|输出|出字|吐字|生成)"),
+         rf"ttft|(?:the )?time to (?:the )?first token|(?:first|1st)[- ]?(?:token|word|byte)s?{_TIME_WORD}|prefill{_TIME_WORD}|prompt processing{_TIME_WORD}|首(?:个)? ?(?:token|字|词|包|tok|词元)(?:的)? ?(?:返回)?{_TIME_WORD}|(?:预填充|首次响应|首响){_TIME_WORD}|(?:repl(?:y|ies)|answers?|responses?|output|streaming|generation|text)(?: (?:should|must|has to|have to|needs? to|ought to|shall|will|can|to))? (?:starts?|begins?)(?: (?:streaming|appearing|to appear|to stream))?|(?:看到|出现|返回|收到|输出|吐出)(?:第一个|首个) ?(?:字|词|token)|第一个 ?(?:字|token)(?:的)?{_TIME_WORD}|(?:开始|起)(?:回复|回答|输出|出字|吐字|生成)"),
     Term("requirements.tpot_s", "s",
          rf"tpot|itl|tbt|(?:the )?(?:mean |average )?time per (?:output |generated )?token|inter[- ]?token{_TIME_WORD}|token[- ]to[- ]token{_TIME_WORD}|(?:decode|decoding|generation){_TIME_WORD}(?: per token)?|(?:per|each|every)[- ](?:output )?token{_TIME_WORD}|(?:latency|time|delay) per (?:output |generated )?token|"
-         rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|time between (?:two |consecutive |successive |output )*tokens?|gap between tokens|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|字间|(?:subsequent|further|following|later|remaining) tokens?|(?:every|each|any) (?:further|following|subsequent|additional|next|later|other|more) (?:one|token|word)|(?:further|following|subsequent|later) ones|(?:非首(?:个)?|增量) ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
+         rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|time between (?:two |consecutive |successive |output )*tokens?|(?:gap )?between (?:(?:each|the|any|two|consecutive|successive|adjacent|output|generated|following|subsequent|pairs? of) )*tokens?|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|字间|(?:subsequent|further|following|later|remaining) tokens?|(?:every|each|any) (?:further|following|subsequent|additional|next|later|other|more) (?:one|token|word)|(?:further|following|subsequent|later) ones|(?:非首(?:个)?|增量) ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
     Term("requirements.tpot_s", "tokens/s",
          r"(?:decode|decoding|generation|streaming|token|per[- ]user|user|output|single[- ]stream)s? (?:speed|rate|throughput)(?: per user)?|(?:per|each|every) (?:user|request|stream|session)|吐字(?:的)?(?:速度|速率)?|(?:生成|输出|解码|单用户|单路)(?:的)?(?:速度|速率)|(?:每|单)(?:个|一个|一)?(?:用户|路|请求|会话)|tokens? per second per user|interactivity|speed", transform="inverse"),
     Term("requirements.e2e_latency_s", "s",
@@ -244,6 +250,8 @@ HF_KEYS = frozenset(
         "attention_k_eq_v",
         "attention_out_bias",
         "attention_output_gate",
+        "attn_layer_offset",
+        "attn_layer_period",
         "attn_output_gate",
         "attn_type_list",
         "add_full_attention_sink_bias",
@@ -257,6 +265,8 @@ HF_KEYS = frozenset(
         "dense_intermediate_size",
         "enable_moe_block",
         "expert_intermediate_size",
+        "expert_layer_offset",
+        "expert_layer_period",
         "full_attention_interval",
         "global_head_dim",
         "hc_mult",
@@ -290,6 +300,7 @@ HF_KEYS = frozenset(
         "mamba_d_head",
         "mamba_d_ssm",
         "mamba_d_state",
+        "mamba_dt_rank",
         "mamba_expand",
         "mamba_head_dim",
         "mamba_hidden_act",
@@ -483,7 +494,7 @@ UNBOUNDED = (
     r"|充足|充裕|充分|不限|无限(?:制)?|不受限|没有(?:数量)?(?:限制|上限)|不设上限|足够|管够|随意|任意(?:数量|多)?|无上限"
 )
 OBJECTIVES: tuple[tuple[str, str], ...] = (
-    ("fewest_devices", r"(?:as few|fewest|minimi[sz]e (?:the )?(?:number of )?|minimum number of|(?<!at )least|smallest number of|minimal|(?:smallest|minimum|minimal|lowest) number of(?: \S+){1,4}?) ?(?:gpus?|npus?|cards?|devices?|accelerators?|hardware|resources)(?: as possible)?|最少(?:的)?(?:卡|gpu|npu|资源|机器|张)|(?:卡|gpu|资源|机器|卡数)(?:数)?(?:越少越好|尽(?:量|可能)少)|尽(?:量|可能)少(?:的|用)?(?:卡|gpu|npu|资源|机器|张)|省卡|用(?:卡|的卡)最少|how (?:few|many) (?:gpus?|cards?|npus?)|需要(?:几|多少)(?:张|块|台)|多少张卡|lowest cost|cheapest|成本最低|最低成本|越(?:便宜|省)越好"),
+    ("fewest_devices", r"(?:as few|fewest|minimi[sz]e (?:the )?(?:number of )?|minimum number of|(?<!at )least|smallest number of|minimal|(?:smallest|minimum|minimal|lowest) number of(?: \S+){1,4}?) ?(?:gpus?|npus?|cards?|devices?|accelerators?|hardware|resources)(?: as possible)?|最少(?:的)?(?:卡|gpu|npu|资源|机器|张)|(?:卡|gpu|资源|机器|卡数)(?:数)?(?:越少越好|尽(?:量|可能)少)|尽(?:量|可能)少(?:的|用)?(?:卡|gpu|npu|资源|机器|张)|省卡|用(?:卡|的卡)最少|how (?:few|many) (?:gpus?|cards?|npus?)|需要(?:几|多少)(?:张|块|台)|多少张卡|lowest cost|cheapest|成本最低|最低成本|越(?:便宜|省)越好|能(?:少|省)(?:用)?(?:几|多少)?(?:张|台|块|个|卡|点)?(?:卡|机器|节点)?就(?:少|省)|(?:as few|the fewer) (?:of them|machines|nodes|servers)? ?(?:as possible|the better)"),
     ("min_latency", r"(?:lowest|minimal|minimum|minimi[sz]e|smallest|best|reduce|low) (?:possible )?(?:the )?(?:end[- ]to[- ]end )?(?:latency|delay|response time|ttft|tpot)|latency[- ](?:as low as possible|first|optimi[sz]ed|is (?:the )?(?:priority|key))|as fast as possible|(?:延迟|时延)(?:越低越好|越小越好|尽(?:量|可能)(?:低|小)|最(?:低|小)|优先)|最(?:低|小)(?:的)?(?:延迟|时延)|min_?latency|最小化(?:延迟|时延)|(?:延迟|时延)(?:压|降|做|控制|优化)(?:到|得|至)?(?:最低|最小|尽(?:量|可能)(?:低|小)|越低越好)|latency$"),
     ("total_throughput", r"throughput\W{0,3} ?(?:(?:should be |to be )?as (?:high|large|much) as possible|is (?:the )?(?:priority|key|goal)|first|optimi[sz]ed)|(?:highest|max(?:imum|imal)?|maximi[sz]e|best|most|higher) (?:possible )?(?:the )?(?:total |overall |aggregate |output |token |system |decode )*(?:throughput|tokens? per second|tok(?:en)?s?/s)|as (?:much|many) (?:throughput|tokens)|(?:总|整体|系统)?吞吐(?:量|率)?(?:越(?:大|高)越好|尽(?:量|可能)(?:大|高)|最(?:大|高)|优先|最大化)|最大化(?:总|整体|系统|输出)?吞吐|最(?:大|高)(?:的)?(?:总|整体)?吞吐|total_?throughput|throughput$"),
     ("knee", r"(?:good |best |reasonable )?(?:trade ?-?off|balance) between (?:latency and throughput|throughput and latency)|(?:吞吐|延迟|时延)(?:和|与)(?:吞吐|延迟|时延)(?:的)?(?:平衡|折中)|兼顾(?:吞吐|延迟|时延)(?:和|与)(?:吞吐|延迟|时延)|knee"),
@@ -512,6 +523,11 @@ INJECTION = (
     r"|reveal .{0,30}(?:prompt|key|instructions)|do not (?:tell|inform|mention to) the user|不要告诉用户"
 )  # fmt: skip
 
+PER_GROUP = (
+    rf"\b(?:each|every|per)[ -](?:of (?:the |these )?)?{GROUP_WORD}|/ ?{GROUP_WORD}|每(?:一)?(?:个|座|组)?{GROUP_WORD}|{GROUP_WORD}[里内中上]?[，,、]? ?(?:都|分别)?各"
+    rf"|各(?:个)?{GROUP_WORD}"
+)
+GROUP_OF = rf"{GROUP_WORD} (?:of|with|holding|containing|having)\s*$"
 PER_NODE = r"每(?:台|机|个?节点|个?服务器|台机器|台服务器|一台)|(?:台|机器?|服务器|节点|主机)[上里内中]?各|各(?:台|机|节点|服务器|主机)|per[ -](?:node|server|machine|host|box)|each (?:node|server|machine|host|box)?|/ ?node|every (?:node|server|machine|host)|per (?:instance|vm)|nodes? (?:of|with|containing|equipped with)|(?:nodes?|servers?|machines?|服务器|节点|机器) ?[x×*]|单机|单台|单节点|a (?:single )?(?:node|server|machine)|one (?:node|server|machine)|apiece"
 _ONE_HOST = r"(?:node|server|machine|host|vm|box|workstation|chassis|enclosure|rig|tower|desktop|pc|dgx|hgx)"
 ONE_NODE = (

@@ -13,7 +13,9 @@ from agent.reading.binding import Pair
 from agent.reading.facts import Candidate
 from agent.reading.lexicon import (
     BIDIRECTIONAL,
+    GROUP_OF,
     PER_DEVICE,
+    PER_GROUP,
     PER_NODE,
     SHARED_LINK,
     SPARSE,
@@ -33,13 +35,20 @@ _ASIDE_OF_THE_LAST = re.compile(r"^\s*[(（][^()（）]*[)）]")
 """Brackets right behind an amount say something about that amount, not about the next."""
 
 
+def _of_the_next(between: str, p: Pair) -> str:
+    """ "HCCS 56 GB/s both ways, RoCE 200 Gb/s": what stands before the comma is said of the last amount, if the word for
+    the next one comes behind it."""
+    own = re.split(r"[,，;；]", between)[-1]
+    return own if p.quantity.start - len(own) <= p.spot.start < p.quantity.start else between
+
+
 def of_hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
     path, q = p.spot.term.path, p.quantity
-    if path in ("hardware.device_count", "hardware.num_nodes", "hardware.devices_per_node"):
+    if path in ("hardware.device_count", "hardware.num_groups", "hardware.num_nodes", "hardware.devices_per_node"):
         return _count(scene, p, base, high)
     before = region(scene, q)
     if any(o.end <= q.start for o in scene.quantities):
-        before = _ASIDE_OF_THE_LAST.sub("", before)
+        before = _of_the_next(_ASIDE_OF_THE_LAST.sub("", before), p)
     words = scene.masked[: scene.label_end] + before[-40:] + words_after(scene, q)
     tags = tuple(
         t for t, w in (("both", BIDIRECTIONAL), ("one", UNIDIRECTIONAL), ("sparse", SPARSE)) if search(w).search(words)
@@ -144,6 +153,10 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     apiece = path == "hardware.devices_per_node" and scene.masked[p.spot.start : p.spot.end] in ("each", "apiece")
     if apiece and not any(_counts_nodes(scene, o) for o in scene.pairs):
         return []
+    before = scene.masked[: scene.label_end] * (scene.label_end <= q.start) + region(scene, q)
+    of_group = bool(search(PER_GROUP).search(before + q.text + words_after(scene, q, 40)) or _in_groups(before))
+    if path == "hardware.num_nodes" and of_group:
+        return [replace(base, scope="group")]
     if path != "hardware.device_count":
         return [base]
     if rack := _rack(scene, q, named):
@@ -157,7 +170,6 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         for o in scene.quantities
         if _multiplies(scene, o, q)
     ]
-    before = scene.masked[: scene.label_end] * (scene.label_end <= q.start) + region(scene, q)
     after = scene.masked[q.end : q.end + 40]
     has_nodes = any(_counts_nodes(scene, o) for o in scene.pairs) or bool(extra)
     owner = re.match(
@@ -177,7 +189,12 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         if named and p.spot.is_name
         else tuple(f"id={n.value}" for n in scene.names if n.kind == "device" and n.start == p.spot.start)
     )
-    return [replace(base, scope="total" if total and not scope else scope, tags=tags[:1]), *extra]
+    return [replace(base, scope=scope or ("group" if of_group else "total" if total else ""), tags=tags[:1]), *extra]
+
+
+def _in_groups(before: str) -> bool:
+    """ "two racks of 32 GPUs", "zones with 3 nodes each"; "three racks, 12 nodes" counts all."""
+    return re.search(rf"(?:{GROUP_OF})", before, re.I) is not None
 
 
 _NETWORK_BEFORE = re.compile(

@@ -105,6 +105,8 @@ def build_strategy(b: Build, role: PaperRole) -> PaperStrategy:
         raise _nothing_said(b, role)
     devices, source = _solve_groups(b) if apart or pool else _solve(b)
     strategy = _make(b, devices)
+    if role == "proposed" and strategy.num_devices == 1 and not (b.d.devices or any(b.d.axes.values())):
+        raise _without_degrees(b)
     findings = _device_findings(b, strategy, devices)
     return PaperStrategy(
         model=model.key, name=role, role=role, title=_title(b.clause), strategy=strategy,
@@ -121,6 +123,16 @@ def _nothing_said(b: Build, role: PaperRole) -> ToolError:
     words = " ".join(said[0].quote.split())[:120]
     return Refused(
         f"{said[0].file} line {said[0].line}: no {role} strategy found for {b.model.name} in {words!r}; {way_out}"
+    )
+
+
+def _without_degrees(b: Build) -> ToolError:
+    """Axes that are named, and no number from which a degree follows: one device is nobody's parallel method."""
+    named = ", ".join(b.axes) or "the method"
+    said = next((q for q in b.quotes if q.quote.strip()), None)
+    where = f"{said.file} line {said.line}: " if said else ""
+    return Refused(
+        f"{where}{b.model.name}, proposed: {named} is named without a degree, and no number of devices is stated for it; state it like 'TP 8 × CP 4 on 32 devices'"
     )
 
 
@@ -339,9 +351,11 @@ def _take_experts(b: Build) -> None:
     if "ep" not in b.axes and ("ep" in b.found or per_device) and not b.d.experts_sliced and not _only_local(b):
         b.axes["ep"] = None
         b.cite("ep")
-    if b.axes.get("ep") is None and per_device and not b.d.experts_sliced:
+    ep = b.axes.get("ep")
+    of_all_layers = per_device and ep and ep == b.d.devices and _devices_of_each_layer(b, per_device)
+    if per_device and (of_all_layers or (ep is None and not b.d.experts_sliced)):
         b.axes["ep"] = _ep_of(b, per_device)
-    elif (ep := b.axes.get("ep")) and per_device and ep * per_device < moe.num_experts:
+    elif per_device and ep and ep * per_device < moe.num_experts:
         _fewer_devices(b, per_device, ep)
     if "ep" in b.axes and b.axes.get("dp", 1) is None:
         b.axes["attn_dp"] = b.axes.pop("dp")  # data parallelism without a degree beside EP is that of attention
@@ -358,8 +372,7 @@ def _ep_of(b: Build, per_device: int) -> int:
     moe = b.spec.moe
     assert moe is not None
     wanted, devices, layers = max(1, -(-moe.num_experts // per_device)), b.d.devices, b.spec.num_hidden_layers
-    alone = not b.known("tp", "cp", "pp", "dp", "attn_dp") > 1 and "pp" not in b.axes
-    if devices and alone and layers > 1 and devices == wanted * layers and b.spec.moe_layers is None:
+    if _devices_of_each_layer(b, per_device):
         b.axes["pp"] = layers
         b.notes.append(
             f"{devices} devices hold {per_device} of {layers} layers × {moe.num_experts} experts each: every layer has {wanted} devices of its own, so pp = {layers}"
@@ -370,6 +383,15 @@ def _ep_of(b: Build, per_device: int) -> int:
         return max(fits)
     b.notes.append(f"EP = {moe.num_experts} experts / {per_device} per device = {wanted}")
     return wanted
+
+
+def _devices_of_each_layer(b: Build, per_device: int) -> bool:
+    """Whether the strategy's devices hold the experts of all layers side by side."""
+    moe, layers = b.spec.moe, b.spec.num_hidden_layers
+    alone = not b.known("tp", "cp", "pp", "dp", "attn_dp") > 1 and "pp" not in b.axes
+    if moe is None or not alone or layers < 2 or b.spec.moe_layers is not None:
+        return False
+    return b.d.devices == -(-moe.num_experts // per_device) * layers
 
 
 def _fewer_devices(b: Build, per_device: int, ep: int) -> None:

@@ -20,7 +20,7 @@ from tools.spec.paper import PaperMethod, PaperModel
 _COMPARED = ("layers", "experts", "heads", "head_dim", "hidden_size", "top_k", "weight_dtype", "kind")
 _ELSEWHERE = ("abstract", "results", "conclusion")
 _OF_OUR_RUN = re.compile(
-    r"\b(?:our|we|experiments?|evaluat\w*|results?|demonstrat\w*|validat\w*|table \d|on (?:a|an|the|both|two)\b)|本文|实验|我们",
+    r"\b(?:our|we|experiments?|evaluat\w*|ran\b|results?|demonstrat\w*|validat\w*|table \d|on (?:a|an|the|both|two)\b)|本文|实验|我们",
     re.I,
 )
 _DECLARED = re.compile(
@@ -116,9 +116,13 @@ def _parameters(paper: Paper, m: PaperModel, models: Sequence[PaperModel]) -> It
         declared = float(hit["n"] or hit["n1"]) * _SCALE[(hit["u"] or hit["u1"])[0].lower()]
         have = float(num_parameters(m.spec))
         if abs(declared - have) > _NEAR * max(declared, have):
-            why = f"the paper declares {declared / 1e9:.3g} B parameters ({_where(p.quote(hit.start(), hit.end()))}), and the stated shape has {have / 1e9:.3g} B; the shape is drawn"
+            why = f"the paper declares {_count(declared)} parameters ({_where(p.quote(hit.start(), hit.end()))}), and the stated shape has {_count(have)}; the shape is drawn"
             yield Conflict(path=f"paper.{m.key}.model.declared_parameters", values=(declared, have), resolution=have, why=why)  # fmt: skip
         return
+
+
+def _count(n: float) -> str:
+    return f"{n / 1e9:.3g} B" if n >= 1e9 else f"{n / 1e6:.3g} M"
 
 
 def doubts(method: PaperMethod) -> tuple[str, ...]:

@@ -66,6 +66,8 @@ def read_hardware(paper: Paper) -> tuple[Fact, ...]:
         for f in own if both else _node_counts(read, p) or own:
             if f.path not in counted:
                 out[f.path] = counted[f.path] = f  # a count read with its unit wins over a number in passing
+    if (ample := out.get("hardware.num_devices")) and ample.value == "unbounded":
+        del out["hardware.num_devices"]  # "adequate GPUs" decides nothing of a strategy that is given
     if total := _of_sibling_machines(candidates):
         out[total.path] = total
         out.pop("hardware.devices_per_node", None)  # machines of different kinds hold different numbers

@@ -168,6 +168,13 @@ def _drafts(passages: Sequence[Passage]) -> tuple[list[Draft], list[Passage]]:
     return list(drafts.values()), common
 
 
+_OF_SHAPE = re.compile(
+    r"layers?|hidden|heads?\b|experts?\b|dim(?:ension)?s?\b|\bsizes?\b|param\w*|specs?|shape|details?|fixed|参数|维度|尺寸|规格",
+    re.I,
+)
+"""Labels that name what is listed, and no model: "Dimensions", "Hidden size", "Fixed parameters"."""
+
+
 def _pieces(p: Passage) -> Iterator[tuple[str, Passage]]:
     """(model or "", the stretch about it). A label names the model of the whole; else the text is cut where one is named."""
     label = p.label.split(" / ")[-1].strip()
@@ -181,6 +188,7 @@ def _pieces(p: Passage) -> Iterator[tuple[str, Passage]]:
     if (
         p.body
         and _declares(facts)
+        and not _OF_SHAPE.search(label)
         and not re.fullmatch(
             r"(?:all|both|every|each|shared|common)(?: the)?(?: \w+)? (?:models?|configurations?|runs)|(?:the |our )?(?:models?|architecture|model (?:configuration|architecture|setup|set-up|parameters|details)|configuration|set-?up|setup|workloads?|模型(?:配置|参数|结构)?|实验模型|实验设置)",
             label,
@@ -361,6 +369,7 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
             k: v for k, v in facts.items() if k not in ("experts", "top_k", "expert_width", "shared", "shared_width")
         }
     if draft.spec is None:
+        facts |= _of_experts([*draft.passages, *common]) if "experts" in facts else {}
         facts = _borrowed(facts, draft, drafts, notes)
         draft = _of_the_catalogue(draft, facts, notes)
     spec = _published_spec(draft, facts) if draft.spec else spec_of(draft.name, facts, notes)
@@ -374,6 +383,12 @@ def _model(draft: Draft, drafts: Sequence[Draft], common: Sequence[Passage], fal
         key=slug(name), name=name, spec=spec, batch_size=batch, seq_len=seq, kv_len=seq + (out or 0), seq_lens=lengths, output_len=out,
         facts=stated, quotes=tuple(dict.fromkeys(used)), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _of_experts(passages: Sequence[Passage]) -> dict[str, Found]:
+    """The MLP's form where it is said of the experts: it outranks an activation of the whole model."""
+    about = [p for p in passages if re.search(r"expert|专家", p.label or "", re.I)]
+    return {k: f for k, f in find_facts(about).items() if k in ("gated", "activation")}
 
 
 NOT_COUNTED = "the paper does not count its experts"

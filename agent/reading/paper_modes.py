@@ -46,7 +46,7 @@ _BY_HEADS = re.compile(
     re.I,
 )
 _HEADS_EACH = re.compile(
-    rf"\bheads?[- ]per[- ](?:\w+ )?{DEV}|\d+ (?:attention )?heads (?:across|over|on) \d+ (?:\w+ )?{DEV}|(?<!all )\b\d+ heads on (?:each|every) {DEV}",
+    rf"\bheads?(?:[- ]per[- ]|\s?/\s?)(?:\w+ )?{DEV}|\beach (?:computing|handling|holding|with) \d+ (?:attention )?heads|\d+ (?:attention )?heads (?:across|over|on) \d+ (?:\w+ )?{DEV}|(?<!all )\b\d+ heads on (?:each|every) {DEV}",
     re.I,
 )
 """A number of heads for each device: they are dealt out, whatever else is said of copies."""
@@ -164,14 +164,23 @@ def _attention_side(b: Build, devices: int) -> None:
         tp, attn_dp = devices, 1
     else:
         tp, attn_dp = 1, devices
-        if not _WHOLE_COPIES.search(words):
+        if b.spec.attention.num_heads % devices and _BY_HEADS.search(words):
+            _heads_left_over(b, devices)
+        elif not _WHOLE_COPIES.search(words):
             b.notes.append("how attention shares its devices is not said: data parallel, whole weights on each")
     heads = b.spec.attention.num_heads
     if heads % tp:
-        text = f"{b.model.name}: {heads} heads do not split over {tp} attention devices; drawn with attention data-parallel over them"
-        b.findings.append(Finding(code="paper-heads", severity="warning", cause="input", message=text, values={"heads": heads, "devices": tp}))  # fmt: skip
+        _heads_left_over(b, tp)
         tp, attn_dp = 1, devices
     b.axes["tp"], b.axes["attn_dp"] = tp, attn_dp
+
+
+def _heads_left_over(b: Build, devices: int) -> None:
+    """Heads are to be dealt out over a number of devices that does not divide them."""
+    heads = b.spec.attention.num_heads
+    text = f"{b.model.name}: {heads} heads do not split over {devices} attention devices; drawn with attention data-parallel over them"
+    values = {"heads": heads, "devices": devices}
+    b.findings.append(Finding(code="paper-heads", severity="warning", cause="input", message=text, values=values))
 
 
 def _says_tensor(b: Build) -> bool:

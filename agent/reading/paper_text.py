@@ -230,8 +230,18 @@ def heading_kinds(text: str) -> set[str]:
     return found
 
 
+_TAG = re.compile(
+    r"</?(?:p|h[1-6]|div|span|em|strong|b|i|br|pre|code|a|sup|sub|ul|ol|li|section|article)\b[^<>]*>", re.I
+)
+_OPENS = re.compile(r"\s*<(?:p|h[1-6]|div|li|section)\b", re.I)
+_HTML_HEADING = re.compile(r"\s*<h([1-6])\b[^<>]*>(.*?)(?:</h\1>)?\s*$", re.I)
+
+
 def _heading(line: str) -> tuple[int, str] | None:
-    """(level, title) of a heading line: Markdown, a bare usual word, or a numbered one ("3 Method", "三、方法")."""
+    """(level, title) of a heading line: Markdown, HTML, a bare usual word, or a numbered one ("3 Method", "三、方法")."""
+    if m := _HTML_HEADING.match(line):
+        return int(m[1]), _TAG.sub("", m[2]).strip()
+    line = _TAG.sub("", line)
     if m := _HASH.match(line):
         return len(m[1]), m[2].strip("*_ ")
     if m := _LATEX_HEADING.match(line):
@@ -260,7 +270,8 @@ def read_paper_text(text: str, file: str) -> Paper:
             level, title = heading
             stack = [(n, t) for n, t in stack if n < level] + [(level, title)]
             labels = []
-            paper.title = paper.title or ("" if section_kind((title,)) else title)
+            if not paper.headings and not section_kind((title,)):
+                paper.title = title  # a first heading that is "Abstract" is no title, and none comes behind it
             paper.headings.append((i + 1, title))
             i += 1
         elif found := data_block(lines, i):
@@ -286,7 +297,7 @@ def read_paper_text(text: str, file: str) -> Paper:
 
 def _untitled(lines: Sequence[str], file: str) -> str:
     """The first line where it is no heading of a section; else the file's name."""
-    first = next((x.strip("*_ #") for x in lines if x.strip()), "")[:120]
+    first = next((y for x in lines if (y := _TAG.sub("", x).strip("*_ #"))), "")[:120]
     plain = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     return plain if section_kind((first,)) or not re.search(r"\w", first) else first
 
@@ -322,6 +333,7 @@ def _by_role(p: Passage) -> list[Passage]:
 
 def _blank(raw: str) -> str:
     """Emphasis, code marks, LaTeX and line breaks to blanks, full width to ASCII, one character for one."""
+    raw = _TAG.sub(lambda m: " " * len(m[0]), raw) if "<" in raw else raw
     raw = _LATEX_STYLED.sub(lambda m: m["t"].rjust(len(m[0]) - 1) + " ", raw) if "\\" in raw else raw
     raw = _LATEX_COMMA.sub(lambda m: f"  {m[1]},", raw)
     for sign, shown in _LATEX_SIGNS.items():
@@ -376,7 +388,7 @@ def _lead_in(p: Passage) -> str:
 def _starts(lines: list[str], j: int) -> bool:
     """Whether line `j` begins something new inside what would be one paragraph."""
     line = lines[j]
-    if _RUN_IN_LABEL.match(line) or _ROLE_LABEL.match(line):
+    if _RUN_IN_LABEL.match(line) or _ROLE_LABEL.match(line) or _OPENS.match(line):
         return True
     label, head = _LABEL.match(line), line.lstrip()
     named = (

@@ -22,7 +22,7 @@ _THING = (
     r"accelerators?|slices?|pieces?|chunks?|segments?|micro-?batch(?:es)?|virtual \w+|个?(?:层|级|段|卡|组|片|份|专家|副本|阶段)"
 )
 _COUNTED = re.compile(
-    rf"(?<![A-Za-z\d.,/=_–-])(?P<n>{NUMBER})\s*(?:[-–]?\s?(?:way|fold)\b)?[- ]?(?:(?!and\b|or\b|on\b|in\b|of\b|per\b|tokens?\b|GB\b)[a-z]+[- ]){{0,2}}?(?P<w>{_THING})(?![A-Za-z])",
+    rf"(?<![A-Za-z\d.,/=_–-])(?P<n>{NUMBER})(?!\s+hidden layers)\s*(?:[-–]?\s?(?:way|fold)\b)?[- ]?(?:(?!and\b|or\b|on\b|in\b|of\b|per\b|tokens?\b|GB\b)[a-z]+[- ]){{0,2}}?(?P<w>{_THING})(?![A-Za-z])",
     re.I,
 )
 _OF_AN_AXIS = re.compile(

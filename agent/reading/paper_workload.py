@@ -32,6 +32,7 @@ def read_workload(
         stated = stated or next((s for source in sources if (s := find_workload(source).get(name))), [])
         stated = stated or ([] if in_tokens and name == "batch_size" else _as_conditions(name, sources))
         distinct = list(dict.fromkeys(int(cast(int, s.value)) for s in stated))
+        distinct = [v for v in distinct if v % 1024 or v // 1024 * 1000 not in distinct]  # "100K" beside "100,000"
         values[name] = max(distinct) if distinct else None
         lengths = tuple(sorted(distinct)) if name == "seq_len" else lengths
         path = f"workload.{ {'seq_len': 'isl', 'output_len': 'osl'}.get(name, name) }"

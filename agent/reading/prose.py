@@ -279,7 +279,7 @@ def _lead(statement: Statement) -> str:
 
 # words in a key that make its count something else: node_cpu_cores, layer_norm_eps, token_budget
 _FOREIGN = re.compile(
-    r"cpu|core|socket|thread|worker|norm|eps|theta|\bid\b|index|uuid|port|rack|switch|step|seed|retry|retries|version|scale|bias|factor|dropout|interval|bits|warm|epoch|log|shard|price|cost|power|watt|disk|ssd|dataset|freq|numa|"
+    r"cpu|core|socket|thread|worker|norm|eps|theta|\bid\b|index|uuid|port|rack(?!s| (?:count|num))(?<!per rack)|switch|step|seed|retry|retries|version|scale|bias|factor|dropout|interval|bits|warm|epoch|log|shard|price|cost|power|watt|disk|ssd|dataset|freq|numa|"
     r"lora|rope|beam|temperature|top p|penalty|timeout|queue|cache|backup|spare|fault|\bname\b|\btype\b|share|proportion|distribution|slot|rail|plane|pool|fail|user id|group|tdp|clock|mhz|ghz|sm count|year|storage|ram\b", re.I
 )  # fmt: skip
 

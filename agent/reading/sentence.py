@@ -49,6 +49,7 @@ def read(scene: Scene, reading: Reading) -> None:
         _mode,
         _single_node,
         _racks,
+        _named_networks,
         _single_user,
         _links_absent,
         loose.read,
@@ -552,6 +553,24 @@ def _racks(scene: Scene, reading: Reading) -> list[Candidate]:
     )
     value = number * int(size[1])
     return [scene.candidate("hardware.num_devices", value, count.start(), count.end(), scope="total")]
+
+
+_NETWORKS = {"百兆": 0.1, "千兆": 1, "万兆": 10, "十万兆": 100, "gigabit": 1, "gige": 1, "gbe": 1}
+"""Gb/s by name."""
+
+
+def _named_networks(scene: Scene, reading: Reading) -> list[Candidate]:
+    """ "千兆网", "plain gigabit Ethernet": a network by the name of its speed."""
+    m = re.search(
+        r"(?<![\d百千万十])(?P<zh>十?[百千万]兆)(?=\s*(?:网|以太|内网|局域|交换|口|光))"
+        r"|(?<![\d.] )(?<![\d.])\b(?P<en>gigabit|gige|gbe)\b(?= ?(?:ethernet|lan|network|switch|nics?|links?|only|\W|$))",
+        scene.text[scene.shift :], re.I,
+    )  # fmt: skip
+    if m is None or any(p.spot.term.path == "hardware.inter_node_bandwidth" for p in scene.pairs):
+        return []
+    value = _NETWORKS[(m["zh"] or m["en"]).lower()] * 1e9 / 8
+    start = scene.shift + m.start()
+    return [scene.candidate("hardware.inter_node_bandwidth", value, start, start + len(m.group()))]
 
 
 def _single_user(scene: Scene, reading: Reading) -> list[Candidate]:

@@ -224,6 +224,7 @@ _DEVICE_COUNTS = ("hardware.device_count", "hardware.devices_per_node", "hardwar
 
 def settle_counts(draft: Draft) -> None:
     """Nodes × devices per node = devices; a count that says neither "each" nor "total" is settled by its size."""
+    _multiply_groups(draft)
     if not draft.has("hardware.num_devices"):
         _scope_counts(draft)
     _drop_weak_nodes(draft)
@@ -255,6 +256,21 @@ def settle_counts(draft: Draft) -> None:
             "hardware.devices_per_node",
         )
         draft.put(draft.facts["hardware.num_devices"].model_copy(update={"value": nodes * each}))
+
+
+def _multiply_groups(draft: Draft) -> None:
+    """ "Three racks; each holds four servers" are twelve; "two racks of 32 GPUs" are 64."""
+    groups = distinct([c for c in take(draft, "hardware.num_groups") if isinstance(c.value, int)])
+    for path, whole in (("hardware.num_nodes", ""), ("hardware.device_count", "total")):
+        rows = draft.by_path.get(path)
+        if not rows:
+            continue
+        draft.by_path[path] = [
+            replace(c, value=groups[0].value * c.value, stated_as=f"{groups[0].stated_as} × {c.stated_as}", scope=whole)
+            if c.scope == "group" and isinstance(c.value, int) and len(groups) == 1
+            else replace(c, scope="" if c.scope == "group" else c.scope)
+            for c in rows
+        ]
 
 
 def _add_pools(draft: Draft) -> None:

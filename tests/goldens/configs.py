@@ -88,6 +88,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_groups": 2, "ssm_state_size": 7, "conv_kernel": 3, "n_routed_experts": 6, "chunk_size": 4,
         "moe_shared_expert_intermediate_size": 28, "routed_scaling_factor": 2.5, "layer_norm_epsilon": 1e-5,
     },
+    "jamba": {
+        **{k: v for k, v in BASE.items() if k != "head_dim"}, "model_type": "jamba", "num_hidden_layers": 4,
+        "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 6,
+        "num_experts_per_tok": 2, "mamba_d_state": 5, "mamba_d_conv": 3, "mamba_expand": 2, "mamba_dt_rank": 7,
+    },
     "hunyuan_v1_moe": {
         **BASE, "model_type": "hunyuan_v1_moe", "num_experts": 6, "moe_topk": 2, "pad_token_id": 0,
     },
@@ -172,6 +177,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4, "head_dim": 6,
         "global_head_dim": 16, "num_global_key_value_heads": 2, "attention_k_eq_v": True, "layer_types": TYPES_LAST_FULL,
         "hidden_size_per_layer_input": 0, "final_logit_softcapping": 20.0, "rope_parameters": PROPORTIONAL,
+    },
+    "gemma4_borrowing": {
+        **BASE, **SLIDE, "num_hidden_layers": 6, "model_type": "gemma4_text", "head_dim": 8, "global_head_dim": 12,
+        "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 67, "rope_parameters": PROPORTIONAL,
     },
     "gemma4_moe": {
         **BASE, **SLIDE, "num_hidden_layers": 4, "model_type": "gemma4_text", "num_attention_heads": 6,

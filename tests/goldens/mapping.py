@@ -48,6 +48,9 @@ OUTSIDE = {
         "model.decoder.final_layer_norm", "transformer.norm_f", "model.norm_f",
         "biogpt.layer_norm",
     ),
+    "embed_tokens_per_layer": ("model.embed_tokens_per_layer.weight",),
+    "layer_inputs_proj": ("model.per_layer_model_projection",),
+    "layer_inputs_norm": ("model.per_layer_projection_norm",),
     "lm_head": ("lm_head.weight",),
     "lm_head_bias": ("lm_head.bias",),
 }  # fmt: skip
@@ -132,7 +135,7 @@ def outside(c: Checkpoint, name: str) -> Array:
     found = c.first(OUTSIDE[head]) or c.first([f"{n}.{kind}" for n in OUTSIDE[head]])
     if not found:
         raise KeyError(f"no HF parameter for {name}")
-    return c.get(found)
+    return c.linear(found) if head.endswith("_proj") else c.get(found)
 
 
 def inside(c: Checkpoint, layer: int, t: Tensor) -> Array:
@@ -266,6 +269,8 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     name = head.removeprefix("lin_")
     bases = [prefix + x for x in ("linear_attn.", "mamba.", "mixer.", "self_attn.")]
     base = next(p for p in bases if any(n.startswith(p) for n in c.shapes))
+    if a.kind == "mamba1":
+        return _mamba1(c, base, name, kind)
     if a.kind == "mamba2" and name not in ("A_log", "dt_bias", "norm", "o"):
         return _mamba2(c, base, name, kind)
     if name.endswith("_conv"):
@@ -284,6 +289,21 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     if name in ("q", "k", "v") and c.has(f"{base}in_proj_qkv.weight"):
         return _channels(c.linear(f"{base}in_proj_qkv.weight"), c, "qkv".index(name))
     return _packed(c, base, name)
+
+
+def _mamba1(c: Checkpoint, base: str, name: str, kind: str) -> Array:
+    """One input projection to channels and gate; the step size's bias is its projection's."""
+    plain = {"A_log": "A_log", "D": "D", "dt_bias": "dt_proj.bias", "dt_norm": "dt_layernorm.weight",
+             "k_norm": "b_layernorm.weight", "q_norm": "c_layernorm.weight"}  # fmt: skip
+    if name in plain:
+        return c.get(base + plain[name])
+    if name == "v_conv":
+        w = c.get(f"{base}conv1d.{kind}")
+        return w[:, 0, :].T if kind == "weight" else w
+    named = {"x": "x_proj", "dt_proj": "dt_proj", "o": "out_proj", "v": "in_proj", "z": "in_proj"}
+    w = c.linear(f"{base}{named[name]}.weight")
+    half = w.shape[-1] // 2
+    return {"v": w[:, :half], "z": w[:, half:]}.get(name, w)
 
 
 def _mamba2(c: Checkpoint, base: str, name: str, kind: str) -> Array:
@@ -373,6 +393,7 @@ NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
     "post_ffn_norm": lambda c, p: ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2"),
     "attn_sum_norm": lambda c, p: ("ln_1",),
     "ffn_sum_norm": lambda c, p: ("ln_2",),
+    "post_layer_input_norm": lambda c, p: ("post_per_layer_input_norm",),
     "post_mlp_norm": lambda c, p: ("post_feedforward_layernorm_1",),
     "expert_norm": lambda c, p: ("pre_feedforward_layernorm_2",),
     "post_expert_norm": lambda c, p: ("post_feedforward_layernorm_2",),
@@ -382,6 +403,8 @@ NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
 def expert_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None:
     if head == "gate_correction_bias":
         return c.get(c.first([prefix + n for n in CORRECTION]))
+    if head in ("layer_input_gate", "layer_input_proj"):
+        return c.linear(f"{prefix}{'per_layer_input_gate' if head.endswith('gate') else 'per_layer_projection'}.weight")
     named = {"router_norm": "router.scale", "expert_scale": "router.per_expert_scale", "layer_scale": "layer_scalar"}
     if head in named:
         return c.get(prefix + named[head])

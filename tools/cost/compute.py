@@ -412,7 +412,10 @@ def _stream_bytes(
         for t in p.inputs:
             if t not in made and t not in seen and pbody.spec(t).kind != "weight":
                 seen.add(t)
-                total = total + _bytes(pbody, t, ctx)
+                share = (
+                    limit.read / ctx.sizes["kv_len"] if pbody.spec(t).kind == "cache" else 1.0
+                )  # as far as the mask reaches
+                total = total + _bytes(pbody, t, ctx) * share
         if p.op is not None and p.op.kind == "cache":
             new, old = _bytes(pbody, p.inputs[0], ctx), _bytes(pbody, p.output, ctx)
             total = total + new * _kv_ratio(pbody, p, ctx) + old * limit.read / ctx.sizes["kv_len"]
@@ -488,10 +491,8 @@ def _attention_shape(
     Prefill: (length of a causal prompt with as many query x key pairs per query, sequences · heads, d_k). Decode:
     (positions read, sequences · kv_heads, query heads per kv head, d_k); MLA decode: (positions, sequences, heads).
     """
-    states = next(
-        (n for p in einsums for n in p.inputs if "lin_dk" in pbody.spec(n).dims and "lin_dv" in pbody.spec(n).dims),
-        None,
-    )
+    kept = {p.output for p in pbody.ops if p.op is not None and p.op.kind == "recur"}
+    states = next((n for p in einsums for n in p.inputs if n in kept), None)
     if states is not None:
         chain = local_sizes(pbody, states, ctx)["seq_len"]
         return {"table": RECURRENT, "chain": chain if kind == "attention_prefill" else 0.0}
@@ -501,7 +502,7 @@ def _attention_shape(
     out = local_sizes(pbody, scores.output, ctx)
     b, h, s = (out.get(d, 1) for d in ("batch_size", "heads", "seq_len"))
     keys = pbody.spec(scores.inputs[1]).dims
-    caches = [t for p in pbody.ops if p.op is not None and p.op.kind == "cache" for t in (p.output,)]
+    caches = [n for n in pbody.tensors if pbody.spec(n).kind == "cache"]  # its own, or those of a layer that lends them
     mla = _latent(pbody)
     if kind == "attention_prefill" and mla and "kv_lora" in keys:
         return {}  # on latents, as kernels for picked positions do it; the tables are of expanded heads

@@ -80,6 +80,8 @@ class View:
     places: Places = USUAL
     lanes: dict[str, frozenset[int] | None] = field(default_factory=dict)
     """Devices of each cluster: its own, else those of the innermost one around it that names some."""
+    undefined: frozenset[str] = frozenset()
+    """Nodes that only edges name, where others have statements of their own: often misspelt names."""
 
     def edges_from(self, node: str) -> list[DotEdge]:
         return self.out_edges[node]
@@ -100,6 +102,8 @@ def view(graph: DotGraph) -> View:
     nodes = {n.id: _node_facts(n, said[n.id], places, of_cluster, graph) for n in drawn}
     v = _joined(graph, nodes)
     v.places, v.lanes = places, of_cluster
+    if any(n.declared for n in drawn):
+        v.undefined = frozenset(n.id for n in drawn if not n.declared)
     _one_word_modules(v, said)
     _undirected_dims(v)
     _ends_by_name(v)
@@ -375,8 +379,8 @@ def _kinds_by_drawing(v: View) -> None:
 
 
 def _joins(v: View, n: NodeFacts) -> bool:
-    """It stands between nodes and on several devices."""
-    several = n.everywhere or len(n.devices or ()) > 1
+    """It stands between nodes and on several devices, and its words name no operator of one device."""
+    several = (n.everywhere or len(n.devices or ()) > 1) and not COMPUTES.search(THINGS.sub(" ", words(n.operator)))
     return several and "role" not in n.attrs and bool(v.preds[n.id] and v.succs[n.id])
 
 
@@ -407,7 +411,9 @@ def _chooses(operator: str) -> bool:
     # "Expert 3 gate" is inside one expert: its gated linear map.
     return bool(GATE.search(head) or GATE.search(bare)) and (
         bool(TOP_K.search(head))
-        or not re.search(r"gate[ _]?proj|\b(?:bias|add|scores?)\b|\bexpert\s*#?\d", head, re.IGNORECASE)
+        or not re.search(
+            r"gate[ _]?proj|\b(?:bias|add|scores?)\b|\bexpert\s*#?\d|\b(?:mlp|ffn|glu|swiglu)\b", head, re.I
+        )
     )
 
 
@@ -431,14 +437,13 @@ def selects(v: View, e: DotEdge) -> bool:
     return is_dashed(e.attrs) and (is_gate(a) or is_gating(a.operator))
 
 
-def is_undefined(v: View, n: NodeFacts) -> bool:
-    """Only edges name it, where other nodes have statements of their own: often a misspelt name."""
-    return not v.graph.nodes[n.id].declared and any(m.declared for m in v.graph.nodes.values())
+BOXES = frozenset({"note", "tab", "folder", "component", "box3d"})
+"""Rectangles with an ornament."""
 
 
 def is_computed(n: NodeFacts) -> bool:
     """Its kind is known from words or from a shape that the rules know; of other shapes under unknown names it is not."""
-    return n.sure or n.shape in RECTANGLES
+    return n.sure or n.shape in RECTANGLES or n.shape in BOXES
 
 
 def is_dashed(attrs: dict[str, str]) -> bool:
@@ -489,7 +494,6 @@ __all__ = [
     "is_gate",
     "is_gating",
     "is_residual",
-    "is_undefined",
     "lane_of",
     "num_layers",
     "plain",

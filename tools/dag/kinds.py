@@ -56,7 +56,7 @@ def _kind_of_words(operator: str, parallelogram: bool, embeds: bool) -> str:
         return "io"
     if COMM.search(head):
         return "comm"
-    if _INSIDE_EXPERT.search(head):
+    if _INSIDE_EXPERT.search(head) or (not parallelogram and _PART.search(head)):
         return "compute"
     # Only of a head that names no operator before its brackets do they tell: "Q Projection (dim slice 0)" projects.
     bare = BRACKETED.sub(" ", head)
@@ -72,16 +72,21 @@ def _kind_of_words(operator: str, parallelogram: bool, embeds: bool) -> str:
 
 _INSIDE_EXPERT = re.compile(r"\bexpert\s*#?\d+\W.*\bgate\b|\bgate\b.*\bexpert\s*#?\d", re.IGNORECASE)
 """The gated linear map of one expert; a router chooses among several."""
+_PART = re.compile(
+    r"\b(?:attention|attn|MHA|MLP|FFN|MoE|experts?|linear|projection)\s+(?:partition|slice|chunk)\s*#?\d*\s*\Z",
+    re.IGNORECASE,
+)
+"""`MLP Partition 3`: a part of what computes, where it is not drawn as a split."""
 _EMBEDS = re.compile(r"embed|wte")
 _PLACE_FIRST = re.compile(
     r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE
 )
-THINGS = re.compile(r"\battention\b|\bhead\b|\bmlp\b|\bffn\b|\bexperts?\b|\bactivation\b", re.IGNORECASE)
+THINGS = re.compile(r"\battention\b|\battn\b|\bhead\b|\bmlp\b|\bffn\b|\bexperts?\b|\bactivation\b", re.IGNORECASE)
 BRACKETED = re.compile(r"[(（][^()（）]*[)）]")
 COMPUTES = re.compile(
     r"\bproj|\blinear\b|mat[\s_-]?mul|gemm|\bbmm\b|\bmm\b|soft[\s_-]?max|norm\b|normali[sz]|\badd\b|\baddition\b|"
     r"投影|线性|归一化|激活|相加|矩阵乘|采样|"
-    r"\bembedding\b|gelu\b|\bsilu\b|\brelu\b|\bswi?g?lu\b|\bswish\b|\bactivation\b|\bresidual|残差|\bsampl|argmax|\brope\b|\brotary\b|\battention\b|\bhead\b|"
+    r"\bembedding\b|gelu\b|\bsilu\b|\brelu\b|\bswi?g?lu\b|\bswish\b|\bactivation\b|\bresidual|残差|\bsampl|argmax|\brope\b|\brotary\b|\battention\b|\battn\b|\bhead\b|"
     r"\bconv\d?d?\b|\bmlp\b|\bffn\b|\bexperts?\b",
     re.IGNORECASE,
 )  # fmt: skip

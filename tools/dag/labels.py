@@ -282,9 +282,13 @@ _TOP_MODULE = re.compile(
     r"[\[(<@]?\s*(lm_head|embed_tokens|embed(?:ding)?s?|wte|wpe|ln_f|norm|sampler|sampling|router|logits_processor|"
     r"input|output|model|[a-z]+(?:_[a-z0-9]+)+)\s*[\])>]?\Z"
 )
-_NOT_OPERATOR = re.compile(
+_PLACE_IN_MODEL = re.compile(
     r"\s*(?:(?:pipeline|tensor|data|expert|[tpdec]p|transformer|decoder|encoder|micro)[\s_-]*)*"
-    r"(?:stages?|layers?|blocks?|groups?|shards?|replicas?|batch|ranks?)[\s_#(\[]*\d+(?:\s*[,–-]\s*\d+)*\s*[)\]]?\s*\Z|"
+    r"(?:stages?|layers?|blocks?|groups?|shards?|replicas?|batch|ranks?)[\s_#(\[]*\d+(?:\s*[,–-]\s*\d+)*\s*[)\]]?\s*\Z",
+    re.IGNORECASE,
+)
+_NOT_OPERATOR = re.compile(
+    rf"{_PLACE_IN_MODEL.pattern}|"
     r"\s*(?:\(?\s*(?:repeat\w*|[×✕x*])\s*[:=x×]?\s*\d+\s*(?:times|layers?|层|次)?\)?|\[?repeat\w*\s*[:=x×]*\s*\d+\]?|[\d\s.,%-]+)\s*\Z",
     re.IGNORECASE,
 )
@@ -308,6 +312,8 @@ def operator_of(label: Label, module: str, places: Places = USUAL) -> str:
             if not (_is_no_operator(s) or places.only(s)) and s.strip("[]()<>@ ") != module
         )  # fmt: skip
         named = next(rest, "") or label.said.get("name", "") or next(iter(label.free), "")
+        if named is not next(iter(label.free), named) and _is_place_in_model(label.free[0]) and _is_remark(named):
+            named = label.free[0]  # "Layer 3", then something about it: the layer is all that it names
     named = named[:MAX_HEAD]
     if "%" in named:
         named = _ASSIGNED.sub("", named)
@@ -318,6 +324,21 @@ def operator_of(label: Label, module: str, places: Places = USUAL) -> str:
     ):
         named = named[m.end() :]
     return _head(named, module)
+
+
+@by_form
+def _is_place_in_model(piece: str) -> bool:
+    return _PLACE_IN_MODEL.match(piece) is not None
+
+
+@by_form
+def _is_remark(piece: str) -> bool:
+    """A line with numbers outside brackets, or a long one, is no operator's name behind the number of its layer."""
+    bare = re.sub(r"[(\[][^()\[\]]*[)\]]", " ", piece)
+    return re.search(r"\d", bare) is not None or len(bare.split()) > MAX_NAME
+
+
+MAX_NAME = 5
 
 
 @by_form
@@ -371,11 +392,11 @@ def _may_be_module(piece: str) -> bool:
 # ------------------------------------------------------------------------ repetition, layers
 
 TIMES = re.compile(
-    r"[×✕]\s*(\d+)(?!\d|\s*(?:identical\s+)?replica)|\b(\d+)\s*[×✕](?!\s*\d)|\bx\s?(\d+)\b|\b(\d+)x\b(?!\s*\d)|\brepeat(?:s|ed)?\s*[:=x×]*\s*(\d+)|"
+    r"(?:(?<!\d)|(?<=[-–]\d)|(?<=[-–]\d\d)|(?<=[-–]\d\d\d))[×✕]\s*(\d+)(?!\d|\s*(?:identical\s+)?replica)|\b(\d+)\s*[×✕](?!\s*\d)|\bx\s?(\d+)\b|\b(\d+)x\b(?!\s*\d)|\brepeat(?:s|ed)?\s*[:=x×]*\s*(\d+)|"
     r"\b(\d+)\s*(?:times|repetitions)\b|重复\s*(\d+)|共\s*(\d+)\s*层", re.IGNORECASE,
 )  # fmt: skip
 _RANGE = re.compile(
-    r"(?:\blayers?|\bblocks?|\bh|\bl(?=\d))[._\s:\[({]*(\d+\s*(?:-|–|~|\.\.\.?|to|:)\s*\d+)|第?\s*(\d+\s*(?:-|–|~|到|至)\s*\d+)\s*层",
+    r"(?:\blayers?|\bblocks?|\bh|\bl(?=\d))[._\s:\[({]*(\d+\s*(?:-|–|~|\.\.\.?|to|:)\s*\d+)(?!\d|(?:(?<=\s\d)|(?<=\s\d\d))[×✕x]\d)|第?\s*(\d+\s*(?:-|–|~|到|至)\s*\d+)\s*层",
     re.IGNORECASE,
 )
 

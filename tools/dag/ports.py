@@ -44,8 +44,15 @@ _NAMED = re.compile(r"([\w.]+)\s+(?:with|of)\s+(?=\w+\s*=)|(?<![\w=:])([\w.%]+)\
 _ATOM = re.compile(r"(?:\d[\d,._]*|[A-Za-z]\w{0,11}|\?|-\d)(?:\s*[/*+\-]\s*\w+)*\Z", re.ASCII)
 
 
+_FACTORS = r"[\w/.]+(?:\s*×\s*[\w/.]+){2,}"
+_PRODUCT = re.compile(rf"^[ \t]*\(\s*({_FACTORS})(?:\s*(?:→|->)\s*({_FACTORS}))?\s*\)[ \t]*$", re.MULTILINE)
+
+
 def square(text: str) -> str:
-    """Dims in braces or angle brackets as dims in square brackets, without the type in front of them."""
+    """Dims in braces or angle brackets, or as a product alone on its line (`(B×L×8192→B×L×4)`), as dims in square brackets,
+    without the type in front of them."""
+    if "×" in text:
+        text = _PRODUCT.sub(lambda m: f"[{m[1]}] → [{m[2]}]" if m[2] else f"[{m[1]}]", text)
     if "{" in text or "<" in text:
         text = _TYPE_WORD.sub("", text)
         return _OTHER_BRACKETS.sub(lambda m: f"[{m[1] or m[2] or m[3]}]", text)
@@ -183,7 +190,7 @@ def _length(text: str) -> str:
     return text
 
 
-_ODD = re.compile(r"[^\w\s?*/+\-–.()×÷^%'\"=:·→>#@|&~$]")
+_ODD = re.compile(r"[^\w\s?*/+\-–.()×÷^%'\"=:·→>#@|&~$≤≥<]")
 
 
 def readable(ports: tuple[PortFacts, ...] | None) -> tuple[PortFacts, ...] | None:

@@ -17,7 +17,7 @@ from tools.graph.parts import X, linear, rms, step
 from tools.graph.recurrent import linear_attention, linear_sizes
 from tools.graph.routing import NODE_TOKENS, from_nodes, hierarchical, node_sizes, to_nodes
 from tools.spec.base import Refused
-from tools.spec.model import Attention, LayerKind, ModelSpec
+from tools.spec.model import Attention, LayerKind, ModelSpec, Temperature
 from tools.spec.strategy import Phase
 
 VOCAB_ALIGNMENT = 64
@@ -62,6 +62,9 @@ def model_sizes(model: ModelSpec) -> dict[str, int]:
         sizes |= {"index_heads": a.indexer.num_heads, "index_dim": a.indexer.head_dim, "index_k": a.indexer.top_k}
     if model.mlp:
         sizes["ffn"] = model.mlp.intermediate_size
+        sizes["wide_ffn"] = model.borrower_mlp_size or model.mlp.intermediate_size
+    if model.layer_inputs:
+        sizes |= {"layers": model.num_hidden_layers, "layer_input": model.layer_inputs.width}
     if model.moe:
         sizes |= {
             "experts": model.moe.num_slots,
@@ -99,7 +102,28 @@ def embed_body(model: ModelSpec) -> Body:
         x = b.op("pos_add", "elementwise", (x, pos), X, kernel="embedding", module="embed_positions", fn="add")
     if model.embedding_norm:
         x = _norm(b, model, "embed_norm", x, kernel="embedding", module="embed_norm")
-    return b.build(x)
+    return b.build(x, (_layer_inputs(b, model, x),) if model.layer_inputs else ())
+
+
+PER_LAYER = (*X[:2], "layers", "layer_input")
+
+
+def _layer_inputs(b: BodyBuilder, model: ModelSpec, x: str) -> str:
+    """What every layer gets of the token itself: (its row of a second table + norm(projection of the embedding)) / sqrt(2)."""
+    assert model.layer_inputs is not None
+    table = b.weight("embed_tokens_per_layer", (vocab_dim(model), *PER_LAYER[2:]), "embedding")
+    at: dict[str, Any] = {"kernel": "layer_inputs_embedding", "module": "embed_tokens_per_layer"}
+    rows = b.op("embed_per_layer", "embed", ("ids", table), PER_LAYER, **at)
+    rows = step(b, "embed_per_layer_scale", "scale", (rows,), attrs={"c": model.layer_inputs.width**0.5}, **at)
+    module = "per_layer_model_projection"
+    y = linear(
+        b, "layer_inputs_proj", x, ("hidden", *PER_LAYER[2:]), PER_LAYER, kernel="layer_inputs_proj", module=module
+    )
+    at = {"kernel": "layer_inputs_norm", "module": module}
+    y = step(b, "layer_inputs_scaled", "scale", (y,), attrs={"c": model.hidden_size**-0.5}, **at)
+    y = _rms(b, model, "layer_inputs_norm", y, "layer_input", **at)
+    y = step(b, "layer_inputs_sum", "add", (y, rows), **at)
+    return step(b, "layer_inputs", "scale", (y,), attrs={"c": 2**-0.5}, **at)
 
 
 @lru_cache(maxsize=1024)
@@ -119,21 +143,54 @@ def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = T
         x = _ffn_half(b, model, kind, x, phase)
     shares = kind.mixer == "attention" and kind.picks == "own" and "shared" in (model.indexer_layers or ())
     carries = ("picked_positions",) if shares else ()
+    if kind.kv == "lent":
+        carries = (*carries, *_lent_names(kind))
+    if model.layer_inputs:
+        x = _layer_input_added(b, model, x)
     return b.build(_layer_scaled(b, model, x), carries)
+
+
+def _lent_names(kind: LayerKind) -> tuple[str, str]:
+    """Caches that other layers of this type read: keys, values."""
+    own = "sliding" if kind.sliding else "full"
+    return f"{own}_k_cache", f"{own}_v_cache"
+
+
+def _layer_input_added(b: BodyBuilder, model: ModelSpec, x: str) -> str:
+    """The layer's own vector of each token, gated by the residual stream, projected, normed and added to it."""
+    assert model.mlp is not None
+    own, module = (*X[:2], "layer_input"), "per_layer_input"
+    mine = b.op("layer_input", "of_layer", ("layer_inputs",), own, kernel="layer_input_act", module=module)
+    at: dict[str, Any] = {"kernel": "layer_input_act", "module": module}
+    g = linear(b, "layer_input_gate", x, ("hidden", "layer_input"), own, kernel="layer_input_gate", module=module)
+    g = step(b, "layer_input_act", model.mlp.activation, (g,), **at)
+    g = step(b, "layer_input_gated", "mul", (g, mine), **at)
+    y = linear(b, "layer_input_proj", g, ("layer_input", "hidden"), X, kernel="layer_input_proj", module=module)
+    y = _norm(b, model, "post_layer_input_norm", y, kernel="layer_input_add", module="post_per_layer_input_norm")
+    return _residual(
+        b, model, "layer_input_residual", x, y, kernel="layer_input_add", module="per_layer_input.residual"
+    )
 
 
 def _carried_in(model: ModelSpec, kind: LayerKind) -> dict[str, Tensor]:
     """What a layer reads that layers before it made, beside the residual stream."""
     if kind.mixer == "attention" and kind.picks == "shared":
         return {"picked_positions": Tensor("picked_positions", (*X[:2], "index_k"), "index", "index")}
-    return {}
+    found: dict[str, Tensor] = {}
+    if model.layer_inputs:
+        found["layer_inputs"] = Tensor("layer_inputs", PER_LAYER)
+    if kind.kv == "borrowed":
+        dims = head_dims(model, kind)
+        for name, width in zip(_lent_names(kind), (dims.d_k, dims.d_v), strict=True):
+            found[name] = Tensor(name, ("batch_size", "kv_len", dims.kv, width), "cache", "kv")
+    return found
 
 
 def carried_widths(model: ModelSpec) -> tuple[tuple[int, DTypeRole], ...]:
     """(elements per token, dtype) of everything that layers hand on beside the residual stream."""
     sizes = model_sizes(model)
     found = {n: t for k in dict.fromkeys(model.layers()) for n, t in _carried_in(model, k).items()}
-    return tuple((prod(sizes[d] for d in t.dims[2:]), t.dtype) for t in found.values())
+    return tuple((prod(sizes[d] for d in t.dims[2:]), t.dtype) for t in found.values() if t.kind != "cache")
 
 
 def _mixer_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, attend: Any) -> str:
@@ -252,6 +309,8 @@ def _layer_name(model: ModelSpec, kind: LayerKind) -> str:
         parts.append("chunked" if model.attention.chunk_size else "sliding")
     if model.position.kind == "rope" and not kind.rope:
         parts.append("nope")
+    if kind.kv != "own":
+        parts.append("lending" if kind.kv == "lent" else "borrowing")
     if kind.picks != "own":
         parts.append("picked" if kind.picks == "shared" else "full")
     return "_".join(parts)
@@ -335,8 +394,9 @@ def _wide_rms(b: BodyBuilder, model: ModelSpec, name: str, x: str, count: int, *
 def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool, h: str, split_kv: bool) -> str:
     a, dims = model.attention_of(kind), head_dims(model, kind)
     q, k, v = _queries_keys_values(b, model, kind, dims, h)
+    names = ("k_cache", "v_cache") if kind.kv == "own" else _lent_names(kind)
     chosen = picked_blocks(b, model, kind, dims, h) if a.indexer and kind.picks == "own" else None
-    k, v = _cache(b, "k_cache", k), _cache(b, "v_cache", v)
+    k, v = names if kind.kv == "borrowed" else (_cache(b, n, x) for n, x in zip(names, (k, v), strict=True))
     if a.num_kv_heads != a.num_heads:
         group = a.num_heads // a.num_kv_heads
         k, v = _repeat(b, "k_heads", k, group), _repeat(b, "v_heads", v, group)
@@ -370,35 +430,43 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
 def _queries_keys_values(
     b: BodyBuilder, model: ModelSpec, kind: LayerKind, dims: HeadDims, h: str
 ) -> tuple[str, str, str]:
-    """As attention and cache take them: normed, turned, scaled."""
+    """As attention and cache take them: normed, turned, scaled. Of a layer that borrows keys and values, queries alone."""
     a = model.attention_of(kind)
     lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias}
     shapes = (("q", "heads", dims.d_k), ("k", dims.kv, dims.d_k), ("v", dims.kv, dims.d_v))
-    q, k, *own = (
+    q, *own = (
         linear(b, f"{n}_proj", h, ("hidden", *s), (*X[:2], *s), module=f"self_attn.{n}_proj", **lin)
-        for n, *s in shapes[: 2 if a.values_are_keys else 3]
+        for n, *s in shapes[: 1 if kind.kv == "borrowed" else 2 if a.values_are_keys else 3]
     )
-    v = own[0] if own else k
+    made = {"q": q} if kind.kv == "borrowed" else {"q": q, "k": own[0], "v": own[-1]}
+    turned = [n for n in made if n != "v"]
     if a.clip_qkv is not None:
         limit: dict[str, Any] = {"attrs": {"limit": a.clip_qkv}, "kernel": "rope", "module": "self_attn.clip"}
-        q, k, v = (step(b, f"{n}_clip", "clip", (x,), **limit) for n, x in (("q", q), ("k", k), ("v", v)))
+        made = {n: step(b, f"{n}_clip", "clip", (x,), **limit) for n, x in made.items()}
     normed = a.qk_norm != "none" and (kind.rope or not a.norm_if_turned)
     if normed and not a.norm_after_rope:
-        q, k = _qk_norm(b, model, a, "q_norm", q), _qk_norm(b, model, a, "k_norm", k)
+        made |= {n: _qk_norm(b, model, a, f"{n}_norm", made[n]) for n in turned}
     if kind.rope:
-        q, k = _rope(b, model, kind, "q_rope", q, dims.d_k), _rope(b, model, kind, "k_rope", k, dims.d_k)
+        made |= {n: _rope(b, model, kind, f"{n}_rope", made[n], dims.d_k) for n in turned}
     if normed and a.norm_after_rope:
-        q, k = _qk_norm(b, model, a, "q_norm", q), _qk_norm(b, model, a, "k_norm", k)
+        made |= {n: _qk_norm(b, model, a, f"{n}_norm", made[n]) for n in turned}
     if a.temperature and (a.temperature.turned_too or not kind.rope):
-        t = a.temperature
-        attrs = {"strength": t.strength, "every": t.every, "shift": t.shift, "dim": "", "rotary_dim": None}
-        at: dict[str, Any] = {"kernel": "rope", "module": "self_attn.temperature", "attrs": attrs}
-        q = b.op("q_tempered", "rope", (q,), b.tensors[q].dims, fn="temperature", **at)
+        made["q"] = _tempered(b, a.temperature, made["q"])
+    if kind.kv == "borrowed":
+        return made["q"], "", ""
+    q, k, v = made.values()
     if a.value_norm:
         v = _plain_rms(b, model, "v_norm", v, kernel="rope", module="self_attn.v_norm")
     if a.value_scale != 1.0:
         v = step(b, "v_scaled", "scale", (v,), attrs={"c": a.value_scale}, kernel="rope", module="self_attn.v_scale")
     return q, k, v
+
+
+def _tempered(b: BodyBuilder, t: Temperature, q: str) -> str:
+    """Queries grow with their position."""
+    attrs = {"strength": t.strength, "every": t.every, "shift": t.shift, "dim": "", "rotary_dim": None}
+    at: dict[str, Any] = {"kernel": "rope", "module": "self_attn.temperature", "attrs": attrs}
+    return b.op("q_tempered", "rope", (q,), b.tensors[q].dims, fn="temperature", **at)
 
 
 def _cache(b: BodyBuilder, name: str, new: str) -> str:
@@ -656,7 +724,8 @@ def _mlp_and_experts(b: BodyBuilder, model: ModelSpec, h: str, x: str, phase: Ph
 
 def _ffn(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str, phase: Phase) -> str:
     if kind.ffn != "moe":
-        return _dense(b, model, h)
+        wide = kind.kv == "borrowed" and model.borrower_mlp_size is not None
+        return _dense(b, model, h, "wide_ffn" if wide else "ffn")
     assert model.moe is not None
     out, factor = _moe(b, model, h, phase), model.moe.output_scale
     if factor != 1.0:
@@ -666,16 +735,16 @@ def _ffn(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str, phase: Phase
     return out
 
 
-def _dense(b: BodyBuilder, model: ModelSpec, h: str) -> str:
+def _dense(b: BodyBuilder, model: ModelSpec, h: str, dim: str = "ffn") -> str:
     m = model.mlp
     if m is None:
         raise Refused(f"{model.name}: layer is dense, but no intermediate_size is known; state intermediate_size")
-    out = ("batch_size", "seq_len", "ffn")
+    out = ("batch_size", "seq_len", dim)
     kw: dict[str, Any] = {"gated": m.gated, "activation": m.activation, "bias": m.bias, "module": "mlp", "prefix": ""}
     if m.inner_norm:
         at: dict[str, Any] = {"count": m.intermediate_size, "kernel": "inner_norm", "module": "mlp.inner_norm"}
         kw["normed"] = lambda x: _wide_rms(b, model, "inner_norm", x, **at)
-    return _mlp(b, h, "ffn", out, **kw)
+    return _mlp(b, h, dim, out, **kw)
 
 
 def _mlp(

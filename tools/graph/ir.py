@@ -6,8 +6,8 @@ how long each is: an int, or a numpy array with one entry per candidate, so that
 
 Dims: batch_size seq_len kv_len hidden heads kv_heads d_k ffn experts expert_nodes gate_experts expert_ffn moe_latent
       shared_ffn top_k vocab padded_vocab positions q_lora kv_lora qk_nope qk_rope v_dim lin_heads lin_group lin_dk
-      lin_dv lin_rank conv conv_past
-      index_heads index_dim index_k
+      lin_dv lin_rank lin_select conv conv_past
+      index_heads index_dim index_k sliding_kv_heads sliding_d_k sliding_v_dim wide_ffn layers layer_input
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OpKind = Literal[
     "embed", "pos_lookup", "einsum", "elementwise", "norm", "sumsq", "rms_apply", "reduce", "softmax", "mask", "rope", "cache",
     "repeat_heads", "topk", "gather_scores", "assign_copies", "renormalise", "dispatch", "combine", "to_nodes", "from_nodes",
     "select_last",
-    "unpad", "argmax", "conv", "recur", "select", "block_max",
+    "unpad", "argmax", "conv", "recur", "select", "block_max", "of_layer", "part",
     # training: keys without a cache, the loss, backward operators (tools/graph/backward.py), the optimizer
     "as_keys", "mask_vocab", "pick", "nll", "as_keys_grad", "mask_grad", "pick_grad", "unary_grad", "norm_grad", "norm_weight_grad",
     "sum_to", "rms_apply_grad", "rms_ssq_grad", "rms_weight_grad", "softmax_grad", "sink_grad", "rope_grad", "repeat_heads_grad",

@@ -25,7 +25,8 @@ def linear_sizes(a: LinearAttention) -> dict[str, int]:
     """Lengths of the dims of linear attention. Value heads are `lin_heads` x `lin_group`."""
     return {
         "lin_heads": a.dealt_heads, "lin_group": a.num_value_heads // a.dealt_heads, "lin_dk": a.key_dim,
-        "lin_dv": a.value_dim, "lin_rank": a.gate_rank or 0, "conv": a.conv_kernel,
+        "lin_dv": a.value_dim, "lin_rank": a.gate_rank or 0, "lin_select": (a.gate_rank or 0) + 2 * a.key_dim,
+        "conv": a.conv_kernel,
         "conv_past": a.conv_kernel - 1,
     }  # fmt: skip
 
@@ -39,8 +40,8 @@ def linear_attention(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     """The block in the place of attention: `h` [batch_size, seq_len, hidden] → the same."""
     a = model.linear
     assert a is not None
-    if a.kind == "mamba2":
-        return _mamba2(b, model, a, h)
+    if a.kind in ("mamba1", "mamba2"):
+        return (_mamba1 if a.kind == "mamba1" else _mamba2)(b, model, a, h)
     keys, heads = ("lin_heads", "lin_dk"), value_heads(a)
     values = (*heads, "lin_dv")
     q, k = (linear(b, f"lin_{n}", h, ("hidden", *keys), (*BS, *keys), **PROJECT) for n in "qk")
@@ -83,6 +84,41 @@ def _mamba2(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str
     o = step(b, "lin_gated", "mul", (o, z), **NORM)
     o = _group_norm(b, model, a, o, values)
     return linear(b, "lin_o", o, (*values, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
+
+
+def _mamba1(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str:
+    """Selective state spaces (arXiv 2312.00752, §3.2): step size, key B and query C are projected from the convolved channels;
+    ranks that hold some channels each sum theirs, in one projection. Jamba norms all three (arXiv 2403.19887)."""
+    ch: tuple[str, ...] = ("lin_heads",)
+    wide = (*BS, *ch)
+    select: dict[str, Any] = {"kernel": "lin_select", "module": "linear_attn.x_proj"}
+    z = _output_gate(b, a, h, ch)
+    x = _convolved(b, a, "lin_v", linear(b, "lin_v", h, ("hidden", *ch), wide, **PROJECT))
+    all_three = linear(
+        b, "lin_x", x, (*ch, "lin_select"), (*BS, "lin_select"), kernel="lin_x_proj", module=select["module"]
+    )
+    rank = a.gate_rank or 0
+    cuts = (("dt", "lin_rank", 0, rank), ("k", "lin_dk", rank, a.key_dim), ("q", "lin_dk", rank + a.key_dim, a.key_dim))
+    low, k, q = (
+        rms(
+            b, f"lin_{n}_norm",
+            b.op(f"lin_{n}", "part", (all_three,), (*BS, d), fn=n, attrs={"first": at, "length": size}, **select), d,
+            eps=model.norm_eps, **select,
+        )
+        for n, d, at, size in cuts
+    )  # fmt: skip
+    dt = linear(b, "lin_dt_proj", low, ("lin_rank", *ch), wide, kernel="lin_gate_proj", module="linear_attn.dt_proj")
+    dt = step(b, "lin_dt_biased", "add", (dt, b.weight("lin_dt_bias", ch, "vector")), dtype="fp32", **GATE)
+    dt = step(b, "lin_softplus", "softplus", (dt,), dtype="fp32", **GATE)
+    rates = b.weight("lin_A_log", (*ch, "lin_dk"), "vector")
+    g = b.op("lin_decay", "elementwise", (dt, rates), (*wide, "lin_dk"), fn="decay", dtype="fp32", **CORE)
+    added = step(b, "lin_added", "mul", (x, dt), **CORE)
+    states = b.op("lin_states", "recur", (k, added, g), (*wide, "lin_dk"), dtype="fp32", **CORE)
+    o = b.op("lin_out", "einsum", (q, states), wide, **CORE)
+    past = step(b, "lin_skip", "mul", (x, b.weight("lin_D", ch, "vector")), **CORE)
+    o = step(b, "lin_skip_add", "add", (o, past), **CORE)
+    o = step(b, "lin_gated", "mul", (o, z), **NORM)
+    return linear(b, "lin_o", o, (*ch, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
 
 
 def _group_norm(b: BodyBuilder, model: ModelSpec, a: LinearAttention, x: str, values: tuple[str, ...]) -> str:

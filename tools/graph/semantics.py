@@ -30,6 +30,8 @@ class Place:
     out_dims: tuple[str, ...]
     length: int = 0
     """Positions that there are after this step, on all devices; 0: as many as `index` reaches."""
+    layer: int = 0
+    """Index of the layer that runs."""
 
     def dims(self, tensor: str) -> tuple[str, ...]:
         return self.body.tensors[tensor].dims
@@ -79,7 +81,8 @@ def _embed(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     local = np.full(int(rows.max(initial=-1)) + 2, -1)
     local[rows] = np.arange(len(rows))
     slot = np.where(ids < len(local), local[np.minimum(ids, len(local) - 1)], -1)
-    return np.where((slot >= 0)[..., None], table[np.maximum(slot, 0)], 0.0)
+    held = (slot >= 0)[(..., *(None,) * (table.ndim - 1))]
+    return np.where(held, table[np.maximum(slot, 0)], 0.0)
 
 
 def _pos_lookup(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
@@ -322,6 +325,14 @@ def _block_max(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
     return np.repeat(best, block, axis=-1)[..., : x.shape[-1]]
 
 
+def _of_layer(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return np.take(args[0], place.layer, axis=dims[0].index("layers"))
+
+
+def _part(op: Op, args: Sequence[Array], place: Place, dims: Any) -> Array:
+    return args[0][..., op.attrs["first"] : op.attrs["first"] + op.attrs["length"]]
+
+
 def _eligible(x: Array, op: Op) -> tuple[Array, Array]:
     """Scores with the experts of rejected groups at -inf, and the group scores: the best expert of a group (DeepSeek-V2)
     or the sum of its best two (DeepSeek-V3)."""
@@ -436,7 +447,7 @@ RUN: dict[str, Callable[[Op, Sequence[Array], Place, Any], Array]] = {
     "assign_copies": _assign_copies, "embed": _embed, "pos_lookup": _pos_lookup,
     "einsum": _einsum, "elementwise": _elementwise, "norm": _norm,
     "sumsq": _sumsq, "reduce": _reduce, "rms_apply": _rms_apply, "softmax": _softmax, "mask": _mask, "rope": _rope, "cache": _cache,
-    "repeat_heads": _repeat_heads, "topk": _topk, "select": _select, "block_max": _block_max,
+    "repeat_heads": _repeat_heads, "topk": _topk, "select": _select, "block_max": _block_max, "of_layer": _of_layer, "part": _part,
     "gather_scores": _gather_scores, "renormalise": _renormalise,
     "dispatch": _dispatch, "combine": _combine, "to_nodes": _to_nodes, "from_nodes": _from_nodes,
     "select_last": _select_last, "unpad": _unpad, "argmax": _argmax,

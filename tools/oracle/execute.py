@@ -99,7 +99,7 @@ def _whole_place(op: Op, body: Body, env: Mapping[str, Array], weights: Weights,
         start = past if dim == "seq_len" else 0
         return np.arange(start, start + sizes[dim])
 
-    return Place(index, past, body, body.tensors[op.output].dims, past + sizes.get("seq_len", 0))
+    return Place(index, past, body, body.tensors[op.output].dims, past + sizes.get("seq_len", 0), layer or 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- devices
@@ -238,7 +238,7 @@ def _run_op(
                 return devices.index(layout, dim, rank)
         return devices.index(layouts[0], dim, rank)
 
-    where = Place(index, devices.past, pbody.body, dims[-1], devices.past + devices.sizes["seq_len"])
+    where = Place(index, devices.past, pbody.body, dims[-1], devices.past + devices.sizes["seq_len"], layer or 0)
     if op.kind in STATEFUL:
         key = (layer if layer is not None else -1, op.output)
         value, cache[key] = STATEFUL[op.kind](op, args, where, dims[:-1], cache.get(key))

@@ -17,7 +17,7 @@ from tools.graph.heads import KEY_DIMS, VALUE_DIMS
 from tools.partition.axes import SLICES, sliced
 from tools.partition.lower import compress, default_layers_per_stage
 from tools.partition.pipeline import num_chunks
-from tools.spec.model import MLA, Attention, LayerKind, LinearAttention, ModelSpec, RopeScaling
+from tools.spec.model import MLA, Attention, LayerInputs, LayerKind, LinearAttention, ModelSpec, RopeScaling
 from tools.spec.strategy import Strategy
 
 
@@ -89,6 +89,10 @@ def reduce(
     if model.mlp:
         ffn = pick.dim("ffn", model.mlp.intermediate_size, s.tp)
         updates["mlp"] = model.mlp.model_copy(update={"intermediate_size": ffn})
+        if model.borrower_mlp_size:
+            updates["borrower_mlp_size"] = pick.dim("wide_ffn", model.borrower_mlp_size, s.tp)
+    if model.layer_inputs:
+        updates["layer_inputs"] = LayerInputs(width=pick.take(model.layer_inputs.width, at_least=5))
     if model.moe:
         updates["moe"] = _reduce_moe(model, s, pick)
     batch = pick.take(batch_size, s.attn_dp * (s.tp if s.sp else 1))
@@ -115,6 +119,7 @@ def reduce(
         "moe_layers": tuple(k.ffn == "moe" for k in kinds) if model.moe else None,
         "sliding_layers": tuple(k.sliding for k in kinds),
         "linear_layers": tuple(k.mixer == "linear" for k in kinds) if model.linear else None,
+        "kv_layers": tuple(k.kv for k in kinds) if model.kv_layers else None,
         "indexer_layers": tuple(k.picks for k in kinds) if model.indexer_layers else None,
         "mixer_layers": tuple(k.mixer != "none" for k in kinds) if model.mixer_layers else None,
         "ffn_layers": tuple(k.ffn != "none" for k in kinds) if model.ffn_layers else None,
@@ -241,11 +246,14 @@ def _reduce_linear(a: LinearAttention, s: Strategy, pick: _Picker) -> LinearAtte
     else:
         group = pick.take(a.num_value_heads // a.num_key_heads) if a.num_value_heads > a.num_key_heads else 1
     pick.used.add(keys * group)
-    update = {
+    update: dict = {
         "num_key_heads": keys, "num_value_heads": keys * group, "key_dim": pick.take(a.key_dim, at_least=6),
         "value_dim": pick.take(a.value_dim, at_least=6), "conv_kernel": min(a.conv_kernel, 3),
         "gate_rank": pick.take(a.gate_rank) if a.gate_rank else None,
     }  # fmt: skip
+    if a.kind == "mamba1":
+        update["value_dim"] = 1  # a channel is a head of one value
+        pick.used.add((update["gate_rank"] or 0) + 2 * update["key_dim"])
     return a.model_copy(update=update)
 
 

@@ -23,6 +23,7 @@ from tools.graph.semantics import STATEFUL
 from tools.partition.axes import check_axes
 from tools.partition.layout import Comm, Layout, Orders, local_size, redistribute
 from tools.partition.mesh import Mesh, build_mesh
+from tools.partition.pipeline import default_layers_per_stage as default_layers_per_stage
 from tools.partition.pipeline import handover, num_chunks, ranks_of
 from tools.partition.placement import Placement, placed
 from tools.partition.ring import ring_region, unroll
@@ -359,16 +360,6 @@ def _together(index: int, chunks: Sequence[Stage]) -> Stage:
         runs=tuple(r for s in chunks for r in s.runs), head=next((s.head for s in chunks if s.head), None),
         receives=tuple(pair for s in chunks for pair in s.receives),
     )  # fmt: skip
-
-
-def default_layers_per_stage(num_layers: int, pp: int) -> tuple[int, ...]:
-    """As even as can be; the remainder goes to the middle stages, because the ends also hold embedding and head."""
-    base, extra = divmod(num_layers, pp)
-    counts = [base] * pp
-    order = sorted(range(pp), key=lambda i: (i in (0, pp - 1), i == pp - 1, -i))
-    for i in order[:extra]:
-        counts[i] += 1
-    return tuple(counts)
 
 
 def compress(kinds: Sequence[LayerKind]) -> list[tuple[tuple[LayerKind, ...], int]]:

@@ -54,6 +54,16 @@ def ranks_of(s: Strategy, chunk: int) -> tuple[int, ...]:
     return tuple(range(first, first + s.group))
 
 
+def default_layers_per_stage(num_layers: int, pp: int) -> tuple[int, ...]:
+    """As even as can be; the remainder goes to the middle stages, because the ends also hold embedding and head."""
+    base, extra = divmod(num_layers, pp)
+    counts = [base] * pp
+    order = sorted(range(pp), key=lambda i: (i in (0, pp - 1), i == pp - 1, -i))
+    for i in order[:extra]:
+        counts[i] += 1
+    return tuple(counts)
+
+
 def handover(s: Strategy, chunk: int, members: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """(sender, receiver) of the residual stream that enters a chunk; from the last stage it goes around to the first.
     `members`: the ranks inside a stage that hold it."""

@@ -233,8 +233,8 @@ class Placement:
 
     def handed(self, t: Tensor) -> Layout:
         """How a tensor lies that bodies hand on beside the residual stream: like tokens outside attention."""
-        tokens = self.tokens()
-        return Layout.of({d: tokens.get(d, ()) for d in t.dims})
+        lies = self.cache() if t.kind == "cache" else self.tokens()
+        return Layout.of({d: lies.get(d, ()) for d in t.dims})
 
     def residual(self) -> Layout:
         """Sequence parallelism (arXiv 2205.05198) also splits tokens over tp: positions in prefill, sequences in decode."""

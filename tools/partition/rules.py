@@ -215,6 +215,19 @@ def cache_rule(op: Op, ctx: Context) -> Need:
     return Need((target,), Layout.of({**kept, "kv_len": cache["kv_len"]}))
 
 
+def of_layer_rule(op: Op, ctx: Context) -> Need:
+    """Every rank has the vectors of all layers for its tokens."""
+    target = _whole(ctx.settled(op.inputs[0]), "layers")
+    return Need((target,), project(target, ctx.tensor(op.output).dims))
+
+
+def part_rule(op: Op, ctx: Context) -> Need:
+    """A stretch of the last dim, which must be whole."""
+    x = op.inputs[0]
+    target = _whole(ctx.settled(x), ctx.tensor(x).dims[-1])
+    return Need((target,), project(target, ctx.tensor(op.output).dims))
+
+
 def block_max_rule(op: Op, ctx: Context) -> Need:
     """Positions of a block are compared, so that all of them are needed."""
     target = _whole(ctx.settled(op.inputs[0]), "kv_len")
@@ -246,11 +259,13 @@ def repeat_heads_rule(op: Op, ctx: Context) -> Need:
 def embed_rule(op: Op, ctx: Context) -> Need:
     """A vocabulary shard answers for its own rows and gives zero for the rest: a pending sum."""
     table = ctx.layouts[op.inputs[1]]
-    rows, columns = (table.axes(d) for d in ctx.tensor(op.inputs[1]).dims)
+    rows, *rest = (table.axes(d) for d in ctx.tensor(op.inputs[1]).dims)
+    columns = tuple(a for axes in rest for a in axes)
     # Ranks that share the table must see the same tokens.
     have = ctx.settled(op.inputs[0])
     ids = Layout.of({d: _leading(axes, {*rows, *columns}) for d, axes in have.split})
-    return Need((ids, table), Layout.of({**ids.as_dict(), "hidden": columns}, rows))
+    held = {d: table.axes(d) for d in ctx.tensor(op.inputs[1]).dims[1:]}
+    return Need((ids, table), Layout.of({**ids.as_dict(), **held}, rows))
 
 
 def pos_lookup_rule(op: Op, ctx: Context) -> Need:
@@ -371,7 +386,7 @@ RULES: dict[str, Callable[[Op, Context], Need]] = {
     "softmax": softmax_rule, "mask": mask_rule, "rope": local_rule, "renormalise": local_rule,
     "assign_copies": local_rule, "cache": cache_rule,
     "reduce": reduce_rule, "repeat_heads": repeat_heads_rule, "embed": embed_rule, "pos_lookup": pos_lookup_rule,
-    "topk": topk_rule, "select": topk_rule, "block_max": block_max_rule,
+    "topk": topk_rule, "select": topk_rule, "block_max": block_max_rule, "of_layer": of_layer_rule, "part": part_rule,
     "gather_scores": gather_scores_rule, "dispatch": dispatch_rule, "combine": combine_rule,
     "to_nodes": to_nodes_rule, "from_nodes": from_nodes_rule,
     "select_last": select_last_rule,

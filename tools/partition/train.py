@@ -490,6 +490,10 @@ def lower_train(model: ModelSpec, strategy: Strategy, options: TrainOptions, siz
     _refuse(strategy, options)
     if model.attention.indexer:
         raise Refused(f"training step on {model.name}: positions that an indexer picks have no backward pass")
+    if model.kv_layers or model.layer_inputs:
+        raise Refused(
+            f"training step on {model.name}: what layers read beside the residual stream has no backward pass"
+        )
     check_axes(model, strategy)
     mesh = train_mesh(strategy, options, model.cache_heads)
     placement = train_placement(strategy, options, mesh)

@@ -118,10 +118,12 @@ class LinearAttention(Frozen):
 
     gated_delta: one decay per head and the delta rule (Gated DeltaNet, arXiv 2412.06464; Qwen3-Next). kda: one decay per
     key channel, gates of low rank (Kimi Delta Attention, arXiv 2510.26692). mamba2: no delta rule, keys and queries
-    shared by groups of heads (state-space duality, arXiv 2405.21060).
+    shared by groups of heads (state-space duality, arXiv 2405.21060). mamba1: every channel is a head of one value, all read
+    one key and query that follow from the convolved channels, and decay each key channel by itself (arXiv 2312.00752; with
+    Jamba's norms, arXiv 2403.19887).
     """
 
-    kind: Literal["gated_delta", "kda", "mamba2"]
+    kind: Literal["gated_delta", "kda", "mamba1", "mamba2"]
     num_key_heads: int
     """Heads of keys and queries; the value heads share them in equal groups (mamba2: its groups of B and C)."""
     num_value_heads: int
@@ -131,12 +133,12 @@ class LinearAttention(Frozen):
     """Positions of the causal convolution that queries, keys and values go through."""
     conv_bias: bool = False
     gate_rank: int | None = None
-    """kda: width between the two projections of the decay and of the output gate."""
+    """kda: width between the two projections of the decay and of the output gate; mamba1: of the step size."""
 
     @property
     def one_key(self) -> bool:
-        """mamba2 with one group: all value heads read the same key and query, which every rank then has."""
-        return self.kind == "mamba2" and self.num_key_heads == 1
+        """Mamba with one group: all value heads read the same key and query, which every rank then has."""
+        return self.kind in ("mamba1", "mamba2") and self.num_key_heads == 1
 
     @property
     def dealt_heads(self) -> int:
@@ -254,6 +256,16 @@ class MoE(Frozen):
         return self.num_experts + self.redundant
 
 
+class LayerInputs(Frozen):
+    """A second embedding with a vector per layer: its sum with a projection of the first one joins the residual stream at the
+    end of every layer (Gemma-3n, Gemma-4 E2B and E4B)."""
+
+    width: int
+
+
+Lending = Literal["own", "lent", "borrowed"]
+
+
 class LayerKind(Frozen):
     """What distinguishes one layer from the next: its FFN, how it mixes tokens, and whether its attention slides and
     rotates."""
@@ -262,6 +274,8 @@ class LayerKind(Frozen):
     sliding: bool = False
     rope: bool = True
     mixer: Literal["attention", "linear", "none"] = "attention"
+    kv: Lending = "own"
+    """Whose keys and values it attends to: its own, its own that later layers read too, or those of such a layer of its type."""
     picks: Picks = "own"
     """Where attention has an indexer: whether the layer's own picks the positions to attend to, or an earlier layer's, or it
     attends to all."""
@@ -291,6 +305,11 @@ class ModelSpec(Frozen):
     """Per layer, whether it mixes tokens at all; None means every layer (Nemotron-H has layers that are an FFN alone)."""
     ffn_layers: tuple[bool, ...] | None = None
     """Per layer, whether it has an FFN; None means every layer (Nemotron-H has layers that are a mixer alone)."""
+    kv_layers: tuple[Lending, ...] | None = None
+    """Per layer, whose keys and values it attends to; None means each its own (Gemma-4 E2B and E4B: the last ones borrow)."""
+    borrower_mlp_size: int | None = None
+    """FFN width of layers that borrow keys and values, where it is another."""
+    layer_inputs: LayerInputs | None = None
     indexer_layers: tuple[Picks, ...] | None = None
     """Per layer, whose indexer picks its positions; None means its own. Some share what the last one before them picked
     (GLM-5.2), some attend to everything (MiniMax-M3's first ones)."""
@@ -339,11 +358,20 @@ class ModelSpec(Frozen):
     def _consistent(self) -> ModelSpec:
         if self.mlp is None and self.moe is None:
             raise ValueError(f"{self.name}: a model needs an mlp or a moe")
-        for label in ("moe_layers", "sliding_layers", "linear_layers", "mixer_layers", "ffn_layers", "indexer_layers"):
+        for label in (
+            "moe_layers",
+            "sliding_layers",
+            "linear_layers",
+            "mixer_layers",
+            "ffn_layers",
+            "indexer_layers",
+            "kv_layers",
+        ):
             flags = getattr(self, label)
             if flags is not None and len(flags) != self.num_hidden_layers:
                 raise ValueError(f"{label} has {len(flags)} entries for {self.num_hidden_layers} layers")
         self._pickers_consistent()
+        self._lenders_consistent()
         own = self.sliding_attention
         if own and (own.mla or self.attention.mla or own.num_heads != self.attention.num_heads):
             raise ValueError(
@@ -357,6 +385,13 @@ class ModelSpec(Frozen):
             if empty:
                 raise ValueError(f"layers {empty} have neither a mixer nor an FFN")
         return self
+
+    def _lenders_consistent(self) -> None:
+        lent: set[bool] = set()
+        for kind in self.layers() if self.kv_layers else ():
+            lent |= {kind.sliding} if kind.kv == "lent" else set()
+            if kind.kv == "borrowed" and kind.sliding not in lent:
+                raise ValueError("a layer borrows keys and values, and no layer of its type before it lends any")
 
     def _pickers_consistent(self) -> None:
         picked = [x for x in self.indexer_layers or () if x != "none"]
@@ -382,7 +417,8 @@ class ModelSpec(Frozen):
         rope = self.position.kind == "rope" and (self.position.rope_layers is None or self.position.rope_layers[index])
         listed = self.indexer_layers if self.attention.indexer else None
         picks: Picks = listed[index] if listed else "own"
-        return LayerKind(ffn=ffn, sliding=sliding, rope=rope, picks=picks)
+        kv: Lending = self.kv_layers[index] if self.kv_layers else "own"
+        return LayerKind(ffn=ffn, sliding=sliding, rope=rope, picks=picks, kv=kv)
 
     def layers(self) -> tuple[LayerKind, ...]:
         return tuple(self.layer_kind(i) for i in range(self.num_hidden_layers))

@@ -55,7 +55,7 @@ def lanes(v: View) -> Iterator[Violation]:
          for n in lacking(v, DEVICE if by_lane else DEVICE_ON_LABEL, [n for n in computes if not n.everywhere])),
         (bad(n, "names no GPU", "write `all GPUs`, or `GPU: host` where it comes from the host" if n.kind == "io"
              else "write `GPU 3`, `GPU 0,1` or `all GPUs` into the label")
-         for n in lacking(v, DEVICE, [n for n in nodes if n.kind != "compute" and not (n.kind == "io" and HOST.search(n.text))])),
+         for n in lacking(v, DEVICE, [n for n in nodes if n.kind != "compute" and not HOST.search(n.text)])),
     )  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from tools.dag.facts import (
     is_gate,
     is_gating,
     is_residual,
-    is_undefined,
     plain,
     selects,
     words,
@@ -124,9 +123,14 @@ def dims_stated(v: View) -> Iterator[Violation]:
         yield Violation(message=f"none of the {len(nodes)} nodes states its dims", line=v.graph.line, fix=_STATE_DIMS)
         return
     sizes = dict(re.findall(r"(\w+)=(\d+)", v.graph.attrs.get("sizes", "")))
-    told = {n.id for n in undirected}
+    undefined = [n for n in nodes if n.id in v.undefined and not n.inputs and not n.outputs]
+    told = {n.id for n in (*undirected, *undefined)}
     directed = [n for n in nodes if n.id not in told]
     yield from in_turn(
+        (
+            bad(n, "only edges name it, no statement defines it", "define it, or correct its name in the edges")
+            for n in undefined
+        ),
         (
             bad(n, "its one list of dims does not say whether it goes in or comes out", f"say both: {_STATE_DIMS}")
             for n in undirected
@@ -134,11 +138,7 @@ def dims_stated(v: View) -> Iterator[Violation]:
         _stated_badly(nodes, sizes),
         () if sizes else _split_without_global(v),
         (
-            bad(n, "no Input dims", _STATE_INPUT)
-            if n.outputs
-            else bad(n, "only edges name it, no statement defines it", "define it, or correct its name in the edges")
-            if is_undefined(v, n)
-            else bad(n, "no Input and no Output dims", _STATE_DIMS)
+            bad(n, "no Input dims", _STATE_INPUT) if n.outputs else bad(n, "no Input and no Output dims", _STATE_DIMS)
             for n in lacking(v, INPUT, directed)
         ),
         (bad(n, "no Output dims", _STATE_OUTPUT) for n in lacking(v, OUTPUT, directed) if n.inputs),
@@ -216,6 +216,8 @@ EXPECTED_SHAPE = {"compute": (RECTANGLES, "rectangle (box)"), "comm": (ELLIPSES,
 def shapes(v: View) -> Iterator[Violation]:
     some_nodes(v)
     for n in v.nodes.values():
+        if n.id in v.undefined:
+            continue  # nobody drew it
         kind = _kind_by_name(n)
         allowed, name = EXPECTED_SHAPE[kind]
         if is_gate(n) or (n.kind == "routing" and is_gating(n.operator)):
@@ -227,7 +229,7 @@ def shapes(v: View) -> Iterator[Violation]:
                 f"shape={next(s for s in ('box', 'ellipse', 'parallelogram') if s in EXPECTED_SHAPE[kind][0])}"
                 f", as it is {_WHAT[kind]}",
             )
-        elif n.shape not in _DRAWN and not n.sure:
+        elif not n.sure and (n.shape not in _DRAWN or (n.shape in _REMARKS and v.preds[n.id] and v.succs[n.id])):
             yield bad(n, f"{n.operator[:60]!r} is drawn as {n.shape}, which says nothing about what it is",
                       "shape=box for a computation, ellipse for communication, parallelogram for a split")  # fmt: skip
 
@@ -238,8 +240,9 @@ _WHAT = {
     "routing": "routing, split or aggregation",
     "io": "the total input or output",
 }
-_DRAWN = RECTANGLES | ELLIPSES | {"parallelogram", "plaintext", "plain", "none", "underline", "note", "tab", "point"}
-"""Shapes with a meaning, and those of remarks."""
+_REMARKS = frozenset({"plaintext", "plain", "none", "underline", "note", "tab", "point"})
+"""Shapes of remarks; what data flow through is none."""
+_DRAWN = RECTANGLES | ELLIPSES | _REMARKS | {"parallelogram"}
 
 
 @by_form

@@ -62,7 +62,8 @@ def lacking(v: View, fact: Fact, nodes: Sequence[NodeFacts]) -> Iterator[NodeFac
     hinted = [n for n in unread if fact.hinted(v, n)]
     doubtful = {n.id for n in hinted}
     read = len(nodes) - len(unread)
-    if read >= CLEAR * (read + len(hinted)):
+    silent = len(unread) - len(hinted)
+    if read >= CLEAR * (read + len(hinted)) or silent > CLEAR * len(nodes):
         yield from (n for n in unread if n.id not in doubtful)
     if hinted:
         raise NotDecidable(_unread(fact, hinted, len(nodes)))
@@ -149,8 +150,10 @@ def _like_device(text: str) -> tuple[bool, bool]:
     return _JOINS.search(words(text)) is not None, numbered
 
 
-_COUNTS = re.compile(rf"\b\d[\d,]*(?:\s*-\s*\d+)?[\s-]+(?:{DEVICE_WORD}|[a-z]{{3,}}s)\b", re.IGNORECASE)
-"""`8 GPUs`, `4 heads`: how many, not which."""
+_COUNTS = re.compile(
+    rf"\b\d[\d,]*(?:\s*-\s*\d+)?[\s-]+(?:{DEVICE_WORD}|[a-z]{{3,}}s)\b(?:\s*(?:→|->)\s*\d+\b)?", re.IGNORECASE
+)
+"""`8 GPUs`, `4 heads`, `4 devices → 1`: how many, not which."""
 
 
 def _of_a_device(m: re.Match[str]) -> str:

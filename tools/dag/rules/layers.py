@@ -13,16 +13,17 @@ from tools.dag.rules.evidence import MODULE, absent, is_own, lacking
 from tools.dag.rules.repeated import repetitions
 
 BLOCK = re.compile(
-    r"multi[\s-]?head[\s-]?attention|\bself[\s-]?attention\b|\bMHA\b|\bGQA\b|\bMLA\b|\battention\b|\bfeed[\s-]?forward\b|\bFFN\b|\bMLP\b|"
+    r"multi[\s-]?head[\s-]?attention|\bself[\s-]?attention\b|\bMHA\b|\bGQA\b|\bMLA\b|\battention\b|\battn\b|\bfeed[\s-]?forward\b|\bFFN\b|\bMLP\b|"
     r"\b(?:transformer|decoder|encoder)[\s-]?(?:block|layer)|\bMoE\b|\blayers?\s*\d+\s*(?:-|–|to)\s*\d+|"
-    r"^\W*(?:(?:pipeline|transformer|decoder|encoder|dense|model)\s+)*(?:layers?|blocks?|stages?)\s*#?\d+\W*$", re.IGNORECASE,
+    r"^\W*(?:(?:pipeline|transformer|decoder|encoder|dense|model)\s+)*(?:layers?|blocks?|stages?)"
+    r"\s*#?\d+(?:\s*(?:-|–|to)\s*\d+)?\W*$", re.IGNORECASE,
 )  # fmt: skip
 OPERATOR = re.compile(
     r"mat ?mul|gemm|linear|\bproj|\bscores?\b|soft ?max|\bscale\b|\bmask\b|\bvalues?\b|\bcontext\b|"
     r"norm\b|\badd\b|\bmul\b|\bact|gelu|silu|swish|relu|rope|"
     r"rotary|\bup\b|\bdown\b|\bgate\b|\bq\b|\bk\b|\bv\b|qkv|\bcache\b|\boutput\b|embed|lookup|sampl|argmax|logits|repeat|weights?|cat\b|transpose|"
     r"reshape|dropout|sqrt|einsum|\bdot\b|\bbmm\b|lm[\s-]?head|dispatch|combine|residual|gather|scatter|top[\s_-]?k|router|"
-    r"sigmoid", re.IGNORECASE,
+    r"sigmoid|\bdiv(?:ide)?\b|\bexp\b|\bsum\b|\bmax\b", re.IGNORECASE,
 )  # fmt: skip
 OMITTED = re.compile(
     r"\bomitted\b|\b(?:more|remaining|other|similar|same)\b.*\blayers?\b|^\W*(?:\.{3}|…)\W*|省略|其余.*层",
@@ -72,21 +73,24 @@ def _stands_for(operator: str) -> tuple[int, bool, bool]:
 _BESIDE_BLOCK = re.compile(
     r"\b(?:block|layers?|module|sub|fused|causal|masked|self|cross|multi|head|the|network|expert|shard\w*|part|local|dense|sparse|"
     r"forward|pass|full|group|of|for|on|with|and|a|in|pre|post|x|stage|computation|compute|core|op|mechanism|tp|ep|dp|pp|heads?|"
-    r"transformer|decoder|encoder|stack|unit|experts?)\b", re.IGNORECASE,
+    r"transformer|decoder|encoder|stack|unit|experts?|partition|slice|kv\d*)\b", re.IGNORECASE,
 )  # fmt: skip
 
 
 def _only_a_block(v: View, head: str) -> bool:
     """Beside the block's name no word that may name one of its operators; adjectives before it make it no other thing."""
-    if _ADJECTIVES.match(re.sub(r"[(（].*|\s+(?:L|stage|step|layer)?\s*\d+\s*$", "", v.places.without(head))):
+    if _ADJECTIVES.match(_ORDINALS.sub("", v.places.without(head))):
         return True
     rest = BLOCK.sub(" ", v.places.without(head))
     return is_own(v) or not re.search(r"[^\W\d_]{2,}", _BESIDE_BLOCK.sub(" ", re.sub(r"[(（].*", " ", rest)))
 
 
 _DOT_PRODUCT = re.compile(r"\bdot[\s-]?product\b", re.IGNORECASE)
+_ORDINALS = re.compile(
+    r"[(（].*|\s+(?:L|stage|step|layer)?\s*\d+\s*$|^\W*(?:layer|stage|step|block|L)\s*#?\d+\W+", re.IGNORECASE
+)
 _ADJECTIVES = re.compile(
-    r"\s*(?!.*\b(?:of|for|to|from|after|before|in|with|into)\b)(?:[a-z][a-z.-]*\s+){0,4}(?:attention|MHA|FFN|MLP|MoE|feed[\s-]?forward(?:\s+network)?)\s*\Z",
+    r"\s*(?!.*\b(?:of|for|to|from|after|before|in|with|into)\b)(?:[a-z][a-z.-]*\s+){0,4}(?:attention|attn|MHA|FFN|MLP|MoE|feed[\s-]?forward)(?:\s+(?:network|layer|block|module|model|computation))?\s*\Z",
     re.IGNORECASE,
 )
 _LIST = re.compile(r"\s*[,，、;；]\s*")
@@ -128,8 +132,9 @@ def repeats(v: View) -> Iterator[Violation]:
     for found in repetitions(v) if not is_own(v) else ():
         if found.first.devices not in told:
             upto = f" to {found.last.id}" if found.size > 1 else ""
+            on = v.places.names(found.first.devices) if found.first.devices else "all GPUs"
             yield bad(found.again, f"the {found.size} operators from {found.first.id}{upto} are drawn again"
-                      f" ({found.times} times on {v.places.names(found.first.devices or ())})", _DRAW_ONCE)  # fmt: skip
+                      f" ({found.times} times on {on})", _DRAW_ONCE)  # fmt: skip
     for n in v.nodes.values():
         if n.repeats is None and _stands_for(n.operator)[1] and not re.search(r"\d", n.operator):
             yield bad(n, "leaves layers out without their number", "draw the layer once and write × n")
@@ -138,7 +143,7 @@ def repeats(v: View) -> Iterator[Violation]:
         stated = v.graph.attrs.get("num_hidden_layers", "")
         if stated == "1":
             return
-        if {index for _, index in per_layer} == {0} and num_layers(v) in (None, 1):
+        if len({index for _, index in per_layer}) == 1 and num_layers(v) in (None, 1):
             raise NotDecidable("one layer is drawn, and nothing says that the model has more")
         if not per_layer and not any(ANY_LAYER.search(n.module) for n in v.nodes.values()):
             raise NotDecidable("no layer is recognisable and no repetition is stated")
@@ -170,7 +175,7 @@ def _index_of_layer(text: str) -> tuple[int, int] | None:
 
 
 def _without_index(text: str) -> str:
-    return LAYER_INDEX.sub(" ", words(text))
+    return re.sub(r"\d+", "#", LAYER_INDEX.sub(" ", words(text)))
 
 
 def _shape_only(ops: Counter[tuple[str, str]]) -> Counter[str]:

@@ -38,10 +38,10 @@ def repetitions(v: View) -> Iterator[Repetition]:
     """The longest repeated block of each device, or group of devices, that operators name."""
     on: dict[frozenset[int] | None, list[NodeFacts]] = defaultdict(list)
     for n in _in_order(v):
-        if n.kind in ("compute", "routing") and not n.everywhere:
-            on[n.devices].append(n)
-    for devices, nodes in on.items():
-        if devices is not None and len(nodes) <= MAX_OPERATORS and (found := _longest(v, nodes)):
+        if n.kind in ("compute", "routing") and (n.everywhere or n.devices is not None):
+            on[n.devices].append(n)  # None: on all of them
+    for nodes in on.values():
+        if len(nodes) <= MAX_OPERATORS and (found := _longest(v, nodes)):
             yield found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from tools.dag.alike import by_form
-from tools.dag.facts import TOP_K, NodeFacts, View, is_dashed, is_gate, is_residual, is_undefined, words
+from tools.dag.facts import TOP_K, NodeFacts, View, is_dashed, is_gate, is_residual, words
 from tools.dag.rules.base import NotDecidable, Violation, bad, rule, some_nodes
 from tools.dag.rules.evidence import is_own
 
@@ -52,11 +52,12 @@ def ends(v: View) -> Iterator[Violation]:
     some_nodes(v)
     sources = [v.nodes[n] for n, p in v.preds.items() if not p]
     sinks = [v.nodes[n] for n, s in v.succs.items() if not s]
-    undefined = [n.id for n in v.nodes.values() if is_undefined(v, n)]
+    undefined = sorted(v.undefined)
     for found, word, other in ((sources, "predecessor", "input"), (sinks, "successor", "output")):
         named = [n for n in found if n.kind == "io" or re.search(other, n.id + words(n.operator), re.IGNORECASE)]
         called = [n for n in named if re.search(other, n.id + words(n.operator), re.IGNORECASE)]
-        keep = (called or named)[0] if named else _unnamed_end(v, found)
+        elsewhere = any(n.kind == "io" and re.search(other, n.operator, re.IGNORECASE) for n in v.nodes.values())
+        keep = (called or named)[0] if named else None if elsewhere and not is_own(v) else _unnamed_end(v, found)
         if keep is None:
             yield Violation(message=_no_end(found, word, other),
             node=found[0].id if found else None,
@@ -113,7 +114,7 @@ def residuals(v: View) -> Iterator[Violation]:
 
 
 EXPERT = re.compile(
-    r"\bexperts?\b|专家|\bmoe\b(?!\s*(?:layer|block|module)?\s*(?:l?\d+)?\s*(?:[(（].*)?\Z)", re.IGNORECASE
+    r"\bexperts?\b|专家|\bmoe\b(?!\s*(?:layer|block|module|model)?\s*(?:l?\d+)?\s*(?:[(（].*)?\Z)", re.IGNORECASE
 )
 """A node for a whole MoE block holds its own gate; it is R10's to tell."""
 MAX_WALK = 1_000_000
@@ -123,7 +124,8 @@ EXPERT_ROUTING = re.compile(r"\bdispatch\b|\bexpert routing\b|\broute\b|\broutin
 
 @rule("R09", "the gate's selection is dashed, from the gate towards every expert's routing")
 def gates(v: View) -> Iterator[Violation]:
-    experts = [n for n in v.nodes.values() if n.kind == "compute" and _names_expert(n.operator)]
+    nodes = [n for n in v.nodes.values() if n.id not in v.undefined]
+    experts = [n for n in nodes if n.kind == "compute" and _names_expert(n.operator)]
     found = _gates(v)
     if not found:
         if experts and any(is_dashed(e.attrs) for e in v.graph.edges) and not is_own(v):
@@ -146,7 +148,7 @@ def gates(v: View) -> Iterator[Violation]:
             message = f"{g.id} → {e.dst}: the gate's selection is a solid line"
             yield Violation(message=message, node=g.id, line=e.line, fix="style=dashed")
     chosen = {g.id for g in found}
-    targets = [n for n in v.nodes.values() if n.kind == "routing" and _routes(n.operator) and n.id not in chosen]
+    targets = [n for n in nodes if n.kind == "routing" and _routes(n.operator) and n.id not in chosen]
     if targets:
         yield from _partial_choice(v, found, {t.id for t in targets})
     onwards = reached.union(*(v.succs[r] for r in reached))

@@ -26,6 +26,11 @@ def _check(model: ModelSpec, s: Strategy, sliced: Sliced) -> None:
         raise Refused(
             f"attn_pool({s.attn_pool}) on {model.name}: its indexer's keys would have to be in the pool too; use 0"
         )
+    if s.attn_pool and model.kv_layers:
+        raise Refused(
+            f"attn_pool({s.attn_pool}) on {model.name}: layers read the keys and values of others, which the pool would have "
+            "to keep for them; use 0"
+        )
     if s.expert_devices and s.sp:
         raise Refused("sp with expert_devices: tokens are dealt out over tp for the experts already; use sp=False")
 

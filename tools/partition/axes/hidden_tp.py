@@ -16,7 +16,7 @@ AXIS = Axis(
     "(Pope et al., arXiv 2211.05102 §3.2.2).",
     slice=Slice(
         dims=("hidden",),
-        takes_from=("heads", *KV_HEADS, "lin_heads", "ffn", "shared_ffn", "vocab", "padded_vocab"),
+        takes_from=("heads", *KV_HEADS, "lin_heads", "ffn", "wide_ffn", "shared_ffn", "vocab", "padded_vocab"),
         beside=frozenset({"experts"}),  # routed experts lie over ep and etp, on the same ranks
         engines="its layers are split along one dim",
     ),

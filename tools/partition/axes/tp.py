@@ -60,7 +60,7 @@ AXIS = Axis(
     visible=("tp",),
     splits=(
         ("heads", "tp_heads"), ("kv_heads", "tp_kv"), ("sliding_kv_heads", "tp_kv_sliding"),
-        ("lin_heads", "tp"), ("ffn", "tp"), ("shared_ffn", "tp"), ("vocab", "tp"),
+        ("lin_heads", "tp"), ("ffn", "tp"), ("wide_ffn", "tp"), ("shared_ffn", "tp"), ("vocab", "tp"),
         ("padded_vocab", "tp"),
     ),
     check=_check,
