@@ -210,7 +210,17 @@ def _model_type(data: Mapping[str, Any]) -> str:
     stated = str(data.get("model_type") or "")
     if first.startswith("MiniMaxM2"):  # released with the type of the hybrid MiniMax-01
         return "minimax_m2"
-    return stated or ARCHITECTURES.get(first, "")
+    return _as_spelled_here(stated) or ARCHITECTURES.get(first, "")
+
+
+def _as_spelled_here(stated: str) -> str:
+    """Released configs may spell a type in capitals or with hyphens ("AXK1")."""
+    known = (*FAMILIES, *NO_DECODER, *OTHER_BLOCKS)
+    return stated if stated in known else next((t for t in known if _plain(t) == _plain(stated)), stated)
+
+
+def _plain(model_type: str) -> str:
+    return model_type.lower().replace("-", "_")
 
 
 def _architecture(c: Config) -> str | None:

@@ -48,6 +48,9 @@ def _rope_by_type(c: Config, f: Fields) -> None:
         f["position"]["sliding_rotary_dim"] = dim
 
 
+FIRST_DENSE = ("mlp_layer_types", "first_k_dense_replace", "mlp_only_layers")
+"""Spellings of which layers do not route."""
+
 # ── families ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -97,7 +100,7 @@ def _hy_v3(c: Config, f: Fields) -> None:
     layers = f["num_hidden_layers"]
     if f["moe"]:
         f["moe"]["routed_scaling_factor"] = c.number("router_scaling_factor", default=2.826)
-        if c.raw("mlp_layer_types") is None:
+        if c.raw(*FIRST_DENSE) is None:
             f["moe_layers"] = tuple(i >= 1 for i in range(layers))
 
 
@@ -119,7 +122,7 @@ def _laguna(c: Config, f: Fields) -> None:
         f["unsupported"] += ("biases of an attention whose gate has none",)
     if f["moe"]:
         f["moe"]["routed_scaling_factor"] = c.number("moe_routed_scaling_factor", default=1.0)
-        if c.raw("mlp_layer_types") is None:
+        if c.raw(*FIRST_DENSE) is None:
             f["moe_layers"] = tuple(i >= 1 for i in range(layers))
     if c.flag("moe_apply_router_weight_on_input"):
         f["unsupported"] += ("gate weights on the experts' inputs (moe_apply_router_weight_on_input)",)

@@ -17,7 +17,9 @@ from knowledge.hf_config import FAMILIES, model_from_config
 from knowledge.hf_refused import NO_DECODER, OTHER_BLOCKS
 from tests.parameter_formula import parameter_count
 from tools.memory import num_parameters
+from tools.oracle.prove import prove
 from tools.spec.base import Refused
+from tools.spec.strategy import Strategy
 
 TYPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "architectures.json").read_text())
 READ = sorted(t for t, row in TYPES.items() if row["parameters"] != "refused")
@@ -52,3 +54,27 @@ def test_the_others_are_refused_for_what_they_have(model_type: str) -> None:
     except Refused as refused:
         told = str(refused)
     assert reason in told or "has an encoder" in told
+
+
+PROVEN: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("afmoe", {"tp": 2, "attn_dp": 2, "ep": 4}),  # a gate beside the queries
+    ("apertus", {"tp": 4, "sp": True}),  # an activation with learned scalars
+    ("axk1", {"tp": 4, "ep": 4}),  # a norm over what experts add up to
+    ("bitnet", {"tp": 5, "sp": True}),  # norms over heads and FFN, which ranks split
+    ("bitnet", {"cp": 4}),  # 5 KV heads over 4 ranks: every rank has all of them
+    ("cohere2_moe", {"tp": 4, "ep": 2}),  # experts in a parallel block, averaged with the shared ones
+    ("kolibri1", {"tp": 2, "ep": 2, "etp": 1}),  # a gate that chooses before its sigmoid
+    ("laguna", {"tp": 4, "pp": 2}),  # one gate per head, RoPE of two widths
+    ("llama4_text", {"cp": 2, "cp_kind": "ring"}),  # queries that grow with their position
+    ("ministral3", {"cp": 2, "tp": 2, "sp": True}),
+    ("nanochat", {"tp": 2}),  # norms without weights, of embeddings too
+    ("openai-gpt", {"tp": 4, "sp": True, "pp": 2}),  # norms over residual sums
+    ("persimmon", {"tp": 8}),  # LayerNorm on queries and keys
+)
+
+
+@pytest.mark.parametrize(("model_type", "degrees"), PROVEN, ids=lambda x: x if isinstance(x, str) else "·".join(x))
+def test_new_blocks_are_the_same_numbers_on_many_devices(model_type: str, degrees: dict[str, Any]) -> None:
+    model = model_from_config(TYPES[model_type]["config"])
+    for proof in prove(model, Strategy.model_validate(degrees), batch_size=8, seq_len=17, decode_steps=2).values():
+        assert proof.ok and proof.max_relative_error < 1e-9

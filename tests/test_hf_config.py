@@ -294,6 +294,14 @@ def test_a_refused_model_whose_keys_are_its_own_is_refused_for_its_blocks_not_fo
         model_from_config({"model_type": "cpmant", "hidden_size": 64})
 
 
+@pytest.mark.parametrize(
+    ("stated", "known"), [("AXK1", "axk1"), ("Solar_Open", "solar_open"), ("gpt-neox", "gpt_neox")]
+)
+def test_a_type_in_another_spelling_is_the_same_type(stated: str, known: str) -> None:
+    one, other = (model_from_config(changed(model_type=t), "m") for t in (stated, known))
+    assert one == other and one.doubt is None
+
+
 def test_no_type_is_both_known_and_refused() -> None:
     assert not set(FAMILIES) & (set(NO_DECODER) | set(OTHER_BLOCKS)) and not set(NO_DECODER) & set(OTHER_BLOCKS)
 

@@ -65,6 +65,11 @@ def test_dynamic_ntk_starts_beyond_the_original_context_and_slows_every_pair_but
     assert longer[0] == plain[0] and (longer[1:] < plain[1:]).all()
 
 
+def test_dynamic_ntk_of_a_single_pair_leaves_it_as_it_is() -> None:
+    scaling = RopeScaling(kind="dynamic", factor=4.0, original=8)
+    assert inverse_frequencies(10000.0, 2, scaling, 64) == pytest.approx([1.0])
+
+
 def test_longrope_takes_its_long_factors_beyond_the_original_context() -> None:
     pairs = [1.0 + i / 10 for i in range(64)]
     rope = {"type": "su", "short_factor": [1.0] * 64, "long_factor": pairs, "original_max_position_embeddings": 4096}

@@ -37,6 +37,8 @@ def _linear(plain: Array, theta: float, dim: int, s: RopeScaling, length: int) -
 
 def _dynamic(plain: Array, theta: float, dim: int, s: RopeScaling, length: int) -> Array:
     """NTK-aware with a base that grows with the context: theta · (f·L/L0 - (f - 1))^(dim / (dim - 2)) beyond L0."""
+    if dim == 2:  # the first pair turns by one radian whatever the base, and there is no other
+        return plain
     grown = s.factor * max(length, s.original) / s.original - (s.factor - 1.0)
     return (theta * grown ** (dim / (dim - 2))) ** (-np.arange(0, dim, 2) / dim)
 
