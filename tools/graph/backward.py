@@ -246,7 +246,7 @@ def _elementwise(t: _Tape, op: Op, g: str) -> None:
         else:
             t.give(x, op, "unary_grad", (g, x), fn=op.fn, attrs=op.attrs)
         return
-    a, b = op.inputs
+    a, b = op.inputs[:2]
     match op.fn:
         case "add":
             for n in (a, b):
@@ -325,7 +325,7 @@ def _mirror(kind: OpKind) -> Callable[[_Tape, Op, str], None]:
     """Linear operators of one input."""
 
     def rule(t: _Tape, op: Op, g: str) -> None:
-        t.give(op.inputs[0], op, kind, (g,), attrs=op.attrs)
+        t.give(op.inputs[0], op, kind, (g,), fn=op.fn, attrs=op.attrs)
 
     return rule
 

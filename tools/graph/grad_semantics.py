@@ -94,6 +94,8 @@ DERIVATIVE: dict[str, Callable[[Array, Any], Array]] = {
     "gelu": lambda x, a: _normal_cdf(x) + x * np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi),
     "gelu_tanh": lambda x, a: _gelu_tanh_grad(x),
     "relu": lambda x, a: (x > 0).astype(float),
+    "relu2": lambda x, a: 2.0 * np.maximum(x, 0.0),
+    "softplus": lambda x, a: semantics._sigmoid(x),
     "sigmoid": lambda x, a: semantics._sigmoid(x) * semantics._sigmoid(-x),
     "swiglu_oai": lambda x, a: np.where(x < OAI_LIMIT, _silu_grad(np.minimum(x, OAI_LIMIT), OAI_ALPHA), 0.0),
     "clip": lambda x, a: (np.abs(x) < a["limit"]).astype(float),
