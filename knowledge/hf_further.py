@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from knowledge.hf_families import FAMILIES as FIRST
-from knowledge.hf_linear import granite_hybrid
+from knowledge.hf_linear import granite_hybrid, kimi_delta
 from knowledge.hf_values import Config, Family, Fields
 
 
@@ -207,6 +207,21 @@ def _nanochat(c: Config, f: Fields) -> None:
     f["attention"].update(norm_after_rope=True)
 
 
+def _bailing_hybrid(c: Config, f: Fields) -> None:
+    """Ling-2.5: Kimi Delta Attention whose gates are single projections and whose decay is bounded; every so many layers latent
+    attention with a gate per head."""
+    kimi_delta(c, f)
+    layers, group = f["num_hidden_layers"], c.whole("layer_group_size") or 6
+    f["linear"].update(gate_rank=None)
+    if c.flag("kda_safe_gate", True):
+        f["linear"]["decay_bound"] = c.number("kda_lower_bound", default=-5.0)
+    if c.raw("layer_types") is None:
+        f["linear_layers"] = tuple((i + 1) % group != 0 for i in range(layers))
+    f["attention"].update(output_gate=True, gate_per_head=True)
+    if f["moe"] and c.raw(*FIRST_DENSE) is None:
+        f["moe_layers"] = tuple(i >= 2 for i in range(layers))
+
+
 def _biogpt(c: Config, f: Fields) -> None:
     if c.flag("scale_embedding", True):
         f["embed_scale"] = math.sqrt(f["hidden_size"])
@@ -252,6 +267,7 @@ FURTHER: dict[str, Family] = {
     "apertus": _as("llama", gated=False, qk_norm="head", adapt=_apertus, mlp_bias=False),
     "aria_text": _as("llama", gate="topk_softmax"),
     "axk1": _as("deepseek_v3", adapt=_axk1),
+    "bailing_hybrid": _as("deepseek_v3", defaults=(("mla_use_nope", False),), adapt=_bailing_hybrid),
     "bamba": _as("llama", rotary_fraction=0.5, adapt=_bamba, draws=frozenset({"mamba_d_state", "layers_block_type"})),
     "biogpt": _as("opt", activation="gelu", qkv_bias=True, out_bias=True, mlp_bias=True, adapt=_biogpt),
     "bitnet": _as("llama", activation="relu2", adapt=_bitnet),

@@ -66,7 +66,6 @@ _SHORT_CONV = "short-convolution layers"
 
 OTHER_BLOCKS: dict[str, str] = {
     "axk2": "queries gated by their own latent, norms with a gate (A.X-K2)",
-    "bailing_hybrid": "linear attention with a bounded decay (Bailing hybrid)",
     "beam": "residual sums weighted by their depth (Beam)",
     "cpmant": "learned biases per bucket of relative positions (CPM-Ant)",
     "ctrl": "sinusoidal positions added to scaled embeddings (CTRL)",

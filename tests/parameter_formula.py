@@ -75,7 +75,8 @@ def _attention(model: ModelSpec, kind: LayerKind) -> float:
             if ix
             else 0
         )
-        return q + kv + up + a.num_heads * m.v_head_dim * h + index
+        gate = h * a.num_heads * (1 if a.gate_per_head else m.v_head_dim) * a.output_gate
+        return q + kv + up + a.num_heads * m.v_head_dim * h + index + gate
     q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     out = a.num_heads * (a.v_head_dim or a.head_dim)
     if kind.kv == "borrowed":  # queries and output alone
@@ -117,8 +118,9 @@ def _linear(model: ModelSpec) -> float:
     )  # q, k, v, convolution, beta
     if a.kind == "kda":
         rank = a.gate_rank or 0
-        weights += h * rank + rank * keys + keys + a.num_key_heads  # decay: low rank, its bias, its rate per head
-        weights += h * rank + rank * values  # output gate
+        weights += keys + a.num_key_heads  # the decay's bias, its rate per head
+        weights += h * rank + rank * keys if rank else h * keys  # decay
+        weights += h * rank + rank * values if rank else h * values  # output gate
     else:
         weights += h * a.num_value_heads + 2 * a.num_value_heads  # decay, its bias and rate per head
         weights += h * values  # output gate

@@ -60,6 +60,10 @@ PROVEN: tuple[tuple[str, dict[str, Any]], ...] = (
     ("afmoe", {"tp": 2, "attn_dp": 2, "ep": 4}),  # a gate beside the queries
     ("apertus", {"tp": 4, "sp": True}),  # an activation with learned scalars
     ("axk1", {"tp": 4, "ep": 4}),  # a norm over what experts add up to
+    (
+        "bailing_hybrid",
+        {"tp": 4, "attn_dp": 2, "ep": 8},
+    ),  # Kimi Delta Attention with a bounded decay, gated latent attention
     ("bitnet", {"tp": 5, "sp": True}),  # norms over heads and FFN, which ranks split
     ("bitnet", {"cp": 4}),  # 5 KV heads over 4 ranks: every rank has all of them
     ("cohere2_moe", {"tp": 4, "ep": 2}),  # experts in a parallel block, averaged with the shared ones

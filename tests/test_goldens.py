@@ -55,7 +55,7 @@ def test_the_goldens_cover_the_block_kinds_we_claim() -> None:
     assert {m.attention.qk_norm for m in models} == {"none", "head", "plain", "layer", "heads", "full"}
     assert {m.attention.temperature.turned_too for m in models if m.attention.temperature} == {True, False}
     gates = {(a.gate_fn, a.gate_per_head) for a in (m.attention for m in models) if a.output_gate}
-    assert gates == {("sigmoid", False), ("softplus", True)}
+    assert gates == {("sigmoid", False), ("sigmoid", True), ("softplus", True)}
     assert any(m.moe and m.moe.output_norm for m in models) and any(m.moe and m.moe.output_scale != 1.0 for m in models)
     assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba1", "mamba2"}
     assert {m.linear.one_key for m in models if m.linear and m.linear.kind == "mamba2"} == {True, False}

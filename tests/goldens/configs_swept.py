@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.goldens.configs import BASE, DEEPSEEK, GPT, MHA, MOE, PLAIN_ROPE, SLIDE, TYPES
+from tests.goldens.configs import BASE, DEEPSEEK, GPT, HYBRID, MHA, MOE, PLAIN_ROPE, SLIDE, TYPES
 
 FULL_FIRST = ["full_attention", "sliding_attention", "sliding_attention"]
 SPARSE = ["dense", "sparse", "sparse"]
@@ -94,6 +94,11 @@ SWEPT: dict[str, dict[str, Any]] = {
     "persimmon": {
         **{k: v for k, v in LAYERNORM.items() if k not in ("head_dim", "num_key_value_heads")}, "model_type": "persimmon",
         "rope_parameters": {**PLAIN_ROPE, "partial_rotary_factor": 0.67}, "pad_token_id": 0,
+    },
+    "bailing_hybrid": {
+        **{k: v for k, v in DEEPSEEK.items() if k not in ("q_lora_rank", "n_routed_experts", "first_k_dense_replace")},
+        "model_type": "bailing_hybrid", "num_local_experts": 8, "layer_types": HYBRID, "mlp_layer_types": SPARSE, "head_dim": 6,
+        "short_conv_kernel_size": 3, "kda_lower_bound": -1.5, "pad_token_id": 0,
     },
     "bamba": {
         **{k: v for k, v in BASE.items() if k != "head_dim"}, "model_type": "bamba", "attn_layer_indices": [1],

@@ -281,6 +281,7 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
         return c.get(c.first([f"{base}norm.weight", f"{base}o_norm.weight"]))
     if name == "o":
         return c.linear(c.first([f"{base}out_proj.weight", f"{base}o_proj.weight"]))
+    name = "g" if name == "z" and a.kind == "kda" else name
     plain = c.first(
         [f"{base}{p}{name}{s}" for p in ("", "in_proj_", "forget_gate.") for s in ("_proj.weight", ".weight")]
     )

@@ -418,13 +418,19 @@ def _gqa(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
         count = a.num_heads * (a.v_head_dim or a.head_dim)
         ctx = _wide_rms(b, model, "context_norm", ctx, count, kernel="context_norm", module="self_attn.context_norm")
     if a.output_gate:
-        lin: dict[str, Any] = {"kernel": "qkv_proj", "bias": a.qkv_bias, "module": "self_attn.q_proj"}
-        wide = out[2:3] if a.gate_per_head else out[2:]
-        gate = linear(b, "q_gate", h, ("hidden", *wide), (*X[:2], *wide), **lin)
-        gate = step(b, "output_gate", a.gate_fn, (gate,), kernel="output_gate", module="self_attn.output_gate")
-        ctx = step(b, "gated_values", "mul", (ctx, gate), kernel="output_gate", module="self_attn.output_gate")
+        ctx = _output_gated(b, a, h, ctx, "qkv_proj")
     into = ("heads", dims.d_v, "hidden")
     return linear(b, "o_proj", ctx, into, X, kernel="o_proj", module="self_attn.o_proj", bias=a.out_bias)
+
+
+def _output_gated(b: BodyBuilder, a: Attention, h: str, ctx: str, kernel: str) -> str:
+    """What the heads read, times a gate made of the hidden state: a number for each of theirs, or one per head."""
+    out = b.tensors[ctx].dims
+    wide, at = out[2:3] if a.gate_per_head else out[2:], "self_attn.output_gate"
+    lin: dict[str, Any] = {"kernel": kernel, "bias": a.qkv_bias, "module": "self_attn.q_proj"}
+    gate = linear(b, "q_gate", h, ("hidden", *wide), (*X[:2], *wide), **lin)
+    gate = step(b, "output_gate", a.gate_fn, (gate,), kernel="output_gate", module=at)
+    return step(b, "gated_values", "mul", (ctx, gate), kernel="output_gate", module=at)
 
 
 def _queries_keys_values(
@@ -547,6 +553,8 @@ def _mla(b: BodyBuilder, model: ModelSpec, kind: LayerKind, phase: Phase, absorb
     # Kernels that read picked positions only read latents, in prefill too.
     absorbed = (phase == "decode" or model.attention.indexer is not None) and absorb
     ctx = (_mla_absorbed if absorbed else _mla_expanded)(b, model, kind, qn, qr, c, kr, split_kv, chosen)
+    if model.attention.output_gate:
+        ctx = _output_gated(b, model.attention, h, ctx, "qkv_a_proj")
     return linear(
         b,
         "o_proj",

@@ -139,7 +139,7 @@ def _group_norm(b: BodyBuilder, model: ModelSpec, a: LinearAttention, x: str, va
 
 def _output_gate(b: BodyBuilder, a: LinearAttention, h: str, values: tuple[str, ...]) -> str:
     """What the normed output is multiplied by."""
-    if a.kind == "kda":
+    if a.kind == "kda" and a.gate_rank is not None:
         low = linear(b, "lin_g_a", h, ("hidden", "lin_rank"), (*BS, "lin_rank"), **PROJECT)
         z = linear(
             b,
@@ -152,7 +152,7 @@ def _output_gate(b: BodyBuilder, a: LinearAttention, h: str, values: tuple[str, 
         )
         return step(b, "lin_gate", "sigmoid", (z,), **NORM)
     z = linear(b, "lin_z", h, ("hidden", *values), (*BS, *values), **PROJECT)
-    return step(b, "lin_gate", "silu", (z,), **NORM)
+    return step(b, "lin_gate", "sigmoid" if a.kind == "kda" else "silu", (z,), **NORM)
 
 
 def _convolved(b: BodyBuilder, a: LinearAttention, name: str, x: str) -> str:
@@ -168,7 +168,9 @@ def _decay(b: BodyBuilder, a: LinearAttention, h: str, heads: tuple[str, ...]) -
     """dt = softplus(a + dt_bias), and the log of what a step leaves of the state, -exp(A_log) dt; per head, or per key
     channel (kda)."""
     dims = ("lin_heads", "lin_dk") if a.kind == "kda" else heads
-    if a.kind == "kda":
+    if a.kind == "kda" and a.gate_rank is None:
+        raw = linear(b, "lin_f", h, ("hidden", *dims), (*BS, *dims), **PROJECT)
+    elif a.kind == "kda":
         low = linear(b, "lin_f_a", h, ("hidden", "lin_rank"), (*BS, "lin_rank"), **PROJECT)
         raw = linear(
             b, "lin_f_b", low, ("lin_rank", *dims), (*BS, *dims), kernel="lin_gate_proj", module="linear_attn.f_b_proj"
@@ -176,5 +178,11 @@ def _decay(b: BodyBuilder, a: LinearAttention, h: str, heads: tuple[str, ...]) -
     else:
         raw = linear(b, "lin_a", h, ("hidden", *dims), (*BS, *dims), **PROJECT)
     raw = step(b, "lin_dt", "add", (raw, b.weight("lin_dt_bias", dims, "vector")), dtype="fp32", **GATE)
+    if a.decay_bound is not None:
+        rates = b.weight("lin_A_log", heads, "vector")
+        raw = step(b, "lin_rate", "decay", (raw, rates), dtype="fp32", **GATE)
+        raw = step(b, "lin_rate_up", "scale", (raw,), attrs={"c": -1.0}, dtype="fp32", **GATE)
+        raw = step(b, "lin_share", "sigmoid", (raw,), dtype="fp32", **GATE)
+        return raw, step(b, "lin_decay", "scale", (raw,), attrs={"c": a.decay_bound}, dtype="fp32", **GATE)
     soft = step(b, "lin_softplus", "softplus", (raw,), dtype="fp32", **GATE)
     return soft, step(b, "lin_decay", "decay", (soft, b.weight("lin_A_log", heads, "vector")), dtype="fp32", **GATE)

@@ -133,7 +133,10 @@ class LinearAttention(Frozen):
     """Positions of the causal convolution that queries, keys and values go through."""
     conv_bias: bool = False
     gate_rank: int | None = None
-    """kda: width between the two projections of the decay and of the output gate; mamba1: of the step size."""
+    """kda: width between the two projections of the decay and of the output gate, None where each is one; mamba1: of the
+    step size."""
+    decay_bound: float | None = None
+    """kda: the log of what a step leaves of the state is bound · sigmoid(rate · x) instead of -rate · softplus(x) (Ling-2.5)."""
 
     @property
     def one_key(self) -> bool:
