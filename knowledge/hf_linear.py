@@ -154,6 +154,38 @@ def jamba(c: Config, f: Fields) -> None:
     f["moe_layers"] = every("expert", 2, 1) if f["moe"] else None
 
 
+def short_convolutions(c: Config, f: Fields) -> None:
+    """LFM2: a gated convolution in the place of attention on the layers that are not listed; its released configs state a width
+    of the MLP before two thirds of it are taken."""
+    layers = f["num_hidden_layers"]
+    types, full = c.sequence("layer_types", layers), c.raw("full_attn_idxs")
+    if types is None and not isinstance(full, (list, tuple)):
+        raise ToolError(
+            f"{c.name}: the config lacks layer_types (conv or full_attention for each of the {layers} layers)"
+        )
+    f["linear_layers"] = tuple(types[i] == "conv" if types is not None else i not in full for i in range(layers))
+    f["linear"] = {
+        "kind": "short_conv",
+        "num_key_heads": 1,
+        "num_value_heads": f["hidden_size"],
+        "key_dim": 1,
+        "value_dim": 1,
+        "conv_kernel": c.whole("conv_L_cache") or 3,
+        "conv_bias": c.flag("conv_bias"),
+    }
+    f["sliding_layers"] = None
+    f["tie_word_embeddings"] = c.flag("tie_embedding", f["tie_word_embeddings"])
+    if f["moe"]:
+        f["moe"]["correction_bias"] = c.flag("use_expert_bias", True)
+        return
+    width = c.whole("block_ff_dim") or f["mlp"]["intermediate_size"]
+    if c.flag("block_auto_adjust_ff_dim", True):
+        step = c.whole("block_multiple_of") or 256
+        width = int(c.number("block_ffn_dim_multiplier", default=1.0) * int(2 * width / 3))
+        width = step * -(-width // step)
+    f["mlp"]["intermediate_size"] = width
+
+
 def _stated(c: Config, key: str) -> int:
     value = c.whole(key)
     if value is None:

@@ -402,7 +402,6 @@ OTHER_BLOCKS = {
     "bamba": "Mamba-2 layers laid out as in Bamba",
     "falcon_h1": "layers with attention and Mamba side by side (Falcon-H1)",
     "zamba2": "attention blocks shared by layers (Zamba2)",
-    "lfm2": "short-convolution layers",
 }
 """Model types whose blocks are known to be others than the config's keys say."""
 MAMBA2 = ("nemotron_h", "granitemoehybrid")
@@ -432,6 +431,8 @@ def unsupported_of(c: Config, fields: Fields, family: Family) -> list[str]:
         reasons.append(f"RoPE scaling of type {kind} (known: {', '.join(KINDS)})")
     types = c.raw("layer_types")
     known = KNOWN_LAYERS | ({"linear_attention"} if linear else set())
+    if linear and c.raw("conv_L_cache"):
+        known |= {"conv"}
     if c.raw("model_type") in (*MAMBA2, "jamba"):
         known |= {"mamba", "mlp", "moe"}
     if fields["attention"].get("indexer"):

@@ -95,6 +95,8 @@ def _linear(model: ModelSpec) -> float:
     if a is None:
         return 0.0
     keys, values = a.num_key_heads * a.key_dim, a.num_value_heads * a.value_dim
+    if a.kind == "short_conv":
+        return 4 * h * h + h * a.conv_kernel + 5 * h * a.conv_bias
     if a.kind == "mamba1":
         # channels and gate; convolution; step size, key and query out of the channels, with norms; A per channel and key, D
         rank, low = a.gate_rank or 0, (a.gate_rank or 0) + 2 * a.key_dim

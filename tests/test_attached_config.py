@@ -16,7 +16,7 @@ from tools.spec.base import Refused, ToolError
 CONDITIONS = "8x H200, input 1000 tokens, output 200 tokens, TTFT < 1 s, 10 users"
 LINEAR = ("qwen3.5-27b", "nemotron-3-super", "granite-4.0-h-small", "deepseek-v3.2", "gpt-oss-20b", "hunyuan-a13b",
           "gemma-4-31b", "gemma-4-26b-a4b", "mimo-v2-flash", "glm-5.2", "minimax-m3", "gemma-4-e4b",
-          "jamba-1.5-mini")  # fmt: skip
+          "jamba-1.5-mini", "lfm2-8b-a1b")  # fmt: skip
 VISION = {
     "model_type": "vit", "hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16,
     "intermediate_size": 4304, "hidden_act": "gelu",

@@ -51,7 +51,7 @@ def test_the_goldens_cover_the_block_kinds_we_claim() -> None:
     assert {m.position.kind for m in models} >= {"rope", "learned", "alibi"}
     assert {m.moe.gate for m in models if m.moe} == {"softmax_topk", "topk_softmax", "sigmoid_topk", "sparsemixer"}
     assert {m.attention.qk_norm for m in models} == {"none", "head", "heads", "full"}
-    assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba1", "mamba2"}
+    assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba1", "mamba2", "short_conv"}
     assert {m.linear.one_key for m in models if m.linear and m.linear.kind == "mamba2"} == {True, False}
     assert {(k.mixer, k.ffn) for m in models for k in m.layers()} >= {
         ("none", "moe"),

@@ -93,6 +93,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 6,
         "num_experts_per_tok": 2, "mamba_d_state": 5, "mamba_d_conv": 3, "mamba_expand": 2, "mamba_dt_rank": 7,
     },
+    "lfm2": {
+        **{k: v for k, v in BASE.items() if k not in ("head_dim", "rms_norm_eps")}, "model_type": "lfm2", "norm_eps": 1e-5,
+        "layer_types": ["conv", "full_attention", "conv"], "conv_bias": True, "block_multiple_of": 8, "intermediate_size": 57,
+    },
+    "lfm2_moe": {
+        **{k: v for k, v in BASE.items() if k not in ("head_dim", "rms_norm_eps")}, **MOE, "model_type": "lfm2_moe",
+        "norm_eps": 1e-5, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6, "num_dense_layers": 1,
+        "routed_scaling_factor": 1.5, "conv_L_cache": 4,
+    },
     "hunyuan_v1_moe": {
         **BASE, "model_type": "hunyuan_v1_moe", "num_experts": 6, "moe_topk": 2, "pad_token_id": 0,
     },

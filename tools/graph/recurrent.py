@@ -40,8 +40,9 @@ def linear_attention(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     """The block in the place of attention: `h` [batch_size, seq_len, hidden] → the same."""
     a = model.linear
     assert a is not None
-    if a.kind in ("mamba1", "mamba2"):
-        return (_mamba1 if a.kind == "mamba1" else _mamba2)(b, model, a, h)
+    blocks = {"mamba1": _mamba1, "mamba2": _mamba2, "short_conv": _short_conv}
+    if a.kind in blocks:
+        return blocks[a.kind](b, model, a, h)
     keys, heads = ("lin_heads", "lin_dk"), value_heads(a)
     values = (*heads, "lin_dv")
     q, k = (linear(b, f"lin_{n}", h, ("hidden", *keys), (*BS, *keys), **PROJECT) for n in "qk")
@@ -84,6 +85,21 @@ def _mamba2(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str
     o = step(b, "lin_gated", "mul", (o, z), **NORM)
     o = _group_norm(b, model, a, o, values)
     return linear(b, "lin_o", o, (*values, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
+
+
+def _short_conv(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str:
+    """c · conv(b · x), all three projected from the input; the few inputs that the convolution still sees are all its state."""
+    ch: tuple[str, ...] = ("lin_heads",)
+    lin: dict[str, Any] = {**PROJECT, "bias": a.conv_bias}
+    before, after, x = (linear(b, f"lin_{n}", h, ("hidden", *ch), (*BS, *ch), **lin) for n in ("b", "c", "v"))
+    x = step(b, "lin_gated_in", "mul", (before, x), **CONV)
+    inputs: tuple[str, ...] = (x, b.weight("lin_v_conv.weight", ("conv", *ch), "vector"))
+    if a.conv_bias:
+        inputs = (*inputs, b.weight("lin_v_conv.bias", ch, "vector"))
+    y = b.op("lin_v_conv", "conv", inputs, (*BS, *ch), **CONV)
+    y = step(b, "lin_gated", "mul", (after, y), **CONV)
+    out: dict[str, Any] = {"kernel": "lin_out_proj", "module": "linear_attn.out_proj", "bias": a.conv_bias}
+    return linear(b, "lin_o", y, (*ch, "hidden"), X, **out)
 
 
 def _mamba1(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str:

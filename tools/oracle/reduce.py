@@ -244,7 +244,7 @@ def _reduce_linear(a: LinearAttention, s: Strategy, pick: _Picker) -> LinearAtte
         "value_dim": pick.take(a.value_dim, at_least=6), "conv_kernel": min(a.conv_kernel, 3),
         "gate_rank": pick.take(a.gate_rank) if a.gate_rank else None,
     }  # fmt: skip
-    if a.kind == "mamba1":
+    if a.kind in ("mamba1", "short_conv"):
         update["value_dim"] = 1  # a channel is a head of one value
         pick.used.add((update["gate_rank"] or 0) + 2 * update["key_dim"])
     return a.model_copy(update=update)

@@ -100,10 +100,10 @@ class LinearAttention(Frozen):
     key channel, gates of low rank (Kimi Delta Attention, arXiv 2510.26692). mamba2: no delta rule, keys and queries
     shared by groups of heads (state-space duality, arXiv 2405.21060). mamba1: every channel is a head of one value, all read
     one key and query that follow from the convolved channels, and decay each key channel by itself (arXiv 2312.00752; with
-    Jamba's norms, arXiv 2403.19887).
+    Jamba's norms, arXiv 2403.19887). short_conv: no recurrence, a gated convolution of every channel (LFM2, arXiv 2511.23404).
     """
 
-    kind: Literal["gated_delta", "kda", "mamba1", "mamba2"]
+    kind: Literal["gated_delta", "kda", "mamba1", "mamba2", "short_conv"]
     num_key_heads: int
     """Heads of keys and queries; the value heads share them in equal groups (mamba2: its groups of B and C)."""
     num_value_heads: int
@@ -117,8 +117,9 @@ class LinearAttention(Frozen):
 
     @property
     def one_key(self) -> bool:
-        """Mamba with one group: all value heads read the same key and query, which every rank then has."""
-        return self.kind in ("mamba1", "mamba2") and self.num_key_heads == 1
+        """Mamba with one group: all value heads read the same key and query, which every rank then has. A short convolution has
+        none, its channels are dealt out one by one."""
+        return self.kind in ("mamba1", "mamba2", "short_conv") and self.num_key_heads == 1
 
     @property
     def dealt_heads(self) -> int:
