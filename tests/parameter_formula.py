@@ -14,8 +14,8 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
     `active` counts everything but the routed experts that a token does not visit; embedding and head are in both.
     """
     moe_layers = sum(kind.ffn == "moe" for kind in model.layers())
-    linear_layers = sum(kind.mixer == "linear" for kind in model.layers())
-    attention = sum(_attention(model, k) for k in model.layers() if k.mixer == "attention")
+    linear_layers = sum(kind.recurs for kind in model.layers())
+    attention = sum(_attention(model, k) for k in model.layers() if k.attends)
     beside = model.moe is not None and model.moe.beside_mlp
     dense_layers = sum(kind.ffn == "dense" or (kind.ffn == "moe" and beside) for kind in model.layers())
     parts = {
@@ -109,7 +109,7 @@ def _linear(model: ModelSpec) -> float:
             h * (values + channels + a.num_value_heads)
             + channels * (a.conv_kernel + a.conv_bias)
             + 3 * a.num_value_heads
-            + values
+            + values * a.output_norm
             + values * h
         )
     weights = (

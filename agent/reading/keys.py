@@ -218,6 +218,15 @@ def _spanning(first: Leaf, last: Leaf) -> str:
     return first.row[start : end + len(last.quote)] if first.line == last.line and 0 <= start < end else first.quote
 
 
+LIST_KEYS = frozenset(
+    {
+        "full_attn_idxs", "hybrid_layer_pattern", "indexer_types", "layer_types", "layers_block_type", "mlp_layer_types",
+        "mlp_multipliers", "no_rope_layers", "ssm_multipliers",
+    }
+)  # fmt: skip
+"""Keys of a config.json whose value is a list however short it is, not a range or a choice."""
+
+
 def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
     """A list of scalars is one statement: [128, 10240] is a range, ["fp8", "bf16"] a choice."""
     groups: dict[tuple[Key, ...], list[Leaf]] = defaultdict(list)
@@ -238,7 +247,9 @@ def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
             text = ", ".join(str(i.value) for i in items)
             numbers = all(isinstance(i.value, int | float) and not isinstance(i.value, bool) for i in items)
             value: Any = items[0].value if len(items) == 1 else f"[{text}]" if numbers and len(items) == 2 else text
-            if len(items) > 16 and (numbers or parent[-1] in HF_KEYS):  # one entry for every layer
+            if parent[-1] in LIST_KEYS or (
+                len(items) > 16 and (numbers or parent[-1] in HF_KEYS)
+            ):  # one for every layer
                 value = [i.value for i in items]
             quote = (
                 items[-1].quote

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tools.graph.ir import BodyBuilder
-from tools.graph.parts import X, linear, rms, step
+from tools.graph.parts import X, linear, rms, scaled, step
 from tools.spec.model import LinearAttention, ModelSpec
 
 BS = ("batch_size", "seq_len")
@@ -75,6 +75,7 @@ def _mamba2(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str
     z = _output_gate(b, a, h, values)
     x = linear(b, "lin_v", h, ("hidden", *values), (*BS, *values), **PROJECT)
     k, q = (linear(b, f"lin_{n}", h, ("hidden", *keys), (*BS, *keys), **PROJECT) for n in "kq")
+    x, k, q = (scaled(b, f"lin_{n}_scaled", t, _scale(a, n), **CONV) for n, t in (("v", x), ("k", k), ("q", q)))
     x, k, q = (_convolved(b, a, f"lin_{n}", t) for n, t in (("v", x), ("k", k), ("q", q)))
     dt, g = _decay(b, a, h, heads)
     added = step(b, "lin_added", "mul", (x, dt), **CORE)
@@ -83,7 +84,8 @@ def _mamba2(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str
     past = step(b, "lin_skip", "mul", (x, b.weight("lin_D", heads, "vector")), **CORE)
     o = step(b, "lin_skip_add", "add", (o, past), **CORE)
     o = step(b, "lin_gated", "mul", (o, z), **NORM)
-    o = _group_norm(b, model, a, o, values)
+    o = _group_norm(b, model, a, o, values) if a.output_norm else o
+    o = scaled(b, "lin_out_scaled", o, a.out_scale, **NORM)
     return linear(b, "lin_o", o, (*values, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
 
 
@@ -137,6 +139,11 @@ def _mamba1(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str
     return linear(b, "lin_o", o, (*ch, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
 
 
+def _scale(a: LinearAttention, name: str) -> float:
+    """The constant on a projection: of the gate z, the value, key and query, and the step size a."""
+    return 1.0 if a.scales is None else a.scales["zvkqa".index(name)]
+
+
 def _group_norm(b: BodyBuilder, model: ModelSpec, a: LinearAttention, x: str, values: tuple[str, ...]) -> str:
     """RMSNorm over the value heads of a group. Ranks have whole groups; where there is one, each sums the squares of its
     heads, so that the sum is its own kernel and gets its all-reduce."""
@@ -168,6 +175,7 @@ def _output_gate(b: BodyBuilder, a: LinearAttention, h: str, values: tuple[str, 
         )
         return step(b, "lin_gate", "sigmoid", (z,), **NORM)
     z = linear(b, "lin_z", h, ("hidden", *values), (*BS, *values), **PROJECT)
+    z = scaled(b, "lin_z_scaled", z, _scale(a, "z"), **NORM)
     return step(b, "lin_gate", "silu", (z,), **NORM)
 
 
@@ -191,6 +199,7 @@ def _decay(b: BodyBuilder, a: LinearAttention, h: str, heads: tuple[str, ...]) -
         )
     else:
         raw = linear(b, "lin_a", h, ("hidden", *dims), (*BS, *dims), **PROJECT)
+        raw = scaled(b, "lin_a_scaled", raw, _scale(a, "a"), **GATE)
     raw = step(b, "lin_dt", "add", (raw, b.weight("lin_dt_bias", dims, "vector")), dtype="fp32", **GATE)
     soft = step(b, "lin_softplus", "softplus", (raw,), dtype="fp32", **GATE)
     return soft, step(b, "lin_decay", "decay", (soft, b.weight("lin_A_log", heads, "vector")), dtype="fp32", **GATE)

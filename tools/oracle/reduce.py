@@ -114,7 +114,7 @@ def reduce(
         "num_hidden_layers": len(kinds),
         "moe_layers": tuple(k.ffn == "moe" for k in kinds) if model.moe else None,
         "sliding_layers": tuple(k.sliding for k in kinds),
-        "linear_layers": tuple(k.mixer == "linear" for k in kinds) if model.linear else None,
+        "linear_layers": tuple(k.recurs for k in kinds) if model.linear else None,
         "kv_layers": tuple(k.kv for k in kinds) if model.kv_layers else None,
         "indexer_layers": tuple(k.picks for k in kinds) if model.indexer_layers else None,
         "mixer_layers": tuple(k.mixer != "none" for k in kinds) if model.mixer_layers else None,

@@ -114,6 +114,11 @@ class LinearAttention(Frozen):
     conv_bias: bool = False
     gate_rank: int | None = None
     """kda: width between the two projections of the decay and of the output gate; mamba1: of the step size."""
+    scales: tuple[float, float, float, float, float] | None = None
+    """mamba2: constants that its projections are multiplied by: gate, value, key, query, step size (Falcon-H1)."""
+    out_scale: float = 1.0
+    output_norm: bool = True
+    """mamba2: whether the gated output is normed before it is projected."""
 
     @property
     def one_key(self) -> bool:
@@ -172,6 +177,9 @@ class MLP(Frozen):
     gated: bool = True
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"] = "silu"
     bias: bool = False
+    gate_scale: float = 1.0
+    """A constant on the gate before its activation (Falcon-H1)."""
+    out_scale: float = 1.0
 
 
 class MoE(Frozen):
@@ -244,12 +252,23 @@ class LayerKind(Frozen):
     ffn: Literal["dense", "moe", "none"] = "dense"
     sliding: bool = False
     rope: bool = True
-    mixer: Literal["attention", "linear", "none"] = "attention"
+    mixer: Literal["attention", "linear", "both", "none"] = "attention"
+    """both: attention and linear attention read the same input, and their outputs are added."""
     kv: Lending = "own"
     """Whose keys and values it attends to: its own, its own that later layers read too, or those of such a layer of its type."""
     picks: Picks = "own"
     """Where attention has an indexer: whether the layer's own picks the positions to attend to, or an earlier layer's, or it
     attends to all."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has attention over all or the last positions."""
+        return self.mixer in ("attention", "both")
+
+    @property
+    def recurs(self) -> bool:
+        """Whether it has linear attention."""
+        return self.mixer in ("linear", "both")
 
 
 class ModelSpec(Frozen):
@@ -272,6 +291,8 @@ class ModelSpec(Frozen):
     linear: LinearAttention | None = None
     linear_layers: tuple[bool, ...] | None = None
     """Per layer, whether linear attention takes the place of attention; None means none."""
+    beside_attention: bool = False
+    """In these layers it stands beside attention instead, and the two outputs are added (Falcon-H1)."""
     mixer_layers: tuple[bool, ...] | None = None
     """Per layer, whether it mixes tokens at all; None means every layer (Nemotron-H has layers that are an FFN alone)."""
     ffn_layers: tuple[bool, ...] | None = None
@@ -381,14 +402,16 @@ class ModelSpec(Frozen):
         if self.mixer_layers is not None and not self.mixer_layers[index]:
             return LayerKind(ffn=ffn, rope=self.position.kind == "rope", mixer="none")
         windowed = self.attention.sliding_window is not None or self.attention.chunk_size is not None
-        if self.linear is not None and self.linear_layers is not None and self.linear_layers[index]:
+        recurs = self.linear is not None and self.linear_layers is not None and self.linear_layers[index]
+        if recurs and not self.beside_attention:
             return LayerKind(ffn=ffn, rope=self.position.kind == "rope", mixer="linear")
         sliding = windowed and (self.sliding_layers is None or self.sliding_layers[index])
         rope = self.position.kind == "rope" and (self.position.rope_layers is None or self.position.rope_layers[index])
         listed = self.indexer_layers if self.attention.indexer else None
         picks: Picks = listed[index] if listed else "own"
         kv: Lending = self.kv_layers[index] if self.kv_layers else "own"
-        return LayerKind(ffn=ffn, sliding=sliding, rope=rope, picks=picks, kv=kv)
+        mixer: Literal["attention", "both"] = "both" if recurs else "attention"
+        return LayerKind(ffn=ffn, sliding=sliding, rope=rope, mixer=mixer, picks=picks, kv=kv)
 
     def layers(self) -> tuple[LayerKind, ...]:
         return tuple(self.layer_kind(i) for i in range(self.num_hidden_layers))
