@@ -19,6 +19,9 @@ from pathlib import Path
 
 SIZE = 10_000_000
 DIMS = "Input: [batch_size={a}, seq_len={b}, hidden=4096], Output: [batch_size={a}, seq_len={b}, hidden=512]"
+WORDS = [
+    a + b for a in ("gate", "norm", "q", "moe [a=", "in: ", "GPU ") for b in ("", "0", "_proj", " x", "/up", "->", "]")
+]
 SHAPES: dict[str, Callable[[int], str]] = {
     "a chain without labels": lambda i: f"node_{i} -> node_{i + 1};\n",
     "a word per node": lambda i: f'n{i} [label="op {i} GPU {i % 8}"];\nn{i} -> n{i + 1};\n',
@@ -43,6 +46,9 @@ SHAPES: dict[str, Callable[[int], str]] = {
     "1 kB of prose per label": lambda i: (
         f'n{i} [shape=box, label="op{i}\\n{DIMS.format(a=8, b=128)}\\n{"some words about this node " * 32}"];\n'
         f'n{i} -> n{i + 1} [label="x{i}"];\n'
+    ),
+    "no two labels alike": lambda i: (
+        f'n{i} [label="{" ".join(WORDS[(i * k + k * k) % len(WORDS)] for k in range(3, 15))}"];\nn{i} -> n{i + 1};\n'
     ),
     "mostly edges": lambda i: f'n{i % 1000} -> n{i * 7 % 1000 + 1} [label="tensor {i} [b={i}]", weight=2];\n',
     "groups joined to groups": lambda i: f"{{a{i} b{i} c{i}}} -> {{d{i} e{i}}};\n",

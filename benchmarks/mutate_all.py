@@ -56,6 +56,8 @@ CASES: tuple[tuple[str, dict], ...] = (
     ("llama-3-8b", {"tp": 4, "axes": {"hidden_tp": 2}}),
     ("qwen3-next-80b-a3b", {"tp": 2, "ep": 2}),
     ("jamba-1.5-mini", {"tp": 2, "attn_dp": 2, "ep": 4, "pp": 2}),
+    ("lfm2-8b-a1b", {"tp": 4, "pp": 2}),
+    ("falcon-h1-0.5b", {"tp": 2, "pp": 2, "sp": True}),
     ("deepseek-v3.2", {"tp": 2, "attn_dp": 2, "ep": 4}),
     ("glm-5.2", {"tp": 2, "pp": 3, "sp": True}),
     ("minimax-m3", {"tp": 2, "cp": 2, "attn_dp": 2, "ep": 4}),

@@ -61,6 +61,8 @@ ARCHITECTURES: dict[str, str] = {
     "qwen3-next-80b-a3b": "gated delta rule on three of four layers, gated attention",
     "kimi-linear-48b-a3b": "Kimi delta attention, latents that do not rotate",
     "jamba-1.5-mini": "Mamba-1 on seven of eight layers, no positions",
+    "falcon-h1-0.5b": "Mamba-2 beside attention in every layer, constants on all projections",
+    "lfm2-8b-a1b": "gated short convolutions on three of four layers, experts after two layers",
     "deepseek-v3.2": "attention to positions that an indexer picks",
     "glm-5.2": "picked positions that layers share",
     "minimax-m3": "blocks of positions that every KV head picks",

@@ -6,7 +6,15 @@ import math
 from typing import Any
 
 from knowledge.hf_heads import gemma4, mimo_v2, minimax_m3
-from knowledge.hf_linear import gated_delta, granite_hybrid, jamba, kimi_delta, single_halves
+from knowledge.hf_linear import (
+    beside_attention,
+    gated_delta,
+    granite_hybrid,
+    jamba,
+    kimi_delta,
+    short_convolutions,
+    single_halves,
+)
 from knowledge.hf_values import Config, Family, Fields
 from tools.spec.base import ToolError
 from tools.spec.model import Picks
@@ -321,6 +329,10 @@ _OLMO2 = _like(_LLAMA, block="post", qk_norm="full")
 
 _QWEN_HYBRID = _like(_QWEN3, head_dim=256, norm_offset=1.0, rotary_fraction=0.25, adapt=_qwen_hybrid)
 
+_LFM2 = _like(
+    _LLAMA, qk_norm="head", tie=True, kv_heads=8, gate="sigmoid_topk", adapt=short_convolutions,
+    draws=frozenset({"conv_L_cache"}), defaults=(("rope_theta", 1000000.0),),
+)  # fmt: skip
 _MINIMAX_M3 = _like(
     _LLAMA, gate="sigmoid_topk", qk_norm="head", norm_offset=1.0, correction_bias=True, qkv_bias=False, out_bias=False,
     rotary_fraction=0.5, head_dim=128, kv_heads=4, adapt=minimax_m3,
@@ -365,6 +377,7 @@ FAMILIES: dict[str, Family] = {
     "granite": _like(_LLAMA, adapt=_granite),
     "granitemoe": _like(_LLAMA, gate="topk_softmax", adapt=_granite),
     "granitemoeshared": _like(_LLAMA, gate="topk_softmax", adapt=_granite),
+    "falcon_h1": _like(_LLAMA, adapt=beside_attention),
     "granitemoehybrid": _like(_LLAMA, gate="topk_softmax", adapt=_granite_hybrid),
     "nemotron_h": _like(
         _LLAMA,
@@ -387,6 +400,8 @@ FAMILIES: dict[str, Family] = {
         adapt=jamba,
         draws=frozenset({"mamba_d_state", "layers_block_type"}),
     ),
+    "lfm2": _LFM2,
+    "lfm2_moe": _LFM2,
     "minicpm": _like(_LLAMA, tie=True, adapt=_minicpm),
     "minicpm3": _like(_LLAMA, tie=True, adapt=_minicpm),
     "exaone4": _like(_LLAMA, block="post", qk_norm="head", adapt=_exaone4),

@@ -128,6 +128,59 @@ def granite_hybrid(c: Config, f: Fields) -> None:
     f["linear_layers"] = linear
 
 
+def beside_attention(c: Config, f: Fields) -> None:
+    """Falcon-H1: every layer has attention and Mamba-2 on the same input, and constants in front of and behind everything.
+    Constants around attention, which is linear in its values, are folded into what its scores and values are scaled by."""
+    inner = c.whole("mamba_d_ssm") or (c.whole("mamba_expand") or 2) * f["hidden_size"]
+    heads = c.whole("mamba_n_heads") or 128
+    dim = (None if c.raw("mamba_d_head") == "auto" else c.whole("mamba_d_head")) or inner // heads
+    if heads * dim != inner:
+        raise ToolError(
+            f"{c.name}: mamba_n_heads({heads}) * mamba_d_head({dim}) = {heads * dim}, not mamba_d_ssm({inner})"
+        )
+    into, each = c.number("ssm_in_multiplier", default=1.0), _numbers(c, "ssm_multipliers", 5)
+    f["linear"] = {
+        "kind": "mamba2",
+        "num_key_heads": c.whole("mamba_n_groups") or 1,
+        "num_value_heads": heads,
+        "key_dim": c.whole("mamba_d_state") or 256,
+        "value_dim": dim,
+        "conv_kernel": c.whole("mamba_d_conv") or 4,
+        "conv_bias": c.flag("mamba_conv_bias", True),
+        "scales": tuple(into * x for x in each),
+        "out_scale": c.number("ssm_out_multiplier", default=1.0),
+        "output_norm": c.flag("mamba_rms_norm"),
+    }
+    _groups_divide(c, f)
+    _refuse_mamba_variants(c, f, ("mamba_proj_bias", "projectors_bias"))
+    if c.flag("mamba_rms_norm") and c.flag("mamba_norm_before_gate", True):
+        f["unsupported"] += ("a norm before the gate of Mamba (mamba_norm_before_gate)",)
+    if c.flag("attention_bias") or c.flag("mlp_bias"):
+        f["unsupported"] += ("biases beside constants on their projections (attention_bias, mlp_bias)",)
+    f["linear_layers"], f["beside_attention"] = (True,) * f["num_hidden_layers"], True
+    a, into = f["attention"], c.number("attention_in_multiplier", default=1.0)
+    a["scale"] = into**2 * c.number("key_multiplier", default=1.0) * a["head_dim"] ** -0.5
+    a["value_scale"] = into * c.number("attention_out_multiplier", default=1.0)
+    f["mlp"]["gate_scale"], f["mlp"]["out_scale"] = _numbers(c, "mlp_multipliers", 2)
+    f["embed_scale"] = c.number("embedding_multiplier", default=1.0)
+    f["logit_scale"] = c.number("lm_head_multiplier", default=1.0)
+    f["sliding_layers"] = None
+
+
+def _numbers(c: Config, key: str, count: int) -> tuple[float, ...]:
+    """A list of constants, all 1 where it is not stated."""
+    stated = c.raw(key)
+    if stated is None:
+        return (1.0,) * count
+    if (
+        not isinstance(stated, (list, tuple))
+        or len(stated) != count
+        or not all(isinstance(x, (int, float)) for x in stated)
+    ):
+        raise ToolError(f"{c.name}: {key} must be {count} numbers, got {stated!r}")
+    return tuple(float(x) for x in stated)
+
+
 def jamba(c: Config, f: Fields) -> None:
     """Jamba: Mamba-1 with norms of its own on all but every eighth layer, experts on every second one, no positions."""
     layers = f["num_hidden_layers"]
@@ -152,6 +205,38 @@ def jamba(c: Config, f: Fields) -> None:
     _refuse_mamba_variants(c, f, ("mamba_proj_bias",))
     f["linear_layers"], f["sliding_layers"] = tuple(not x for x in full), None
     f["moe_layers"] = every("expert", 2, 1) if f["moe"] else None
+
+
+def short_convolutions(c: Config, f: Fields) -> None:
+    """LFM2: a gated convolution in the place of attention on the layers that are not listed; its released configs state a width
+    of the MLP before two thirds of it are taken."""
+    layers = f["num_hidden_layers"]
+    types, full = c.sequence("layer_types", layers), c.raw("full_attn_idxs")
+    if types is None and not isinstance(full, (list, tuple)):
+        raise ToolError(
+            f"{c.name}: the config lacks layer_types (conv or full_attention for each of the {layers} layers)"
+        )
+    f["linear_layers"] = tuple(types[i] == "conv" if types is not None else i not in full for i in range(layers))
+    f["linear"] = {
+        "kind": "short_conv",
+        "num_key_heads": 1,
+        "num_value_heads": f["hidden_size"],
+        "key_dim": 1,
+        "value_dim": 1,
+        "conv_kernel": c.whole("conv_L_cache") or 3,
+        "conv_bias": c.flag("conv_bias"),
+    }
+    f["sliding_layers"] = None
+    f["tie_word_embeddings"] = c.flag("tie_embedding", f["tie_word_embeddings"])
+    if f["moe"]:
+        f["moe"]["correction_bias"] = c.flag("use_expert_bias", True)
+        return
+    width = c.whole("block_ff_dim") or f["mlp"]["intermediate_size"]
+    if c.flag("block_auto_adjust_ff_dim", True):
+        step = c.whole("block_multiple_of") or 256
+        width = int(c.number("block_ffn_dim_multiplier", default=1.0) * int(2 * width / 3))
+        width = step * -(-width // step)
+    f["mlp"]["intermediate_size"] = width
 
 
 def _stated(c: Config, key: str) -> int:

@@ -396,8 +396,8 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("sparse_attention_config",), "sparse attention over blocks of positions (sparse_attention_config)"),
     (("use_cla",), "keys and values shared across layers (use_cla)"),
 )  # fmt: skip
-MAMBA2 = ("nemotron_h", "granitemoehybrid", "bamba")
-"""Families whose Mamba-2 layers have an operator graph; others lay theirs out otherwise (Falcon-H1, Zamba)."""
+MAMBA2 = ("nemotron_h", "granitemoehybrid", "bamba", "falcon_h1")
+"""Families whose Mamba-2 layers have an operator graph; others lay theirs out otherwise (Zamba)."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
 
 
@@ -422,6 +422,8 @@ def unsupported_of(c: Config, fields: Fields, family: Family) -> list[str]:
         reasons.append(f"RoPE scaling of type {kind} (known: {', '.join(KINDS)})")
     types = c.raw("layer_types")
     known = KNOWN_LAYERS | ({"linear_attention"} if linear else set())
+    if linear and c.raw("conv_L_cache"):
+        known |= {"conv"}
     if c.raw("model_type") in (*MAMBA2, "jamba"):
         known |= {"mamba", "mlp", "moe"}
     if fields["attention"].get("indexer"):

@@ -14,8 +14,8 @@ def parameter_count(model: ModelSpec) -> dict[str, float]:
     `active` counts everything but the routed experts that a token does not visit; embedding and head are in both.
     """
     moe_layers = sum(kind.ffn == "moe" for kind in model.layers())
-    linear_layers = sum(kind.mixer == "linear" for kind in model.layers())
-    attention = sum(_attention(model, k) for k in model.layers() if k.mixer == "attention")
+    linear_layers = sum(kind.recurs for kind in model.layers())
+    attention = sum(_attention(model, k) for k in model.layers() if k.attends)
     beside = model.moe is not None and model.moe.beside_mlp
     dense_layers = sum(kind.ffn == "dense" or (kind.ffn == "moe" and beside) for kind in model.layers())
     parts = {
@@ -98,6 +98,8 @@ def _linear(model: ModelSpec) -> float:
     if a is None:
         return 0.0
     keys, values = a.num_key_heads * a.key_dim, a.num_value_heads * a.value_dim
+    if a.kind == "short_conv":
+        return 4 * h * h + h * a.conv_kernel + 5 * h * a.conv_bias
     if a.kind == "mamba1":
         # channels and gate; convolution; step size, key and query out of the channels, with norms; A per channel and key, D
         rank, low = a.gate_rank or 0, (a.gate_rank or 0) + 2 * a.key_dim
@@ -110,7 +112,7 @@ def _linear(model: ModelSpec) -> float:
             h * (values + channels + a.num_value_heads)
             + channels * (a.conv_kernel + a.conv_bias)
             + 3 * a.num_value_heads
-            + values
+            + values * a.output_norm
             + values * h
         )
     weights = (

@@ -17,7 +17,7 @@ from tools.spec.base import Refused, ToolError
 CONDITIONS = "8x H200, input 1000 tokens, output 200 tokens, TTFT < 1 s, 10 users"
 LINEAR = ("qwen3.5-27b", "nemotron-3-super", "granite-4.0-h-small", "deepseek-v3.2", "gpt-oss-20b", "hunyuan-a13b",
           "gemma-4-31b", "gemma-4-26b-a4b", "mimo-v2-flash", "glm-5.2", "minimax-m3", "gemma-4-e4b",
-          "jamba-1.5-mini")  # fmt: skip
+          "jamba-1.5-mini", "lfm2-8b-a1b", "falcon-h1-0.5b")  # fmt: skip
 VISION = {
     "model_type": "vit", "hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16,
     "intermediate_size": 4304, "hidden_act": "gelu",
@@ -72,6 +72,16 @@ def test_keys_that_one_family_has_arrive_too(model_type: str) -> None:
     if want["moe_layers"] and all(want["moe_layers"]):
         want["moe_layers"] = got["moe_layers"]  # all of them, said or not
     assert got == want
+
+
+def test_lists_of_a_config_stay_lists_however_short() -> None:
+    """Four layers by name, two and five constants, the places of two layers: none is a range or a choice."""
+    falcon = read_entry("models", "falcon-h1-0.5b")["config"] | {"num_hidden_layers": 3}
+    lfm = read_entry("models", "lfm2-8b-a1b")["config"] | {"num_hidden_layers": 4}
+    by_name = lfm | {"layer_types": ["conv", "full_attention", "conv", "conv"]}
+    by_place = {k: v for k, v in lfm.items() if k != "layer_types"} | {"full_attn_idxs": [1, 3]}
+    for config in (falcon, by_name, by_place):
+        assert told(attached(config)) == told(model_from_config(config))
 
 
 def test_the_vision_tower_of_a_multimodal_config_says_nothing_of_the_text_tower() -> None:

@@ -1,5 +1,6 @@
 """Questions that are put to the form of a label have the same answer for the label itself."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,19 @@ def test_of_a_graph_too_large_for_its_labels_the_wiring_is_judged(monkeypatch: p
     assert status["R06"] == status["R14"] == "failed"
     assert {s for r, s in status.items() if r not in ("R06", "R14")} == {"not_decidable"}
     assert "what so many say is judged up to 3" in next(r.message for r in report.results if r.rule == "R04")
+
+
+def test_labels_that_share_no_form_are_left_to_the_wiring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def graph(words: Callable[[int], str]) -> str:
+        return (
+            "digraph { "
+            + " ".join(f'n{i} [label="matmul {words(i)} GPU {i}"]; n{i} -> n{i + 1};' for i in range(50))
+            + " }"
+        )
+
+    monkeypatch.setattr(checker, "MAX_WORDING", 200)
+    (report,) = check_dot(graph(str), "f")
+    assert {r.status for r in report.results if r.rule == "R01"} == {"failed"}
+    (report,) = check_dot(graph(lambda i: "ab" * (1 + i)), "f")
+    assert [r.rule for r in report.results if r.status != "not_decidable"] == ["R06", "R14"]
+    assert "differ in more than their numbers" in report.results[0].message

@@ -185,6 +185,18 @@ def test_a_cache_that_arrives_wrong_is_caught(monkeypatch: pytest.MonkeyPatch) -
 # ------------------------------------------------------------------------------------------------- counted independently
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_ranks_without_a_sequence_take_part_in_the_transfer_and_are_drawn(batch: int) -> None:
+    """Fewer sequences than ranks that share them: some give and get nothing, and no operator loses its input."""
+    m, s = model("Mixtral-8x7B"), Strategy(tp=8, expert_devices=8, ep=8)
+    dag = build_dag(lower(m, s, "decode", all_sizes(m, batch_size=batch, seq_len=1, kv_len=128)))
+    (report,) = check_dot(to_dot(dag), "apart")
+    assert report.ok, report.failed
+    back = next(n for n in dag.nodes if n.kernel == "transfer" and "expert_down" in n.operator)
+    assert set(back.devices) == set(range(16))
+    assert sorted(dict(port.dims)["expert_tokens"] for port in back.outputs) == [0] * (8 - batch) + [1] * batch
+
+
 @pytest.mark.parametrize(("name", "degrees"), APART + POOL, ids=ident)
 def test_the_checks_find_nothing_wrong(name: str, degrees: dict) -> None:
     both = programs(name, degrees)

@@ -57,7 +57,7 @@ def test_the_goldens_cover_the_block_kinds_we_claim() -> None:
     gates = {(a.gate_fn, a.gate_per_head) for a in (m.attention for m in models) if a.output_gate}
     assert gates == {("sigmoid", False), ("sigmoid", True), ("softplus", True)}
     assert any(m.moe and m.moe.output_norm for m in models) and any(m.moe and m.moe.output_scale != 1.0 for m in models)
-    assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba1", "mamba2"}
+    assert {m.linear.kind for m in models if m.linear} == {"gated_delta", "kda", "mamba1", "mamba2", "short_conv"}
     assert {m.linear.one_key for m in models if m.linear and m.linear.kind == "mamba2"} == {True, False}
     assert {(k.mixer, k.ffn) for m in models for k in m.layers()} >= {
         ("none", "moe"),

@@ -82,10 +82,46 @@ def test_every_config_file_of_the_folder_is_counted() -> None:
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_every_family_reads_a_plain_config(model_type: str) -> None:
-    drawn = {"hybrid_override_pattern": "M*-E" * 8, "mamba_num_heads": 64} if model_type == "nemotron_h" else {}
-    config = changed(model_type=model_type, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=512, **drawn)
+    conv = {"layer_types": ["conv", "full_attention"] * 16}
+    drawn = {
+        "nemotron_h": {"hybrid_override_pattern": "M*-E" * 8, "mamba_num_heads": 64},
+        "lfm2": conv,
+        "lfm2_moe": conv,
+    }
+    config = changed(model_type=model_type, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=512)
+    config |= drawn.get(model_type, {})
     model = model_from_config(config)
     assert model.hidden_size == 4096 and model.num_hidden_layers == 32 and len(model.layers()) == 32
+
+
+def test_falcon_h1_folds_its_constants_into_what_attention_is_scaled_by() -> None:
+    config = {
+        "model_type": "falcon_h1", "mamba_n_heads": 32, "mamba_d_head": "auto", "mamba_d_ssm": 2048, "mamba_rms_norm": False,
+        "attention_in_multiplier": 2.0, "key_multiplier": 0.5, "attention_out_multiplier": 0.25, "ssm_in_multiplier": 4.0,
+        "ssm_multipliers": [1.0, 0.5, 2.0, 0.25, 8.0], "mlp_multipliers": [0.5, 0.125], "lm_head_multiplier": 0.25,
+    }  # fmt: skip
+    m = model_from_config(changed(**config))
+    a, lin = m.attention, m.linear
+    assert lin and lin.value_dim == 64 and lin.scales == (4.0, 2.0, 8.0, 1.0, 32.0) and not lin.output_norm
+    assert a.scale == pytest.approx(2.0 * a.head_dim**-0.5) and a.value_scale == 0.5
+    assert m.mlp and (m.mlp.gate_scale, m.mlp.out_scale, m.logit_scale) == (0.5, 0.125, 0.25)
+    assert {k.mixer for k in m.layers()} == {"both"}
+    assert model_from_config(changed(**config | {"mamba_rms_norm": True})).unsupported  # its norm comes before the gate
+    for broken in ({"mlp_multipliers": [1.0]}, {"mamba_d_ssm": 2047}):
+        with pytest.raises(ToolError, match=r"mlp_multipliers must be 2 numbers|not mamba_d_ssm"):
+            model_from_config(changed(**config | broken))
+
+
+def test_lfm2_states_the_width_of_its_mlp_before_it_is_cut_and_where_its_attention_stands() -> None:
+    plain = changed(model_type="lfm2", block_ff_dim=6656, block_multiple_of=256, block_ffn_dim_multiplier=1.0)
+    with pytest.raises(ToolError, match="lacks layer_types"):
+        model_from_config(plain)
+    model = model_from_config(plain | {"full_attn_idxs": [2, 5]})
+    assert model.mlp.intermediate_size == 4608  # as the weights of LFM2-350M have it
+    assert [i for i, k in enumerate(model.layers()) if k.mixer == "attention"] == [2, 5]
+    assert model.linear and model.linear.num_value_heads == model.hidden_size
+    kept = model_from_config(plain | {"full_attn_idxs": [0], "block_auto_adjust_ff_dim": False})
+    assert kept.mlp.intermediate_size == 6656
 
 
 def test_a_value_listed_for_every_layer_is_that_value_where_all_are_the_same() -> None:

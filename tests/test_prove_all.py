@@ -24,7 +24,7 @@ QUICK = (
     ("llama-4-scout", "tp·attn_dp·ep·etp"), ("glm-4.5", "attn_dp·ep·edp"), ("qwen3-235b-a22b", "attn_dp·ep, all-gather"),
     ("gemma-4-26b-a4b", "tp·attn_dp·ep·etp"), ("mimo-v2-flash", "dcp"), ("mimo-v2-flash", "dk"),
     ("glm-5.2", "pp uneven"), ("minimax-m3", "cp ulysses"), ("minimax-m3", "dcp"), ("jamba-1.5-mini", "tp·sp"),
-    ("gemma-4-e4b", "tp·cp ring"), ("gemma-4-e4b", "pp·slices"),
+    ("lfm2-8b-a1b", "tp"), ("falcon-h1-0.5b", "tp·sp"), ("gemma-4-e4b", "tp·cp ring"), ("gemma-4-e4b", "pp·slices"),
 )  # fmt: skip
 
 

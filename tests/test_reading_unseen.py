@@ -1,8 +1,11 @@
 """Conditions as strangers hand them over: manifests, listings of management tools, tenders, chats, sheets, forms, mails.
 
-Three batches were written, each with its facts, before the reader saw any of them. On first contact it read (recall,
+Five batches were written, each with its facts, before the reader saw any of them. On first contact it read (recall,
 precision of path and value) 0.78 and 0.91 of 63 inputs; after what those taught, 0.84 and 0.93 of the next 26; after
-those, 0.91 and 0.94 of the next 20. Kept here are the inputs that are read in full now; no rule knows any by name.
+those, 0.91 and 0.94 of the next 20. The fourth was written to be harder (40 mails, chats, tenders and unknown schemas with
+shares of a crowd, loads of a day, corrections, hardware without a name): 0.79 and 0.90, and 33 values that were wrong and
+not disputed. Of the first three, those are kept that are read in full; of the others all, with what is still
+`open`. No rule knows any by name.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ def same(path: str, value: Any, right: Any) -> bool:
     if isinstance(value, int | float) and isinstance(right, int | float):
         return math.isclose(value, right, rel_tol=2e-3)
     if not isinstance(value, str) or not isinstance(right, str):
-        return value is right
+        return value is right or (isinstance(value, list) and value == right)
     plain = [re.sub(r"[\s_-]", "", str(x).rsplit("/", 1)[-1]).lower() for x in (value, right)]
     return plain[0] == plain[1] or canonical(path, value) == canonical(path, right)
 
@@ -57,7 +60,11 @@ def test_a_stranger_s_conditions_are_read_in_full_and_nothing_else_is(name: str)
     more = {p: f.value for p, f in facts.items() if p not in known and f.origin == "stated" and not p.startswith(ASIDE)}
     assert not more
     for path, values in want.get("wrong", {}).items():
-        assert path not in facts or facts[path].value not in values
+        assert path not in facts or not any(same(path, facts[path].value, v) for v in values)
+    assert not {p for p in want.get("never", ()) if p in facts}
+    in_conflict = {p for c in got.conflicts for p in (c.path, *c.paths)}
+    for path in want.get("open", {}):  # not read yet: left out or disputed, never another value in silence
+        assert path not in facts or path in in_conflict, (path, facts[path].value)
     assert {f.code for f in got.flags} >= set(want.get("flags", ()))
     said = " ".join(f"{i.section} {i.why}" for i in got.ignored)
     assert all(re.search(words, said) for words in want.get("ignored", ()))
@@ -169,3 +176,42 @@ def test_flags_of_a_container_are_flags() -> None:
     assert (
         got["engine.limits.max_num_seqs"] == 64 and got["baseline"] == {"tp": 4} and "workload.concurrency" not in got
     )
+
+
+# ---------------------------------------------------------------- no number is lost in silence
+
+CONDITIONS = sorted(
+    p
+    for folder in ("conditions", "conditions_more", "conditions_unseen")
+    for p in (UNSEEN.parent / folder).rglob("*")
+    if p.is_file() and "expected" not in p.name and p.suffix not in (".json", ".yaml", ".yml", ".toml", ".tpl")
+)
+"""Of structured inputs every key is accounted for (`test_every_key_of_any_json_is_a_fact_a_conflict_or_ignored`)."""
+FIGURE = re.compile(r"(?<![A-Za-z0-9_.,\-/¹²³⁴])\d[\d,]*(?:\.\d+)?")
+NO_AMOUNT = re.compile(
+    r"^\W*\d+(?:\.\d+)*[.、)）]?\s|^\W*\d+(?:\.\d+)*[.、)）]"  # numbering
+    r"|(?<!\d)(?:19|20)\d\d(?=[-年/.]|\W*$)|\d{1,2}[:：]\d\d|[\d.]+:\d{2,5}"  # dates, times, ports
+    r"|(?<![\d.])(?:50|9[059])(?: ?(?:%|percent|th|[分百]|线))"  # percentiles
+    r"|(?:PCIe|PCI-E|NVLink|Atlas|HDR|Gen) ?\d[\d.]*"  # names
+    r"|`{3}[^`]*|--[\w-]+[ =]\S+",
+    re.I,
+)
+
+
+@pytest.mark.parametrize("path", CONDITIONS, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_every_number_is_a_fact_or_disputed_or_said_to_be_left_out(path: Path) -> None:
+    files = read_files([path])
+    if files[0].kind not in ("markdown", "text"):
+        return
+    got = read_conditions(files)
+    said = [f"{f.stated_as} {f.value}" for f in got.facts]
+    said += [f"{c.why} {c.values}" for c in got.conflicts] + [f"{i.section} {i.why}" for i in got.ignored]
+    figures = {
+        x.rstrip(",")
+        for x in re.findall(r"\d[\d,]*(?:\.\d+)?", fold_width(" ".join([*said, *(f.message for f in got.flags)])))
+    }
+    lost = []
+    for line in fold_width(files[0].text).split("\n"):
+        blank = NO_AMOUNT.sub(lambda m: re.sub(r"\d", "#", m.group()), line)
+        lost += [(m.group(), line.strip()) for m in FIGURE.finditer(blank) if m.group().rstrip(",") not in figures]
+    assert not lost

@@ -588,7 +588,7 @@ def model_weight_bytes(model: ModelSpec, weight_dtype: str | None = None) -> flo
 def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16") -> float:
     """KV cache of one token in one copy: L · kv_heads · (d_k + d_v) · bytes, or L · (kv_lora + qk_rope) · bytes, and the key of
     the indexer where there is one; L are the layers whose cache grows."""
-    layers = [k for k in model.layers() if k.mixer == "attention" and k.kv != "borrowed"]
+    layers = [k for k in model.layers() if k.attends and k.kv != "borrowed"]
     return sum(cached_bytes(model.attention_of(k), kv_dtype) + index_bytes(model, k, kv_dtype) for k in layers)
 
 
@@ -613,18 +613,19 @@ def state_bytes_per_sequence(model: ModelSpec, elem_bytes: float = 2.0) -> float
     a = model.linear
     if a is None:
         return 0.0
-    keys = 0 if a.kind == "mamba1" else 2 * a.num_key_heads * a.key_dim  # these follow from channels that are convolved
+    keys = 0 if a.value_dim == 1 else 2 * a.num_key_heads * a.key_dim  # these follow from channels that are convolved
     channels = keys + a.num_value_heads * a.value_dim
-    per_layer = 4 * a.num_value_heads * a.key_dim * a.value_dim + elem_bytes * (a.conv_kernel - 1) * channels
-    return sum(k.mixer == "linear" for k in model.layers()) * per_layer
+    states = 0 if a.kind == "short_conv" else 4 * a.num_value_heads * a.key_dim * a.value_dim
+    per_layer = states + elem_bytes * (a.conv_kernel - 1) * channels
+    return sum(k.recurs for k in model.layers()) * per_layer
 
 
 def shared_state_bytes_per_sequence(model: ModelSpec, elem_bytes: float = 2.0) -> float:
     """The part of it that every rank of tp keeps: the convolution's inputs of the one key and query that all heads read."""
     a = model.linear
-    if a is None or not a.one_key or a.kind == "mamba1":
+    if a is None or not a.one_key or a.kind in ("mamba1", "short_conv"):
         return 0.0
-    return sum(k.mixer == "linear" for k in model.layers()) * elem_bytes * (a.conv_kernel - 1) * 2 * a.key_dim
+    return sum(k.recurs for k in model.layers()) * elem_bytes * (a.conv_kernel - 1) * 2 * a.key_dim
 
 
 __all__ = [

@@ -97,7 +97,7 @@ def chinese_number(text: str) -> float:
     if text in ("半", "双"):
         return 0.5 if text == "半" else 2
     if text.endswith("半") and len(text) > 1:
-        return chinese_number(text[:-1]) + 0.5
+        return chinese_number(text[:-1].removesuffix("个")) + 0.5
     if "点" in text:
         whole, _, tail = text.partition("点")
         scale = 1
@@ -201,14 +201,17 @@ _MAGNITUDE = {
     "亿": 1e8, "十亿": 1e9, "百亿": 1e10, "千亿": 1e11, "万亿": 1e12, "w": 1e4, "W": 1e4,
 }  # fmt: skip
 
-_ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?=\s+(?:tokens?|requests?|users?)\b)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|(?<!\d)\.\d+"
-_HAN_NUMBER = rf"双(?=\s*(?:卡|机|节点|\x01))|[{_HAN}]+(?:点[{''.join(_DIGITS)}]+[万亿]?)?半?|半"
+_ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?=\s+(?:tokens?|requests?|users?)\b)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|(?<![\d.])\.\d+"
+_HAN_NUMBER = (
+    rf"[{_HAN}]+个半(?=小时|钟头)|双(?=\s*(?:卡|机|节点|\x01))|[{_HAN}]+(?:点[{''.join(_DIGITS)}]+[万亿]?)?半?|半"
+)
 _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(list(_ONES)[1:10])}))?|{'|'.join(sorted(_ONES, key=len, reverse=True))})"
 _TO_999 = (
     rf"(?:(?:(?:{_TO_99}|an?)[ -])?hundred(?:[ -](?:and[ -])?{_TO_99})?|(?:{_TO_99}|half a|an?)[ -]dozen|{_TO_99})"
 )
+_PARTS = {"third": 3, "quarter": 4, "fifth": 5, "tenth": 10, "twentieth": 20, "fiftieth": 50, "hundredth": 100}
 _WORD_NUMBER = (
-    rf"{_TO_99} and a half|(?:(?:{_TO_999}|an?)[ -](?:thousand|million|billion|trillion)[ -](?:and[ -])?)*{_TO_999}"
+    rf"(?:an?|one|two|three)[ -](?:{'|'.join(_PARTS)})s?(?= of an? )|{_TO_99} and a half|(?:(?:{_TO_999}|an?)[ -](?:thousand|million|billion|trillion)[ -](?:and[ -])?)*{_TO_999}"
     rf"|(?:{_TO_999}|an?)[ -](?:thousand|million|billion|trillion)|a (?:couple|pair)(?: of)?(?: (?:hundred|thousand|dozen))?|{'|'.join(_ALONE)}|an?"
 )
 _NUMBER = re.compile(
@@ -217,7 +220,7 @@ _NUMBER = re.compile(
 )
 _MAG = re.compile(
     r"\s*(?:(?P<h>百万|千万|十亿|百亿|千亿|万亿|百|千|万|亿)(?!兆)"
-    r"|(?P<w>thousand|million|billion|trillion|bn|mln)(?![A-Za-z])|(?P<l>[kKMBbTPwW])(?![A-Za-z0-9]|/\s?[A-Za-z]))"
+    r"|(?P<w>thousand|million|billion|trillion|bn|mln)(?![A-Za-z])|(?P<l>[kKM](?=[Tt]ok)|[kKMBbTPwW](?![A-Za-z0-9]|/\s?[A-Za-z])))"
 )
 # "并发一百。", "输入四千，": a round numeral at the end of its clause needs no measure word
 _ROUND_HAN = re.compile(r"[一二三四五六七八九两十][一二三四五六七八九十百千万亿]*[百千万亿](?:$|[\s,，。；;、])")
@@ -254,13 +257,13 @@ _UNIT_RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("bare_t", re.compile(r"\s*个\s*(?P<p>T)(?![A-Za-z0-9/])")),
     ("tokens", re.compile(rf"\s*{_TOK}{_PER}?\s*(?:/|per|每|a(?![A-Za-z0-9_])|p)\s*{_TIME_UNIT}", re.I)),
     ("tokens", re.compile(r"\s*(?:t/(?P<t>s)(?![A-Za-z0-9_])|tps(?![A-Za-z0-9_]))", re.I)),
-    ("requests", re.compile(rf"\s*(?:{_REQ})\s*(?:/|per|每|a(?![A-Za-z0-9_]))\s*{_TIME_UNIT}", re.I)),
+    ("requests", re.compile(rf"\s*(?:{_REQ})\s*(?:/|per|每|a(?![A-Za-z0-9_]))\s*(?:(?:working|business|calendar|single|week)[ -]?)?{_TIME_UNIT}", re.I)),
     ("requests", re.compile(r"\s*(?:qps|rps|req/s)(?![A-Za-z0-9_])", re.I)),
     ("requests", re.compile(r"\s*[qr]p(?P<t>[mh])(?![A-Za-z0-9_])", re.I)),
     ("tokens", re.compile(r"\s*tp(?P<t>m)(?![A-Za-z0-9_])", re.I)),
     ("time", re.compile(
-        rf"\s*-?(?P<t>ms(?![A-Za-z0-9_])|milli-?sec(?:ond)?s?(?![A-Za-z0-9_])|毫秒|[uµμ]s(?![A-Za-z0-9_])|micro-?seconds?(?![A-Za-z0-9_])|微秒|ns(?![A-Za-z0-9_])|纳秒|sec(?:ond)?s?(?![A-Za-z0-9_])(?!{_NOT_TIME})|s(?![A-Za-z0-9_])|秒钟?|min(?:ute)?s?(?![A-Za-z0-9_])|分钟|"
-        r"h(?:ou)?rs?(?![A-Za-z0-9_])|h(?![A-Za-z0-9_])|小时)", re.I)),
+        rf"\s*-?(?:个(?=小时|钟头|月))?(?P<t>ms(?![A-Za-z0-9_])|milli-?sec(?:ond)?s?(?![A-Za-z0-9_])|毫秒|[uµμ]s(?![A-Za-z0-9_])|micro-?seconds?(?![A-Za-z0-9_])|微秒|ns(?![A-Za-z0-9_])|纳秒|sec(?:ond)?s?(?![A-Za-z0-9_])(?!{_NOT_TIME})|s(?![A-Za-z0-9_])|秒钟?|min(?:ute)?s?(?![A-Za-z0-9_])|分钟|"
+        r"h(?:ou)?rs?(?![A-Za-z0-9_])|h(?![A-Za-z0-9_])|小时|钟头)", re.I)),
     ("fraction", re.compile(r"\s*(?:%|percent(?![A-Za-z0-9_])|pct(?![A-Za-z0-9_])|个百分点)", re.I)),
 )  # fmt: skip
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
@@ -282,6 +285,7 @@ _SECONDS += (
     ("m", 60.0),
     ("h", 3600.0),
     ("小", 3600.0),
+    ("钟头", 3600.0),
     ("day", 86400.0),
     ("天", 86400.0),
     ("日", 86400.0),
@@ -427,7 +431,9 @@ _PRONOUN = re.compile(
     re.I,
 )
 _ARTICLE_UNIT = re.compile(rf"\s*(?:second(?!{_NOT_TIME})|sec\b|minute|hour)", re.I)
-_DEVICES_NEXT = re.compile(r"\s*-?\s*(?:\x01|gpus?\b|cards?\b|npus?\b|nodes?\b|servers?\b)", re.I)
+_DEVICES_NEXT = re.compile(
+    r"\s*-?\s*(?:\x01|gpus?\b|cards?\b|npus?\b|nodes?\b|servers?\b|\d+ ?G(?:b?E|bit|bps|b/s)\b)", re.I
+)
 
 
 def _english_at(text: str, match: re.Match[str]) -> tuple[float, int] | None:
@@ -435,6 +441,10 @@ def _english_at(text: str, match: re.Match[str]) -> tuple[float, int] | None:
     word, end = " ".join(match["word"].lower().split()), match.end()
     if word in ("a", "an"):
         return (1.0, end) if _ARTICLE_UNIT.match(text, end) else None
+    if part := _PARTS.get(re.split(r"[ -]", word)[-1].removesuffix("s")):  # "a twentieth of a second"
+        article = re.match(r"\s+of\s+an?(?=\s)", text[end:])
+        end += article.end() if article else 0
+        return (english_number(re.split(r"[ -]", word)[0]) / part, end) if _ARTICLE_UNIT.match(text, end) else None
     if word in ("dual", "twin", "quad"):
         return (_ALONE[word], end) if _DEVICES_NEXT.match(text, end) else None
     if word in _SCALES and re.search(r"\b(?:few|several|some)\s+$", text[: match.start()], re.I):
@@ -461,6 +471,9 @@ _IB_GBITS = (100, 200, 400, 800)
 """Gb/s of an InfiniBand port by generation (EDR, HDR, NDR, XDR; InfiniBand Trade Association roadmap): "NDR400"."""
 
 
+_AND_A_HALF = re.compile(r"(?<=[秒钟时]) ?半|\s+and\s+a\s+half\b", re.I)
+
+
 def _quantity_at(text: str, match: re.Match[str]) -> Quantity | None:
     if match["han"] == "一半":
         return Quantity(0.5, "fraction", "", match.start(), match.end(), match["han"])
@@ -483,6 +496,9 @@ def _quantity_at(text: str, match: re.Match[str]) -> Quantity | None:
     written = text[start:end]
     amount = value * scale
     if dimension == "s":
+        more = _AND_A_HALF.match(text, end)  # "a second and a half", "两秒半"
+        amount += scale / 2 if more else 0
+        end, written = (more.end(), text[start : more.end()]) if more else (end, written)
         amount = float(f"{amount:.12g}")
     return Quantity(
         value=amount, dimension=dimension, unit=text[number_end:end].strip(), start=start, end=end, text=written,
@@ -567,15 +583,19 @@ def _in_a_name(text: str, start: int) -> bool:
     return word is not None and not _NUMBERED.fullmatch(word.group()[:-1].split("-")[-1])
 
 
+_POINT = re.compile(r"(?<!\.)\.$")  # "1k..3k" is a range, no decimal
 _METRIC_BEFORE = re.compile(r"(?:tokens?|ttft|tpot|itl|qps|rps|isl|osl|[ehnx]dr)$", re.I)  # "首token1s", "NDR400"
 _FABRIC = r"(?:[EHNX]DR|IB|InfiniBand|RoCE(?:v2)?|Ethernet|ConnectX-?\d|CX-?\d|BlueField-?\d)"
-_TIMES = re.compile(rf"\s*[×xX*✕]\s*(?:{_FABRIC}[\s:@-]*)?", re.I)
+_TIMES = re.compile(rf"\s*[×xX*✕]\s*(?:{_FABRIC}[\s:@(-]*)?", re.I)
 # "8个400Gb网口", "8 张 400G IB 网卡", "eight 400G NICs": so many ports of one speed
 _PORTS_OF = re.compile(r"\s*(?:[个张块条口]|ports? (?:of|at)|)\s*", re.I)
 _IS_A_PORT = re.compile(
-    rf"\s*(?:的)?\s*(?:{_FABRIC}\s*)?(?:网[口卡络]|端口|口|光[口模纤]|NICs?\b|HCAs?\b|ports?\b|uplinks?\b|rails?\b)",
+    rf"\s*(?:的)?\s*(?:{_FABRIC}\s*)?(?:[\u4e00-\u9fff]{{0,4}}网[口卡]|网[口卡络]|端口|口|光[口模纤]|NICs?\b|HCAs?\b|ports?\b|uplinks?\b|rails?\b)",
     re.I,
 )
+
+# "网卡每台 4 张 400G": what is counted was named before
+_PORTS_BEFORE = re.compile(r"(?:网[口卡]|端口|\b(?:NICs?|HCAs?|ports?)\b)[^\d,，。;；()（）]{0,8}$", re.I)
 
 
 def find_quantities(text: str) -> list[Quantity]:
@@ -592,7 +612,11 @@ def find_quantities(text: str) -> list[Quantity]:
         glued = (
             bool(match["arabic"])
             and not match["sign"]
-            and ((before.isascii() and before.isalpha()) or before in ("_", "."))
+            and (
+                (before.isascii() and before.isalpha())
+                or before == "_"
+                or _POINT.search(folded[: match.start()]) is not None
+            )
         )
         times = before in ("x", "X") and re.search(r"(?:^|[\d\s)\x01])[xX]$", folded[: match.start()])
         if not glued or times or _METRIC_BEFORE.search(folded[max(0, match.start() - 8) : match.start()]):
@@ -618,7 +642,10 @@ def _multiple(text: str, count: Quantity, each: Quantity) -> bool:
     between = text[count.end : each.start]
     if _TIMES.fullmatch(between):
         return True
-    return bool(_PORTS_OF.fullmatch(between) and _IS_A_PORT.match(text, each.end))
+    port = (
+        _IS_A_PORT.match(text, each.end) or re.match(r"Gb?E\b", each.unit) or _PORTS_BEFORE.search(text[: count.start])
+    )
+    return bool(_PORTS_OF.fullmatch(between) and port)
 
 
 def _combine(folded: str, singles: list[Quantity], text: str) -> list[Quantity]:
@@ -682,7 +709,7 @@ def in_dimension(q: Quantity, dimension: str) -> float | None:
     if (
         q.dimension == "bytes"
         and dimension == "bytes/s"
-        and re.fullmatch(r"[GT]bits?|[GT]b|(?:giga|tera)bits?", letter)
+        and re.fullmatch(r"[GTgt]bits?|[GT]b|(?:giga|tera)bits?", letter)
     ):
         return q.value / (8 if letter in ("Gb", "Tb") else 1)
     return None

@@ -34,7 +34,7 @@ class Pair:
 _PER_BEFORE = re.compile(r"(?:\bper[\s-]*|/\s*|\beach\s+|\bevery\s+|每个?\s*|单\s*)$", re.I)
 # "users: 40", "用户数为 40", but not "for 6 people, input 1500"
 _NAMES_ITS_COUNT = re.compile(
-    r"\s*(?:数量?|count|number)?\s*(?:[:：=≤<≈~]|\bis\b|\bare\b|为|是|有)\s*(?:[~约]|at most|up to|about|最多|不超过|大约)?\s*",
+    r"\s*(?:数量?|count|number)?\s*(?:[:：=≤<≈~]|\bis\b|\bare\b|\b(?:will|would|should|must|to) be\b|\bbecomes?\b|\b(?:rises?|goes up|grows?) to\b|改?为|变成|增加到|是|有)\s*(?:[~约]|at most|up to|about|最多|不超过|大约)?\s*",
     re.I,
 )
 DEVICE_NAME = Term("hardware.device_count", "count", "")
@@ -194,7 +194,7 @@ def _reuse_cost(text: str, before: Quantity, q: Quantity) -> float:
     if stats_in(between) or stats_in(text[max(0, q.start - 12) : q.start]):
         return 0.0
     bounds = re.compile(
-        r"\b(?:min|max|minimum|maximum|floor|up to|peak|typical|average)|最|上限|下限|至少|平均|峰值", re.I
+        r"\b(?:min|max|minimum|maximum|floor|up to|peak|typical|average|most|usual)|最|上限|下限|至少|平均|峰值", re.I
     )
     return 8.0 if bounds.search(near) else 45.0
 
@@ -241,13 +241,20 @@ def _rate_word_before(text: str, spot: Spot, q: Quantity) -> bool:
 
 
 _USUAL = re.compile(
-    r"(?:typical(?:ly)?|usual(?:ly)?|mostly|normally|(?:on )?average|averaging|mean|典型|通常|一般|平均)(?:值?[为是约]|\W|about|around)*$",
+    r"(?:typical(?:ly)?|usual(?:ly)?|mostly|most(?: of them)?(?: are| is)?|normally|(?:on )?average|averaging|mean|典型|通常|一般|平均)(?:值?[为是约]|\W|about|around)*$",
+    re.I,
+)
+
+
+# "TTFT (avg) 700 ms": which statistic it is stands between the word and its amount
+_STAT_ASIDE = re.compile(
+    r"\s*[(（\[]\s*(?:\x02+|avg\.?|mean|average|typical|median|max(?:imum)?|min(?:imum)?|平均|均值|典型|最大|最小)\s*[)）\]]\s*",
     re.I,
 )
 
 
 def _score_post(text: str, spot: Spot, q: Quantity, bonus: float) -> float | None:
-    gap = text[q.end : spot.start]
+    gap = _STAT_ASIDE.sub(" ", text[q.end : spot.start])
     if _FILLER.fullmatch(gap) and "\n" not in gap:
         return 100.0 + bonus - len(gap) * 0.5
     if spot.term.side == "post" and spot.term.path == "workload.concurrency":
@@ -267,7 +274,7 @@ _HARDWARE_COUNTS = frozenset(
 def _score_pre(
     text: str, spot: Spot, q: Quantity, bonus: float, in_label: bool, index: int, quantities: list[Quantity]
 ) -> float | None:
-    gap = text[spot.end : q.start]
+    gap = _STAT_ASIDE.sub(" ", text[spot.end : q.start])
     between = sum(1 for o in quantities[:index] if o.start >= spot.end and o.dimension == q.dimension)
     if _LINK.fullmatch(gap):
         return 95.0 + bonus

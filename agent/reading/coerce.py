@@ -66,6 +66,8 @@ def unit_hint(label: str) -> str:
     tails = [_join_tokens(tokens[-n:]) for n in range(min(7, len(tokens)), 0, -1)]
     if len(tokens) > 1 and tokens[-2].lower() == "top":
         return ""  # top_k
+    if len(tokens) == 1 and tokens[0].lower() in ("b", "k") and not inside:
+        return ""  # "B=256" is a symbol: there is nothing whose unit the letter could be
     for raw in [*inside[::-1], *tails]:
         hint = _HINTS.get(raw.lower(), raw)
         found = find_quantities(f"1{hint if hint.startswith(' ') or hint in ('%', 'B', 'K') else ' ' + hint}")

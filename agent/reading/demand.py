@@ -36,14 +36,18 @@ _CLOCK = re.compile(
     r"(?P<h1>\d{1,2})[:：](?P<m1>\d\d)\s*(?:and|to|till|until|-|~|–|至|到)\s*(?:次日|第二天|the next day)?\s*(?P<h2>\d{1,2})[:：](?P<m2>\d\d)",
     re.I,
 )
-_PER_TIME = re.compile(r"\s*/\s*(?P<t>s|sec|second|min|minute|h|hr|hour|d|day)(?![A-Za-z0-9/])", re.I)
+_PER_TIME = re.compile(
+    r"\s*(?:/|\bper\b|\ban?\b|\beach\b|\bevery\b)\s*(?P<t>s|sec|second|min|minute|h|hr|hour|d|day)(?![A-Za-z0-9/])",
+    re.I,
+)
 _EACH_TIME = re.compile(r"每(?P<t>秒钟?|分钟|小时|天|日)\s*(?:约|大约)?\s*$")
 _ARRIVALS = re.compile(r"\brequests?\b|\barrivals?\b|\bquer(?:y|ies)\b|\bcalls?\b|\btraffic\b|\bload\b|\bpoisson\b|请求|到达|流量|调用", re.I)  # fmt: skip
 
 
 def read(scene: Scene, reading: Reading) -> None:
     """Adds rates that follow from the words; takes back what other rules made of their numbers."""
-    found = _daily(scene, reading) + _bare_rate(scene) + _job(scene)
+    daily = _daily(scene, reading) + _share_a_day(scene)
+    found = [*daily, *_crowd(scene), *_volume_of_a_day(scene), *_bare_rate(scene), *_job(scene)]
     taken = {(c.path, c.stated_as) for c in found}
     for c in found:
         reading.candidates[:] = [
@@ -61,6 +65,118 @@ def _within(words: str, whole: str) -> bool:
 
 
 _MISREAD = ("workload.concurrency", "workload.batch_size", RATE, "hardware.device_count", "hardware.num_nodes")
+
+
+# ---------------------------------------------------------------- crowds and shares of them
+
+SHARE_AT_ONCE = "done.active_share"
+_AT_ONCE = re.compile(
+    r"\bactive\b|\bonline\b|\bbusy\b|\bat once\b|\bat (?:any|one|the same|a|peak) ?(?:given |one )?(?:time|moment|instant)?|\bconcurrent|\bsimultaneous|\bin parallel\b|\bin use\b"
+    r"|\bwaiting\b|\bin ?flight\b|\btogether\b|同时|在线|活跃|并发|并行|一起",
+    re.I,
+)
+_NOT_A_CROWD = re.compile(r"cach|prefix|hit|memory|vram|gpu|util|token|命中|缓存|显存|利用率", re.I)
+_ON_A_DAY = re.compile(
+    r"\b(?:on|in) (?:a|any|each|every) (?:given |typical |normal |working |average )?day\b|\b(?:per|a|each|every) day\b|\bdaily\b|每[天日]|当[天日]|日活",
+    re.I,
+)
+_SENTENCE_CUT = re.compile(r"[,，;；。()（）\n]|\.(?=\s|$)")
+
+
+def _around(scene: Scene, q: Quantity) -> str:
+    """The words of the clause of `q`, behind it up to the next amount."""
+    after = min((o.start for o in scene.quantities if o.start >= q.end), default=len(scene.text))
+    return _SENTENCE_CUT.split(scene.text[: q.start])[-1] + q.text + _SENTENCE_CUT.split(scene.text[q.end : after])[0]
+
+
+def _people_before(scene: Scene, q: Quantity) -> Quantity | None:
+    """The number of people, or of whatever sends requests, that the share `q` is one of: the count before it."""
+    taken = {id(p.quantity) for p in scene.pairs if not p.spot.term.path.startswith("workload.concurrency")}
+    counts = [o for o in _counts(scene) if o.end <= q.start and o.value >= 10 and id(o) not in taken]
+    named = [o for o in counts if re.match(r"\s*[A-Za-z\u4e00-\u9fff]", scene.text[o.end :])]
+    return named[-1] if named else None
+
+
+def _crowd(scene: Scene) -> list[Candidate]:
+    """ "9,000 adjusters, maybe 2% active at any moment": so many at once. A share alone waits for its crowd (`joined`)."""
+    for q in [
+        q for q in scene.quantities if q.dimension == "fraction" and 0 < q.value <= 1 and q.start >= scene.label_end
+    ]:
+        words = _around(scene, q)
+        if not _AT_ONCE.search(words) or _NOT_A_CROWD.search(words):
+            continue
+        people = _people_before(scene, q)
+        if people is None:
+            return [scene.candidate(SHARE_AT_ONCE, q.high or q.value, q.start, q.end)]
+        count = max(1, round(people.value * (q.high or q.value)))
+        return [scene.candidate("workload.concurrency", count, people.start, q.end, origin="derived")]
+    return []
+
+
+def _share_a_day(scene: Scene) -> list[Candidate]:
+    """ "3 million registered, of whom 4% open it on a given day and ask 9 things each"."""
+    out = []
+    for q in [q for q in scene.quantities if q.dimension == "fraction" and 0 < q.value <= 1]:
+        people = _people_before(scene, q)
+        if people is not None and _ON_A_DAY.search(_around(scene, q)):
+            out.append(scene.candidate("done.daily_users", people.value * q.value, people.start, q.end))
+    for q in _counts(scene):
+        if _ASKS_BEFORE.search(scene.text[: q.start]) and _EACH_BEHIND.match(scene.text, q.end):
+            out.append(scene.candidate("done.requests_per_user_day", q.high or q.value, q.start, q.end))
+    return out
+
+
+_ASKS_BEFORE = re.compile(
+    r"\b(?:asks?|asking|makes?|sends?|issues?|submits?|opens?)\s+(?:(?:about|around|roughly|some|on average|~)\s*)*$",
+    re.I,
+)
+_EACH_BEHIND = re.compile(
+    r"\s*(?:[a-z]+\s+){0,3}?(?:each|apiece|a day|per day|daily|every day)\b(?! (?:token|other))", re.I
+)
+
+# ---------------------------------------------------------------- the volume of a day
+
+VOLUME = "done.daily_volume"
+_DAY_BEFORE = re.compile(r"(?:日均|每[天日]|全天|一天|单日|\bdaily\b)[^，,。；;\d]{0,10}$", re.I)
+_DAY_BEHIND = re.compile(
+    r"\s*(?:[a-z]+\s+){0,3}?(?:per|a|each|every|/) ?(?:(?:working|business|calendar|week|office)[ -]?)?day\b|\s*[次条个笔通]?\s*(?:请求|调用|提问)?\s*(?:/|每)\s*[天日]",
+    re.I,
+)
+_TIMES = re.compile(
+    r"\s*(?:[次条个笔通]|requests?\b|calls?\b|queries\b|questions?\b|chats?\b|请求|调用|提问|对话|会话)", re.I
+)
+
+
+def _volume_of_a_day(scene: Scene) -> list[Candidate]:
+    """ "日均请求 120 万次，集中在 8 小时": what a day brings, and the hours it comes in."""
+    volume = next((v for q in scene.quantities if (v := _in_a_day(scene, q))), None)
+    hours = [
+        q for q in scene.quantities if q.dimension == "s" and 1800 <= q.value <= DAY_S and q.start >= scene.label_end
+    ]
+    clock = _CLOCK.search(scene.text)
+    if volume is None:
+        return []
+    (q, value), out = volume, []
+    if len(hours) == 1 or clock:
+        seconds = hours[0].value if len(hours) == 1 else _between(clock)  # type: ignore[arg-type]
+        place = (hours[0].start, hours[0].end) if len(hours) == 1 else clock.span()  # type: ignore[union-attr]
+        out.append(scene.candidate("done.busy_seconds", seconds, *place))
+    elif q.dimension == "requests/s":
+        return []  # read as a rate already
+    return [scene.candidate(VOLUME, value, q.start, q.end), *out]
+
+
+def _in_a_day(scene: Scene, q: Quantity) -> tuple[Quantity, float] | None:
+    if q.start < scene.label_end and scene.label_end:
+        return None
+    if q.dimension == "requests/s" and re.search(r"day|天|日", q.text, re.I):
+        return q, q.value * DAY_S
+    if q.dimension != "count" or q.value < 100:
+        return None
+    before = _DAY_BEFORE.search(scene.text[: q.start]) and _TIMES.match(scene.text, q.end)
+    behind = _DAY_BEHIND.match(scene.text, q.end) and not re.search(r"tok", scene.text[q.end : q.end + 12], re.I)
+    people = _ON_A_DAY.search(scene.text) and re.match(r"\s*(?:人|users?|people)", scene.text[q.end :], re.I)
+    return (q, q.value) if (before or behind) and not people else None
 
 
 def _bare_rate(scene: Scene) -> list[Candidate]:
@@ -98,7 +214,8 @@ def _job(scene: Scene) -> list[Candidate]:
     """Parts of "6 million prompts between 22:00 and 06:00": how many there are, and the time they have."""
     out = []
     for q in _counts(scene):
-        if q.value >= _MANY_ITEMS and q.high is None and _ITEMS.match(scene.text, q.end):
+        things = _ITEMS.match(scene.text, q.end) or (_JOB.search(scene.text) and _PLURAL.match(scene.text, q.end))
+        if q.value >= _MANY_ITEMS and q.high is None and things:
             out.append(scene.candidate("done.job_items", q.value, q.start, q.end))
     for q in [q for q in scene.quantities if q.dimension == "s" and q.value >= 1800 and q.start >= scene.label_end]:
         if _WINDOW_BEHIND.match(scene.text, q.end) or re.search(
@@ -106,9 +223,22 @@ def _job(scene: Scene) -> list[Candidate]:
         ):
             out.append(scene.candidate("done.job_seconds", q.value, q.start, q.end))
     for m in _CLOCK.finditer(scene.text):
-        minutes = (int(m["h2"]) - int(m["h1"])) * 60 + int(m["m2"]) - int(m["m1"])
-        out.append(scene.candidate("done.job_seconds", 60.0 * (minutes % 1440 or 1440), m.start(), m.end()))
+        out.append(scene.candidate("done.job_seconds", _between(m), m.start(), m.end()))
     return out
+
+
+def _between(clock: re.Match[str]) -> float:
+    minutes = (int(clock["h2"]) - int(clock["h1"])) * 60 + int(clock["m2"]) - int(clock["m1"])
+    return 60.0 * (minutes % 1440 or 1440)
+
+
+_JOB = re.compile(
+    r"\b(?:job|batch|backlog|overnight|nightly|offline|to (?:translate|summari[sz]e|classify|process|label|tag|score|embed|extract|rewrite|convert))\b|离线|批处理|跑批|夜间",
+    re.I,
+)
+_PLURAL = re.compile(
+    r"\s*(?:[a-z][a-z-]*\s+){0,2}?(?!tokens|parameters|params|users|people|seconds|words)[a-z-]{3,}s\b", re.I
+)
 
 
 def _nearest(scene: Scene, words: re.Pattern[str]) -> Quantity | None:
@@ -130,7 +260,34 @@ def _nearest(scene: Scene, words: re.Pattern[str]) -> Quantity | None:
 
 def joined(candidates: list[Candidate]) -> list[Candidate]:
     """What follows from parts that stand in several sentences: the rate of daily users, the pace of a job with a deadline."""
-    return [*_rate_of_users(candidates), *_pace_of_job(candidates)]
+    return [
+        *_rate_of_users(candidates),
+        *_rate_of_volume(candidates),
+        *_pace_of_job(candidates),
+        *_share_of_heads(candidates),
+    ]
+
+
+def _rate_of_volume(candidates: list[Candidate]) -> list[Candidate]:
+    """The mean rate over the hours that a day's requests come in; over the whole day where none are said."""
+    volumes = [c for c in candidates if c.path == VOLUME]
+    hours = [c for c in candidates if c.path == "done.busy_seconds"]
+    if not volumes:
+        return []
+    seconds, how = (hours[-1].value, f" in {hours[-1].stated_as}") if hours else (DAY_S, " a day")
+    value = float(f"{volumes[-1].value / seconds:.10g}")
+    return [replace(volumes[-1], path=RATE, value=value, stated_as=volumes[-1].stated_as + how, origin="derived")]
+
+
+def _share_of_heads(candidates: list[Candidate]) -> list[Candidate]:
+    """A share at once, stated apart from the crowd that it is a share of."""
+    shares = [c for c in candidates if c.path == SHARE_AT_ONCE and isinstance(c.value, int | float)]
+    heads = [c for c in candidates if c.path == "workload.concurrency" and "headcount" in c.tags]
+    if len(shares) != 1 or len({c.value for c in heads}) != 1:
+        return []
+    count = max(1, round(heads[0].value * shares[0].value))
+    how = f"{shares[0].stated_as} of {heads[0].stated_as}"
+    return [replace(shares[0], path="workload.concurrency", value=count, stated_as=how, origin="derived", tags=())]
 
 
 def _pace_of_job(candidates: list[Candidate]) -> list[Candidate]:

@@ -69,26 +69,42 @@ def read(scene: Scene, reading: Reading) -> None:
     _mean_and_peak(scene, reading)
 
 
-_MEAN = re.compile(r"(?:\b(?:mean|average|avg|typical)\w*|平均|均值|日常)[^,.;，。；\d]{0,20}$", re.I)
-_TOP = re.compile(r"(?:\bpeak\w*|\bmax\w*|\bburst\w*|峰值|高峰|最高)[^,.;，。；\d]{0,20}$", re.I)
+_MEAN = re.compile(
+    r"\b(?:mean|average|avg|typical|usual|normal|steady|off-?peak|quiet|base)\w*|平均|均值|日常|平时|平峰|通常|常态|一般|闲时",
+    re.I,
+)
+_TOP = re.compile(
+    r"(?<!off-)(?<!off )\bpeak\w*|\bmax\w*|\bburst\w*|\bbusiest|\brush\b|\bspik\w+|峰值|高峰|最高|忙时|尖峰", re.I
+)
+_EDGE = re.compile(r"[,，;；。()（）\n/]|\.(?=\s|$)|\b(?:and|but)\b|[而但]")
 
 
 def _mean_and_peak(scene: Scene, reading: Reading) -> None:
-    """ "Average 5 requests/s, peak 15": the mean is the rate, their ratio the peak factor."""
+    """Marks every rate of the sentence as the mean or the peak by the words of its clause; `settle_peak` compares them."""
     line, quote = scene.statement.at(0)
-    mine = [c for c in reading.candidates if c.path == "workload.request_rate" and (c.line, c.quote) == (line, quote)]
-    if len(mine) != 2:
-        return
-    low, high = sorted(mine, key=lambda c: c.value)
-    places = [re.search(rf"(?<![\d.]){re.escape(c.stated_as)}", scene.text) for c in (low, high)]
-    if None in places or not 0 < low.value < high.value:
-        return
-    words = [scene.text[: m.start()] for m in places if m is not None]
-    if _MEAN.search(words[0]) and _TOP.search(words[1]):
-        reading.candidates.remove(high)
-        reading.candidates.append(
-            replace(high, path="workload.peak_factor", value=float(f"{high.value / low.value:.6g}"))
-        )
+    for k, c in enumerate(reading.candidates):
+        if c.path != "workload.request_rate" or (c.line, c.quote) != (line, quote):
+            continue
+        place = re.search(rf"(?<![\d.]){re.escape(c.stated_as)}", scene.text)
+        if place is None:
+            continue
+        own = _EDGE.split(scene.text[: place.start()])[-1] + " " + _EDGE.split(scene.text[place.end() :])[0]
+        kind = "mean" if _MEAN.search(own) else "peak" if _TOP.search(own) else ""
+        if kind:
+            reading.candidates[k] = replace(c, tags=(*c.tags, kind))
+
+
+def settle_peak(rates: list[Candidate]) -> tuple[list[Candidate], Candidate | None]:
+    """ "30 QPS at peak, usually 10": the mean is the rate, their ratio the peak factor; both may stand apart."""
+    peaks = [c for c in rates if "peak" in c.tags]
+    means = [c for c in rates if "mean" in c.tags] or [c for c in rates if "peak" not in c.tags]
+    if not peaks or not means:
+        return rates, None
+    high, low = max(peaks, key=lambda c: c.value), max(means, key=lambda c: c.value)
+    if not 0 < low.value < high.value:
+        return rates, None
+    factor = replace(high, path="workload.peak_factor", value=float(f"{high.value / low.value:.6g}"), origin="derived")
+    return [c for c in rates if c not in peaks], factor
 
 
 _MISREAD = (
@@ -102,6 +118,8 @@ _MISREAD = (
 
 def _prices(scene: Scene, reading: Reading) -> list[Candidate]:
     text, out = scene.text, []
+    if listed := _listed_prices(scene, reading):
+        return listed
     for m in _AMOUNT.finditer(text, scene.label_end):
         out += _price(scene, m, m["sign"] or m["word"] or "", reading)
     label = text[: scene.label_end]
@@ -110,6 +128,36 @@ def _prices(scene: Scene, reading: Reading) -> list[Candidate]:
         bare = _BARE.match(text, scene.label_end)
         out += _price(scene, bare, subject, reading) if bare else []
     return out
+
+
+_RUN = re.compile(
+    rf"(?P<run>(?:{_SIGNS})?\s*\d[\d,]*(?:\.\d+)?(?:\s*(?:,|/|、|\band\b|\bor\b|\bvs\.?|&|和|及|或)\s*(?:{_SIGNS})?\s*\d[\d,]*(?:\.\d+)?)+)\s*(?P<word>{_WORDS})?(?P<after>[^,，;；。()（）\n]{{0,40}})",
+    re.I,
+)
+
+
+def _listed_prices(scene: Scene, reading: Reading) -> list[Candidate]:
+    """ "list price 2.10 and 1.85 dollars an hour": one for each of the devices named before, in their order."""
+    devices = list(dict.fromkeys(i for n in scene.names if n.kind == "device" and (i := device_id(n))))
+    if not devices:  # "We would take A or B; they are $3 and $2 an hour"
+        choices = [c.value for c in reading.candidates if c.path == CANDIDATES and c.file == scene.statement.file]
+        devices = [row["device"] for row in choices[-1]] if choices else []
+    for m in _RUN.finditer(scene.text, scene.label_end):
+        currency = next((n for n, words in CURRENCIES if re.search(words, f"{m['run']} {m['word'] or ''}", re.I)), None)
+        hours = next((h for h, words in _HOURS if re.search(words, m["after"], re.I)), None)
+        numbers = list(re.finditer(r"\d[\d,]*(?:\.\d+)?", m["run"]))
+        if currency is None or hours is None or len(numbers) != len(devices):
+            continue
+        scope = "node" if _NODE.search(m["after"]) and not _DEVICE.search(m["after"]) else "device"
+        found = [
+            scene.candidate(
+                f"{PRICE}.{device}", _money(n.group()) / hours, m.start() + n.start(), m.start() + n.end(),
+                scope=scope, tags=("price",),
+            )
+            for device, n in zip(devices, numbers, strict=True)
+        ]  # fmt: skip
+        return [*found, replace(found[-1], path=CURRENCY, value=currency, scope="")]
+    return []
 
 
 def _price(scene: Scene, m: re.Match[str], currency: str, reading: Reading) -> list[Candidate]:
@@ -139,7 +187,7 @@ def _price(scene: Scene, m: re.Match[str], currency: str, reading: Reading) -> l
             f"a budget ({_short(scene)!r}): what the plan costs is reported beside it, no plan is refused for it",
         )
         return []
-    value = float(raw.replace(",", "")) * scale / hours
+    value = _money(raw) * scale / hours
     if not _NODE.search(where) and not _DEVICE.search(where):
         where = f"{scene.text[: m.start()]} {after}"  # "one 8-GPU instance (8x H100) is $98 per hour"
     node = _NODE.search(where) and not _DEVICE.search(
@@ -154,6 +202,11 @@ def _price(scene: Scene, m: re.Match[str], currency: str, reading: Reading) -> l
     )  # fmt: skip
     name = next((n for n, words in CURRENCIES if re.search(words, currency, re.I)), None)
     return [found] + ([replace(found, path=CURRENCY, value=name, scope="")] if name else [])
+
+
+def _money(raw: str) -> float:
+    """ "1,250.00" and "9,20": two digits behind the last comma are cents where no thousands end so."""
+    return float(raw.replace(",", "." if re.fullmatch(r"\d+,\d{1,2}", raw) else ""))
 
 
 def _device_of(scene: Scene, m: re.Match[str]) -> str | None:
@@ -269,6 +322,8 @@ def _spare(scene: Scene) -> tuple[Candidate | None, str]:
 
 
 _PEAKS = (
+    re.compile(r"(?:\b(?:peaks?|busiest|rush|bursts?|spikes?)\b|高峰|峰值|忙时|尖峰)[^,.;，。；\d]{0,24}?(?P<w>double|doubles|doubled|twice|triples?|tripled|treble|quadruples?|翻倍|翻番|翻一番)", re.I),
+    re.compile(r"(?P<w>double|twice|triple|treble|quadruple|翻倍)\b[^,.;，。；\d]{0,16}\b(?:peaks?|busiest|rush)\b", re.I),
     re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?:x|×|times|-?fold|倍)\s*(?:the (?:mean|average)\s*)?(?:higher\s*)?(?:at|during|in|on)\s+(?:the\s+)?(?:daily\s+)?peaks?\b", re.I),
     re.compile(r"\b(?:peaks?|bursts?|spikes?)\b[^,.;\d]{0,24}?(?P<n>\d+(?:\.\d+)?)\s*(?:x|×|times|-?fold)(?![\w.])", re.I),
     re.compile(r"\b(?:busiest|peak|rush|top)\s+(?:hours?|times?|minutes?|load|traffic)\b[^,.;\d]{0,24}?(?P<n>\d+(?:\.\d+)?)\s*(?:x|×|times|-?fold)(?![\w.])", re.I),
@@ -280,9 +335,16 @@ def _peak(scene: Scene) -> tuple[Candidate | None, str]:
     """ "3x at peak", "bursts up to 4x": peak over mean load."""
     for pattern in _PEAKS:
         m = pattern.search(scene.text, scene.shift)
-        if m is not None and float(m["n"]) >= 1:
-            return scene.candidate("workload.peak_factor", float(m["n"]), m.start(), m.end()), m.group()
+        if m is None:
+            continue
+        groups = m.groupdict()
+        number = float(groups["n"]) if groups.get("n") else _MULTIPLES[groups["w"].lower()[:4]]
+        if number >= 1:
+            return scene.candidate("workload.peak_factor", number, m.start(), m.end()), m.group()
     return None, ""
+
+
+_MULTIPLES = {"doub": 2.0, "twic": 2.0, "trip": 3.0, "treb": 3.0, "quad": 4.0, "翻倍": 2.0, "翻番": 2.0, "翻一番": 2.0}
 
 
 __all__: list[str] = ["CANDIDATES", "CURRENCY", "PRICE", "read"]

@@ -75,6 +75,8 @@ class Reading:
     flags: list[Flag] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Paths whose value the writer gives as "TBD"."""
+    numbers: list[tuple[str, int, str, str]] = field(default_factory=list)
+    """(file, line, the number as written, the words it stands in) of every amount that was seen."""
     order_at: tuple[str, int] = ("", 0)
     """File and line of the last order to the reader: a command right behind it goes on with it."""
     order_lines: dict[str, frozenset[int]] = field(default_factory=dict)

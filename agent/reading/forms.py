@@ -19,6 +19,8 @@ def answered(line: str) -> tuple[str, str] | None:
     match = _QUESTION.match(line)
     if match is None or match["answer"].rstrip().endswith(("?", "？")):
         return None
+    if len(match["answer"].split()) > 14 and not re.match(r"\W*\d", match["answer"]):
+        return None  # a question asked in passing, and the text goes on
     return match["question"].strip(" *_"), match["answer"].strip()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.reading.budget import leaves_within_budget
 from agent.reading.facts import Candidate, Reading
-from agent.reading.lexicon import DTYPES, HF_KEYS, HF_LISTS, HF_MARKS, HF_MORE, HF_NOISE, HF_SAME, TERMS, compiled
+from agent.reading.lexicon import DTYPES, HF_KEYS, HF_MARKS, HF_MORE, HF_NOISE, HF_SAME, TERMS, compiled
 from agent.reading.listings import flags_of
 from agent.reading.prose import read_statement
 from agent.reading.segments import Statement, sentence_spans
@@ -19,9 +19,25 @@ from knowledge.hf_values import TEXT_PARTS
 _DEVICE_LIST = re.compile(r"gpus?|npus?|devices?|accelerators?|cards?|dcus?|显卡|加速卡", re.I)
 _NODE_LIST = re.compile(r"nodes?|servers?|hosts?|machines?|服务器|节点|机器", re.I)
 _VALUE_KEYS = ("value", "val", "amount", "值", "数值")
-_BOUND_KEYS = ("target", "threshold", "limit", "max", "min", "maximum", "minimum", "目标", "上限", "要求")
-_SUBJECT_KEYS = ("name", "metric", "key", "param", "parameter", "item", "field", "指标", "名称", "参数")
-_STAT_KEYS = ("percentile", "stat", "statistic", "quantile", "aggregation", "分位", "分位数")
+_BOUND_KEYS = (
+    "within",
+    "below",
+    "under",
+    "at_most",
+    "no_more_than",
+    "target",
+    "threshold",
+    "limit",
+    "max",
+    "min",
+    "maximum",
+    "minimum",
+    "目标",
+    "上限",
+    "要求",
+)
+_SUBJECT_KEYS = ("what", "of", "name", "metric", "key", "param", "parameter", "item", "field", "指标", "名称", "参数")
+_STAT_KEYS = ("at", "pctl", "percentile", "stat", "statistic", "quantile", "aggregation", "分位", "分位数")
 _UNIT_KEYS = ("unit", "units", "单位")
 _REASONS = (
     (re.compile(r"cpu|core|socket|numa", re.I), "host processors do not enter the plan"),
@@ -70,6 +86,7 @@ def read_structured(leaves: list[Leaf], file: str, reading: Reading, context: tu
         group = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in leaf.path[:-1])
         generic = _generic_path(leaf)
         node = any(isinstance(k, int) and _is_node_list(leaf.path[:d]) for d, k in enumerate(leaf.path) if d)
+        node = node or any(isinstance(k, str) and _OF_EACH_NODE.fullmatch(_words(k)) for k in leaf.path[:-1])
         reading.candidates[before:] = [
             replace(
                 c, group=group, leaf=generic, scope="node" if node and c.path == "hardware.device_count" else c.scope
@@ -86,7 +103,13 @@ def _is_node_list(path: tuple[Key, ...]) -> bool:
     return bool(_NODE_LIST.search(name) and not _DEVICE_LIST.search(name))
 
 
-_COUNT_KEY = re.compile(r"(?:num|number|total|n)?_?(?:count|number|quantity|qty|num|size|amount|n|数量|个数)", re.I)
+# what stands under it is said of every node: {"machines": {"howMany": 2, "each": {"gpuCount": 8}}}
+_OF_EACH_NODE = re.compile(
+    r"each(?: (?:one|node|server|machine|host))?|per (?:node|server|machine|host)|每[台个]", re.I
+)
+_COUNT_KEY = re.compile(
+    r"(?:num|number|total|n|how)?_?(?:count|number|quantity|qty|num|size|amount|n|many|total|数量|个数)", re.I
+)
 
 
 _PER_NODE_KEY = re.compile(
@@ -218,6 +241,16 @@ def _spanning(first: Leaf, last: Leaf) -> str:
     return first.row[start : end + len(last.quote)] if first.line == last.line and 0 <= start < end else first.quote
 
 
+LIST_KEYS = frozenset(
+    {
+        "full_attn_idxs", "hybrid_layer_pattern", "indexer_types", "layer_types", "layers_block_type", "mlp_layer_types",
+        "mlp_multipliers", "no_rope_layers", "ssm_multipliers", "attn_layer_indices", "layer_rope_theta", "mlp_only_layers",
+        "moe_layers", "num_attention_heads_per_layer",
+    }
+)  # fmt: skip
+"""Keys of a config.json whose value is a list however short it is, not a range or a choice."""
+
+
 def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
     """A list of scalars is one statement: [128, 10240] is a range, ["fp8", "bf16"] a choice."""
     groups: dict[tuple[Key, ...], list[Leaf]] = defaultdict(list)
@@ -239,7 +272,7 @@ def _joined_lists(leaves: list[Leaf]) -> list[Leaf]:
             numbers = all(isinstance(i.value, int | float) and not isinstance(i.value, bool) for i in items)
             value: Any = items[0].value if len(items) == 1 else f"[{text}]" if numbers and len(items) == 2 else text
             per_layer = len(items) > 16 and (numbers or parent[-1] in HF_KEYS | HF_MORE)  # one entry for every layer
-            if per_layer or parent[-1] in HF_LISTS:
+            if per_layer or parent[-1] in LIST_KEYS:
                 value = [i.value for i in items]
             quote = (
                 items[-1].quote
@@ -341,7 +374,7 @@ def _words(key: Key) -> str:
 def _read_leaf(leaf: Leaf, file: str, reading: Reading, context: tuple[str, ...]) -> bool:
     names = [k for k in leaf.path if isinstance(k, str)]
     label = _words(names[-1]) if names else (context[-1] if context else "")
-    parents = " ".join(_words(k) for k in names[-3:-1])
+    parents = " ".join(_words(k) for k in names[-3:-1] if not _OF_EACH_NODE.fullmatch(_words(k)))
     if len(names) > 2 and _OTHER_PART.search(_words(names[-2])):
         parents = _words(names[-2])  # nodes[0].nics.count counts neither nodes nor devices
     if isinstance(leaf.value, list | dict):

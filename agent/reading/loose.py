@@ -9,7 +9,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent.reading.facts import Candidate, Reading
-from agent.reading.lexicon import PER_NODE, PER_USER, PORTS, SHARED_LINK, SPARSE, TERMS, compiled, search, stats_in
+from agent.reading.lexicon import (
+    ACROSS_NODES,
+    BIDIRECTIONAL,
+    INSIDE_NODES,
+    PER_NODE,
+    PER_USER,
+    PORTS,
+    RESERVED,
+    SHARED_LINK,
+    SPARSE,
+    TERMS,
+    UNIDIRECTIONAL,
+    compiled,
+    search,
+    stats_in,
+)
 
 if TYPE_CHECKING:
     from agent.reading.scene import Scene
@@ -33,6 +48,26 @@ _EVERY = re.compile(
     r"\b(?:one|a|an|a single|1) (?:request|query|call|prompt|job)s? (?:every|per|each|in)\s*(?:\x01*)\s*(?P<en>$)|每(?:隔)?(?P<zh>$)",
     re.I,
 )
+
+
+_BEGINS = re.compile(
+    r"\bbefore (?:anything|something|the (?:text|answer|reply|output|response|words?)|(?:it|they|text|words?) )|\bshows? up\b|\bappears?\b|\bsilence\b|\bdead air\b|\bblank (?:screen|page)\b|\bspinner\b"
+    r"|\bnothing (?:happens|appears|comes)\b|\bat the (?:start|beginning)\b|\bto (?:start|begin|react|respond)\b|\b(?:starts?|begins?|starting|beginning)\b|出字|没有动静|空白|开始(?:回|输|出|显)|起头",
+    re.I,
+)
+_PER_TOKEN = re.compile(r"\b(?:per|each|every|between)\b.{0,12}\b(?:token|word)|每.{0,4}(?:token|字)", re.I)
+
+
+def _seconds(scene: Scene, q: Any) -> list[Candidate]:
+    """ "8 s before anything shows up", "6 seconds of silence at the start": the wait for the first token."""
+    rate = _one_every(scene, q)
+    value = q.high or q.value
+    words = _clause_of(scene, q)
+    if rate or not 0.02 <= value <= 120 or not _BEGINS.search(words) or _PER_TOKEN.search(words):
+        return rate
+    stats = stats_in(scene.text[scene.label_end :])
+    stat = stats[0][1] if len({s for _, s in stats}) == 1 else "limit"
+    return [scene.candidate(f"requirements.ttft_s.{stat}", value, q.start, q.end)]
 
 
 def _one_every(scene: Scene, q: Any) -> list[Candidate]:
@@ -67,23 +102,77 @@ def _loose_bytes(scene: Scene, q: Any) -> list[Candidate]:
     """Memory of a device: beside its name, or "each", or beside its form factor; never that of a host."""
     if _HOST.search(_near(scene, q, 16, 18)) or not 1e9 <= q.value <= 2e12:
         return []
+    if reserved(scene, q):
+        return [scene.candidate("done.reserved_bytes", float(f"{q.value:.12g}"), q.start, q.end)]
     devices = [n for n in scene.names if n.kind == "device"]
     beside = any(
-        -3 <= q.start - n.end <= 4 or 0 <= n.start - q.end <= 3 or _ASIDE.fullmatch(scene.masked[n.end : q.start])
+        -3 <= q.start - n.end <= 4
+        or 0 <= n.start - q.end <= 3
+        or _ASIDE.fullmatch(scene.masked[n.end : q.start])
+        or re.fullmatch(r"-\x01+-", scene.masked[n.end : q.start])  # A800-SXM4-80G
         for n in devices
     )
     about = devices or compiled(_DEVICES.words).search(scene.masked)
     each = about and (_OF_EACH.match(scene.masked, q.end) or _EACH_HAS.search(scene.masked[: q.start]))
     pronoun = (about and _OF_THAT_KIND.match(scene.text, q.end)) or re.match(r"\s*ones\b", scene.text[q.end :], re.I)
     form = re.search(r"(?:sxm\d?|pci-?e|oam|nvl\d*|hbm\w*)[\s,，/]*$", scene.text[: q.start], re.I)
-    if not (beside or each or form or pronoun):
+    if not (beside or each or form or pronoun or _behind_a_count(scene, q)):
         return []
     return [scene.candidate("hardware.memory_bytes", float(f"{q.value:.12g}"), q.start, q.end)]
 
 
+_COUNTS = ("hardware.device_count", "hardware.devices_per_node")
+_AND_THEN = re.compile(
+    r"\s*(?:x|×|[张块片颗])?\s*(?:gpus?|cards?|npus?|卡|\x01+)?\s*(?:(?:in )?each|apiece)?\s*[,，/]?\s*", re.I
+)
+
+
+def _behind_a_count(scene: Scene, q: Any) -> bool:
+    """ "4 cards, 48 GB", "单机 8 卡 64GB": the size right behind a number of devices is that of each."""
+    counts = [p.quantity for p in scene.pairs if p.spot.term.path in _COUNTS and p.quantity.end <= q.start]
+    return bool(counts) and q.value <= 3e11 and _AND_THEN.fullmatch(scene.masked[counts[-1].end : q.start]) is not None
+
+
+def reserved(scene: Scene, q: Any) -> bool:
+    """Whether an amount of memory is what must stay free, or is another program's, in each device."""
+    own = _clause_of(scene, q)
+    label = scene.text[: scene.label_end] if scene.label_end <= q.start else ""
+    return bool(search(RESERVED).search(own + " " + label))
+
+
+_CUT = re.compile(r"[,，;；。()（）\n]|\.(?=\s)|\band\b|\bplus\b")
+
+
+def _clause_of(scene: Scene, q: Any) -> str:
+    return _CUT.split(scene.text[: q.start])[-1] + " \x00 " + _CUT.split(scene.text[q.end :])[0]
+
+
+def _link_of(scene: Scene, q: Any) -> str:
+    """The kind of link that the words of the clause place: the nearest phrase counts; empty where there is none."""
+    clause = _clause_of(scene, q)
+    middle = clause.index("\x00")
+    places = (("hardware.inter_node_bandwidth", ACROSS_NODES), ("hardware.intra_node_bandwidth", INSIDE_NODES))
+    found = [
+        (min(abs(m.start() - middle), abs(m.end() - middle)), path)
+        for path, w in places
+        for m in search(w).finditer(clause)
+    ]
+    return min(found)[1] if found else ""
+
+
 def _loose_bandwidth(scene: Scene, q: Any) -> list[Candidate]:
-    """Of the memory if one is named before it; of the network if it is an Ethernet speed or a cable between machines."""
+    """Of the link whose place its clause names; else of the memory if one is named before it; else of the network if it is
+    an Ethernet speed or a cable between machines."""
     value = float(f"{q.value:.12g}")
+    if path := _link_of(scene, q):
+        clause = _clause_of(scene, q)
+        tags = tuple(t for t, w in (("both", BIDIRECTIONAL), ("one", UNIDIRECTIONAL)) if search(w).search(clause))
+        each = q.per == "device" or re.search(
+            r"\beach\b|apiece|每卡|per (?:chip|card|gpu|npu|device|accelerator)", clause, re.I
+        )
+        shared = q.per == "node" or (not each and search(PER_NODE).search(clause) and path.startswith("hardware.inter"))
+        scope = "device" if each else "node" if shared else ""
+        return [replace(scene.candidate(path, value, q.start, q.end, tags=tags), scope=scope, factor=q.factor)]
     if re.search(r"hbm|vram|显存|memory", scene.text[: q.start], re.I):
         return [scene.candidate("hardware.memory_bandwidth", value, q.start, q.end)]
     if re.match(r"\w*bE\b", q.unit) or re.search(
@@ -107,10 +196,18 @@ _REACHED = re.compile(
 )
 
 
+_REUSED = re.compile(
+    r"\bcach(?:ed|e)\b|\bprefix|\bre-?us(?:ed|able)\b|\b(?:shared|common|identical|the same) (?:between|across|by|with|among|to|in|for)\b|\bhits?\b|命中|复用|重复|前缀",
+    re.I,
+)
+
+
 def _loose_fraction(scene: Scene, q: Any) -> list[Candidate]:
     if not 0 < q.value < 1:
         return []
     value = float(f"{q.value:.10g}")
+    if _REUSED.search(_clause_of(scene, q)):
+        return [scene.candidate("workload.prefix_hit_rate", value, q.start, q.end)]
     above = re.search(
         r"(?:above|over|more (?:\w+ )?than|beyond|off|from|of) (?:the |its )?(?:average|mean)|(?:超过|高于|高出|偏离).{0,6}(?:平均|均值)|平均(?:值|水平)?.{0,4}(?:高|多|以内)",
         scene.text,
@@ -138,11 +235,26 @@ def _loose_count(scene: Scene, q: Any) -> list[Candidate]:
         and re.match(r"\s*(?:倍|times\b|x\b|×|-?\s?fold\b)", scene.masked[q.end :], re.I)
     ):
         return [scene.candidate("workload.peak_factor", q.value, q.start, q.end)]
+    if _OF_WHICH.search(scene.masked[: q.start]) and _for_a_token(scene, q):
+        return [scene.candidate("model.num_experts_per_tok", int(q.value), q.start, q.end)]
     if path := _typical(scene, q):
         return [scene.candidate(path, int(q.value), q.start, q.end)]
     if re.search(r"[bB]$", q.text) and q.value >= 1e8 and scene.statement.kind != "leaf":
         return [scene.candidate("model.declared_parameters", q.value, q.start, q.end)]
     return []
+
+
+_OF_WHICH = re.compile(r"(?:\bof (?:which|these|those|them)|其中)\s*$", re.I)
+_FOR_A_TOKEN = re.compile(
+    r"\s*(?:个)?(?:[a-z]+\s+){0,3}?(?:fires?\b|active\b|activated|selected|chosen|routed|used|per token|each token|被?激活|被选)",
+    re.I,
+)
+
+
+def _for_a_token(scene: Scene, q: Any) -> bool:
+    """ "96 routed experts of which 6 fire per token"."""
+    experts = any(p.spot.term.path == "model.num_experts" and p.quantity.end <= q.start for p in scene.pairs)
+    return experts and _FOR_A_TOKEN.match(scene.text, q.end) is not None
 
 
 _TYPICALLY = re.compile(
@@ -238,7 +350,7 @@ _LOOSE = {
     "bytes/s": _loose_bandwidth,
     "fraction": _loose_fraction,
     "count": _loose_count,
-    "s": _one_every,
+    "s": _seconds,
     "flop/s": _loose_flops,
     "requests/s": _loose_requests,
     "tokens/s": _loose_rate,

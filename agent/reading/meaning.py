@@ -50,15 +50,27 @@ def candidates_of(scene: Scene, p: Pair) -> list[Candidate]:
     if path == "workload.concurrency" and p.spot.term.side == "noun" and not _AT_ONCE.search(_own_clause(scene, q)):
         base = replace(base, tags=("headcount",))
     if path == "model.num_experts" and _CHOOSES.search(scene.masked[: q.start]):
-        return [replace(base, path="model.num_experts_per_tok")]
+        shared = re.match(r"\s*(?:are |is )?(?:always|shared|common)", scene.text[q.end :], re.I)
+        return [replace(base, path=f"model.{'n_shared_experts' if shared else 'num_experts_per_tok'}")]
     if path == "model.num_hidden_layers" and _FIRST_OF_THEM.search(scene.masked[: q.start]):
         dense = re.search(r"稠密|dense", words_after(scene, q, 30), re.I)
         return [replace(base, path="model.first_k_dense_replace")] if dense else []
-    if path == "model.declared_parameters" and value < 1e6:
+    if path == "model.declared_parameters" and (value < 1e6 or (p.spot.term.side == "post" and q.value < 1e6)):
+        return []  # "two models" are no parameters
+    if (
+        path == "model.num_hidden_layers"
+        and scene.text[p.spot.start : p.spot.end] in "Ll"
+        and not _among_dims(scene, p)
+    ):
         return []
     if high is not None and not path.startswith("ignore"):
         base = replace(base, value=tidy(path, high), doubt=f"{base.stated_as} is a range; planned for its upper end")
     return [base]
+
+
+def _among_dims(scene: Scene, p: Pair) -> bool:
+    """ "L=60, d_model=6144": a letter counts layers where other dims of a model stand beside it."""
+    return any(o is not p and o.spot.term.path.startswith("model.") for o in scene.pairs)
 
 
 _AT_ONCE = re.compile(
@@ -82,7 +94,7 @@ _FIRST_OF_THEM = re.compile(
     r"(?:前|首|最初|最后|末|后|\bfirst|\bleading|\blast|\bfinal|\bother|\bremaining|其余)\s*$", re.I
 )
 _CHOOSES = re.compile(
-    r"(?:激活|选择|路由到|选取?|activat\w+|select\w*|rout\w+ to|choos\w+|pick\w*|top)[\s\-]*(?:其中|的|the|only|about)?\s*$",
+    r"(?:激活|选择|路由到|选取?|activat\w+|select\w*|rout\w+ to|choos\w+|pick\w*|top|of (?:which|these|those))[\s\-]*(?:其中|的|the|only|about)?\s*$",
     re.I,
 )
 
@@ -96,6 +108,9 @@ def _stat(scene: Scene, p: Pair) -> str:
     if len(siblings) > 1 and len(listed) == len(siblings):
         return listed[siblings.index(p)]
     start = max((o.end for o in scene.quantities if o.end <= q.start), default=0)
+    earlier = [o for o in scene.pairs if o.quantity.end == start and o.spot.start >= start]
+    if earlier and (behind_it := _end_of_own_stat(scene, earlier[-1])):
+        start = behind_it  # "5 s to first token at the median, and 25 ms": said of the amount before
     before = stats_in(scene.text[start : q.start])
     if before and not (start and _ASIDE_BEGINS.fullmatch(scene.text[start : start + before[-1][0]])):
         between = scene.masked[start + before[-1][0] : q.start]
@@ -109,10 +124,12 @@ def _stat(scene: Scene, p: Pair) -> str:
         if not others or len(between) < 12:
             return before[-1][1]
     after = re.match(
-        r"\s*(?:以内|之内|以下|左右|之下|or (?:less|better|faster)|at most|max(?:imum)?)?\s*[,，]?\s*[(（@]?\s*(?:at |for |on |in |\()?(?:the |an? )?",
+        r"\s*(?:以内|之内|以下|左右|之下|or (?:less|better|faster)|at most|max(?:imum)?)?\s*[,，]?\s*[(（@]?\s*(?:also |again |too,? )?(?:at |for |on |in |\()?(?:the |an? )?",
         scene.text[q.end :],
         re.I,
     )
+    if behind := _stat_behind_term(scene, p):
+        return behind
     tail = scene.text[q.end + (after.end() if after else 0) : q.end + 30]
     follow = stats_in(tail)
     if (
@@ -131,6 +148,8 @@ def _stat(scene: Scene, p: Pair) -> str:
     own = stats_in(label)
     if len(own) == 1 and not any(compiled(t.words).search(label) for t in _LATENCIES):
         return own[0][1]  # "SLO p95: TTFT 1200ms; TPOT 60ms"
+    if len(own) == 0 and (bracket := re.search(r"[(（]\s*(50|9[059])\s*%\s*[)）]", label)):
+        return f"p{bracket[1]}"  # "first token (95 %)"
     if leading := _LEADING_STAT.match(scene.text, scene.label_end):
         return stats_in(leading.group())[0][1]
     if scene.statement.kind == "prose" and scene.statement.context:
@@ -140,6 +159,32 @@ def _stat(scene: Scene, p: Pair) -> str:
         return "limit"
     context = stats_in(" ".join(scene.statement.context[-2:]))
     return context[-1][1] if context else "limit"
+
+
+_STAT_JOINT = re.compile(
+    r"\s*(?:(?:is|are) (?:ok|okay|fine|acceptable|enough|good)\b)?\s*[(（]?\s*(?:at|for|in|on)?\s*(?:the |an? |its )?\s*",
+    re.I,
+)
+
+
+def _end_of_own_stat(scene: Scene, p: Pair) -> int:
+    """Where the statistic ends that stands right behind the word of `p`, itself behind its amount; 0 where there is none."""
+    if p.spot.start < p.quantity.end or not p.spot.term.path.startswith("requirements."):
+        return 0
+    joint = _STAT_JOINT.match(scene.text, p.spot.end)
+    start = joint.end() if joint else p.spot.end
+    found = stats_in(scene.text[start : start + 24])
+    if not found or found[0][0] > 0:
+        return 0
+    end = re.match(r"[\w%\- ]*?\w(?=\s*(?:[,，.;；)）]|and\b|$))", scene.text[start:])
+    return start + (end.end() if end else 3)
+
+
+def _stat_behind_term(scene: Scene, p: Pair) -> str:
+    """ "5 s to first token at the median"."""
+    end = _end_of_own_stat(scene, p)
+    found = stats_in(scene.text[p.spot.end : end]) if end else []
+    return found[0][1] if found else ""
 
 
 # "3s 以内（p90），吐字 …": the bracket right behind an amount belongs to it
@@ -157,7 +202,7 @@ _LATENCIES = tuple(
 )
 # "99% of requests: TTFT < 4 s and TPOT < 30 ms": said once, before all bounds
 _LEADING_STAT = re.compile(
-    rf"\s*(?:the |at |for |in )*(?:{_ANY_STAT})(?:\s*(?:of|的)?\s*(?:all |the )*(?:requests?|queries|users|cases|请求|用户)?)?\s*(?:slo|target)?\s*[:：]",
+    rf"\s*(?:the |at |for |in )*(?:{_ANY_STAT})(?:\s*(?:of|的)?\s*(?:all |the |our )*(?:[a-z]+|请求|用户))?\s*(?:slo|target)?\s*(?:[:：]|\b(?:must|should|has to|have to|needs? to|shall|will|get|see)\b)",
     re.I,
 )
 
@@ -224,16 +269,25 @@ def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[
         return [replace(base, path=path if bound == "mean" else f"{path}_{bound}")]
     lowest, highest = (bool(search(w).search(near + " " + label)) for w in (MINIMUM, MAXIMUM))
     kind = path.removeprefix("workload.")
+    if path == "workload.max_context" and _OF_CONTEXT.match(scene.masked, q.end) and not highest:
+        path, kind = "workload.isl", "isl"  # "650 tokens of context" are sent, not a window
+        base = replace(base, path=path)
     if path == "workload.max_context":
         value = _window(q, high if high is not None else base.value)
         own_min = search(MINIMUM).search(near + label) and not search(r"max|最[长大]").search(near + label)
         return [replace(base, path="workload.min_context" if own_min else path, value=value)]
+    if high is not None and kind in ("isl", "osl") and search(MEAN).search(near) and not search(MAXIMUM).search(near):
+        doubt = f"{base.stated_as} is a range of the mean; planned for its upper end"
+        return [replace(base, value=tidy(path, high), doubt=doubt)]
     if high is not None:
         stem = "seq_len" if kind == "seq_len" else kind
-        return [
+        bounds = [
             replace(base, path=f"workload.{stem}_min"),
             replace(base, path=f"workload.{stem}_max", value=tidy(path, high)),
         ]
+        even = kind in ("isl", "osl") and re.search(r"uniform|evenly|均匀", near + words_after(scene, q), re.I)
+        middle = replace(base, value=round((base.value + high) / 2), origin="derived", doubt="")
+        return [*bounds, middle] if even else bounds
     if kind == "seq_len":
         return [replace(base, path=f"workload.seq_len_{'min' if lowest and not highest else 'max'}")]
     own = CLAUSE.split(region(scene, q))[-1]
@@ -248,6 +302,7 @@ def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[
     return [replace(base, path=f"{path}_max")] if highest else [base]
 
 
+_OF_CONTEXT = re.compile(r"\s*(?:tokens?|toks?)\s+of\s+(?:\w+\s+)?context\b", re.I)
 _JOINED_LENGTHS = re.compile(r"\s*(?:tokens?|toks?)?\s*(?:in|input|输入)?\s*(?:tokens?)?\s*(?:and|/|和|与|及)\s*", re.I)
 
 

@@ -44,6 +44,8 @@ def _of_the_next(between: str, p: Pair) -> str:
 
 def of_hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[Candidate]:
     path, q = p.spot.term.path, p.quantity
+    if path in ("hardware.intra_node_bandwidth", "hardware.pcie_bandwidth") and re.match(r"[GT]b?E\b", q.unit):
+        path, base = "hardware.inter_node_bandwidth", replace(base, path="hardware.inter_node_bandwidth")
     if path in ("hardware.device_count", "hardware.num_groups", "hardware.num_nodes", "hardware.devices_per_node"):
         return _count(scene, p, base, high)
     before = region(scene, q)
@@ -70,6 +72,8 @@ def of_hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> l
     if path == "hardware.memory_bandwidth":
         return [replace(base, path=_bandwidth_of(scene, p))]
     if path == "hardware.memory_bytes":
+        if loose.reserved(scene, q):
+            return [replace(base, path="done.reserved_bytes")]
         near = CLAUSE.split(region(scene, q))[-1] + scene.masked[: scene.label_end] + words_after(scene, q, 12)
         if re.search(
             r"\btotal\b(?! memory per)|aggregate|合计|总(?:显存|共)|overall|combined", near, re.I
@@ -130,8 +134,10 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     doubt = base.doubt if high is None else f"{base.stated_as} is a range; planned for its upper end"
     base = replace(base, value=value, doubt=doubt)
     if not isinstance(value, int):
-        return [replace(base, doubt=f"{base.stated_as} is no whole number")]
-    if loose.not_working(scene, q) or _is_network_card(scene, q):
+        # "19.60 an hour each" counts nothing; "2.5 nodes" is said to be none
+        beside = p.spot.start >= q.end and p.spot.start - q.end <= 2 and p.spot.term.side != "post"
+        return [replace(base, doubt=f"{base.stated_as} is no whole number")] if beside else []
+    if loose.not_working(scene, q) or _is_network_card(scene, q) or _DISKS.match(scene.text, q.end):
         return []
     named = next((n for n in scene.names if n.kind == "device" and n.start >= q.end and n.start - q.end < 14), None)
     system = named is not None and re.search(r"dgx|hgx", named.text, re.I)
@@ -182,7 +188,8 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     )
     times = re.search(r"(?:(?:nodes?|servers?|台|节点|服务器)\s*[x×*]|台)\s*$", before, re.I)
     single = search(r"单机|单节点|一台|single[- ](?:node|server|machine)|^box\b").search(scene.text[: q.start])
-    scope = "node" if (search(PER_NODE).search(before) or owner or each or times or extra or single) else ""
+    aside = _ASIDE_OF_NODES.search(scene.masked[: q.start])
+    scope = "node" if (search(PER_NODE).search(before) or owner or each or times or extra or single or aside) else ""
     total = search(r"total|in all|altogether|across|共|合计|总").search(scene.masked[max(0, q.start - 14) : q.end + 24])
     tags = (
         (f"id={named.value}",)
@@ -190,6 +197,16 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         else tuple(f"id={n.value}" for n in scene.names if n.kind == "device" and n.start == p.spot.start)
     )
     return [replace(base, scope=scope or ("group" if of_group else "total" if total else ""), tags=tags[:1]), *extra]
+
+
+# "4 块 7.68TB NVMe": disks
+_DISKS = re.compile(
+    r"\s*(?:[张块片颗个]|x|×)?\s*[\d.]+ ?[TG]i?B?\s*(?:[\w.]+ )?(?:nvme|ssd|hdd|disk|drive|硬盘|固态|盘)", re.I
+)
+# "two servers (8 cards, 80G)": what stands in brackets behind them is in each
+_ASIDE_OF_NODES = re.compile(
+    r"(?:nodes|servers|machines|hosts|boxes|台|服务器|节点|机器|\d\s*机)\s*[(（][^()（）]*$", re.I
+)
 
 
 def _in_groups(before: str) -> bool:

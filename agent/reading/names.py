@@ -82,7 +82,7 @@ _REPLICAS_AFTER = re.compile(
 _JOIN = re.compile(r"\s*(?:[,+x×*&/·、\-]|and|with|加|和|且)?\s*", re.I)
 _SMALL = {"two": 2, "three": 3, "four": 4, "eight": 8, "两": 2, "三": 3, "四": 4}
 _FORM_FACTOR = re.compile(
-    r"(?:\s*[(（]\s*\d+\s*G(?:i?B)?\s*[,，/]\s*|[\s-]*\d+\s*G(?:i?B)?[\s(（-]*|[\s(（-]*)(?P<form>pci-?e|sxm\d?|nvl\d*|oam)(?![A-Za-z0-9/]|[ -]*(?:only|switch|bandwidth|\d))",
+    r"(?:\s*[(（]\s*\d+\s*G(?:i?B)?\s*[,，/]\s*|[\s-]*\d+\s*G(?:i?B)?[\s(（-]*|[\s(（-]*)(?P<form>pci-?e|sxm\d?|nvl\d*|oam)(?![A-Za-z0-9/]|[ -]*(?:only|switch|bandwidth|\d(?!\d{1,2} ?G)))",
     re.I,
 )
 _BARE_CARD = re.compile(

@@ -20,12 +20,12 @@ from agent.reading.lexicon import (
     search,
 )
 from agent.reading.meaning import candidates_of
-from agent.reading.names import find_names, mask
+from agent.reading.names import Name, find_names, mask
 from agent.reading.orders import commands, order_in
 from agent.reading.scene import OSL, Scene
 from agent.reading.segments import Statement
 from agent.reading.typos import corrected
-from tools.units import Quantity, fold_width
+from tools.units import Quantity, find_quantities, fold_width
 
 BESIDE_AN_ORDER = 8
 """What a fact on the line of an order to the reader loses of its weight."""
@@ -38,13 +38,18 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
     if order_in(text) or (commands(text) and (tainted or _goes_on(statement, reading))):
         return _flag_order(statement, text, reading)
     why = next((why for words, why in IRRELEVANT if search(words).search(text)), None)
-    if why and statement.kind != "leaf" and not (search(PLANNED).search(text) and re.search(r"\d", text)):
+    if (
+        why
+        and statement.kind != "leaf"
+        and not (re.search(r"\d", text) and (search(PLANNED).search(text) or _OURS.search(text)))
+    ):
         reading.ignore(_short(statement.text), why)
         reading.candidates += sentence.subject_of_an_aside(_scene(statement, text))
         return True
     before = len(reading.candidates) + len(reading.flags) + len(reading.unknown)
     first = len(reading.candidates)
     scene = _scene(statement, text)
+    reading.numbers += _numbers(scene)
     reading.candidates += [c for p in scene.pairs for c in candidates_of(scene, p)]
     if any(loose.not_working(scene, p.quantity) for p in scene.pairs if p.spot.term.path.startswith("hardware.")):
         reading.flag(
@@ -63,6 +68,28 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
         reading.ignore(_short(statement.text), "a question to the planner: the plan is its answer")
         return True
     return said
+
+
+# "shared with another team, so assume half of it": what is left is said too
+_OURS = re.compile(
+    r"\bassum(?:e|ing)\b|\b(?:leav(?:es|ing)|left for) us\b|\bwe (?:get|may use|can use|can have|have)\b|\bour (?:share|half|part|portion)\b"
+    r"|[归给]我们|我们(?:能|可以?)用|留给我们|按.{0,12}(?:算|计)",
+    re.I,
+)
+
+
+def _numbers(scene: Scene) -> list[tuple[str, int, str, str]]:
+    """What must turn up as a fact or be said to be left out. A key's number is accounted for by its key."""
+    if scene.statement.kind == "leaf":
+        return []
+    out = []
+    for q in scene.seen:
+        numbering = q.start == scene.shift and re.match(r"\d+(?:\.\d+)+\s", scene.text[q.start :])
+        if q.start >= scene.shift and not numbering and (q.value != 1 or re.search(r"\d", q.text)):
+            line, _ = scene.statement.at(q.start - scene.shift)
+            words = " ".join(scene.text[max(scene.shift, q.start - 24) : q.end + 24].split())
+            out.append((scene.statement.file, line, q.text.strip(), words))
+    return out
 
 
 def _goes_on(statement: Statement, reading: Reading) -> bool:
@@ -96,12 +123,11 @@ def _scene(statement: Statement, text: str) -> Scene:
     masked = mask(full, names)
     numbered = (_HEADING_NUMBER if statement.kind == "heading" else _NUMBERING).match(masked, len(lead))
     numbered = None if statement.kind == "leaf" else numbered
+    seen = tuple(q for q in amounts(masked) if not (numbered and q.start < numbered.end()))
     quantities = [
-        q
-        for q in amounts(masked)
-        if not (q.dimension == "count" and (_is_money(masked, q) or _is_difference(masked, q)))
-        and not (numbered and q.start < numbered.end())
+        q for q in seen if not (q.dimension == "count" and (_is_money(masked, q) or _is_difference(masked, q)))
     ]
+    quantities = _peaks_of_other_dtypes(masked, quantities, names)
     if statement.kind != "prose":
         quantities = [q for q in quantities if q.start >= label_end] if label_end else quantities
     if label_end:
@@ -110,14 +136,41 @@ def _scene(statement: Statement, text: str) -> Scene:
     spots = [s for s in spots if s.start >= len(lead) or statement.kind == "leaf" or s.end <= label_end]
     if statement.kind == "leaf":
         spots = _leaf_spots(spots, label_end, len(lead), statement)
+        if _LENGTH_KEY.search(full[len(lead) : label_end]):  # {"traffic": {"prompt": {"avg_tok": 1700}}} is no rate
+            spots = [s for s in spots if s.start >= label_end or s.term.dimension not in _RATES]
     quantities = [q for q in quantities if not _GIVEN_IN_TOKENS.match(masked, q.end) and not _rate_in_words(masked, q)]
     named = any(s.end <= label_end and s.term.dimension == "count" for s in spots)
     lengths = _slashed_lengths(masked, quantities, label_end, named) or _in_and_out(masked, quantities)
     taken = {id(p.quantity) for p in lengths}
     pairs = lengths + pair(masked, spots, [q for q in quantities if id(q) not in taken], label_end)
-    return Scene(statement, full, masked, label_end, len(lead), names, quantities, pairs)
+    return Scene(statement, full, masked, label_end, len(lead), names, quantities, pairs, seen)
 
 
+def _peaks_of_other_dtypes(masked: str, quantities: list[Quantity], names: list[Name]) -> list[Quantity]:
+    """ "620 TFLOPS bf16 (1240 fp8)": the second is in the unit of the first."""
+    out: list[Quantity] = []
+    for q in quantities:
+        last = out[-1] if out else None
+        dtype = any(n.kind == "dtype" and 0 <= n.start - q.end <= 2 for n in names)
+        if (
+            last
+            and dtype
+            and last.dimension == "flop/s"
+            and q.dimension == "count"
+            and _SAME_UNIT.fullmatch(masked[last.end : q.start])
+        ):
+            unit = find_quantities(f"1 {last.unit}")
+            q = (
+                replace(q, dimension="flop/s", value=q.value * unit[0].value, unit=last.unit, integral=False)
+                if unit
+                else q
+            )
+        out.append(q)
+    return out
+
+
+_LENGTH_KEY = re.compile(r"\btok(?:en)?s?\b(?!.*\b(?:per|s|sec|second|min|minute|rate|speed|ps)\b)", re.I)
+_RATES = ("requests/s", "tokens/s")
 _BOTH_IN_K = re.compile(r"[\d.]+ ?[kK]/[\d.]+ ?[kK]")  # "8k/1k"
 _ISL = next(t for t in TERMS if t.path == "workload.isl" and not t.needs)
 _IN, _OUT = (
@@ -180,6 +233,10 @@ def _rate_in_words(masked: str, q: Quantity) -> bool:
     )
 
 
+_LENGTHS = re.compile(
+    r".*?(?:^|\W)(?:tokens?|lengths?|sizes?|token (?:counts?|lengths?)|shapes?|长度|token数?)\W*", re.I
+)
+_SAME_UNIT = re.compile(r"[\s\x01]*[(（,，/]\s*")
 _IN_SLASH_OUT = re.compile(rf"{_IN}\s*/\s*{_OUT}\W*$", re.I)
 # a part of an enumeration that is nothing but "4096/512"
 _OWN_PART = re.compile(r"[;；|,，]|\s[—–-]\s")
@@ -195,9 +252,17 @@ def _slashed_lengths(masked: str, quantities: list[Quantity], label_end: int, na
             continue
         label = masked[:label_end] if label_end <= a.start else ""
         tail = masked[b.end : b.end + 24]
-        own = _OWN_PART.split(masked[: a.start])[-1] if label_end <= a.start else ""
+        own = (
+            _OWN_PART.split(masked[label_end if _LENGTHS.fullmatch(masked[:label_end]) else 0 : a.start])[-1]
+            if label_end <= a.start
+            else ""
+        )
+        label = "" if _LENGTHS.fullmatch(label) else label
         alone = a.value >= 32 and b.value >= 32 and not own.strip() and _ALONE_AFTER.match(masked, b.end)
-        if alone and not label:
+        parted = label and _OWN_PART.search(
+            masked, label_end, a.start
+        )  # "New: 4 cards, 2k/500, …": the label is of the whole
+        if alone and (not label or parted):
             pairs += [Pair(Spot(t, q.start, q.start), q, 100.0) for t, q in zip((_ISL, OSL), (a, b), strict=True)]
             continue
         named = (

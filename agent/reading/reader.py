@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.reading import asides
 from agent.reading.budget import READ_CHARS, within_budget
 from agent.reading.facts import Candidate, Reading
 from agent.reading.keys import read_structured
@@ -62,10 +63,15 @@ def _read_text(file: InputFile, reading: Reading) -> None:
     statements, fences = segment(file.text, file.path)
     reading.order_lines[file.path] = lines_with_order(file.text)
     sections: dict[tuple[str, ...], list[tuple[Statement, bool]]] = defaultdict(list)
-    for statement in statements:
+    watched: dict[int, list[Candidate]] = {}
+    for k, statement in enumerate(statements):
+        before = {id(c) for c in reading.candidates} if asides.may_be_taken_back(statement) else None
         said = _read_statement(statement, reading)
+        if before is not None:
+            watched[k] = [c for c in reading.candidates if id(c) not in before]
         section = (*statement.context, statement.text) if statement.kind == "heading" else statement.context
         sections[section].append((statement, said))
+    asides.take_back(statements, watched, reading)
     for fence in fences:
         _read_fence(fence, file, reading)
     _flag_torn_orders(file, reading)

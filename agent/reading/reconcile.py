@@ -6,16 +6,25 @@ otherwise the later statement.
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from dataclasses import replace
 
 from agent.reading import demand
 from agent.reading.draft import LISTS, Draft, distinct, same, settle, take, where
+from agent.reading.economics import settle_peak
 from agent.reading.facts import Reading
 from agent.reading.hardware_check import check_hardware, settle_links
 from agent.reading.loose import UNSCOPED
 from agent.reading.missing import find_missing
 from agent.reading.model_check import check_model
-from agent.reading.settle_hardware import settle_counts, settle_device, settle_packages, settle_prices
+from agent.reading.settle_hardware import (
+    settle_counts,
+    settle_device,
+    settle_packages,
+    settle_prices,
+    settle_reserve,
+)
 from agent.reading.settle_model import (
     settle_dtypes,
     settle_engines,
@@ -24,6 +33,7 @@ from agent.reading.settle_model import (
     settle_strategies,
 )
 from tools.spec.conditions import Conditions
+from tools.units import fold_width
 
 
 def reconcile(reading: Reading) -> Conditions:
@@ -34,11 +44,13 @@ def reconcile(reading: Reading) -> Conditions:
         draft.by_path[candidate.path].append(candidate)
     _outranked(draft)
     _heads(draft)
+    _mean_and_peak(draft)
     _unscoped_rates(draft)
     _ignored_paths(draft)
     device = settle_device(draft)
     settle_packages(draft, device)
     settle_counts(draft)
+    settle_reserve(draft, device)
     settle_prices(draft, device)
     settle_links(draft, device)
     settle_dtypes(draft)
@@ -55,6 +67,7 @@ def reconcile(reading: Reading) -> Conditions:
     _impossible(draft)
     _doubts(draft)
     _account(draft)
+    _lost_numbers(draft)
     missing = find_missing(draft, device)
     return Conditions(
         facts=tuple(draft.facts.values()),
@@ -99,6 +112,17 @@ def _heads(draft: Draft) -> None:
             draft.reading.ignore(
                 f"{c.stated_as} ({where(c)})", f"how many there are; {at_once[0].stated_as} are served at once"
             )
+
+
+def _mean_and_peak(draft: Draft) -> None:
+    """The peak that is stated beside a mean becomes its factor; a factor in words wins over none."""
+    path = "workload.request_rate"
+    rates, factor = settle_peak([c for c in draft.by_path.get(path, []) if isinstance(c.value, int | float)])
+    if factor is None:
+        return
+    draft.by_path[path] = rates
+    if not draft.by_path.get(factor.path):
+        draft.by_path[factor.path] = [factor]
 
 
 READING_SPEED = 10.0
@@ -227,6 +251,24 @@ def _account(draft: Draft) -> None:
                 else f"{c.path} is settled by a more specific statement"
             )
             draft.reading.ignore(c.leaf, why)
+
+
+def _lost_numbers(draft: Draft) -> None:
+    """A number beside facts that is none itself is said to be left out, so that none is lost in silence."""
+    said: dict[tuple[str, int], str] = defaultdict(str)
+    for c in draft.reading.candidates:
+        if c.path in draft.facts or c.path.startswith(("hardware.", "ignore.")):
+            said[c.file, c.line] += f" {fold_width(c.stated_as)}"
+    for fact in draft.facts.values():
+        if fact.evidence is not None:
+            said[fact.evidence.file, fact.evidence.line] += f" {fold_width(fact.stated_as)}"
+    told = fold_width(" ".join([*(c.why for c in draft.conflicts), *(f.message for f in draft.reading.flags)]))
+    ignored = fold_width(" ".join(f"{i.section} {i.why}" for i in draft.reading.ignored))
+    for file, line, number, words in draft.reading.numbers:
+        figure = re.search(r"\d[\d,.]*\d|\d", number)
+        key = re.escape(figure.group() if figure else fold_width(number))
+        if not any(re.search(rf"(?<![\d.]){key}(?!\d|,\d)", text) for text in (said[file, line], told, ignored)):
+            draft.reading.ignore(f"{number} (line {line}: {words})", "a number that states nothing the plan depends on")
 
 
 def _doubts(draft: Draft) -> None:

@@ -34,6 +34,8 @@ class Scene:
     names: list[Name]
     quantities: list[Quantity]
     pairs: list[Pair]
+    seen: tuple[Quantity, ...] = ()
+    """Every amount of the text, those too that are not read (money, a length given twice)."""
 
     def candidate(self, path: str, value: Any, start: int, end: int, **more: Any) -> Candidate:
         line, quote = self.statement.at(max(0, start - self.shift))

@@ -6,16 +6,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from agent.reading.dialogue import conversation
 from agent.reading.forms import answered, answered_below, is_empty_box, is_ticked_box, ticked
+from agent.reading.lexicon import STATS
 from agent.reading.listings import device_listing, engine_command
 from agent.reading.tables import (
     cells_of,
     html_table,
     machines,
     markdown_table,
+    parallel,
     separated_table,
     strip_marks,
 )
+from tools.units import find_quantities
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,38 @@ def segment(text: str, file: str) -> tuple[list[Statement], list[Fence]]:
     scanner = _Scanner(file, text.split("\n"))
     scanner.run()
     depths = scanner.depths
-    return [
-        replace(s, quoted=depths[s.line - 1]) if depths[s.line - 1] else s for s in scanner.statements
-    ], scanner.fences
+    quoted = [replace(s, quoted=depths[s.line - 1]) if depths[s.line - 1] else s for s in scanner.statements]
+    notes = _footnotes(scanner.lines)
+    return [_with_notes(s, notes) for s in quoted] if notes else quoted, scanner.fences
+
+
+_MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
+_NOTE = re.compile(rf"^\s*(?P<mark>[{_MARKS}])\s*(?P<note>\S.{{0,160}})$")
+
+
+def _footnotes(lines: list[str]) -> dict[str, str]:
+    """Mark → what its note says of the place that it marks; a note with an amount of its own is a statement itself."""
+    found = {m["mark"]: m["note"].strip() for line in lines if (m := _NOTE.match(line))}
+    return {mark: "" if find_quantities(mask_percentiles(note)) else note for mark, note in found.items()}
+
+
+def _with_notes(statement: Statement, notes: dict[str, str]) -> Statement:
+    """ "40 ms⁴" with "⁴ at p99" below is "40 ms (at p99)"."""
+    if statement.lines[1:] or not any(mark in statement.text for mark in notes) or _NOTE.match(statement.text):
+        return statement
+    text, label_end = statement.text, statement.label_end
+    for mark, note in notes.items():
+        words = f" ({note})" if note else ""
+        label_end += sum(len(words) - 1 for c in text[:label_end] if c == mark)
+        text = text.replace(mark, words)
+    return replace(statement, text=text, label_end=label_end, lines=())
+
+
+def mask_percentiles(text: str) -> str:
+    """`text` without the numbers of its percentiles, which are no amounts."""
+    for _, words in STATS[:4]:
+        text = re.sub(rf"(?<![A-Za-z0-9.])(?:{words})(?![A-Za-z0-9])", " ", text, flags=re.I)
+    return text
 
 
 _HASH_COMMENTS = (
@@ -154,6 +187,7 @@ class _Scanner:
                 self._front_matter(i)
                 or self._fence(i)
                 or self._command(i)
+                or self._conversation(i)
                 or self._listing(i)
                 or self._heading(i)
                 or self._table(i)
@@ -269,6 +303,22 @@ class _Scanner:
             )
         return found.end
 
+    def _conversation(self, i: int) -> int:
+        """A chat: every turn is prose; what answers the question above it has that question as its label."""
+        found = conversation(self.lines, i)
+        if found is None:
+            return 0
+        turns, end = found
+        for turn in turns:
+            quote = self.lines[turn.line].strip()
+            spans = sentence_spans(turn.said)
+            for k, (a, b) in enumerate(spans):
+                said, label = turn.said[a:b], turn.asked if k == 0 else ""
+                text = f"{label}: {said}" if label else said
+                kind, size = ("cell", len(label) + 2) if label else ("prose", 0)
+                self.statements.append(Statement(self.file, turn.line + 1, quote, text, size, self.context, kind=kind))
+        return end
+
     # ------------------------------------------------------------ paragraphs, bullets, fields
 
     def _text(self, i: int) -> int:
@@ -362,6 +412,14 @@ class _Scanner:
                 )
                 return
             value_start = field.start("value") if field["value"] else len(clean)
+            if "\n" not in clean and (pairs := parallel(field["label"], field["value"] or "")):
+                quote = self.lines[first_line - 1].strip()
+                for label, value in pairs:
+                    text = f"{label}: {value}"
+                    self.statements.append(
+                        Statement(self.file, first_line, quote, text, len(label) + 2, self.context, kind="field")
+                    )
+                return
             whole = Statement(
                 self.file,
                 first_line,

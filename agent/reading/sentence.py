@@ -40,6 +40,7 @@ def read(scene: Scene, reading: Reading) -> None:
     for rule in (
         _unknowns,
         _names,
+        _called_devices,
         _dtypes,
         _engines,
         _strategies,
@@ -133,10 +134,9 @@ def _names(scene: Scene, reading: Reading) -> list[Candidate]:
             continue
         out.append(scene.candidate(path, value, name.start, name.end, tags=(*tags, f"id={name.value}")))
         if name.kind == "device" and (size := _SIZE_IN_NAME.search(name.text)):
-            start = name.start + size.start("size")
-            out.append(
-                scene.candidate("hardware.memory_bytes", float(size["n"]) * 1e9, start, name.start + size.end("size"))
-            )
+            part, number = ("size", size["n"]) if size["size"] else ("tail", size["m"])
+            start, end = name.start + size.start(part), name.start + size.end(part)
+            out.append(scene.candidate("hardware.memory_bytes", float(number) * 1e9, start, end))
     for name in [n for n in scene.names if n.kind == "instance"]:
         out += _instance(scene, name)
     if scene.label_end and not out:
@@ -154,6 +154,25 @@ def _names(scene: Scene, reading: Reading) -> list[Candidate]:
     return out
 
 
+# 'custom ASIC "Falcon-X2"', "in-house NPU, code name Tern-3"
+_CALLED = re.compile(
+    r"(?:\b(?:asic|npu|gpu|accelerator|chip|processor|card|dcu|tpu)s?\b|加速卡|加速器|芯片)[^.;。；\n\"“”'「」]{0,24}?"
+    r"(?:[\"“'「](?P<quoted>[A-Za-z][\w.\- ]{1,24}?)[\"”'」]|\b(?:code[ -]?name(?:d)?|called|named|dubbed|代号(?:为|是)?)\s*[:：]?\s*[\"“'「]?(?P<called>[A-Z][\w.\-]{1,24}))",
+    re.I,
+)
+
+
+def _called_devices(scene: Scene, reading: Reading) -> list[Candidate]:
+    """A device of its own make, by the name it is given; no model is called so."""
+    found = _CALLED.search(scene.text, scene.shift)
+    if found is None or any(
+        n.kind in ("device", "model") and n.start < found.end() and found.start() < n.end for n in scene.names
+    ):
+        return []
+    part = "quoted" if found["quoted"] else "called"
+    return [scene.candidate("hardware.device", found[part].strip(), *found.span(part), tags=("unrecognised",))]
+
+
 def _instance(scene: Scene, name: Name) -> list[Candidate]:
     """A cloud instance type is a node with so many of a device."""
     device, count = name.value
@@ -165,7 +184,9 @@ def _instance(scene: Scene, name: Name) -> list[Candidate]:
 
 
 # "NVIDIA-H100-80GB-HBM3": the product's own name says its memory
-_SIZE_IN_NAME = re.compile(r"(?<=[\s_-])(?P<size>(?P<n>\d{2,3})\s?GB)(?=[\s_-])", re.I)
+_SIZE_IN_NAME = re.compile(
+    r"(?<=[\s_-])(?P<size>(?P<n>\d{2,3})\s?GB)(?=[\s_-])|(?<=-)(?P<tail>(?P<m>\d{2,3})GB?)$", re.I
+)
 
 
 def _sized_names(scene: Scene) -> list[Candidate]:
@@ -173,8 +194,13 @@ def _sized_names(scene: Scene) -> list[Candidate]:
     return [
         scene.candidate("model.name", m.group(), m.start(), m.end(), tags=("unrecognised",))
         for m in (*SIZED_NAME.finditer(scene.masked, scene.shift), *FAMILY_NAME.finditer(scene.masked, scene.shift))
-        if not _NEGATED.search(_clause(scene, m.start(), m.end())[0])
+        if not _NEGATED.search(_clause(scene, m.start(), m.end())[0]) and not _names_a_device(scene, m)
     ][:1]
+
+
+def _names_a_device(scene: Scene, m: re.Match[str]) -> bool:
+    called = _CALLED.search(scene.text, scene.shift)
+    return called is not None and called.start() < m.end() and m.start() < called.end()
 
 
 def subject_of_an_aside(scene: Scene) -> list[Candidate]:

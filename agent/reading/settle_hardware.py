@@ -24,6 +24,7 @@ def settle_device(draft: Draft) -> Device | None:
     named = take(draft, "hardware.device")
     if not named:
         return None
+    named = _chips_before_systems(named)
     memory = [c.value for c in draft.by_path.get("hardware.memory_bytes", []) if isinstance(c.value, int | float)]
     found: list[tuple[Candidate, Device | None]] = []
     for c in named:
@@ -60,6 +61,15 @@ def settle_device(draft: Draft) -> Device | None:
     return device
 
 
+_SYSTEM = re.compile(r"\b(?:atlas|dgx|hgx|superpod|poweredge|proliant)\b", re.I)
+
+
+def _chips_before_systems(named: list[Candidate]) -> list[Candidate]:
+    """A server is known by the chip that is usual in it; a chip that is named itself says which one it is."""
+    chips = [c for c in named if not _SYSTEM.search(c.stated_as)]
+    return chips or named
+
+
 def _candidates(draft: Draft, ids: dict[str, tuple[Candidate, Device]]) -> bool:
     """ "H100 or H20?": whether several devices are named to choose from; each keeps the count stated for it."""
     named = take(draft, CANDIDATES)
@@ -92,6 +102,23 @@ def settle_prices(draft: Draft, device: Device | None) -> None:
             else c
             for c in draft.by_path[path]
         ]
+
+
+def settle_reserve(draft: Draft, device: Device | None) -> None:
+    """Memory that must stay free, in bytes of each device, as the share of it that the plan may not use."""
+    rows = take(draft, "done.reserved_bytes")
+    stated = [c.value for c in draft.by_path.get("hardware.memory_bytes", []) if isinstance(c.value, int | float)]
+    whole = stated[0] if stated else device.memory_bytes if device else None
+    for c in rows:
+        if whole is None or not 0 < c.value < whole:
+            draft.reading.ignore(
+                f"{c.stated_as} ({c.file} line {c.line})", "memory set aside that is no part of a device"
+            )
+            continue
+        share = float(f"{c.value / whole:.6g}")
+        draft.by_path["requirements.memory_reserve"].append(
+            replace(c, path="requirements.memory_reserve", value=share, origin="derived")
+        )
 
 
 def _memory_beside(draft: Draft, c: Candidate, stated: list[Any]) -> float | None:
@@ -222,8 +249,26 @@ def _counts_dies(draft: Draft, c: Candidate, device: Device) -> bool:
 _DEVICE_COUNTS = ("hardware.device_count", "hardware.devices_per_node", "hardware.num_devices")
 
 
+def _chassis(draft: Draft) -> None:
+    """Where sleds or trays are counted, they are the nodes and a chassis is what they stand in."""
+    path = "hardware.num_nodes"
+    rows = draft.by_path.get(path, [])
+    outer = [c for c in rows if re.search(r"chassis|机箱", _words_behind(c), re.I)]
+    inner = [c for c in rows if re.search(r"\b(?:sled|tray|blade)s?\b", _words_behind(c), re.I)]
+    if outer and inner and len(distinct(outer)) == 1:
+        number = outer[0].value
+        draft.by_path[path] = [
+            replace(c, value=c.value * number) if isinstance(c.value, int) else c for c in rows if c not in outer
+        ]
+
+
+def _words_behind(c: Candidate) -> str:
+    return fold_width(c.quote).partition(c.stated_as)[2][:16] if c.stated_as else ""
+
+
 def settle_counts(draft: Draft) -> None:
     """Nodes × devices per node = devices; a count that says neither "each" nor "total" is settled by its size."""
+    _chassis(draft)
     _multiply_groups(draft)
     if not draft.has("hardware.num_devices"):
         _scope_counts(draft)

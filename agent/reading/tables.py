@@ -68,6 +68,8 @@ def cells_of(table: Rows) -> Iterator[Cell]:
     header = [h.strip() for h in table.header]
     unit_column = next((c for c, h in enumerate(header) if _UNIT.fullmatch(h)), None)
     subject = next((c for c, h in enumerate(header) if _SUBJECT.fullmatch(h)), 0) if len(header) > 2 else 0
+    if _names_without_title(table, header, subject):
+        subject += 1
     stats = {c for c, h in enumerate(header) if _STAT.fullmatch(h) and c != subject}
     hosts = machines(table)
     above: list[str] = [""] * len(header)
@@ -81,7 +83,9 @@ def cells_of(table: Rows) -> Iterator[Cell]:
         stat = " ".join(cells[c] for c in sorted(stats))
         category = " ".join(c for c in cells[:subject] if c)
         notes = [cells[c] for c, h in enumerate(header) if _NOTE.fullmatch(h) and c > subject]
-        aside = next((n for n in notes if n and not re.search(r"\d", n) and len(n) < 60), "")
+        aside = next(
+            (n for n in notes if n and (not re.search(r"\d", n) or _PERCENTILE.fullmatch(n)) and len(n) < 60), ""
+        )
         for column, cell in enumerate(cells[: len(header)]):
             if (
                 not cell
@@ -100,7 +104,35 @@ def cells_of(table: Rows) -> Iterator[Cell]:
             value = f"{cell} {unit}" if unit and re.fullmatch(r"[\s\d.,~\-]+", cell) else cell
             if aside and not _NOTE.fullmatch(title) and re.search(r"\d", cell):
                 value = f"{value} ({aside})"  # "per server", "both directions": a remark on the amount beside it
-            yield Cell(number, label, value, category)
+            for part, amount in parallel(label, value) or [(label, value)]:
+                yield Cell(number, part, amount, category)
+
+
+_PERCENTILE = re.compile(r"\W*(?:p ?\d\d|\d\dth(?: percentile)?|\d\d ?分位)\W*", re.I)
+
+
+def _names_without_title(table: Rows, header: list[str], subject: int) -> bool:
+    """Whether the column behind `subject` has no title but names the rows: "Cluster | GPU | …" with "GPU" under a blank."""
+    if len(header) <= subject + 2 or header[subject + 1] or not header[subject]:
+        return False
+    cells = [cells[subject + 1] for _, cells in table.rows if len(cells) > subject + 1]
+    return bool(cells) and sum(bool(re.match(r"\W*[A-Za-z\u4e00-\u9fff]", c)) for c in cells) > len(table.rows) / 2
+
+
+_BARE = re.compile(r"[\d.,]+\s?[kK]?")
+
+
+def parallel(label: str, value: str) -> list[tuple[str, str]] | None:
+    """ "weights / cache | BF16 / FP8": as many values as names, each for its own; a unit behind the last is that of all."""
+    names, values = ([p.strip() for p in re.split(r"\s+/\s+", text.strip())] for text in (label, value))
+    if len(names) < 2 or len(names) != len(values) or not all((*names, *values)):
+        return None
+    if any(re.search(r"\d", n) or len(n.split()) > 4 for n in names):
+        return None
+    unit = re.fullmatch(r"[\d.,]+\s?[kK]?\s*(?P<unit>[A-Za-z%\u4e00-\u9fff].*)", values[-1])
+    if unit:
+        values = [f"{v} {unit['unit']}" if _BARE.fullmatch(v) else v for v in values]
+    return list(zip(names, values, strict=True))
 
 
 # ---------------------------------------------------------------- makes

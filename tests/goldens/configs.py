@@ -88,10 +88,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_groups": 2, "ssm_state_size": 7, "conv_kernel": 3, "n_routed_experts": 6, "chunk_size": 4,
         "moe_shared_expert_intermediate_size": 28, "routed_scaling_factor": 2.5, "layer_norm_epsilon": 1e-5,
     },
+    "falcon_h1": {
+        **BASE, "model_type": "falcon_h1", "mamba_n_heads": 6, "mamba_d_head": 4, "mamba_d_ssm": 24, "mamba_n_groups": 2,
+        "mamba_d_state": 5, "mamba_d_conv": 3, "mamba_rms_norm": True, "mamba_norm_before_gate": False,
+        "mamba_chunk_size": 4, "embedding_multiplier": 3.0, "lm_head_multiplier": 0.5, "key_multiplier": 0.4,
+        "attention_in_multiplier": 1.5, "attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.25,
+        "ssm_out_multiplier": 0.7, "mlp_multipliers": [0.9, 0.6], "ssm_multipliers": [0.35, 0.25, 1.3, 0.5, 1.2],
+    },
     "jamba": {
         **{k: v for k, v in BASE.items() if k != "head_dim"}, "model_type": "jamba", "num_hidden_layers": 4,
         "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 6,
         "num_experts_per_tok": 2, "mamba_d_state": 5, "mamba_d_conv": 3, "mamba_expand": 2, "mamba_dt_rank": 7,
+    },
+    "lfm2": {
+        **{k: v for k, v in BASE.items() if k not in ("head_dim", "rms_norm_eps")}, "model_type": "lfm2", "norm_eps": 1e-5,
+        "layer_types": ["conv", "full_attention", "conv"], "conv_bias": True, "block_multiple_of": 8, "intermediate_size": 57,
+    },
+    "lfm2_moe": {
+        **{k: v for k, v in BASE.items() if k not in ("head_dim", "rms_norm_eps")}, **MOE, "model_type": "lfm2_moe",
+        "norm_eps": 1e-5, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6, "num_dense_layers": 1,
+        "routed_scaling_factor": 1.5, "conv_L_cache": 4,
     },
     "hunyuan_v1_moe": {
         **BASE, "model_type": "hunyuan_v1_moe", "num_experts": 6, "moe_topk": 2, "pad_token_id": 0,

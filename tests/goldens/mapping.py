@@ -45,7 +45,7 @@ OUTSIDE = {
     "embed_norm": ("transformer.word_embeddings_layernorm",),
     "final_norm": (
         "model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.final_layernorm",
-        "model.decoder.final_layer_norm", "transformer.norm_f", "model.norm_f",
+        "model.decoder.final_layer_norm", "transformer.norm_f", "model.norm_f", "model.embedding_norm",
         "biogpt.layer_norm",
     ),
     "embed_tokens_per_layer": ("model.embed_tokens_per_layer.weight",),
@@ -55,8 +55,8 @@ OUTSIDE = {
     "lm_head_bias": ("lm_head.bias",),
 }  # fmt: skip
 O_PROJ = ("o_proj", "out_proj", "dense", "c_proj")
-UP = ("up_proj", "c_fc", "fc_in", "fc1", "dense_h_to_4h")
-DOWN = ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h", "output_linear")
+UP = ("up_proj", "w3", "c_fc", "fc_in", "fc1", "dense_h_to_4h")
+DOWN = ("down_proj", "w2", "c_proj", "fc_out", "fc2", "dense_4h_to_h", "output_linear")
 MLP = ("mlp.", "feed_forward.", "ffn.", "mixer.", "shared_mlp.", "")
 SHARED = (
     "mlp.shared_expert.", "mlp.shared_experts.", "feed_forward.shared_expert.", "mixer.shared_experts.", "shared_mlp.",
@@ -68,6 +68,7 @@ ROUTER = (
     "router.proj.",
     "mlp.router.",
     "feed_forward.router.",
+    "feed_forward.gate.",
     "mixer.gate.",
     "mlp.gate.wg.",
     "mlp.router.gate.",
@@ -80,6 +81,7 @@ CORRECTION = (
     "mlp.gate.moe_statics.e_score_correction_bias",
     "mixer.gate.e_score_correction_bias",
     "mlp.expert_bias",
+    "feed_forward.expert_bias",
 )
 CONV1D = frozenset({"gpt2", "openai-gpt"})
 """Families that store linear weights as [in, out]."""
@@ -267,10 +269,12 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     if a is None or not head.startswith("lin_"):
         return None
     name = head.removeprefix("lin_")
-    bases = [prefix + x for x in ("linear_attn.", "mamba.", "mixer.", "self_attn.")]
+    bases = [prefix + x for x in ("linear_attn.", "mamba.", "mixer.", "conv.", "self_attn.")]
     base = next(p for p in bases if any(n.startswith(p) for n in c.shapes))
     if a.kind == "mamba1":
         return _mamba1(c, base, name, kind)
+    if a.kind == "short_conv":
+        return _short_conv(c, base, name, kind)
     if a.kind == "mamba2" and name not in ("A_log", "dt_bias", "norm", "o"):
         return _mamba2(c, base, name, kind)
     if name.endswith("_conv"):
@@ -290,6 +294,16 @@ def linear_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | N
     if name in ("q", "k", "v") and c.has(f"{base}in_proj_qkv.weight"):
         return _channels(c.linear(f"{base}in_proj_qkv.weight"), c, "qkv".index(name))
     return _packed(c, base, name)
+
+
+def _short_conv(c: Checkpoint, base: str, name: str, kind: str) -> Array:
+    """One input projection in the order b, c, x."""
+    if name == "v_conv":
+        w = c.get(f"{base}conv.{kind}")
+        return w[:, 0, :].T if kind == "weight" else w
+    full = f"{base}{'out' if name == 'o' else 'in'}_proj.{kind}"
+    w = c.linear(full) if kind == "weight" else c.get(full)
+    return w if name == "o" else np.split(w, 3, axis=-1)["bcv".index(name)]
 
 
 def _mamba1(c: Checkpoint, base: str, name: str, kind: str) -> Array:
@@ -369,6 +383,7 @@ def _before_ffn(c: Checkpoint, prefix: str) -> Sequence[str]:
         "pre_mlp_layernorm",
         "pre_ff_layernorm",
         "norm_attn_norm.norm_2",
+        "ffn_norm",
         "ln_mlp",
         "ln_2",
         "norm_2",
@@ -381,6 +396,7 @@ def _before_ffn(c: Checkpoint, prefix: str) -> Sequence[str]:
 NORMS: Mapping[str, Callable[[Checkpoint, str], Sequence[str]]] = {
     "input_norm": lambda c, p: (
         "input_layernorm",
+        "operator_norm",
         "ln_attn",
         "ln_1",
         "norm_1",
@@ -443,7 +459,7 @@ def mlp_weight(c: Checkpoint, prefix: str, head: str, kind: str) -> Array | None
         return c.get(f"{prefix}mlp.act_fn.{kind}")
     bases = SHARED if head.startswith("shared_") else MLP
     head = head.removeprefix("shared_")
-    names = {"up_proj": UP, "gate_proj": ("gate_proj",), "down_proj": DOWN}.get(head)
+    names = {"up_proj": UP, "gate_proj": ("gate_proj", "w1"), "down_proj": DOWN}.get(head)
     if names is None:
         return None
     name = c.first([f"{prefix}{b}{n}.{kind}" for b in bases for n in names])

@@ -127,7 +127,7 @@ def _kv(program: Program, sizes: Lengths) -> Iterator[Finding]:
     s = program.strategy
     batch, context = sizes["batch_size"], sizes["kv_len"]
     held = sum(rank_kv_bytes(program, batch=batch, context=context).values())
-    model, layers = program.model, [k for k in program.model.layers() if k.mixer == "attention" and k.kv != "borrowed"]
+    model, layers = program.model, [k for k in program.model.layers() if k.attends and k.kv != "borrowed"]
     once = kv_bytes_per_token(program.model, s.kv_dtype) * batch * context
     # An indexer's key is one for all heads, and on every rank like a latent.
     per_token = sum(

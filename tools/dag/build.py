@@ -619,7 +619,13 @@ class _Walk:
     def _circles(self, p: POp) -> list[tuple[list[int], list[int]]]:
         mesh, sizes = self.b.mesh, self.b.sizes
         sender, receiver = ends_of(self.body, p, mesh, self.b.orders)
-        return circles(messages(sender, receiver, {d: sizes[d] for d in self.body.spec(p.output).dims}))
+        found = circles(messages(sender, receiver, {d: sizes[d] for d in self.body.spec(p.output).dims}))
+        if not found:
+            return [(list(sender.ranks), list(receiver.ranks))]
+        # Fewer sequences than ranks: those that hold none give and get nothing, in the first circle.
+        (gives, gets), *others = found
+        idle = [sorted(set(side.ranks) - {r for c in found for r in c[i]}) for i, side in enumerate((sender, receiver))]
+        return [(sorted([*gives, *idle[0]]), sorted([*gets, *idle[1]])), *others]
 
     def _carries_selection(self, p: POp) -> bool:
         """Whether this all-to-all, or transfer to the expert devices, takes tokens to their experts."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from tools.dag.alike import form
 from tools.dag.facts import view, wiring
+from tools.dag.labels import MAX_LABEL
 from tools.dag.parse import DotGraph, parse_dot
 from tools.dag.rules import ALL_RULES, RULES, RuleResult
 from tools.spec.base import Frozen
@@ -12,6 +14,9 @@ MAX_NODES = 100_000
 MIN_SIZE = 100
 """Of a graph with more than `MAX_NODES` nodes of fewer than `MIN_SIZE` characters each, edges included, only the wiring is
 judged: its labels hold no dims, and no file of 10 MB may keep the checker busy for long."""
+MAX_WORDING = 1_200_000
+"""Characters of labels that differ in more than their numbers. Of a graph with more the wiring is judged: generated labels
+are alike, and nobody wrote these by hand."""
 WIRING = ("R06", "R14")
 
 
@@ -60,8 +65,26 @@ def check_dot(text: str, name: str) -> tuple[DotReport, ...]:
     return tuple(check_graph(g, name) for g in parse_dot(text))
 
 
-def _too_large(rule: str, num_nodes: int) -> RuleResult:
-    why = f"{num_nodes:,} nodes of fewer than {MIN_SIZE} characters; what so many say is judged up to {MAX_NODES:,}"
+def _too_large(graph: DotGraph) -> str | None:
+    """Why only the wiring is judged."""
+    nodes = len(graph.nodes)
+    if nodes > MAX_NODES and graph.size < MIN_SIZE * nodes:
+        return f"{nodes:,} nodes of fewer than {MIN_SIZE} characters; what so many say is judged up to {MAX_NODES:,}"
+    wording = sum(
+        map(len, {form(n.attrs.get(k, "")[:MAX_LABEL]) for n in graph.nodes.values() for k in _SAID if k in n.attrs})
+    )
+    if wording > MAX_WORDING:
+        return (
+            f"labels of {wording / 1e6:.1f} million characters that differ in more than their numbers; "
+            f"what labels say is judged up to {MAX_WORDING / 1e6:.1f} million"
+        )
+    return None
+
+
+_SAID = ("label", "xlabel", "tooltip", "comment")
+
+
+def _undecided(rule: str, why: str) -> RuleResult:
     return RuleResult(rule=rule, title=RULES[rule].title, status="not_decidable", message=why)
 
 
@@ -69,12 +92,9 @@ def check_graph(graph: DotGraph, name: str) -> DotReport:
     issues = tuple(
         SyntaxIssue(line=p.line, token=p.token, message=p.message, column=p.column, fix=p.fix) for p in graph.problems
     )
-    if len(graph.nodes) > MAX_NODES and graph.size < MIN_SIZE * len(graph.nodes):
-        v = wiring(graph)
-        results = tuple(RULES[r](v) if r in WIRING else _too_large(r, len(graph.nodes)) for r in ALL_RULES)
-    else:
-        v = view(graph)
-        results = tuple(RULES[r](v) for r in ALL_RULES)
+    why = _too_large(graph)
+    v = wiring(graph) if why else view(graph)
+    results = tuple(_undecided(r, why) if why and r not in WIRING else RULES[r](v) for r in ALL_RULES)
     return DotReport(
         file=name,
         graph=graph.name,

@@ -81,12 +81,15 @@ _EMBEDS = re.compile(r"embed|wte")
 _PLACE_FIRST = re.compile(
     r"^\s*[\[(【](?:all\s+)?(?:GPU|NPU|cuda|device|rank|card|卡|设备)s?[^\])】]*[\])】]\s*", re.IGNORECASE
 )
-THINGS = re.compile(r"\battention\b|\battn\b|\bhead\b|\bmlp\b|\bffn\b|\bexperts?\b|\bactivation\b", re.IGNORECASE)
+THINGS = re.compile(
+    r"\battention\b|\battn\b|\bmha\b|\b[gm]qa\b|\bmla\b|\bhead\b|\bmlp\b|\bffn\b|\bexperts?\b|\bactivation\b",
+    re.IGNORECASE,
+)
 BRACKETED = re.compile(r"[(（][^()（）]*[)）]")
 COMPUTES = re.compile(
     r"\bproj|\blinear\b|mat[\s_-]?mul|gemm|\bbmm\b|\bmm\b|soft[\s_-]?max|norm\b|normali[sz]|\badd\b|\baddition\b|"
     r"投影|线性|归一化|激活|相加|矩阵乘|采样|"
-    r"\bembedding\b|gelu\b|\bsilu\b|\brelu\b|\bswi?g?lu\b|\bswish\b|\bactivation\b|\bresidual|残差|\bsampl|argmax|\brope\b|\brotary\b|\battention\b|\battn\b|\bhead\b|"
+    r"\bembedding\b|gelu\b|\bsilu\b|\brelu\b|\bswi?g?lu\b|\bswish\b|\bactivation\b|\bresidual|残差|\bsampl|argmax|\brope\b|\brotary\b|\battention\b|\battn\b|\bmha\b|\b[gm]qa\b|\bmla\b|\bhead\b|"
     r"\bconv\d?d?\b|\bmlp\b|\bffn\b|\bexperts?\b",
     re.IGNORECASE,
 )  # fmt: skip

@@ -197,7 +197,7 @@ _WORD_NUMBER = re.compile(
 )
 NO_DEVICE = re.compile(
     r"(?:layers?|blocks?|l|h|experts?|e|heads?|x|repeats?|times|steps?|stages?|levels?|q|k|v|matmul|linear|fc|conv|seq|batch|b|s|tokens?|"
-    r"nodes?|hosts?|servers?|n|mb|micro\w*|chunks?|mlp|ffn|attn|norm|ln|dim|size|phase|part|shard|slice|group|param|weight|top|v|fig\w*|"
+    r"nodes?|hosts?|servers?|n|mb|micro\w*|chunks?|mlp|ffn|attn|norm|ln|dim|size|phase|part|partition|shard|slice|seg|segment|group|param|weight|top|v|fig\w*|"
     r"version|bf|fp|float|int|层|第|专家|重复)\Z",
     re.IGNORECASE,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from tools.graph.heads import KEY_DIMS, KV_HEADS, HeadDims, head_dims, head_sizes
 from tools.graph.ir import Body, BodyBuilder, DTypeRole, Sizes, Tensor
-from tools.graph.parts import X, linear, rms, step
+from tools.graph.parts import X, linear, rms, scaled, step
 from tools.graph.recurrent import linear_attention, linear_sizes
 from tools.graph.routing import NODE_TOKENS, from_nodes, hierarchical, node_sizes, to_nodes
 from tools.spec.base import Refused
@@ -141,7 +141,7 @@ def layer_body(model: ModelSpec, kind: LayerKind, phase: Phase, absorb: bool = T
         x = _mixer_half(b, model, kind, x, partial(attend, b, model, kind, phase, absorb))
     if kind.ffn != "none":
         x = _ffn_half(b, model, kind, x, phase)
-    shares = kind.mixer == "attention" and kind.picks == "own" and "shared" in (model.indexer_layers or ())
+    shares = kind.attends and kind.picks == "own" and "shared" in (model.indexer_layers or ())
     carries = ("picked_positions",) if shares else ()
     if kind.kv == "lent":
         carries = (*carries, *_lent_names(kind))
@@ -174,7 +174,7 @@ def _layer_input_added(b: BodyBuilder, model: ModelSpec, x: str) -> str:
 
 def _carried_in(model: ModelSpec, kind: LayerKind) -> dict[str, Tensor]:
     """What a layer reads that layers before it made, beside the residual stream."""
-    if kind.mixer == "attention" and kind.picks == "shared":
+    if kind.attends and kind.picks == "shared":
         return {"picked_positions": Tensor("picked_positions", (*X[:2], "index_k"), "index", "index")}
     found: dict[str, Tensor] = {}
     if model.layer_inputs:
@@ -202,13 +202,23 @@ def _mixer_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, atten
         if model.block not in AFTER
         else x
     )
-    attn = linear_attention(b, model, h) if kind.mixer == "linear" else attend(h)
+    attn = _mixed(b, model, kind, h, attend)
     if model.block in ("sandwich", "post"):
         attn = _norm(b, model, "post_attn_norm", attn, kernel=add, module="post_attention_layernorm")
     x = _residual(b, model, "attn_residual", x, attn, kernel=add, module="self_attn.residual")
     if model.block == "summed":
         x = _norm(b, model, "attn_sum_norm", x, kernel=add, module="attn_sum_layernorm")
     return x
+
+
+def _mixed(b: BodyBuilder, model: ModelSpec, kind: LayerKind, h: str, attend: Any) -> str:
+    """Attention, linear attention, or the sum of both."""
+    if not kind.recurs:
+        return str(attend(h))
+    out = linear_attention(b, model, h)
+    if not kind.attends:
+        return out
+    return step(b, "mixers_add", "add", (attend(h), out), kernel="mixers_add", module="mixers_add")
 
 
 def _ffn_half(b: BodyBuilder, model: ModelSpec, kind: LayerKind, x: str, phase: Phase) -> str:
@@ -305,6 +315,8 @@ def _layer_name(model: ModelSpec, kind: LayerKind) -> str:
     parts = ["layer", kind.ffn if kind.ffn != "none" else f"{kind.mixer}_only"]
     if kind.mixer == "linear":
         return "_".join([*parts, "linear"] if kind.ffn != "none" else parts)
+    if kind.recurs:
+        parts.append("beside_linear")
     if kind.sliding:
         parts.append("chunked" if model.attention.chunk_size else "sliding")
     if model.position.kind == "rope" and not kind.rope:
@@ -749,6 +761,7 @@ def _dense(b: BodyBuilder, model: ModelSpec, h: str, dim: str = "ffn") -> str:
         raise Refused(f"{model.name}: layer is dense, but no intermediate_size is known; state intermediate_size")
     out = ("batch_size", "seq_len", dim)
     kw: dict[str, Any] = {"gated": m.gated, "activation": m.activation, "bias": m.bias, "module": "mlp", "prefix": ""}
+    kw["scales"] = (m.gate_scale, m.out_scale)
     if m.inner_norm:
         at: dict[str, Any] = {"count": m.intermediate_size, "kernel": "inner_norm", "module": "mlp.inner_norm"}
         kw["normed"] = lambda x: _wide_rms(b, model, "inner_norm", x, **at)
@@ -767,8 +780,9 @@ def _mlp(
     module: str,
     prefix: str,
     normed: Callable[[str], str] | None = None,
+    scales: tuple[float, float] = (1.0, 1.0),
 ) -> str:
-    """Gate and up (or up alone), activation, a norm if there is one, down."""
+    """Gate and up (or up alone), activation, a norm if there is one, down; constants on the gate and on what goes into down."""
     p, kernels = prefix, {"up": f"{prefix}gate_up_proj", "act": f"{prefix}act", "down": f"{prefix}down_proj"}
     up = linear(b, f"{p}up_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.up_proj", bias=bias)
     src = up
@@ -776,6 +790,7 @@ def _mlp(
         src = linear(
             b, f"{p}gate_proj", h, ("hidden", dim), mid, kernel=kernels["up"], module=f"{module}.gate_proj", bias=bias
         )
+    src = scaled(b, f"{p}gate_scaled", src, scales[0], kernel=kernels["act"], module=f"{module}.act_fn")
     bends = tuple(b.weight(f"{p}act.{n}", (), "vector") for n in BENDS) if activation == "xielu" else ()
     a = step(b, f"{p}act", activation, (src, *bends), kernel=kernels["act"], module=f"{module}.act_fn")
     if activation == "swiglu_oai":
@@ -784,6 +799,7 @@ def _mlp(
         a = b.op(
             f"{p}act_mul", "elementwise", (a, up), mid, kernel=kernels["act"], module=f"{module}.act_mul", fn="mul"
         )
+    a = scaled(b, f"{p}act_scaled", a, scales[1], kernel=kernels["act"], module=f"{module}.act_mul")
     a = normed(a) if normed else a
     return linear(
         b, f"{p}down_proj", a, (dim, "hidden"), X, kernel=kernels["down"], module=f"{module}.down_proj", bias=bias

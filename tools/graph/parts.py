@@ -36,3 +36,8 @@ def step(b: BodyBuilder, name: str, fn: str, inputs: tuple[str, ...], *, kernel:
     """An elementwise operator; its output has the dims of the first input."""
     dims = b.tensors[inputs[0]].dims
     return b.op(name, "elementwise", inputs, dims, kernel=kernel, module=module, fn=fn, **more)
+
+
+def scaled(b: BodyBuilder, name: str, x: str, c: float, *, kernel: str, module: str) -> str:
+    """`x` times a constant; `x` itself where that is 1."""
+    return x if c == 1.0 else step(b, name, "scale", (x,), attrs={"c": c}, kernel=kernel, module=module)

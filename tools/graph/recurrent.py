@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tools.graph.ir import BodyBuilder
-from tools.graph.parts import X, linear, rms, step
+from tools.graph.parts import X, linear, rms, scaled, step
 from tools.spec.model import LinearAttention, ModelSpec
 
 BS = ("batch_size", "seq_len")
@@ -40,8 +40,9 @@ def linear_attention(b: BodyBuilder, model: ModelSpec, h: str) -> str:
     """The block in the place of attention: `h` [batch_size, seq_len, hidden] → the same."""
     a = model.linear
     assert a is not None
-    if a.kind in ("mamba1", "mamba2"):
-        return (_mamba1 if a.kind == "mamba1" else _mamba2)(b, model, a, h)
+    blocks = {"mamba1": _mamba1, "mamba2": _mamba2, "short_conv": _short_conv}
+    if a.kind in blocks:
+        return blocks[a.kind](b, model, a, h)
     keys, heads = ("lin_heads", "lin_dk"), value_heads(a)
     values = (*heads, "lin_dv")
     q, k = (linear(b, f"lin_{n}", h, ("hidden", *keys), (*BS, *keys), **PROJECT) for n in "qk")
@@ -74,6 +75,7 @@ def _mamba2(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str
     z = _output_gate(b, a, h, values)
     x = linear(b, "lin_v", h, ("hidden", *values), (*BS, *values), **PROJECT)
     k, q = (linear(b, f"lin_{n}", h, ("hidden", *keys), (*BS, *keys), **PROJECT) for n in "kq")
+    x, k, q = (scaled(b, f"lin_{n}_scaled", t, _scale(a, n), **CONV) for n, t in (("v", x), ("k", k), ("q", q)))
     x, k, q = (_convolved(b, a, f"lin_{n}", t) for n, t in (("v", x), ("k", k), ("q", q)))
     dt, g = _decay(b, a, h, heads)
     added = step(b, "lin_added", "mul", (x, dt), **CORE)
@@ -82,8 +84,24 @@ def _mamba2(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str
     past = step(b, "lin_skip", "mul", (x, b.weight("lin_D", heads, "vector")), **CORE)
     o = step(b, "lin_skip_add", "add", (o, past), **CORE)
     o = step(b, "lin_gated", "mul", (o, z), **NORM)
-    o = _group_norm(b, model, a, o, values)
+    o = _group_norm(b, model, a, o, values) if a.output_norm else o
+    o = scaled(b, "lin_out_scaled", o, a.out_scale, **NORM)
     return linear(b, "lin_o", o, (*values, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
+
+
+def _short_conv(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str:
+    """c · conv(b · x), all three projected from the input; the few inputs that the convolution still sees are all its state."""
+    ch: tuple[str, ...] = ("lin_heads",)
+    lin: dict[str, Any] = {**PROJECT, "bias": a.conv_bias}
+    before, after, x = (linear(b, f"lin_{n}", h, ("hidden", *ch), (*BS, *ch), **lin) for n in ("b", "c", "v"))
+    x = step(b, "lin_gated_in", "mul", (before, x), **CONV)
+    inputs: tuple[str, ...] = (x, b.weight("lin_v_conv.weight", ("conv", *ch), "vector"))
+    if a.conv_bias:
+        inputs = (*inputs, b.weight("lin_v_conv.bias", ch, "vector"))
+    y = b.op("lin_v_conv", "conv", inputs, (*BS, *ch), **CONV)
+    y = step(b, "lin_gated", "mul", (after, y), **CONV)
+    out: dict[str, Any] = {"kernel": "lin_out_proj", "module": "linear_attn.out_proj", "bias": a.conv_bias}
+    return linear(b, "lin_o", y, (*ch, "hidden"), X, **out)
 
 
 def _mamba1(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str:
@@ -121,6 +139,11 @@ def _mamba1(b: BodyBuilder, model: ModelSpec, a: LinearAttention, h: str) -> str
     return linear(b, "lin_o", o, (*ch, "hidden"), X, kernel="lin_out_proj", module="linear_attn.out_proj")
 
 
+def _scale(a: LinearAttention, name: str) -> float:
+    """The constant on a projection: of the gate z, the value, key and query, and the step size a."""
+    return 1.0 if a.scales is None else a.scales["zvkqa".index(name)]
+
+
 def _group_norm(b: BodyBuilder, model: ModelSpec, a: LinearAttention, x: str, values: tuple[str, ...]) -> str:
     """RMSNorm over the value heads of a group. Ranks have whole groups; where there is one, each sums the squares of its
     heads, so that the sum is its own kernel and gets its all-reduce."""
@@ -152,6 +175,7 @@ def _output_gate(b: BodyBuilder, a: LinearAttention, h: str, values: tuple[str, 
         )
         return step(b, "lin_gate", "sigmoid", (z,), **NORM)
     z = linear(b, "lin_z", h, ("hidden", *values), (*BS, *values), **PROJECT)
+    z = scaled(b, "lin_z_scaled", z, _scale(a, "z"), **NORM)
     return step(b, "lin_gate", "sigmoid" if a.kind == "kda" else "silu", (z,), **NORM)
 
 
@@ -177,6 +201,7 @@ def _decay(b: BodyBuilder, a: LinearAttention, h: str, heads: tuple[str, ...]) -
         )
     else:
         raw = linear(b, "lin_a", h, ("hidden", *dims), (*BS, *dims), **PROJECT)
+        raw = scaled(b, "lin_a_scaled", raw, _scale(a, "a"), **GATE)
     raw = step(b, "lin_dt", "add", (raw, b.weight("lin_dt_bias", dims, "vector")), dtype="fp32", **GATE)
     if a.decay_bound is not None:
         rates = b.weight("lin_A_log", heads, "vector")

@@ -118,7 +118,7 @@ def reduce(
         "num_hidden_layers": len(kinds),
         "moe_layers": tuple(k.ffn == "moe" for k in kinds) if model.moe else None,
         "sliding_layers": tuple(k.sliding for k in kinds),
-        "linear_layers": tuple(k.mixer == "linear" for k in kinds) if model.linear else None,
+        "linear_layers": tuple(k.recurs for k in kinds) if model.linear else None,
         "kv_layers": tuple(k.kv for k in kinds) if model.kv_layers else None,
         "indexer_layers": tuple(k.picks for k in kinds) if model.indexer_layers else None,
         "mixer_layers": tuple(k.mixer != "none" for k in kinds) if model.mixer_layers else None,
@@ -251,7 +251,7 @@ def _reduce_linear(a: LinearAttention, s: Strategy, pick: _Picker) -> LinearAtte
         "value_dim": pick.take(a.value_dim, at_least=6), "conv_kernel": min(a.conv_kernel, 3),
         "gate_rank": pick.take(a.gate_rank) if a.gate_rank else None,
     }  # fmt: skip
-    if a.kind == "mamba1":
+    if a.kind in ("mamba1", "short_conv"):
         update["value_dim"] = 1  # a channel is a head of one value
         pick.used.add((update["gate_rank"] or 0) + 2 * update["key_dim"])
     return a.model_copy(update=update)

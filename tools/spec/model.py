@@ -120,10 +120,10 @@ class LinearAttention(Frozen):
     key channel, gates of low rank (Kimi Delta Attention, arXiv 2510.26692). mamba2: no delta rule, keys and queries
     shared by groups of heads (state-space duality, arXiv 2405.21060). mamba1: every channel is a head of one value, all read
     one key and query that follow from the convolved channels, and decay each key channel by itself (arXiv 2312.00752; with
-    Jamba's norms, arXiv 2403.19887).
+    Jamba's norms, arXiv 2403.19887). short_conv: no recurrence, a gated convolution of every channel (LFM2, arXiv 2511.23404).
     """
 
-    kind: Literal["gated_delta", "kda", "mamba1", "mamba2"]
+    kind: Literal["gated_delta", "kda", "mamba1", "mamba2", "short_conv"]
     num_key_heads: int
     """Heads of keys and queries; the value heads share them in equal groups (mamba2: its groups of B and C)."""
     num_value_heads: int
@@ -137,11 +137,17 @@ class LinearAttention(Frozen):
     step size."""
     decay_bound: float | None = None
     """kda: the log of what a step leaves of the state is bound · sigmoid(rate · x) instead of -rate · softplus(x) (Ling-2.5)."""
+    scales: tuple[float, float, float, float, float] | None = None
+    """mamba2: constants that its projections are multiplied by: gate, value, key, query, step size (Falcon-H1)."""
+    out_scale: float = 1.0
+    output_norm: bool = True
+    """mamba2: whether the gated output is normed before it is projected."""
 
     @property
     def one_key(self) -> bool:
-        """Mamba with one group: all value heads read the same key and query, which every rank then has."""
-        return self.kind in ("mamba1", "mamba2") and self.num_key_heads == 1
+        """Mamba with one group: all value heads read the same key and query, which every rank then has. A short convolution has
+        none, its channels are dealt out one by one."""
+        return self.kind in ("mamba1", "mamba2", "short_conv") and self.num_key_heads == 1
 
     @property
     def dealt_heads(self) -> int:
@@ -199,6 +205,9 @@ class MLP(Frozen):
     bias: bool = False
     inner_norm: bool = False
     """An RMSNorm before the down projection (BitNet)."""
+    gate_scale: float = 1.0
+    """A constant on the gate before its activation (Falcon-H1)."""
+    out_scale: float = 1.0
 
 
 class MoE(Frozen):
@@ -276,12 +285,23 @@ class LayerKind(Frozen):
     ffn: Literal["dense", "moe", "none"] = "dense"
     sliding: bool = False
     rope: bool = True
-    mixer: Literal["attention", "linear", "none"] = "attention"
+    mixer: Literal["attention", "linear", "both", "none"] = "attention"
+    """both: attention and linear attention read the same input, and their outputs are added."""
     kv: Lending = "own"
     """Whose keys and values it attends to: its own, its own that later layers read too, or those of such a layer of its type."""
     picks: Picks = "own"
     """Where attention has an indexer: whether the layer's own picks the positions to attend to, or an earlier layer's, or it
     attends to all."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has attention over all or the last positions."""
+        return self.mixer in ("attention", "both")
+
+    @property
+    def recurs(self) -> bool:
+        """Whether it has linear attention."""
+        return self.mixer in ("linear", "both")
 
 
 class ModelSpec(Frozen):
@@ -304,6 +324,8 @@ class ModelSpec(Frozen):
     linear: LinearAttention | None = None
     linear_layers: tuple[bool, ...] | None = None
     """Per layer, whether linear attention takes the place of attention; None means none."""
+    beside_attention: bool = False
+    """In these layers it stands beside attention instead, and the two outputs are added (Falcon-H1)."""
     mixer_layers: tuple[bool, ...] | None = None
     """Per layer, whether it mixes tokens at all; None means every layer (Nemotron-H has layers that are an FFN alone)."""
     ffn_layers: tuple[bool, ...] | None = None
@@ -414,14 +436,16 @@ class ModelSpec(Frozen):
         if self.mixer_layers is not None and not self.mixer_layers[index]:
             return LayerKind(ffn=ffn, rope=self.position.kind == "rope", mixer="none")
         windowed = self.attention.sliding_window is not None or self.attention.chunk_size is not None
-        if self.linear is not None and self.linear_layers is not None and self.linear_layers[index]:
+        recurs = self.linear is not None and self.linear_layers is not None and self.linear_layers[index]
+        if recurs and not self.beside_attention:
             return LayerKind(ffn=ffn, rope=self.position.kind == "rope", mixer="linear")
         sliding = windowed and (self.sliding_layers is None or self.sliding_layers[index])
         rope = self.position.kind == "rope" and (self.position.rope_layers is None or self.position.rope_layers[index])
         listed = self.indexer_layers if self.attention.indexer else None
         picks: Picks = listed[index] if listed else "own"
         kv: Lending = self.kv_layers[index] if self.kv_layers else "own"
-        return LayerKind(ffn=ffn, sliding=sliding, rope=rope, picks=picks, kv=kv)
+        mixer: Literal["attention", "both"] = "both" if recurs else "attention"
+        return LayerKind(ffn=ffn, sliding=sliding, rope=rope, mixer=mixer, picks=picks, kv=kv)
 
     def layers(self) -> tuple[LayerKind, ...]:
         return tuple(self.layer_kind(i) for i in range(self.num_hidden_layers))

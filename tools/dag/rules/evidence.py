@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tools.dag.alike import by_form
 from tools.dag.facts import NodeFacts, View
+from tools.dag.kinds import COMM
 from tools.dag.labels import PATH, TIMES, words
 from tools.dag.places import DEVICE_WORD, NO_DEVICE
 from tools.dag.ports import BRACKET, square
@@ -147,7 +148,7 @@ def _like_device(text: str) -> tuple[bool, bool]:
     text = _PAIRS.sub(" ", BRACKET.sub(" ", square(PATH.sub(" ", TIMES.sub(" ", text)))))
     text = _COUNTS.sub(" ", _NUMBERED.sub(_of_a_device, text))
     numbered = bool(_NUMBER.search(text)) or any(not NO_DEVICE.match(m[1]) for m in _NUMBERED.finditer(text))
-    return _JOINS.search(words(text)) is not None, numbered
+    return _JOINS.search(COMM.sub(" ", words(text))) is not None, numbered
 
 
 _COUNTS = re.compile(

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from tools.dag.alike import by_form, form
 from tools.dag.facts import NodeFacts, View, is_residual, words
+from tools.dag.ports import PortFacts
 
 MAX_OPERATORS = 4_000
 """Operators of one device that are looked through."""
@@ -58,7 +59,7 @@ def _in_order(v: View) -> list[NodeFacts]:
 
 def _longest(v: View, nodes: list[NodeFacts]) -> Repetition | None:
     said = [_said(n) for n in nodes]
-    places: dict[tuple[str, str], list[int]] = defaultdict(list)
+    places: dict[Said, list[int]] = defaultdict(list)
     for i, s in enumerate(said):
         places[s].append(i)
     periods = sorted({b - a for at in places.values() for a, b in pairwise(at)})[:MAX_PERIODS]
@@ -86,9 +87,12 @@ def _block(v: View, nodes: list[NodeFacts], period: int) -> Repetition | None:
     return Repetition(first, again, body[-1], period, len(nodes) // period)
 
 
-def _said(n: NodeFacts) -> tuple[str, str]:
+Said = tuple[str, tuple[PortFacts, ...] | None, tuple[PortFacts, ...] | None]
+
+
+def _said(n: NodeFacts) -> Said:
     """What a node says, its numbers aside except the dims."""
-    return re.sub(r"1+", "#", form(n.operator)), " ".join(map(str, (*(n.inputs or ()), ">", *(n.outputs or ()))))
+    return re.sub(r"1+", "#", form(n.operator)), n.inputs, n.outputs
 
 
 @by_form
