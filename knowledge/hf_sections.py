@@ -399,12 +399,11 @@ FEATURES: tuple[tuple[tuple[str, ...], str], ...] = (
 OTHER_BLOCKS = {
     "gemma3n": "AltUp and LAuReL blocks (Gemma-3n)",
     "gemma3n_text": "AltUp and LAuReL blocks (Gemma-3n)",
-    "bamba": "Mamba-2 layers laid out as in Bamba",
     "zamba2": "attention blocks shared by layers (Zamba2)",
 }
 """Model types whose blocks are known to be others than the config's keys say."""
-MAMBA2 = ("nemotron_h", "granitemoehybrid", "falcon_h1")
-"""Families whose Mamba layers have an operator graph; others lay theirs out otherwise (Jamba, Bamba, Zamba)."""
+MAMBA2 = ("nemotron_h", "granitemoehybrid", "falcon_h1", "bamba")
+"""Families whose Mamba layers have an operator graph; others lay theirs out otherwise (Jamba, Zamba)."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
 
 

@@ -243,8 +243,8 @@ def _spanning(first: Leaf, last: Leaf) -> str:
 
 LIST_KEYS = frozenset(
     {
-        "full_attn_idxs", "hybrid_layer_pattern", "indexer_types", "layer_types", "layers_block_type", "mlp_layer_types",
-        "mlp_multipliers", "no_rope_layers", "ssm_multipliers",
+        "attn_layer_indices", "full_attn_idxs", "hybrid_layer_pattern", "indexer_types", "layer_types",
+        "layers_block_type", "mlp_layer_types", "mlp_multipliers", "no_rope_layers", "ssm_multipliers",
     }
 )  # fmt: skip
 """Keys of a config.json whose value is a list however short it is, not a range or a choice."""
