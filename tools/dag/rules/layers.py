@@ -121,6 +121,8 @@ def repeats(v: View) -> Iterator[Violation]:
             per_layer[key][_without_index(n.operator)] += 1
             first.setdefault(key, n)
     told = set()
+    if v.graph.attrs.get("detail", "full") != "full":
+        per_layer = {}  # a view with less detail does not tell kinds of layers apart
     for devices, index, before in _equal_neighbours(per_layer) if is_own(v) else _equal_layers(per_layer):
         told.add(devices)
         yield bad(first[(devices, index)], f"layer {index} is drawn again, equal to layer {before}", _DRAW_ONCE)
