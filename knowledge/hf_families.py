@@ -7,6 +7,7 @@ from typing import Any
 
 from knowledge.hf_heads import gemma4, mimo_v2, minimax_m3
 from knowledge.hf_linear import (
+    bamba,
     beside_attention,
     gated_delta,
     granite_hybrid,
@@ -377,6 +378,7 @@ FAMILIES: dict[str, Family] = {
     "granite": _like(_LLAMA, adapt=_granite),
     "granitemoe": _like(_LLAMA, gate="topk_softmax", adapt=_granite),
     "granitemoeshared": _like(_LLAMA, gate="topk_softmax", adapt=_granite),
+    "bamba": _like(_LLAMA, kv_heads=8, rotary_fraction=0.5, adapt=bamba, draws=frozenset({"attn_layer_indices"})),
     "falcon_h1": _like(_LLAMA, adapt=beside_attention),
     "granitemoehybrid": _like(_LLAMA, gate="topk_softmax", adapt=_granite_hybrid),
     "nemotron_h": _like(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from knowledge.hf_families import FAMILIES as FIRST
-from knowledge.hf_linear import granite_hybrid, kimi_delta
+from knowledge.hf_linear import kimi_delta
 from knowledge.hf_values import Config, Family, Fields
 
 
@@ -236,17 +236,6 @@ def _persimmon(c: Config, f: Fields) -> None:
     f["attention"]["qk_norm"] = "layer" if c.flag("qk_layernorm", True) else "none"
 
 
-def _bamba(c: Config, f: Fields) -> None:
-    """Mamba-2 as in Granite-4.0-H, attention in the layers that `attn_layer_indices` lists."""
-    listed = c.raw("attn_layer_indices")
-    if c.raw("layer_types", "layers_block_type") is None:
-        full = listed if isinstance(listed, (list, tuple)) else ()
-        kinds = ["full_attention" if i in full else "linear_attention" for i in range(f["num_hidden_layers"])]
-        c.data = {**c.data, "layer_types": kinds}
-    c.data = {**c.data, "position_embedding_type": "rope", "mamba_n_groups": c.whole("mamba_n_groups") or 1}
-    granite_hybrid(c, f)
-
-
 def _bitnet(c: Config, f: Fields) -> None:
     """Norms inside attention and MLP, before what leads back to the residual stream."""
     f["attention"]["context_norm"] = True
@@ -268,7 +257,6 @@ FURTHER: dict[str, Family] = {
     "aria_text": _as("llama", gate="topk_softmax"),
     "axk1": _as("deepseek_v3", adapt=_axk1),
     "bailing_hybrid": _as("deepseek_v3", defaults=(("mla_use_nope", False),), adapt=_bailing_hybrid),
-    "bamba": _as("llama", rotary_fraction=0.5, adapt=_bamba, draws=frozenset({"mamba_d_state", "layers_block_type"})),
     "biogpt": _as("opt", activation="gelu", qkv_bias=True, out_bias=True, mlp_bias=True, adapt=_biogpt),
     "bitnet": _as("llama", activation="relu2", adapt=_bitnet),
     "cohere2_moe": _as("cohere2", adapt=_cohere2_moe),

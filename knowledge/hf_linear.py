@@ -106,13 +106,30 @@ def granite_hybrid(c: Config, f: Fields) -> None:
     f["sliding_layers"] = None
     if not any(linear):
         return
-    heads = c.whole("mamba_n_heads") or 128
-    inner = (c.whole("mamba_expand") or 2) * f["hidden_size"]
+    _mamba2(c, f, ("mamba_proj_bias",))
+    f["linear_layers"] = linear
+
+
+def bamba(c: Config, f: Fields) -> None:
+    """Bamba: Mamba-2 on all layers but those listed, whose attention rotates half of every head; an MLP after each."""
+    layers, full = f["num_hidden_layers"], c.raw("attn_layer_indices")
+    if not isinstance(full, (list, tuple)) or not all(isinstance(i, int) and 0 <= i < layers for i in full):
+        raise ToolError(
+            f"{c.name}: attn_layer_indices must list the layers with attention among {layers}, got {full!r}"
+        )
+    _mamba2(c, f, ("mamba_proj_bias",))
+    f["linear_layers"], f["sliding_layers"] = tuple(i not in full for i in range(layers)), None
+
+
+def _mamba2(c: Config, f: Fields, biases: tuple[str, ...], inner: int | None = None) -> None:
+    """The Mamba-2 layers of configs that name their sizes mamba_…; `inner`: all channels, where mamba_expand does not say."""
+    stated = "mamba_d_ssm" if inner else "mamba_expand"
+    inner, heads = inner or (c.whole("mamba_expand") or 2) * f["hidden_size"], c.whole("mamba_n_heads") or 128
     dim = None if c.raw("mamba_d_head") == "auto" else c.whole("mamba_d_head")
     dim = dim or inner // heads
     if heads * dim != inner:
         raise ToolError(
-            f"{c.name}: mamba_n_heads({heads}) * mamba_d_head({dim}) = {heads * dim}, but mamba_expand makes it {inner}"
+            f"{c.name}: mamba_n_heads({heads}) * mamba_d_head({dim}) = {heads * dim}, but {stated} makes it {inner}"
         )
     f["linear"] = {
         "kind": "mamba2",
@@ -124,35 +141,19 @@ def granite_hybrid(c: Config, f: Fields) -> None:
         "conv_bias": c.flag("mamba_conv_bias", True),
     }
     _groups_divide(c, f)
-    _refuse_mamba_variants(c, f, ("mamba_proj_bias",))
-    f["linear_layers"] = linear
+    _refuse_mamba_variants(c, f, biases)
 
 
 def beside_attention(c: Config, f: Fields) -> None:
     """Falcon-H1: every layer has attention and Mamba-2 on the same input, and constants in front of and behind everything.
     Constants around attention, which is linear in its values, are folded into what its scores and values are scaled by."""
-    inner = c.whole("mamba_d_ssm") or (c.whole("mamba_expand") or 2) * f["hidden_size"]
-    heads = c.whole("mamba_n_heads") or 128
-    dim = (None if c.raw("mamba_d_head") == "auto" else c.whole("mamba_d_head")) or inner // heads
-    if heads * dim != inner:
-        raise ToolError(
-            f"{c.name}: mamba_n_heads({heads}) * mamba_d_head({dim}) = {heads * dim}, not mamba_d_ssm({inner})"
-        )
+    _mamba2(c, f, ("mamba_proj_bias", "projectors_bias"), inner=c.whole("mamba_d_ssm"))
     into, each = c.number("ssm_in_multiplier", default=1.0), _numbers(c, "ssm_multipliers", 5)
-    f["linear"] = {
-        "kind": "mamba2",
-        "num_key_heads": c.whole("mamba_n_groups") or 1,
-        "num_value_heads": heads,
-        "key_dim": c.whole("mamba_d_state") or 256,
-        "value_dim": dim,
-        "conv_kernel": c.whole("mamba_d_conv") or 4,
-        "conv_bias": c.flag("mamba_conv_bias", True),
+    f["linear"] |= {
         "scales": tuple(into * x for x in each),
         "out_scale": c.number("ssm_out_multiplier", default=1.0),
         "output_norm": c.flag("mamba_rms_norm"),
     }
-    _groups_divide(c, f)
-    _refuse_mamba_variants(c, f, ("mamba_proj_bias", "projectors_bias"))
     if c.flag("mamba_rms_norm") and c.flag("mamba_norm_before_gate", True):
         f["unsupported"] += ("a norm before the gate of Mamba (mamba_norm_before_gate)",)
     if c.flag("attention_bias") or c.flag("mlp_bias"):

@@ -87,6 +87,7 @@ def test_every_family_reads_a_plain_config(model_type: str) -> None:
         "nemotron_h": {"hybrid_override_pattern": "M*-E" * 8, "mamba_num_heads": 64},
         "lfm2": conv,
         "lfm2_moe": conv,
+        "bamba": {"attn_layer_indices": [9, 18, 27]},
     }
     config = changed(model_type=model_type, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=512)
     config |= drawn.get(model_type, {})
@@ -108,8 +109,18 @@ def test_falcon_h1_folds_its_constants_into_what_attention_is_scaled_by() -> Non
     assert {k.mixer for k in m.layers()} == {"both"}
     assert model_from_config(changed(**config | {"mamba_rms_norm": True})).unsupported  # its norm comes before the gate
     for broken in ({"mlp_multipliers": [1.0]}, {"mamba_d_ssm": 2047}):
-        with pytest.raises(ToolError, match=r"mlp_multipliers must be 2 numbers|not mamba_d_ssm"):
+        with pytest.raises(ToolError, match=r"mlp_multipliers must be 2 numbers|but mamba_d_ssm"):
             model_from_config(changed(**config | broken))
+
+
+def test_bamba_lists_the_layers_with_attention() -> None:
+    bamba = changed(model_type="bamba", mamba_n_heads=128, attn_layer_indices=[9, 18, 27])
+    model = model_from_config(bamba)
+    assert [i for i, k in enumerate(model.layers()) if k.mixer == "attention"] == [9, 18, 27]
+    assert model.position.rotary_dim == model.attention.head_dim // 2
+    for wrong in (None, [32], "9"):
+        with pytest.raises(ToolError, match="attn_layer_indices must list"):
+            model_from_config(bamba | {"attn_layer_indices": wrong})
 
 
 def test_lfm2_states_the_width_of_its_mlp_before_it_is_cut_and_where_its_attention_stands() -> None:

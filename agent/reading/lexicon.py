@@ -265,6 +265,7 @@ HF_KEYS = frozenset(
         "attention_out_bias",
         "attention_out_multiplier",
         "attention_output_gate",
+        "attn_layer_indices",
         "attn_layer_offset",
         "attn_layer_period",
         "attn_output_gate",

@@ -88,6 +88,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_groups": 2, "ssm_state_size": 7, "conv_kernel": 3, "n_routed_experts": 6, "chunk_size": 4,
         "moe_shared_expert_intermediate_size": 28, "routed_scaling_factor": 2.5, "layer_norm_epsilon": 1e-5,
     },
+    "bamba": {
+        **{k: v for k, v in BASE.items() if k != "head_dim"}, "model_type": "bamba", "num_attention_heads": 6,
+        "attn_layer_indices": [1],
+        "mamba_n_heads": 6, "mamba_d_state": 5, "mamba_n_groups": 3, "mamba_d_conv": 3, "mamba_chunk_size": 4,
+    },
     "falcon_h1": {
         **BASE, "model_type": "falcon_h1", "mamba_n_heads": 6, "mamba_d_head": 4, "mamba_d_ssm": 24, "mamba_n_groups": 2,
         "mamba_d_state": 5, "mamba_d_conv": 3, "mamba_rms_norm": True, "mamba_norm_before_gate": False,

@@ -100,11 +100,6 @@ SWEPT: dict[str, dict[str, Any]] = {
         "model_type": "bailing_hybrid", "num_local_experts": 8, "layer_types": HYBRID, "mlp_layer_types": SPARSE, "head_dim": 6,
         "short_conv_kernel_size": 3, "kda_lower_bound": -1.5, "pad_token_id": 0,
     },
-    "bamba": {
-        **{k: v for k, v in BASE.items() if k != "head_dim"}, "model_type": "bamba", "attn_layer_indices": [1],
-        "mamba_n_heads": 6, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 7, "mamba_d_conv": 3,
-        "mamba_chunk_size": 4, "pad_token_id": 0, "rope_parameters": {**PLAIN_ROPE, "partial_rotary_factor": 0.67},
-    },
     "bitnet": {**{k: v for k, v in BASE.items() if k != "head_dim"}, "model_type": "bitnet", "hidden_act": "relu2"},
     "laguna": {
         **BASE, **MOE, **SLIDE, "model_type": "laguna", "layer_types": FULL_FIRST, "mlp_layer_types": SPARSE, "num_experts": 6,

@@ -591,7 +591,7 @@ class _Walk:
             return
         assert p.comm is not None
         if p.comm.kind == "slice":
-            for u in units:
+            for u in units if not self._is_weight(p.output) else ():  # a part of a weight is its reader's to tell
                 self._slice(p, p.comm, u)
             return
         for sources, targets in self._members(p, p.comm):
@@ -657,8 +657,10 @@ class _Walk:
         b, layout = self.b, self.body.layout(p.output)
         step = f"{self.place.prefix}_{slug(p.name)}"
         items = tuple(self._items(n, u.rank) for n in p.inputs if not self._is_weight(n))
-        weights = [n for n in p.inputs if self._is_weight(n)]
+        read = [n for n in p.inputs if self._is_weight(n)]
+        weights = [self.body.tensors[n].origin for n in read]  # as it lies on the device, whatever part of it is read
         ports = [b._port(self.body, n, u.rank) for n in weights]
+        notes = [*notes, *(self._part_of(n, u) for n, w in zip(read, weights, strict=True) if n != w)]
         if layout.pending:
             notes = [*notes, f"Partial: {layout.reduce} pending over {b._axis_names(layout.pending)}"]
         cache = (b._kept_port(self.body, p.output, u.rank),) if p.op and p.output in keepers(self.body) else ()
@@ -678,6 +680,12 @@ class _Walk:
 
     def _is_weight(self, tensor: str) -> bool:
         return self.body.spec(tensor).kind == "weight"
+
+    def _part_of(self, part: str, u: _Unit) -> str:
+        """What a rank reads of a weight that it holds more of."""
+        port = self.b._port(self.body, part, u.rank)
+        dims = ", ".join(f"{d}={n}" for d, n in port.dims)
+        return f"Part: {self.body.tensors[part].origin} is read over [{dims}] only"
 
     def _shard(self, weight: str, rank: int) -> tuple[tuple[str, int, int, int], ...]:
         layout = self.body.layout(weight)

@@ -121,15 +121,11 @@ def repeats(v: View) -> Iterator[Violation]:
             per_layer[key][_without_index(n.operator)] += 1
             first.setdefault(key, n)
     told = set()
-    alike: dict[tuple[frozenset[int] | None, frozenset[tuple[str, int]]], int] = {}
-    for (devices, index), ops in sorted(per_layer.items(), key=lambda kv: (kv[0][1], sorted(kv[0][0] or ()))):
-        same = (devices, frozenset(ops.items()))
-        before = alike.setdefault(same, index)
-        if is_own(v):  # runs of an interleaved pipeline on one device are apart in time: only neighbours are one
-            before, alike[same] = (before if before == index - 1 else index), index
-        if before != index:
-            told.add(devices)
-            yield bad(first[(devices, index)], f"layer {index} is drawn again, equal to layer {before}", _DRAW_ONCE)
+    if v.graph.attrs.get("detail", "full") != "full":
+        per_layer = {}  # a view with less detail does not tell kinds of layers apart
+    for devices, index, before in _equal_neighbours(per_layer) if is_own(v) else _equal_layers(per_layer):
+        told.add(devices)
+        yield bad(first[(devices, index)], f"layer {index} is drawn again, equal to layer {before}", _DRAW_ONCE)
     for found in repetitions(v) if not is_own(v) else ():
         if found.first.devices not in told:
             upto = f" to {found.last.id}" if found.size > 1 else ""
@@ -156,6 +152,35 @@ def repeats(v: View) -> Iterator[Violation]:
 
 
 _DRAW_ONCE = "draw the layer once and write × n"
+
+
+_PerLayer = dict[tuple[frozenset[int] | None, int], Counter[str]]
+_Again = tuple[frozenset[int] | None, int, int]
+"""(devices, layer, the layer that it equals)"""
+
+
+def _in_order(per_layer: _PerLayer) -> list[tuple[tuple[frozenset[int] | None, int], Counter[str]]]:
+    return sorted(per_layer.items(), key=lambda kv: (kv[0][1], sorted(kv[0][0] or ())))
+
+
+def _equal_layers(per_layer: _PerLayer) -> Iterator[_Again]:
+    """Layers that are drawn again on the same devices."""
+    alike: dict[tuple[frozenset[int] | None, frozenset[tuple[str, int]]], int] = {}
+    for (devices, index), ops in _in_order(per_layer):
+        before = alike.setdefault((devices, frozenset(ops.items())), index)
+        if before != index:
+            yield devices, index, before
+
+
+def _equal_neighbours(per_layer: _PerLayer) -> Iterator[_Again]:
+    """Layers that equal the one before on every device of both. Runs of an interleaved pipeline are apart in time, and of
+    two layers that differ in attention only, the expert devices show the same: neither can be drawn once."""
+    whole: dict[int, dict[frozenset[int] | None, Counter[str]]] = defaultdict(dict)
+    for (devices, index), ops in _in_order(per_layer):
+        whole[index][devices] = ops
+    for index, drawn in whole.items():
+        if whole.get(index - 1) == drawn:
+            yield next(iter(drawn)), index, index - 1
 
 
 def _layer_index(n: NodeFacts) -> int | None:
