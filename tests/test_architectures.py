@@ -2,7 +2,8 @@
 
 `data/architectures.json`: model type → the default config of its class (without what says nothing of the text model) and what
 transformers counts for it: parameters, and buffers that are learned (correction biases of a gate); of a multimodal model, of its
-text tower. Where a class cannot be built from its own defaults, or these leave open what a released config states, the keys are stated.
+text tower. Where a class cannot be built from its own defaults, or these leave open what released configs state, the keys are
+stated.
 """
 
 from __future__ import annotations
