@@ -4,7 +4,8 @@ Five batches were written, each with its facts, before the reader saw any of the
 precision of path and value) 0.78 and 0.91 of 63 inputs; after what those taught, 0.84 and 0.93 of the next 26; after
 those, 0.91 and 0.94 of the next 20. The fourth was written to be harder (40 mails, chats, tenders and unknown schemas with
 shares of a crowd, loads of a day, corrections, hardware without a name): 0.79 and 0.90, and 33 values that were wrong and
-not disputed. Of the first three, those are kept that are read in full; of the others all, with what is still
+not disputed. After what it taught, the fifth (25 by new voices) was read to 0.76 and 0.89, with 27 such values: every new
+voice has words of its own. Of the first three, those are kept that are read in full; of the others all, with what is still
 `open`. No rule knows any by name.
 """
 
@@ -56,7 +57,7 @@ def test_a_stranger_s_conditions_are_read_in_full_and_nothing_else_is(name: str)
     for path, right in want["facts"].items():
         options = (right, *want.get("accept", {}).get(path, ()))
         assert path in facts and any(same(path, facts[path].value, o) for o in options), (path, right, facts.get(path))
-    known = {*want["facts"], *want.get("also", ())}
+    known = {*want["facts"], *want.get("also", ()), *want.get("open", {})}
     more = {p: f.value for p, f in facts.items() if p not in known and f.origin == "stated" and not p.startswith(ASIDE)}
     assert not more
     for path, values in want.get("wrong", {}).items():
@@ -193,6 +194,7 @@ NO_AMOUNT = re.compile(
     r"|(?<!\d)(?:19|20)\d\d(?=[-年/.]|\W*$)|\d{1,2}[:：]\d\d|[\d.]+:\d{2,5}"  # dates, times, ports
     r"|(?<![\d.])(?:50|9[059])(?: ?(?:%|percent|th|[分百]|线))"  # percentiles
     r"|(?:PCIe|PCI-E|NVLink|Atlas|HDR|Gen) ?\d[\d.]*"  # names
+    r"|\b(?:99|95|19|9) (?:times )?(?:in|out of) (?:100|20|10)\b|\b(?:rocm|cuda|driver|python|torch|cann) v?\d[\d.]*"
     r"|`{3}[^`]*|--[\w-]+[ =]\S+",
     re.I,
 )

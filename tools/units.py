@@ -209,7 +209,18 @@ _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(list(_ONES)[1:10])}))?|{
 _TO_999 = (
     rf"(?:(?:(?:{_TO_99}|an?)[ -])?hundred(?:[ -](?:and[ -])?{_TO_99})?|(?:{_TO_99}|half a|an?)[ -]dozen|{_TO_99})"
 )
-_PARTS = {"third": 3, "quarter": 4, "fifth": 5, "tenth": 10, "twentieth": 20, "fiftieth": 50, "hundredth": 100}
+_PARTS = {
+    "third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10, "twelfth": 12, "fifteenth": 15,
+    "twentieth": 20, "twenty-fifth": 25, "thirtieth": 30, "fortieth": 40, "fiftieth": 50, "hundredth": 100,
+}  # fmt: skip
+_OF_A_CROWD = r"(?:of (?:them|the|these|those|all|our|us|whom|which)\b)"
+_SHARE = re.compile(
+    rf"\b(?:(?P<n>one|two|three|a)[ -](?P<part>third|quarter|fifth|tenth|twentieth|hundredth)s?|(?P<half>half)) (?={_OF_A_CROWD})"
+    r"|\b(?P<k>one|two|three) (?:in|out of) (?:every )?(?P<m>three|four|five|six|eight|ten|twelve|twenty|thirty|forty|fifty|a hundred)\b(?! (?:gpu|card|node|server|second|minute))"
+    r"|(?P<zm>[二三四五六七八九十])分之(?P<zk>[一二三四五六七八九])",
+    re.I,
+)
+"""Shares in words: "two thirds of them", "one in ten", 三分之一."""
 _WORD_NUMBER = (
     rf"(?:an?|one|two|three)[ -](?:{'|'.join(_PARTS)})s?(?= of an? )|{_TO_99} and a half|(?:(?:{_TO_999}|an?)[ -](?:thousand|million|billion|trillion)[ -](?:and[ -])?)*{_TO_999}"
     rf"|(?:{_TO_999}|an?)[ -](?:thousand|million|billion|trillion)|a (?:couple|pair)(?: of)?(?: (?:hundred|thousand|dozen))?|{'|'.join(_ALONE)}|an?"
@@ -233,7 +244,7 @@ _MEASURE = re.compile(
 # ---------------------------------------------------------------- units
 
 _PER = (
-    r"(?:\s*(?:/|per\b|每(?:一)?(?:个|张|路)?)\s*(?P<per>users?|requests?|req|streams?|sessions?|persons?|clients?|sequences?|seq|用户|请求|"
+    r"(?:\s*(?:/|per\b|每(?:一)?(?:个|张|路)?)\s*(?P<per>users?|readers?|viewers?|callers?|agents?|seats?|developers?|employees?|customers?|requests?|req|streams?|sessions?|persons?|clients?|sequences?|seq|用户|请求|"
     r"会话|路|人|gpus?|npus?|cards?|devices?|accelerators?|ranks?|dies?|chips?|卡|nodes?|servers?|machines?|hosts?|台|机|节点|instances?|replicas?))"
 )
 # \b sees no edge between "s" and "以", so edges are spelled out: a letter unit ends where no ASCII letter or digit follows
@@ -255,7 +266,7 @@ _UNIT_RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("flops", re.compile(r"\s*(?P<p>[KMGTPE]|tera|peta|giga|exa)?[\s-]?(?:FLOPS?(?:\s*/\s*s(?:ec)?(?![A-Za-z0-9_]))?|FLOP\s*/\s*s|OPS?(?:\s*/\s*s)?)(?![A-Za-z])", re.I)),
     ("bare_g", re.compile(r"\s*(?:个\s*)?(?P<p>[Gg])(?![A-Za-z0-9/])")),
     ("bare_t", re.compile(r"\s*个\s*(?P<p>T)(?![A-Za-z0-9/])")),
-    ("tokens", re.compile(rf"\s*{_TOK}{_PER}?\s*(?:/|per|每|a(?![A-Za-z0-9_])|p)\s*{_TIME_UNIT}", re.I)),
+    ("tokens", re.compile(rf"\s*{_TOK}{_PER}?\s*(?:/|per|each|every|每|a(?![A-Za-z0-9_])|p)\s*{_TIME_UNIT}", re.I)),
     ("tokens", re.compile(r"\s*(?:t/(?P<t>s)(?![A-Za-z0-9_])|tps(?![A-Za-z0-9_]))", re.I)),
     ("requests", re.compile(rf"\s*(?:{_REQ})\s*(?:/|per|每|a(?![A-Za-z0-9_]))\s*(?:(?:working|business|calendar|single|week)[ -]?)?{_TIME_UNIT}", re.I)),
     ("requests", re.compile(r"\s*(?:qps|rps|req/s)(?![A-Za-z0-9_])", re.I)),
@@ -352,7 +363,7 @@ def _unit_value(rule: str, match: re.Match[str]) -> tuple[str, float, str]:
 _PER_CLASS = (
     (
         "user",
-        r"user|^each$|each of|of us|every(?:one|body)|request|req|stream|session|person|client|seq|用户|请求|会话|路|人",
+        r"user|reader|viewer|caller|agent|seat|developer|employee|customer|^each$|each of|of us|every(?:one|body)|request|req|stream|session|person|client|seq|用户|请求|会话|路|人",
     ),
     ("device", r"gpu|npu|card|device|accel|rank|die|chip|卡"),
     ("node", r"node|server|machine|host|台|机|节点"),
@@ -440,7 +451,10 @@ def _english_at(text: str, match: re.Match[str]) -> tuple[float, int] | None:
     """(value, end) of an English numeral; None for an article, a pronoun, or "dual" before anything but devices."""
     word, end = " ".join(match["word"].lower().split()), match.end()
     if word in ("a", "an"):
-        return (1.0, end) if _ARTICLE_UNIT.match(text, end) else None
+        whole = not re.search(
+            r"\b\w+(?:th|rd|half|quarter)s?\s+of\s+$", text[: match.start()], re.I
+        )  # "a thirtieth of a second"
+        return (1.0, end) if whole and _ARTICLE_UNIT.match(text, end) else None
     if part := _PARTS.get(re.split(r"[ -]", word)[-1].removesuffix("s")):  # "a twentieth of a second"
         article = re.match(r"\s+of\s+an?(?=\s)", text[end:])
         end += article.end() if article else 0
@@ -605,6 +619,9 @@ def find_quantities(text: str) -> list[Quantity]:
     """
     folded = fold_width(text)
     singles: list[Quantity] = []
+    shares = [_share(m) for m in _SHARE.finditer(folded)]
+    if shares:
+        folded = _SHARE.sub(lambda m: "\x03" * len(m.group()), folded)
     pos = 0
     while match := _NUMBER.search(folded, pos):
         quantity = None
@@ -634,7 +651,22 @@ def find_quantities(text: str) -> list[Quantity]:
         quantity = _prefixed_rate(folded, quantity)
         singles.append(quantity)
         pos = max(quantity.end, match.end())
-    return _combine(folded, singles, text)
+    found = _combine(folded, singles, text)
+    return sorted([*found, *shares], key=lambda q: q.start) if shares else found
+
+
+def _share(match: re.Match[str]) -> Quantity:
+    """ "two thirds (of them)", "one in ten", 三分之一."""
+    if match["half"]:
+        value = 0.5
+    elif match["part"]:
+        value = english_number(match["n"]) / _PARTS[match["part"].lower()]
+    elif match["k"]:
+        value = english_number(match["k"]) / english_number(match["m"])
+    else:
+        value = chinese_number(match["zk"]) / chinese_number(match["zm"])
+    words, start = match.group().rstrip(), match.start()
+    return Quantity(float(f"{value:.10g}"), "fraction", "", start, start + len(words), words)
 
 
 def _multiple(text: str, count: Quantity, each: Quantity) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from agent.reading.facts import Candidate, Reading
 from agent.reading.segments import Statement
@@ -19,7 +20,13 @@ _AS_IS = re.compile(
     r"(?:today|now|current(?:ly)?|existing|as[- ]is|observed|actual|before|old|status quo|present|measured|so far|现状|现有|当前|目前|现在|旧|实测|原方案)\b.{0,20}", re.I
 )  # fmt: skip
 _TO_BE = re.compile(
-    r"(?:new|target|to[- ]be|wanted|want|goals?|future|after|planned?|proposed|desired|required|requirements?|next|tomorrow|wish|should be|目标|规划|新|期望|要求|改造后|之后|需求).{0,20}",
+    r"(?:新方案|new|target|to[- ]be|wanted|want|goals?|future|after|planned?|proposed|desired|required|requirements?|next|tomorrow|wish|should be|目标|规划|新|期望|要求|改造后|之后|需求).{0,20}",
+    re.I,
+)
+
+
+_RUNS_TODAY = re.compile(
+    r"\W*(?:我们|公司|这边)?(?:现在|目前|当前|现网|眼下)(?:线上)?(?:在)?(?:用|跑|使用|部署|运行|是)|\W*(?:right now|at the moment|today|currently|so far),? (?:we|it|this) |\W*(?:we|it) (?:currently|now|today) (?:run|use|serve|have)",
     re.I,
 )
 
@@ -56,8 +63,35 @@ def _rejected(
     return out
 
 
+_NOW_IT_IS = re.compile(
+    r"\bthat (?:was|is) (?:\w+ ){0,3}?(?:last|old|outdated|before|then|stale|wrong)\b[^\d]*?\bnow\b[^\d]{0,16}(?P<n>\d[\d,]*(?:\.\d+)?)|那是.{0,10}现在(?:是|到|有)?\s*(?P<zh>\d+(?:\.\d+)?)",
+    re.I,
+)
+
+
+def superseded(statement: Statement, before: Sequence[Candidate], reading: Reading) -> None:
+    """ "14 requests/s." "That was last summer, now it is 20.": the new number, in the unit of the old one."""
+    match = _NOW_IT_IS.search(statement.text)
+    counted = [
+        c for c in before if isinstance(c.value, int | float) and c.path.startswith(("workload.", "hardware.num_"))
+    ]
+    if match is None or len(counted) != 1:
+        return
+    old, part = counted[0], "n" if match["n"] else "zh"
+    figure = re.search(r"\d[\d,]*(?:\.\d+)?", old.stated_as)
+    if figure is None:
+        return
+    one = old.value / float(figure.group().replace(",", ""))
+    value = type(old.value)(float(f"{float(match[part].replace(',', '')) * one:.10g}"))
+    line, quote = statement.at(match.start(part))
+    new = replace(old, value=value, stated_as=match[part], line=line, quote=quote, weight=old.weight + 2)
+    reading.candidates.append(new)
+
+
 def _side(statement: Statement, words: re.Pattern[str]) -> bool:
     names = (*statement.context, statement.label if statement.label_end else "")
+    if words is _AS_IS and _RUNS_TODAY.match(statement.text):
+        return True
     return any(words.fullmatch(n.strip(" *_#:：")) for n in names if n)
 
 

@@ -70,9 +70,19 @@ def find_spots(text: str, names: list[Name]) -> list[Spot]:
             if match.start() + lead < end:
                 spots.append(Spot(term, match.start() + lead, end))
     kept = [s for s in spots if not any(_beats(o, s) for o in spots)]
+    kept = [s for s in kept if not (s.term.path in _WHOLE and any(_is_its_verb(text, o, s) for o in kept))]
     kept += [Spot(DEVICE_NAME, n.start, n.end, is_name=True) for n in names if n.kind == "device"]
     kept += [Spot(INSTANCE_NAME, n.start, n.end, is_name=True) for n in names if n.kind == "instance"]
     return sorted(kept, key=lambda s: (s.start, s.end))
+
+
+_WHOLE = ("requirements.e2e_latency_s",)
+
+
+def _is_its_verb(text: str, subject: Spot, spot: Spot) -> bool:
+    """ "the first token shall be returned": what is returned is the token, not the answer."""
+    latency = subject.term.path in ("requirements.ttft_s", "requirements.tpot_s") and subject is not spot
+    return latency and subject.end <= spot.start and not text[subject.end : spot.start].strip()
 
 
 def _beats(other: Spot, spot: Spot) -> bool:
@@ -199,9 +209,22 @@ def _reuse_cost(text: str, before: Quantity, q: Quantity) -> float:
     return 8.0 if bounds.search(near) else 45.0
 
 
+def _goes_without_saying(text: str, q: Quantity, earlier: list[Quantity]) -> bool:
+    """Whether the bare count `q` is in the tokens of a length named before it in the sentence."""
+    bare = (
+        q.dimension == "count"
+        and q.value >= 16
+        and re.match(r"\s*(?:[,.;，。；)）]|and\b|$)", text[q.end :]) is not None
+    )
+    return bare and any(noun_of(text, o) == "tokens" for o in earlier)
+
+
 def _score(text: str, spot: Spot, q: Quantity, label_end: int, index: int, quantities: list[Quantity]) -> float | None:
     in_label = spot.end <= label_end and q.start >= label_end
-    if not fits(spot.term, q, in_label, noun_of(text, q)) or (spot.start < q.end and q.start < spot.end):
+    noun = noun_of(text, q)
+    if spot.term.needs and not noun and _goes_without_saying(text, q, quantities[:index]):
+        noun = spot.term.needs  # "reads 3.4k tokens and writes 520"
+    if not fits(spot.term, q, in_label, noun) or (spot.start < q.end and q.start < spot.end):
         return None
     rate_word = spot.term.path == "workload.request_rate" and q.dimension == "count" and not in_label
     if rate_word and not _rate_word_before(text, spot, q):

@@ -35,8 +35,16 @@ _HINTS = {
 _HINT_DIMENSION = {"B": "count", " billion": "count", " million": "count", "K": "count"}
 
 
+# "Requests per minute (average)"
+_STAT_WORDS = re.compile(
+    r"[(（]\s*(?:mean|average|avg\.?|peak|max(?:imum)?|min(?:imum)?|typical|median|p\d\d|平均|均值|峰值|高峰|最大)\s*[)）]",
+    re.I,
+)
+
+
 def unit_hint(label: str) -> str:
     """The unit that a label or key carries: "TTFT (ms)" → "ms", "memory_bw_gbps" → "gbps", "params_b" → "B"; else empty."""
+    label = _STAT_WORDS.sub(" ", label)
     inside = re.findall(
         r"[(（\[/，,]\s*(?:单位[:：]?)?\s*([^()（）\[\]]{1,18}?)\s*[)）\]]",
         label + (")" if label.count("(") > label.count(")") else ""),

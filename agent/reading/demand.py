@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.reading.facts import Candidate, Reading
-from tools.units import seconds_per
+from tools.units import find_quantities, seconds_per
 
 if TYPE_CHECKING:
     from agent.reading.scene import Scene
@@ -40,14 +40,14 @@ _PER_TIME = re.compile(
     r"\s*(?:/|\bper\b|\ban?\b|\beach\b|\bevery\b)\s*(?P<t>s|sec|second|min|minute|h|hr|hour|d|day)(?![A-Za-z0-9/])",
     re.I,
 )
-_EACH_TIME = re.compile(r"每(?P<t>秒钟?|分钟|小时|天|日)\s*(?:约|大约)?\s*$")
-_ARRIVALS = re.compile(r"\brequests?\b|\barrivals?\b|\bquer(?:y|ies)\b|\bcalls?\b|\btraffic\b|\bload\b|\bpoisson\b|请求|到达|流量|调用", re.I)  # fmt: skip
+_EACH_TIME = re.compile(r"每(?P<t>秒钟?|分钟|小时|天|日)\s*(?:要|需要?|得|约|大约|处理|完成|跑)*\s*$")
+_ARRIVALS = re.compile(r"处理|完成|\bprocess|\bhandle\b|\brequests?\b|\barrivals?\b|\bquer(?:y|ies)\b|\bcalls?\b|\btraffic\b|\bload\b|\bpoisson\b|请求|到达|流量|调用", re.I)  # fmt: skip
 
 
 def read(scene: Scene, reading: Reading) -> None:
     """Adds rates that follow from the words; takes back what other rules made of their numbers."""
     daily = _daily(scene, reading) + _share_a_day(scene)
-    found = [*daily, *_crowd(scene), *_volume_of_a_day(scene), *_bare_rate(scene), *_job(scene)]
+    found = [*daily, *_crowd(scene), *_volume_of_a_day(scene), *_bare_rate(scene), *_left_out(scene), *_job(scene)]
     taken = {(c.path, c.stated_as) for c in found}
     for c in found:
         reading.candidates[:] = [
@@ -72,7 +72,7 @@ _MISREAD = ("workload.concurrency", "workload.batch_size", RATE, "hardware.devic
 SHARE_AT_ONCE = "done.active_share"
 _AT_ONCE = re.compile(
     r"\bactive\b|\bonline\b|\bbusy\b|\bat once\b|\bat (?:any|one|the same|a|peak) ?(?:given |one )?(?:time|moment|instant)?|\bconcurrent|\bsimultaneous|\bin parallel\b|\bin use\b"
-    r"|\bwaiting\b|\bin ?flight\b|\btogether\b|同时|在线|活跃|并发|并行|一起",
+    r"|\brunning\b|\bat work\b|\btalking\b|\btyping\b|\brush\b|\bpeak\b|\bbusiest\b|最忙|高峰|忙时|\bwaiting\b|\bin ?flight\b|\btogether\b|同时|在线|活跃|并发|并行|一起",
     re.I,
 )
 _NOT_A_CROWD = re.compile(r"cach|prefix|hit|memory|vram|gpu|util|token|命中|缓存|显存|利用率", re.I)
@@ -93,8 +93,8 @@ def _people_before(scene: Scene, q: Quantity) -> Quantity | None:
     """The number of people, or of whatever sends requests, that the share `q` is one of: the count before it."""
     taken = {id(p.quantity) for p in scene.pairs if not p.spot.term.path.startswith("workload.concurrency")}
     counts = [o for o in _counts(scene) if o.end <= q.start and o.value >= 10 and id(o) not in taken]
-    named = [o for o in counts if re.match(r"\s*[A-Za-z\u4e00-\u9fff]", scene.text[o.end :])]
-    return named[-1] if named else None
+    people = [o for o in counts if not re.match(r"\s*(?:tokens?|toks?|字|词)", scene.text[o.end :], re.I)]
+    return people[-1] if people else None
 
 
 def _crowd(scene: Scene) -> list[Candidate]:
@@ -142,6 +142,11 @@ _DAY_BEHIND = re.compile(
     r"\s*(?:[a-z]+\s+){0,3}?(?:per|a|each|every|/) ?(?:(?:working|business|calendar|week|office)[ -]?)?day\b|\s*[次条个笔通]?\s*(?:请求|调用|提问)?\s*(?:/|每)\s*[天日]",
     re.I,
 )
+_DAYS = {"week": 7, "month": 30, "周": 7, "月": 30, "星期": 7}
+_LONGER_BEHIND = re.compile(
+    r"\s*(?:(?!tok)[a-z]+\s+){1,3}?(?:per|a|each|every|/) ?(?P<p>week|month)\b|\s*[次条个笔通]?\s*(?:请求|调用|提问|工单)?\s*(?:/|每)\s*(?P<q>周|月|星期)",
+    re.I,
+)
 _TIMES = re.compile(
     r"\s*(?:[次条个笔通]|requests?\b|calls?\b|queries\b|questions?\b|chats?\b|请求|调用|提问|对话|会话)", re.I
 )
@@ -173,7 +178,10 @@ def _in_a_day(scene: Scene, q: Quantity) -> tuple[Quantity, float] | None:
         return q, q.value * DAY_S
     if q.dimension != "count" or q.value < 100:
         return None
-    before = _DAY_BEFORE.search(scene.text[: q.start]) and _TIMES.match(scene.text, q.end)
+    if period := _LONGER_BEHIND.match(scene.text, q.end):
+        return q, q.value / _DAYS[(period["p"] or period["q"]).lower()]
+    day = _DAY_BEFORE.search(scene.text[: q.start]) or _CLOCK.search(scene.text)
+    before = day and _TIMES.match(scene.text, q.end)
     behind = _DAY_BEHIND.match(scene.text, q.end) and not re.search(r"tok", scene.text[q.end : q.end + 12], re.I)
     people = _ON_A_DAY.search(scene.text) and re.match(r"\s*(?:人|users?|people)", scene.text[q.end :], re.I)
     return (q, q.value) if (before or behind) and not people else None
@@ -192,6 +200,37 @@ def _bare_rate(scene: Scene) -> list[Candidate]:
             start, end = (before.start() if before else q.start), (behind.end() if behind else q.end)
             return [scene.candidate(RATE, float(f"{q.value / seconds_per(unit):.10g}"), start, end)]
     return []
+
+
+_ITS_KIND = re.compile(
+    r"\b(?:average|mean|avg|usually|typically|normally|peak\w*|burst\w*|at most|off-?peak)\b|平均|平时|高峰|峰值|\b(?:in|during|at) the (?:[a-z]+ )?(?:hours?|rush|evening|morning|night)\b",
+    re.I,
+)
+
+
+def _left_out(scene: Scene) -> list[Candidate]:
+    """ "Peak 3 requests per second, on average about one", "8 req/s and 20 in the lunch hour": the unit is that of before."""
+    rates = [q for q in scene.quantities if q.dimension == "requests/s"]
+    if len(rates) != 1:
+        return []
+    taken = {id(p.quantity) for p in scene.pairs}
+    for q in _counts(scene):
+        words = (
+            _SENTENCE_CUT.split(scene.text[rates[0].end : q.start])[-1] + _SENTENCE_CUT.split(scene.text[q.end :])[0]
+        )
+        nearby = 0 < q.start - rates[0].end < 48 and re.match(
+            r"\s*(?:[,.;，。；)）]|$|in\b|at\b|during\b|on\b)", scene.text[q.end :]
+        )
+        if nearby and id(q) not in taken and _ITS_KIND.search(words):
+            one = rates[0].value / _number(rates[0])
+            return [scene.candidate(RATE, float(f"{q.value * one:.10g}"), q.start, q.end)]
+    return []
+
+
+def _number(q: Quantity) -> float:
+    """The 3 of "3 requests per second"."""
+    found = find_quantities(q.text.removesuffix(q.unit)) if q.unit else []
+    return found[0].value if found and found[0].value else q.value or 1.0
 
 
 def _counts(scene: Scene) -> list[Quantity]:

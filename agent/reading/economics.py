@@ -66,20 +66,19 @@ def read(scene: Scene, reading: Reading) -> None:
         if not any(c.path == found.path and (c.file, c.line) == mine[:2] for c in reading.candidates):
             reading.candidates.append(found)
 
-    _mean_and_peak(scene, reading)
-
 
 _MEAN = re.compile(
     r"\b(?:mean|average|avg|typical|usual|normal|steady|off-?peak|quiet|base)\w*|平均|均值|日常|平时|平峰|通常|常态|一般|闲时",
     re.I,
 )
 _TOP = re.compile(
-    r"(?<!off-)(?<!off )\bpeak\w*|\bmax\w*|\bburst\w*|\bbusiest|\brush\b|\bspik\w+|峰值|高峰|最高|忙时|尖峰", re.I
+    r"(?<!off-)(?<!off )\bpeak\w*|\bmax\w*|\bburst\w*|\bbusiest|\brush\b|\b(?:lunch|evening|morning) (?:hours?|rush|peak)\b|\bspik\w+|峰值|高峰|最高|忙时|尖峰",
+    re.I,
 )
 _EDGE = re.compile(r"[,，;；。()（）\n/]|\.(?=\s|$)|\b(?:and|but)\b|[而但]")
 
 
-def _mean_and_peak(scene: Scene, reading: Reading) -> None:
+def mark_rates(scene: Scene, reading: Reading) -> None:
     """Marks every rate of the sentence as the mean or the peak by the words of its clause; `settle_peak` compares them."""
     line, quote = scene.statement.at(0)
     for k, c in enumerate(reading.candidates):
@@ -89,6 +88,7 @@ def _mean_and_peak(scene: Scene, reading: Reading) -> None:
         if place is None:
             continue
         own = _EDGE.split(scene.text[: place.start()])[-1] + " " + _EDGE.split(scene.text[place.end() :])[0]
+        own += " " + scene.text[scene.shift : scene.label_end]
         kind = "mean" if _MEAN.search(own) else "peak" if _TOP.search(own) else ""
         if kind:
             reading.candidates[k] = replace(c, tags=(*c.tags, kind))
@@ -167,6 +167,8 @@ def _price(scene: Scene, m: re.Match[str], currency: str, reading: Reading) -> l
     label = f"{' '.join(scene.statement.context[-2:])} {scene.text[: scene.label_end]}" if scene.label_end else ""
     before = _CLAUSE.split(scene.text[max(scene.label_end, m.start() - 40) : m.start()])[-1]
     after = _CLAUSE.split(scene.text[m.end() : m.end() + 40])[0]
+    together = _PER_AND_HOUR.match(scene.text, m.end())
+    after = f"{after} per {together['t']}" if together else after  # "$1.10, $2.60 or $3.20 per GPU and hour"
     # A unit of time must belong to this amount: behind it, else in the words that lead to it.
     hours = next((h for where in (after, f"{label} {before}".replace("_", " ")) for h, words in _HOURS if re.search(words, where, re.I)), None)  # fmt: skip
     if re.search(r"\btokens?\b|词元", f"{after[:32]} {label} {before[-24:]}", re.I) and re.search(
@@ -204,6 +206,11 @@ def _price(scene: Scene, m: re.Match[str], currency: str, reading: Reading) -> l
     return [found] + ([replace(found, path=CURRENCY, value=name, scope="")] if name else [])
 
 
+_PER_AND_HOUR = re.compile(
+    r"(?:[^.;。；?？]|\.\d){0,70}?\b(?:per|a) [\w -]{1,24}? (?:and|per) (?P<t>hour|day|month)\b", re.I
+)
+
+
 def _money(raw: str) -> float:
     """ "1,250.00" and "9,20": two digits behind the last comma are cents where no thousands end so."""
     return float(raw.replace(",", "." if re.fullmatch(r"\d+,\d{1,2}", raw) else ""))
@@ -236,7 +243,7 @@ def _short(scene: Scene) -> str:
 # ------------------------------------------------------------------------------------------------- devices to choose from
 
 _BETWEEN = re.compile(
-    r"\s*(?:(?:gpus?|cards?|nodes?|卡)\s*)?(?:,|，|、|/|\||or|and|vs\.?|versus|还是|或者?|和|与|对比|,\s*or)\s*(?:(?:an?|the|use|buy|rent|with|用|买|租|\d+\s*[x×*张块]?)\s*)*",
+    r"\s*(?:(?:gpus?|cards?|nodes?|卡)\s*)?(?:(?:at|for|@|[(（])\s*(?:US\$|[$¥￥€£]|[A-Z]{3} )?\s*\d[\d.,]*\d\s*(?:[A-Za-z]+)?[)）]?\s*)?(?:,|，|、|/|\||or|and|vs\.?|versus|还是|或者?|和|与|对比|,\s*or)\s*(?:(?:an?|the|use|buy|rent|with|用|买|租|\d+\s*[x×*张块]?)\s*)*",
     re.I,
 )
 _MARK = re.compile(
@@ -347,4 +354,4 @@ def _peak(scene: Scene) -> tuple[Candidate | None, str]:
 _MULTIPLES = {"doub": 2.0, "twic": 2.0, "trip": 3.0, "treb": 3.0, "quad": 4.0, "翻倍": 2.0, "翻番": 2.0, "翻一番": 2.0}
 
 
-__all__: list[str] = ["CANDIDATES", "CURRENCY", "PRICE", "read"]
+__all__: list[str] = ["CANDIDATES", "CURRENCY", "PRICE", "mark_rates", "read", "settle_peak"]

@@ -18,7 +18,7 @@ from knowledge.hf_values import TEXT_PARTS
 
 _DEVICE_LIST = re.compile(r"gpus?|npus?|devices?|accelerators?|cards?|dcus?|显卡|加速卡", re.I)
 _NODE_LIST = re.compile(r"nodes?|servers?|hosts?|machines?|服务器|节点|机器", re.I)
-_VALUE_KEYS = ("value", "val", "amount", "值", "数值")
+_VALUE_KEYS = ("answer", "response", "回答", "value", "val", "amount", "值", "数值")
 _BOUND_KEYS = (
     "within",
     "below",
@@ -36,7 +36,22 @@ _BOUND_KEYS = (
     "上限",
     "要求",
 )
-_SUBJECT_KEYS = ("what", "of", "name", "metric", "key", "param", "parameter", "item", "field", "指标", "名称", "参数")
+_ROW_KEYS = ("what", "field", "question", "key", "param", "parameter", "item", "metric", "指标", "参数")
+_SUBJECT_KEYS = (
+    "what",
+    "question",
+    "of",
+    "name",
+    "metric",
+    "key",
+    "param",
+    "parameter",
+    "item",
+    "field",
+    "指标",
+    "名称",
+    "参数",
+)
 _STAT_KEYS = ("at", "pctl", "percentile", "stat", "statistic", "quantile", "aggregation", "分位", "分位数")
 _UNIT_KEYS = ("unit", "units", "单位")
 _REASONS = (
@@ -196,14 +211,15 @@ def _with_units(leaves: list[Leaf]) -> list[Leaf]:
             by_parent[leaf.path[:-1]][leaf.path[-1].lower()] = leaf
     merged: dict[int, Leaf | None] = {}
     for parent, entries in by_parent.items():
-        image, tag = entries.get("repository") or entries.get("image"), entries.get("tag")
+        image, tag = entries.get("repository") or entries.get("image") or entries.get("name"), entries.get("tag")
         if image is not None and tag is not None and isinstance(image.value, str):  # a container image and its version
             merged[id(tag)] = replace(tag, path=(*parent, "engine"), value=f"{image.value}:{tag.value}")
         subject = next((entries[k] for k in _SUBJECT_KEYS if k in entries and isinstance(entries[k].value, str)), None)
         keys = (*_VALUE_KEYS, *_BOUND_KEYS) if subject is not None else _VALUE_KEYS
         value = next((entries[k] for k in keys if k in entries), None)
         unit = next((entries[k] for k in _UNIT_KEYS if k in entries), None)
-        if subject is not None and value is not None and parent and _is_metric(subject.value):
+        row = bool(parent) and isinstance(parent[-1], int) and any(entries.get(k) is subject for k in _ROW_KEYS)
+        if subject is not None and value is not None and parent and (row or _is_metric(subject.value)):
             merged |= _named_value(parent, entries, subject, value, unit)
             continue
         if parent and value is not None and unit is not None and isinstance(unit.value, str):

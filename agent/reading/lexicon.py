@@ -50,6 +50,7 @@ _WHO = rf"(?!(?:{_THINGS})\b)[a-z]{{3,}}(?:ers|ors|ists|ians|ants|ees)"
 TERMS: tuple[Term, ...] = (
     # ---- hardware
     Term("hardware.num_nodes", "count", rf"(?:[hd]gx )(?:boards?|systems?|boxes|servers?|nodes?|machines?)|(?:number of|num|n|total)? ?{_NODE}(?: ?(?:count|num|number|数量?|个数|台数))?|nnodes|台(?:{_NODE})?|机器数|台数|(?:(?<=[0-9一二两三四五六七八九十])|(?<=[0-9一二两三四五六七八九十] ))机(?![间内房器型制会构架箱柜])"),
+    Term("hardware.num_nodes", "count", rf"(?<!-)(?<![x×]) ?(?:gpu|npu|inference|compute|worker|ai) {_NODE}"),
     Term("hardware.num_groups", "count", GROUP_WORD, side="noun"),
     Term("hardware.devices_per_node", "count",
          rf"{_DEV} ?(?:per|/|each) ?{_NODE}|(?:num|n)? ?{_DEV} per {_NODE}|每(?:台|机|个?节点|台服务器|台机器|个?服务器)(?:的)?(?:{_DEV}|gpu)(?:数量?)?"
@@ -77,7 +78,7 @@ TERMS: tuple[Term, ...] = (
          r"|(?:机内|节点内|卡间|单机内|卡与卡之间)(?:的)?(?:互联|互连|通信)?(?:带宽)?|link (?:bandwidth|bw)|(?:card|gpu|npu|device|chip|die|accelerator)(?: to (?:card|gpu|npu|device|chip|die|accelerator))? ?(?:links?|interconnects?)(?: (?:bandwidth|bw|speed))?"),
     Term("hardware.pcie_bandwidth", "bytes/s", r"pci-?e(?: ?(?:bandwidth|bw|带宽))?"),
     Term("hardware.peak_flops", "flop/s",
-         r"(?:peak |single card |gpu |device |theoretical |dense |tensor )*(?:compute|computing|processing|computational|calculation)(?: ?(?:power|performance|capacity|capability|throughput))?|(?:peak )?[tp]?flops?(?: ?per (?:gpu|card|device))?|tops|peak(?: performance)?"
+         r"(?:peak |single card |gpu |device |theoretical |dense |tensor )*(?:compute|computing|processing|computational|calculation)(?: ?(?:power|performance|capacity|capability|throughput))?|(?:peak )?[tp]?flops?(?: ?per (?:gpu|card|device))?|tops|peak performance"
          r"|(?:单卡|峰值|理论|稠密|每卡)*(?:计算)?算力|(?:峰值)?(?:计算性能|浮点性能)|tensor core"),
     Term("hardware.mfu", "fraction", r"mfu(?: ?(?:utili[sz]ation|rate|利用率))?|(?:model )?flops? utili[sz]ation|(?:compute|computing|computation|算力|计算)(?: power)? ?(?:efficiency|utili[sz]ation(?: rate)?|利用率|效率)"),
     Term("hardware.mbu", "fraction", r"mbu(?: ?(?:utili[sz]ation|利用率))?|(?:(?:v ?ram|memory|mem|hbm|显存|访存) ?)?(?:bandwidth|bw|带宽) ?(?:utili[sz]ation(?: rate)?|efficiency|利用率|效率)"),
@@ -122,27 +123,27 @@ TERMS: tuple[Term, ...] = (
     Term("workload.isl", "count",
          rf"isl|(?:average |avg |mean |typical )?(?:input|prompt|prefill|source|request)(?: ?(?:seq(?:uence)?|text|context))? ?{_LEN}|(?:seq(?:uence)?|context|tokens) in(?:put)?|prompts?|inputs?|输入(?:序列|文本|上下文|提示)?(?:的)? ?{_LEN}?|(?:提示词?|prompt)(?:的)? ?{_LEN}?"),
     Term("workload.isl", "count", r"in(?! (?!and|out|tokens?|/)[A-Za-z])", side="noun"),
-    Term("workload.isl", "count", r"(?:sends?|submits?|uploads?|pastes?|reads|carr(?:y|ies)|contains?|comprises?|sending|submitting|uploading|pasting|carrying)", side="pre", needs="tokens"),
-    Term("workload.isl", "count", r"(?:提问|(?<![询访疑学顾])问(?![题答]))", side="pre", needs="tokens"),
-    Term("workload.osl", "count", r"(?:gets?|receives?|returns?|writes?|produces?|getting|receiving|returning|writing)(?: back)?|答(?![案复题])", side="pre", needs="tokens"),
+    Term("workload.isl", "count", r"(?:sends?|submits?|uploads?|pastes?|reads|carr(?:y|ies)|contains?|comprises?|sending|submitting|uploading|pasting|carrying|drags? along|brings?(?: along)?)", side="pre", needs="tokens"),
+    Term("workload.isl", "count", r"(?:提问|(?<![询访疑学顾])问(?![题答])|每(?:段|条|篇|份|封|通|单|则|件)(?:文本|数据|内容|录音|评论)?)", side="pre", needs="tokens"),
+    Term("workload.osl", "count", r"(?:gets?|receives?|returns?|writes?|produces?|getting|receiving|returning|writing)(?: back)?|speaks? for|(?<!问)答(?![案复题])|产出|写出|吐出|得到", side="pre", needs="tokens"),
     Term("workload.osl", "count", r"gets? back", side="pre"),
     Term("workload.osl", "count", r"(?:(?:tokens?|words?) )?(?:coming |going |sent |sending |streamed )?(?:back|in return)", side="post"),
     Term("workload.isl", "count", r"(?:每次|单次)?(?:对话|聊天|会话|历史)(?:的)?(?:历史|记录|上下文|轮次)?(?=\s*(?:约|大约|大概)?\s*\d)|(?:chat|conversation|dialog(?:ue)?) histor(?:y|ies)", side="pre"),
     Term("workload.osl", "count",
-         rf"osl|(?:average |avg |mean |typical )?(?:output|generation|generated|gen|completion|response|decode|reply|answer)(?: ?(?:seq(?:uence)?|text))? ?{_LEN}|(?:seq(?:uence)?|tokens) out(?:put)?|(?:max )?(?:new|generated) tokens|(?:outputs?|completions?|responses?|repl(?:y|ies)|answers?|generations?|gen(?! ?[0-9]))|(?:输出|生成|回复|回答)(?:序列|文本)?(?:的)? ?{_LEN}?|out|max tokens"),
+         rf"osl|(?:average |avg |mean |typical )?(?:output|generation|generated|gen|completion|response|decode|reply|answer)(?: ?(?:seq(?:uence)?|text))? ?{_LEN}|(?:seq(?:uence)?|tokens) out(?:put)?|(?:max )?(?:new|generated) tokens|(?:outputs?|completions?|responses?|repl(?:y|ies)|answers?|generations?|gen(?! ?[0-9]))|(?:输出|生成|回复|回答|答案|答复)(?:序列|文本)?(?:的)? ?{_LEN}?|out|max tokens"),
     Term("workload.isl", "count", r"(?:documents?|files?|articles?|transcripts?|contracts?|papers?|books?|reports?|messages?|tickets?|e?mails?|questions?|queries|codebases?|passages?|文档|文章|材料|合同|原文|论文|问题|报告|代码库)(?:的)?(?:长度)?", needs="tokens"),
     Term("workload.osl", "count", r"(?:summar(?:y|ies)|translations?|abstracts?|results?|摘要|总结|译文|结果)(?:的)?(?:长度)?", needs="tokens"),
     Term("workload.seq_len", "count", r"(?:max(?:imum)? |min(?:imum)? )?(?:seq(?:uence)?|text)s? ?(?:len(?:gth)?s?)(?: range)?|序列(?:的)?长度(?:范围)?|长度范围|tokens per sequence|total (?:sequence )?length|seqlen|seq"),
     Term("workload.max_context", "count", r"(?:max(?:imum)? |supported |longest )?(?:contexts?|ctx)(?: ?(?:lengths?|windows?|len|size))?|max(?:imum)? (?:model|total|seq(?:uence)?) ?(?:len(?:gth)?|tokens)|(?:最大|最长)?上下文(?:长度|窗口)?(?:最长|最大)?|最大(?:序列)?长度|最长序列"),
     Term("workload.concurrency", "count",
-         r"(?:max(?:imum)? |target |peak |average )?(?:concurren(?:cy|t)|simultaneous|parallel|online|active|in ?flight)(?: ?(?:users?|requests?|sessions?|streams?|clients?|sequences?|level|connections?|chats?|conversations?))?|(?:cc|conc)(?= ?[:=])|(?:并发|并行)(?:请求|用户|会话)?(?:数|量|度|路数)?|(?:同时|在线)(?:在线)?(?:用户|人)?(?:数)?|用户数|num concurrent"),
+         r"(?:max(?:imum)? |target |peak |average )?(?:concurren(?:cy|t)|simultaneous|parallel|online|active|in ?flight)(?: ?(?:users?|requests?|sessions?|streams?|clients?|sequences?|level|connections?|chats?|conversations?))?|cc(?= ?[:=])|conc|在途(?:请求)?(?:数)?|(?:并发|并行)(?:请求|用户|会话)?(?:数|量|度|路数)?|(?:同时|在线)(?:在线)?(?:用户|人)?(?:数)?|用户数|num concurrent"),
     Term("workload.concurrency", "count", rf"users?|people|persons?|devs|developers?|engineers?|lawyers?|doctors?|analysts?|coders?|employees|colleagues|students?|律师|医生|员工|同事|学生|客服|坐席|开发者|clients|agents|callers|members|testers|seats|sessions|streams|chats|conversations|{_WHO}|路(?:并发)?|用户|(?<!联系)(?<!负责)(?<!经办)(?<!提交)(?<!申请)人", side="noun"),
     Term("workload.concurrency", "count",
          r"at once|at (?:a|the same|any(?: given)?|one) (?:time|moment)|simultaneously|concurrently|in parallel|in ?flight|side by side|together|of us|(?:个人?|位|名|条|路|人)?(?:一起|同时)(?:在线|使用|用|访问|请求|提问)?", side="post"),
     Term("done.active_share", "fraction", r"(?:active|busy|online|concurren\w+|simultaneous|in use)(?: users?)? (?:share|ratio|fraction|rate|percent(?:age)?)|(?:并发|在线|活跃|同时在线)(?:率|比例|占比)"),
     Term("workload.request_rate", "requests/s",
          r"qps|rps|(?:target )?(?:requests?|queries|req) ?(?:per|/) ?s(?:ec(?:ond)?)?|(?:request|arrival|query|target request)s? (?:rate|throughput)|(?:load|traffic|arrival)|(?:请求|到达)(?:速率|率|量)|每秒请求(?:数|量)?|吞吐|throughput|流量"),
-    Term("workload.prefix_hit_rate", "fraction", r"prefix ?(?:cache|caching)?(?: ?hit)?(?: ?(?:rate|ratio))?|(?:kv )?cache hit(?: ?(?:rate|ratio))?|of (?:the |each |every )?(?:prompts?|inputs?|tokens?)(?: tokens)? (?:is |are |already )*(?:cached|served from (?:the )?cache|reused|shared)|cache hits?|(?:前缀)?(?:缓存)?(?:复用)?命中率|前缀(?:缓存|复用|命中)(?:率)?"),
+    Term("workload.prefix_hit_rate", "fraction", r"prefix ?(?:cache|caching)?(?: ?hit)?(?: ?(?:rate|ratio))?|(?:kv )?cache hit(?: ?(?:rate|ratio))?|of (?:the |each |every )?(?:prompts?|inputs?|tokens?)(?: tokens)? (?:is |are |already )*(?:cached|served from (?:the )?cache|reused|shared)|cache hits?|(?:cache |prefix |prompt )?re-?use(?:d)?(?: (?:rate|ratio|fraction|share))?|(?:cached|shared) (?:prefix )?(?:share|fraction|ratio)|(?:前缀)?(?:缓存)?(?:复用)?命中率|前缀(?:缓存|复用|命中)(?:率)?"),
     Term("workload.draft_acceptance", "fraction", r"(?:draft|mtp|speculative|eagle)? ?(?:token )?accept(?:ance|ed)?(?: ?(?:rate|ratio))?|接受率"),
     Term("workload.peak_factor", "count", r"peak (?:factor|multiplier|to (?:average|mean)(?: ratio)?)|burst(?:iness)?(?: factor)?|(?:高峰|峰值|忙时)(?:系数|倍数|因子)|峰谷比"),
     # ---- requirements
@@ -152,7 +153,7 @@ TERMS: tuple[Term, ...] = (
          rf"tpot|itl|tbt|(?:the )?(?:mean |average )?time per (?:output |generated )?token|inter[- ]?token{_TIME_WORD}|token[- ]to[- ]token{_TIME_WORD}|token (?:gap|spacing|interval|cadence)|next[- ]tokens?{_TIME_WORD}|(?:decode|decoding|generation){_TIME_WORD}(?: per token)?|(?:per|each|every)[- ](?:output )?token{_TIME_WORD}|(?:latency|time|delay) per (?:output |generated )?token|"
          rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|time between (?:two |consecutive |successive |output )*tokens?|(?:gap )?between (?:(?:each|the|any|two|consecutive|successive|adjacent|output|generated|following|subsequent|pairs? of) )*tokens?|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|字间|(?:subsequent|further|following|later|remaining) tokens?|(?:every|each|any) (?:further|following|subsequent|additional|next|later|other|more) (?:one|token|word)|(?:further|following|subsequent|later) ones|(?:非首(?:个)?|增量) ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
     Term("requirements.tpot_s", "tokens/s",
-         r"(?:decode|decoding|generation|streaming|token|per[- ]user|user|output|single[- ]stream)s? (?:speed|rate|throughput)(?: per user)?|(?:per|each|every) (?:user|request|stream|session)|吐字(?:的)?(?:速度|速率)?|(?:生成|输出|解码|单用户|单路)(?:的)?(?:速度|速率)|(?:每|单)(?:个|一个|一)?(?:用户|路|请求|会话)|tokens? per second per user|interactivity|speed|(?:streams?|streamed|streaming|types?|typing|decodes?|decoding|comes? out)(?: out)?(?: at)?|feels? (?:slower|faster)(?: than)?", transform="inverse"),
+         r"(?:decode|decoding|generation|streaming|token|per[- ]user|user|output|single[- ]stream)s? (?:speed|rate|throughput)(?: per user)?|(?:per|each|every) (?:user|request|stream|session)|[吐出]字(?:的)?(?:速度|速率)?|(?:生成|输出|解码|单用户|单路)(?:的)?(?:速度|速率)|(?:每|单)(?:个|一个|一)?(?:用户|路|请求|会话)|tokens? per second per user|interactivity|speed|(?:streams?|streamed|streaming|types?|typing|decodes?|decoding|comes? out)(?: out)?(?: at)?|feels? (?:slower|faster)(?: than)?", transform="inverse"),
     Term("requirements.e2e_latency_s", "s",
          r"(?:e2e|end[- ]to[- ]end|total|overall|request|full|complete|response|inference|total inference|端到端|总|整体|请求|完整)(?: ?(?:inference|request|response|generation|推理|响应))?(?:的)? ?(?:latency|time ?out|delay|completion time|response time|time|延迟|时延|耗时|响应时间|时间|超时)|latency|延迟|时延|timeout|响应时间|e2e|end[- ]to[- ]end|端到端|(?:must|should|shall|has to|have to|needs? to|to) be (?:finished|completed?|done|ready|delivered|returned)|(?:full|complete|whole|entire|finished) (?:answer|response|reply|completion|request|result)s?|(?:完整|全部|整个)(?:的)?(?:回答|回复|响应|答案|请求|结果|输出)"),
     Term("requirements.throughput_per_device", "tokens/s",
@@ -529,7 +530,7 @@ UNBOUNDED = (
     r"|充足|充裕|充分|不限|无限(?:制)?|不受限|没有(?:数量)?(?:限制|上限)|不设上限|足够|管够|随意|任意(?:数量|多)?|无上限"
 )
 OBJECTIVES: tuple[tuple[str, str], ...] = (
-    ("fewest_devices", r"(?:as few|fewest|minimi[sz]e (?:the )?(?:number of )?|minimum number of|(?<!at )least|smallest number of|minimal|(?:smallest|minimum|minimal|lowest) number of(?: \S+){1,4}?) ?(?:gpus?|npus?|cards?|devices?|accelerators?|hardware|resources)(?: as possible)?|最少(?:的)?(?:卡|gpu|npu|资源|机器|张)|(?:卡|gpu|资源|机器|卡数)(?:数)?(?:越少越好|尽(?:量|可能)少)|尽(?:量|可能)少(?:的|用)?(?:卡|gpu|npu|资源|机器|张)|省卡|用(?:卡|的卡)最少|how (?:few|many) (?:gpus?|cards?|npus?)|how few\b|尽(?:量|可能)少用|需要(?:几|多少)(?:张|块|台)|多少张卡|lowest cost|cheapest|成本最低|最低成本|越(?:便宜|省)越好|能(?:少|省)(?:用)?(?:几|多少)?(?:张|台|块|个|卡|点)?(?:卡|机器|节点)?就(?:少|省)|(?:as few|the fewer) (?:of them|machines|nodes|servers)? ?(?:as possible|the better)"),
+    ("fewest_devices", r"(?:(?<!the )as few|fewest|minimum(?= hardware)|minimi[sz]e (?:the )?(?:number of )?|minimum number of|(?<!at )least|smallest number of|minimal|(?:smallest|minimum|minimal|lowest) number of(?: \S+){1,4}?) ?(?:gpus?|npus?|cards?|devices?|accelerators?|hardware|resources)(?: as possible)?|最少(?:的)?(?:卡|gpu|npu|资源|机器|张)|(?:卡|gpu|资源|机器|卡数)(?:数)?(?:越少越好|尽(?:量|可能)少)|尽(?:量|可能)少(?:的|用)?(?:卡|gpu|npu|资源|机器|张)|省卡|用(?:卡|的卡)最少|how (?:few|many) (?:gpus?|cards?|npus?)|how few\b|尽(?:量|可能)少用|需要(?:几|多少)(?:张|块|台)|多少张卡|lowest cost|cheapest|成本最低|最低成本|越(?:便宜|省)越好|能(?:少|省)(?:用)?(?:几|多少)?(?:张|台|块|个|卡|点)?(?:卡|机器|节点)?就(?:少|省)|(?:as few|the fewer) (?:of them|machines|nodes|servers)? ?(?:as possible|the better)"),
     ("min_latency", r"(?:lowest|minimal|minimum|minimi[sz]e|smallest|best|reduce|low) (?:possible )?(?:the )?(?:end[- ]to[- ]end )?(?:latency|delay|response time|ttft|tpot)|latency[- ](?:as low as possible|first|optimi[sz]ed|is (?:the )?(?:priority|key))|as fast as possible|(?:延迟|时延)(?:越低越好|越小越好|尽(?:量|可能)(?:低|小)|最(?:低|小)|优先)|最(?:低|小)(?:的)?(?:延迟|时延)|min_?latency|最小化(?:延迟|时延)|(?:延迟|时延)(?:压|降|做|控制|优化)(?:到|得|至)?(?:最低|最小|尽(?:量|可能)(?:低|小)|越低越好)|latency$"),
     ("total_throughput", r"throughput\W{0,3} ?(?:(?:should be |to be )?as (?:high|large|much) as possible|is (?:the )?(?:priority|key|goal)|first|optimi[sz]ed)|(?:highest|max(?:imum|imal)?|maximi[sz]e|best|most|higher) (?:possible )?(?:the )?(?:total |overall |aggregate |output |token |system |decode )*(?:throughput|tokens? per second|tok(?:en)?s?/s)|as (?:much|many) (?:throughput|tokens)|(?:总|整体|系统)?吞吐(?:量|率)?(?:越(?:大|高)越好|尽(?:量|可能)(?:大|高)|最(?:大|高)|优先|最大化)|最大化(?:总|整体|系统|输出)?吞吐|最(?:大|高)(?:的)?(?:总|整体)?吞吐|total_?throughput|throughput$"),
     ("knee", r"(?:good |best |reasonable )?(?:trade ?-?off|balance) between (?:latency and throughput|throughput and latency)|(?:吞吐|延迟|时延)(?:和|与)(?:吞吐|延迟|时延)(?:的)?(?:平衡|折中)|兼顾(?:吞吐|延迟|时延)(?:和|与)(?:吞吐|延迟|时延)|knee"),
@@ -584,7 +585,7 @@ PLANNED = r"那就(?:用|上|选)?|(?:还是|改|就)(?:用|上|选|换)|换成|
 WISHED = r"\b(?:dream|wish|some ?day|one day|ideal(?:ly)?|stretch|nice to have|aspiration\w*|would love|hope(?:fully)?)\b|理想|梦想|将来|愿景|最好能"
 PER_USER = r"per[ -]?(?:user|request|stream|session|person|client|sequence)|/ ?(?:user|request)|each (?:user|request|stream)|every user|每(?:个)?(?:用户|请求|路|会话)|单(?:用户|路|请求|流)|single[- ](?:user|stream)|(?:for )?(?:each|every one|any) of (?:us|them|the users)|every(?:one|body)\b|人均|per head"
 BIDIRECTIONAL = r"bi[- ]?dir(?:ectional)?|both directions|双向|两个方向|total duplex|full[- ]?duplex|aggregate"
-RESERVED = r"head ?room|\breserv\w*|\bset aside\b|\bkept? free\b|\bkeep\b.{0,24}\bfree\b|\bleave\b.{0,24}\bfree\b|\bsafety margin\b|预留|保留|余量|留给|留出|不可用于"
+RESERVED = r"head ?room|\breserv\w*|\bset aside\b|\bkept? free\b|\bkeep\b.{0,24}\bfree\b|\bleave\b(?! out)|\bsafety margin\b|预留|保留|余量|留给|留出|不可用于"
 # where a link leads, said in other words than its name
 ACROSS_NODES = (
     rf"\b(?:across|between|among|outside|out of|beyond|from|leaving)[ -](?:the |our |all |different |separate |each |any )?(?:two )?{NODE_WORD}\b|\bto the (?:outside|rest|network|switch|spine|leaf)\b|\boutside world\b"
@@ -601,7 +602,7 @@ STATS = (
     ("mean", r"mean|averages?|avg|平均|均值"), ("max", r"worst(?:[- ]case)?|最坏|最差"),
 )  # fmt: skip
 MINIMUM = r"\bmin(?:imum)?\b|最(?:小|短|少|低)|下限|floor|at least|至少"
-MAXIMUM = r"\bmax(?:imum)?\b|最(?:大|长|高|多)|上限|up to|longest|peak|不超过|\bp9[059]\b"
+MAXIMUM = r"\bmax(?:imum)?\b|最(?:大|长|高|多)|上限|up to|longest|\bpeak|不超过|\bp9[059]\b|\b9[059]th percentile|9[059] ?(?:百?分位)"
 MEAN = r"\b(?:mean|average|avg|typical(?:ly)?|usual(?:ly)?|about|around)\b|平均|均值|典型|通常|一般"
 
 

@@ -52,7 +52,7 @@ _EVERY = re.compile(
 
 _BEGINS = re.compile(
     r"\bbefore (?:anything|something|the (?:text|answer|reply|output|response|words?)|(?:it|they|text|words?) )|\bshows? up\b|\bappears?\b|\bsilence\b|\bdead air\b|\bblank (?:screen|page)\b|\bspinner\b"
-    r"|\bnothing (?:happens|appears|comes)\b|\bat the (?:start|beginning)\b|\bto (?:start|begin|react|respond)\b|\b(?:starts?|begins?|starting|beginning)\b|出字|没有动静|空白|开始(?:回|输|出|显)|起头",
+    r"|\bnothing (?:happens|appears|comes)\b|\bat the (?:start|beginning)\b|\b(?:mute|silent|quiet)\b|\bto (?:start|begin|react|respond)\b|\b(?:starts?|begins?|starting|beginning)\b|出字|没有动静|空白|开始(?:回|输|出|显)|起头",
     re.I,
 )
 _PER_TOKEN = re.compile(r"\b(?:per|each|every|between)\b.{0,12}\b(?:token|word)|每.{0,4}(?:token|字)", re.I)
@@ -91,6 +91,8 @@ _EACH_HAS = re.compile(
     r"(?:(?:每|单|各)[个]?[张块片颗卡]?卡?|per (?:card|gpu|device)|each)\s*(?:card|gpu|有|带|是|has|with|配)?\s*$", re.I
 )
 _ASIDE = re.compile(r"\s*(?:each|apiece|gpus?|cards?|卡|显卡)?\s*[(（,，]\s*", re.I)  # "8 L40S each (48 GB)"
+# "eight H20 accelerators of 141 GB"
+_DEVICES_OF = re.compile(r"(?:accelerators|gpus|cards|npus|devices|chips)\s+(?:of|with|having)\s*$", re.I)
 _OF_THAT_KIND = re.compile(
     r"\s*(?:ones?\b|versions?\b|variants?\b|models?\b|editions?\b|skus?\b|flavou?rs?\b|的?版本?|款|(?:of )?HBM\w*)",
     re.I,
@@ -100,7 +102,8 @@ _HOST = re.compile(r"(?<!v)\bram\b|\bddr|(?<!显存)内存|\bdisk|\bssd|nvme|sto
 
 def _loose_bytes(scene: Scene, q: Any) -> list[Candidate]:
     """Memory of a device: beside its name, or "each", or beside its form factor; never that of a host."""
-    if _HOST.search(_near(scene, q, 16, 18)) or not 1e9 <= q.value <= 2e12:
+    behind = re.split(r"[,，;；(（]", scene.masked[q.end : q.end + 18])[0]
+    if _HOST.search(scene.masked[max(0, q.start - 16) : q.start] + " " + behind) or not 1e9 <= q.value <= 2e12:
         return []
     if reserved(scene, q):
         return [scene.candidate("done.reserved_bytes", float(f"{q.value:.12g}"), q.start, q.end)]
@@ -114,6 +117,7 @@ def _loose_bytes(scene: Scene, q: Any) -> list[Candidate]:
     )
     about = devices or compiled(_DEVICES.words).search(scene.masked)
     each = about and (_OF_EACH.match(scene.masked, q.end) or _EACH_HAS.search(scene.masked[: q.start]))
+    each = each or (_DEVICES_OF.search(scene.masked[: q.start]) if devices else None)
     pronoun = (about and _OF_THAT_KIND.match(scene.text, q.end)) or re.match(r"\s*ones\b", scene.text[q.end :], re.I)
     form = re.search(r"(?:sxm\d?|pci-?e|oam|nvl\d*|hbm\w*)[\s,，/]*$", scene.text[: q.start], re.I)
     if not (beside or each or form or pronoun or _behind_a_count(scene, q)):
@@ -237,6 +241,8 @@ def _loose_count(scene: Scene, q: Any) -> list[Candidate]:
         return [scene.candidate("workload.peak_factor", q.value, q.start, q.end)]
     if _OF_WHICH.search(scene.masked[: q.start]) and _for_a_token(scene, q):
         return [scene.candidate("model.num_experts_per_tok", int(q.value), q.start, q.end)]
+    if _EACH_HOLDS.search(scene.masked[: q.start]) and re.match(r"\s*(?:[,.;，。；]|$)", scene.masked[q.end :]):
+        return [scene.candidate("hardware.devices_per_node", int(q.value), q.start, q.end)]
     if path := _typical(scene, q):
         return [scene.candidate(path, int(q.value), q.start, q.end)]
     if re.search(r"[bB]$", q.text) and q.value >= 1e8 and scene.statement.kind != "leaf":
@@ -244,6 +250,11 @@ def _loose_count(scene: Scene, q: Any) -> list[Candidate]:
     return []
 
 
+# "servers come with 8", of devices named before
+_EACH_HOLDS = re.compile(
+    r"\b(?:servers?|nodes?|hosts?|machines?|instances?|boxes|chassis) (?:always )?(?:comes? with|have|has|holds?|carr(?:y|ies)|takes?)\s*$",
+    re.I,
+)
 _OF_WHICH = re.compile(r"(?:\bof (?:which|these|those|them)|其中)\s*$", re.I)
 _FOR_A_TOKEN = re.compile(
     r"\s*(?:个)?(?:[a-z]+\s+){0,3}?(?:fires?\b|active\b|activated|selected|chosen|routed|used|per token|each token|被?激活|被选)",
@@ -363,6 +374,10 @@ _NOT_WORKING = re.compile(
     r"|defective|out of (?:order|service)|not working|in repair|being repaired|under rma)",
     re.I,
 )
+_NOT_COUNTED = re.compile(
+    r"\b(?:is|are) (?:not|never) (?:counted|included|ours|part of)\b|\b(?:does|do) not count\b|\bis excluded\b|\bstays? with\b|不算|不计入?|除外|不在其中",
+    re.I,
+)
 _BOXES = re.compile(r"\s+(?:\x01+)(?:\s*\(?\d+ ?GB?\)?)?\s+(?:boxes|servers|machines|nodes|hosts|workstations)\b", re.I)
 
 
@@ -395,7 +410,8 @@ def ports_of_a_node(text: str) -> int | None:
 
 def not_working(scene: Scene, q: Quantity) -> bool:
     """Whether a count is of devices that are said not to work ("one of which is broken", 有一张坏了): no size of the cluster."""
-    return bool(_NOT_WORKING.match(scene.masked, q.end))
+    clause = re.split(r"[,，;；。()（）\n]|\.(?=\s|$)", scene.text[q.end :])[0]
+    return bool(_NOT_WORKING.match(scene.masked, q.end) or _NOT_COUNTED.search(clause))
 
 
 _OF_CARDS = re.compile(

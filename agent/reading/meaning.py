@@ -40,6 +40,10 @@ def candidates_of(scene: Scene, p: Pair) -> list[Candidate]:
     base = scene.candidate(path, tidy(path, value), min(q.start, q.start), q.end, doubt=doubt, factor=q.factor)
     if path.startswith("requirements."):
         return _requirement(scene, p, base, high)
+    if path.startswith("model.declared_") and scene.text[q.end :].lstrip()[:1] == "个":
+        experts = any(o.spot.term.path == "model.num_experts" for o in scene.pairs)
+        one = replace(base, path="model.num_experts_per_tok", value=int(q.value), doubt="")
+        return [one] if experts and q.integral else []
     if path in ("workload.isl", "workload.osl", "workload.seq_len", "workload.max_context"):
         return _length(scene, p, base, high)
     if path.startswith("hardware."):
@@ -130,8 +134,8 @@ def _stat(scene: Scene, p: Pair) -> str:
     )
     if behind := _stat_behind_term(scene, p):
         return behind
-    tail = scene.text[q.end + (after.end() if after else 0) : q.end + 30]
-    follow = stats_in(tail)
+    joint = after.end() if after else 0
+    follow = [(at - joint, name) for at, name in stats_in(scene.text[q.end : q.end + 30]) if at >= joint]
     if (
         follow
         and follow[0][0] <= 2
@@ -150,6 +154,8 @@ def _stat(scene: Scene, p: Pair) -> str:
         return own[0][1]  # "SLO p95: TTFT 1200ms; TPOT 60ms"
     if len(own) == 0 and (bracket := re.search(r"[(（]\s*(50|9[059])\s*%\s*[)）]", label)):
         return f"p{bracket[1]}"  # "first token (95 %)"
+    if of_all := _of_all_requests(scene, q):
+        return of_all
     if leading := _LEADING_STAT.match(scene.text, scene.label_end):
         return stats_in(leading.group())[0][1]
     if scene.statement.kind == "prose" and scene.statement.context:
@@ -162,7 +168,7 @@ def _stat(scene: Scene, p: Pair) -> str:
 
 
 _STAT_JOINT = re.compile(
-    r"\s*(?:(?:is|are) (?:ok|okay|fine|acceptable|enough|good)\b)?\s*[(（]?\s*(?:at|for|in|on)?\s*(?:the |an? |its )?\s*",
+    r"(?:\s*[(（](?:we |this is |it is |as )?(?:measured?|counted|taken)\b)?\s*(?:(?:is|are) (?:ok|okay|fine|acceptable|enough|good)\b)?\s*[(（]?\s*(?:at|for|in|on)?\s*(?:the |an? |its )?\s*",
     re.I,
 )
 
@@ -192,7 +198,7 @@ _ASIDE_BEGINS = re.compile(r"\s*(?:以内|之内|以下|左右|or less)?\s*[(（
 _ANY_STAT = "|".join(words for _, words in STATS)
 # "TTFT <= 600 ms, TPOT <= 25 ms, both p99": said once behind the last of several bounds
 _SHARED_STAT = re.compile(
-    rf"(?:\b(?:both|all)(?: of them| limits)?|均|都|皆)(?: (?:at|as|are|in|the|measured)|为|按|取|是|以|指)*\s*\(?(?:{_ANY_STAT})(?![A-Za-z0-9])",
+    rf"(?:\b(?:both|all)(?: of them| limits)?|均|都|皆|按|以)(?: (?:at|as|are|in|the|measured)|为|按|取|是|以|指)*\s*\(?(?:{_ANY_STAT})(?![A-Za-z0-9])",
     re.I,
 )
 
@@ -205,6 +211,22 @@ _LEADING_STAT = re.compile(
     rf"\s*(?:the |at |for |in )*(?:{_ANY_STAT})(?:\s*(?:of|的)?\s*(?:all |the |our )*(?:[a-z]+|请求|用户))?\s*(?:slo|target)?\s*(?:[:：]|\b(?:must|should|has to|have to|needs? to|shall|will|get|see)\b)",
     re.I,
 )
+
+
+_POPULATION = re.compile(r"%|per ?cent|\bout of\b|\bin (?:10|ten)\b|成", re.I)
+
+
+def _of_all_requests(scene: Scene, q: Quantity) -> str:
+    """ "For 90% of requests the first token in 3 s and each next one in 50 ms": a share of the requests, said once before
+    the bounds, is that of all of them."""
+    found = stats_in(scene.text[scene.label_end :])
+    bounds = [o.quantity.start for o in scene.pairs if o.spot.term.path.startswith("requirements.")]
+    if len(found) != 1 or not bounds or scene.label_end + found[0][0] > min(bounds):
+        return ""
+    if re.search(r"[;；]", scene.text[min(bounds) : q.start]):
+        return ""
+    words = scene.text[scene.label_end + found[0][0] : scene.label_end + found[0][0] + 12]
+    return found[0][1] if _POPULATION.search(words) else ""
 
 
 def _next_term_first(scene: Scene, q: Quantity, stat_at: int) -> bool:

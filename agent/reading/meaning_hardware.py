@@ -139,6 +139,8 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         return [replace(base, doubt=f"{base.stated_as} is no whole number")] if beside else []
     if loose.not_working(scene, q) or _is_network_card(scene, q) or _DISKS.match(scene.text, q.end):
         return []
+    if _OF_A_PACKAGE.search(scene.text[: q.start]) and _DIES.match(scene.text, q.end):
+        return []  # "16 cards with 2 dies each"
     named = next((n for n in scene.names if n.kind == "device" and n.start >= q.end and n.start - q.end < 14), None)
     system = named is not None and re.search(r"dgx|hgx", named.text, re.I)
     if system and path == "hardware.device_count" and p.spot.is_name:
@@ -176,6 +178,7 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
         for o in scene.quantities
         if _multiplies(scene, o, q)
     ]
+    extra += _nodes_that_have(scene, q, base)
     after = scene.masked[q.end : q.end + 40]
     has_nodes = any(_counts_nodes(scene, o) for o in scene.pairs) or bool(extra)
     owner = re.match(
@@ -189,6 +192,7 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     times = re.search(r"(?:(?:nodes?|servers?|台|节点|服务器)\s*[x×*]|台)\s*$", before, re.I)
     single = search(r"单机|单节点|一台|single[- ](?:node|server|machine)|^box\b").search(scene.text[: q.start])
     aside = _ASIDE_OF_NODES.search(scene.masked[: q.start])
+    aside = aside if has_nodes or (aside and aside.group()[0].isascii()) else None
     scope = "node" if (search(PER_NODE).search(before) or owner or each or times or extra or single or aside) else ""
     total = search(r"total|in all|altogether|across|共|合计|总").search(scene.masked[max(0, q.start - 14) : q.end + 24])
     tags = (
@@ -199,6 +203,11 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     return [replace(base, scope=scope or ("group" if of_group else "total" if total else ""), tags=tags[:1]), *extra]
 
 
+_OF_A_PACKAGE = re.compile(
+    r"(?:每(?:[张块颗个]卡?|卡)|(?:per|each|every) (?:gpu|card|package|chip|accelerator))\D{0,8}$|\b(?:gpus?|cards|packages|accelerators) (?:with|of)\s*$",
+    re.I,
+)
+_DIES = re.compile(r"\s*(?:个|x|×)?\s*(?:die|gcd)s?\b", re.I)
 # "4 块 7.68TB NVMe": disks
 _DISKS = re.compile(
     r"\s*(?:[张块片颗个]|x|×)?\s*[\d.]+ ?[TG]i?B?\s*(?:[\w.]+ )?(?:nvme|ssd|hdd|disk|drive|硬盘|固态|盘)", re.I
@@ -261,6 +270,18 @@ def _counts_the_lot(scene: Scene, p: Pair) -> bool:
 def _counts_nodes(scene: Scene, p: Pair) -> bool:
     path = p.spot.term.path
     return path == "hardware.num_nodes" or (path == "hardware.device_count" and loose.counts_boxes(scene, p.quantity))
+
+
+_MAKES_WITH = re.compile(r"\s*[x×]\s*[A-Z][\w-]+(?: [\w-]+){0,3} with\s*", re.I)
+
+
+def _nodes_that_have(scene: Scene, q: Quantity, base: Candidate) -> list[Candidate]:
+    """The 2 of "2 x Supermicro with 8 Gaudi 3 each"."""
+    before = [o for o in scene.quantities if o.integral and o.end <= q.start]
+    each = re.search(r"\b(?:each|apiece)\b", scene.text[q.end : q.end + 40], re.I)
+    if not before or not each or not _MAKES_WITH.fullmatch(scene.text[before[-1].end : q.start]):
+        return []
+    return [replace(base, path="hardware.num_nodes", value=int(before[-1].value), stated_as=before[-1].text)]
 
 
 def _multiplies(scene: Scene, o: Quantity, q: Quantity) -> bool:

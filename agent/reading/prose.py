@@ -38,6 +38,8 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
     if order_in(text) or (commands(text) and (tainted or _goes_on(statement, reading))):
         return _flag_order(statement, text, reading)
     why = next((why for words, why in IRRELEVANT if search(words).search(text)), None)
+    if why and why.startswith("organisational") and _states_much(text):
+        why = None  # "20 requests per second in the lunch hour"
     if (
         why
         and statement.kind != "leaf"
@@ -60,6 +62,7 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
     sentence.read(scene, reading)
     economics.read(scene, reading)
     demand.read(scene, reading)
+    economics.mark_rates(scene, reading)
     if tainted:  # beside an order: believed where nothing else says it
         beside = [replace(c, weight=c.weight - BESIDE_AN_ORDER) for c in reading.candidates[first:]]
         reading.candidates[first:] = beside
@@ -68,6 +71,12 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
         reading.ignore(_short(statement.text), "a question to the planner: the plan is its answer")
         return True
     return said
+
+
+def _states_much(text: str) -> bool:
+    """Whether a sentence has at least two amounts in units of the trade: no note about people or rooms."""
+    found = find_quantities(text)
+    return sum(q.dimension not in ("count", "s", "fraction") or noun_of(text, q) == "tokens" for q in found) >= 2
 
 
 # "shared with another team, so assume half of it": what is left is said too
@@ -353,10 +362,17 @@ def _without(text: str, start: int, end: int) -> str:
     return text[: max(0, start)] + " " + text[max(0, end) :]
 
 
+_ONLY_A_STAT = re.compile(
+    r"\W*(?:peak|mean|average|avg|max(?:imum)?|min(?:imum)?|typical|usual|total|value|p\d\d|峰值|平均|最大)\W*", re.I
+)
+
+
 def _leaf_spots(spots: list[Any], label_end: int, lead_end: int, statement: Statement) -> list[Any]:
     """Of the words in a key only the most telling count: those of the key itself before those of its parents, longest first."""
     label = [s for s in spots if s.end <= label_end]
     own = [s for s in label if s.end > lead_end]
+    if _ONLY_A_STAT.fullmatch(statement.text[: statement.label_end]) and any(s.end <= lead_end for s in label):
+        own = []  # {"sessions": {"peak": 140}}
     key = statement.text[: statement.label_end]
     own = [
         s

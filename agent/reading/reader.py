@@ -64,9 +64,13 @@ def _read_text(file: InputFile, reading: Reading) -> None:
     reading.order_lines[file.path] = lines_with_order(file.text)
     sections: dict[tuple[str, ...], list[tuple[Statement, bool]]] = defaultdict(list)
     watched: dict[int, list[Candidate]] = {}
+    last: list[Candidate] = []
     for k, statement in enumerate(statements):
         before = {id(c) for c in reading.candidates} if asides.may_be_taken_back(statement) else None
+        size = len(reading.candidates)
         said = _read_statement(statement, reading)
+        asides.superseded(statement, last, reading)
+        last = reading.candidates[size:]
         if before is not None:
             watched[k] = [c for c in reading.candidates if id(c) not in before]
         section = (*statement.context, statement.text) if statement.kind == "heading" else statement.context

@@ -288,7 +288,9 @@ def _dtype_targets(scene: Scene, before: str, after: str) -> list[str]:
     if scene.label_end and re.search(r"activation|激活", label):
         return ["model.activation_dtype"]
     if re.match(
-        r"[\s\-]*(?:model )?(?:weights?|权重)\s*(?:和|与|及|、|and|&|/|\+)\s*(?:the )?(?:kv|键值|cache)", after, re.I
+        r"[\s\-]*(?:for (?:both )?(?:the )?)?(?:model )?(?:weights?|权重)\s*(?:和|与|及|、|and|&|/|\+)\s*(?:the )?(?:kv|键值|cache)",
+        after,
+        re.I,
     ):
         return ["model.weight_dtype", "model.kv_dtype"]
     kv_words = r"(?<![A-Za-z])kv(?![A-Za-z])|kv ?cache|kv ?缓存|键值缓存|(?<!prefix )\bcache\b[^,.;]{0,12}$"

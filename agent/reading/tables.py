@@ -140,6 +140,8 @@ def parallel(label: str, value: str) -> list[tuple[str, str]] | None:
 
 def markdown_table(lines: Sequence[str], i: int) -> tuple[Rows, int] | None:
     """The table that begins at line `i` (from 0), and the line behind it."""
+    if jira := _jira_table(lines, i):
+        return jira
     if "|" not in lines[i] or i + 1 >= len(lines) or not TABLE_RULE.match(lines[i + 1]) or "|" not in lines[i + 1]:
         return None
     j = i + 2
@@ -148,6 +150,16 @@ def markdown_table(lines: Sequence[str], i: int) -> tuple[Rows, int] | None:
         rows.append((j + 1, pipe_cells(lines[j])))
         j += 1
     return Rows(pipe_cells(lines[i]), rows), j
+
+
+def _jira_table(lines: Sequence[str], i: int) -> tuple[Rows, int] | None:
+    """ "||GPU||Count||" and rows "|H100|24|"."""
+    if not re.match(r"\s*\|\|.+\|\|\s*$", lines[i]):
+        return None
+    header = [c.strip() for c in lines[i].strip().strip("|").split("||")]
+    end = next((j for j in range(i + 1, len(lines)) if not re.match(r"\s*\|[^|]", lines[j])), len(lines))
+    rows = [(j + 1, pipe_cells(lines[j])) for j in range(i + 1, end)]
+    return (Rows(header, rows), end) if rows else None
 
 
 def pipe_cells(line: str) -> list[str]:
