@@ -521,7 +521,7 @@ def _quantity_at(text: str, match: re.Match[str]) -> Quantity | None:
 
 
 _EVERY_SECOND = re.compile(
-    r"(?:每|per\s+|(?=日均))(?P<t>秒钟?|毫秒|分钟|小时|天|日均?|second|sec|minute|day)(?:钟)?\s*(?:约|大约|about|能|可|处理|生成|输出|服务|来|出|吐出?|生成|至少|不少于|不低于|不小于|大于|超过|最多|达到|要|有|需要?|at least|[≥>=]+)*\s*$",
+    r"(?:每|一(?=秒)|per\s+|(?=日均))(?P<t>秒钟?|毫秒|分钟|小时|天|日均?|second|sec|minute|day)(?:钟)?\s*(?:约|大约|about|能|可|处理|生成|输出|服务|来|出|吐出?|生成|至少|不少于|不低于|不小于|大于|超过|最多|达到|要|有|需要?|at least|[≥>=]+)*\s*$",
     re.I,
 )
 _TOKENS_AFTER = re.compile(rf"\s*(?P<k>{_TOK}|{_REQ})(?![\s]*/)", re.I)

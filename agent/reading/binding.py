@@ -71,12 +71,22 @@ def find_spots(text: str, names: list[Name]) -> list[Spot]:
                 spots.append(Spot(term, match.start() + lead, end))
     kept = [s for s in spots if not any(_beats(o, s) for o in spots)]
     kept = [s for s in kept if not (s.term.path in _WHOLE and any(_is_its_verb(text, o, s) for o in kept))]
+    kept = [
+        s for s in kept if not (_says_latency(text, s) and any(o.start > s.end and o.term.path in _PARTS for o in kept))
+    ]
     kept += [Spot(DEVICE_NAME, n.start, n.end, is_name=True) for n in names if n.kind == "device"]
     kept += [Spot(INSTANCE_NAME, n.start, n.end, is_name=True) for n in names if n.kind == "instance"]
     return sorted(kept, key=lambda s: (s.start, s.end))
 
 
 _WHOLE = ("requirements.e2e_latency_s",)
+_PARTS = ("requirements.ttft_s", "requirements.tpot_s")
+
+
+def _says_latency(text: str, spot: Spot) -> bool:
+    """ "Latency: 1 s to the first token, 30 ms afterwards": a title, where both parts are said behind it."""
+    word = re.fullmatch(r"latency|延迟|时延", text[spot.start : spot.end].strip(), re.I)
+    return spot.term.path in _WHOLE and word is not None and re.match(r"\s*[:：]", text[spot.end :]) is not None
 
 
 def _is_its_verb(text: str, subject: Spot, spot: Spot) -> bool:

@@ -72,10 +72,10 @@ _MISREAD = ("workload.concurrency", "workload.batch_size", RATE, "hardware.devic
 SHARE_AT_ONCE = "done.active_share"
 _AT_ONCE = re.compile(
     r"\bactive\b|\bonline\b|\bbusy\b|\bat once\b|\bat (?:any|one|the same|a|peak) ?(?:given |one )?(?:time|moment|instant)?|\bconcurrent|\bsimultaneous|\bin parallel\b|\bin use\b"
-    r"|\brunning\b|\bat work\b|\btalking\b|\btyping\b|\brush\b|\bpeak\b|\bbusiest\b|最忙|高峰|忙时|\bwaiting\b|\bin ?flight\b|\btogether\b|同时|在线|活跃|并发|并行|一起",
+    r"|\brunning\b|\bat work\b|\btalking\b|\btyping\b|\brush\b|\bpeak\b|\bbusiest\b|最忙|高峰|忙时|\blogged in\b|\bwaiting\b|\bin ?flight\b|\btogether\b|同时|在线|活跃|并发|并行|一起",
     re.I,
 )
-_NOT_A_CROWD = re.compile(r"cach|prefix|hit|memory|vram|gpu|util|token|命中|缓存|显存|利用率", re.I)
+_NOT_A_CROWD = re.compile(r"cach|\bcpu\b|\bwhen \d|prefix|hit|memory|vram|gpu|util|token|命中|缓存|显存|利用率", re.I)
 _ON_A_DAY = re.compile(
     r"\b(?:on|in) (?:a|any|each|every) (?:given |typical |normal |working |average )?day\b|\b(?:per|a|each|every) day\b|\bdaily\b|每[天日]|当[天日]|日活",
     re.I,
@@ -97,8 +97,19 @@ def _people_before(scene: Scene, q: Quantity) -> Quantity | None:
     return people[-1] if people else None
 
 
+# "45 of the 60 dispatchers are logged in together"
+_PART_OF_ALL = re.compile(
+    r"(?<![\d.,])(?P<n>\d[\d,]*) (?:out )?of (?:the|our|these|those|all) \d[\d,]*\s+(?!gpu|card|node|server|token|layer|expert|head|device)[a-z]+",
+    re.I,
+)
+
+
 def _crowd(scene: Scene) -> list[Candidate]:
     """ "9,000 adjusters, maybe 2% active at any moment": so many at once. A share alone waits for its crowd (`joined`)."""
+    if (part := _PART_OF_ALL.search(scene.text, scene.shift)) and _AT_ONCE.search(
+        scene.text[part.start() :].split(".")[0]
+    ):
+        return [scene.candidate("workload.concurrency", int(part["n"].replace(",", "")), part.start(), part.end())]
     for q in [
         q for q in scene.quantities if q.dimension == "fraction" and 0 < q.value <= 1 and q.start >= scene.label_end
     ]:

@@ -72,7 +72,7 @@ _MEAN = re.compile(
     re.I,
 )
 _TOP = re.compile(
-    r"(?<!off-)(?<!off )\bpeak\w*|\bmax\w*|\bburst\w*|\bbusiest|\brush\b|\b(?:lunch|evening|morning) (?:hours?|rush|peak)\b|\bspik\w+|峰值|高峰|最高|忙时|尖峰",
+    r"(?<!off-)(?<!off )\bpeak\w*|\bmax\w*|\bburst\w*|\bbusiest|\brush\b|\b(?:lunch|evening|morning) (?:hours?|rush|peak)\b|\bspik\w+|\bp9[059]\b|峰值|高峰|最高|忙时|尖峰",
     re.I,
 )
 _EDGE = re.compile(r"[,，;；。()（）\n/]|\.(?=\s|$)|\b(?:and|but)\b|[而但]")
@@ -297,7 +297,7 @@ _SPARES = tuple(
         rf"(?:surviv|tolerat|withstand)\w*\s+(?:the\s+)?(?:loss|failure|outage|crash)\s+of\s+(?:any\s+)?{_N}\s+(?:single\s+|whole\s+)?{_WHAT}",
         rf"(?:任意|任何|其中|单)(?:一|1)?\s*[个台]?\s*{_WHAT}(?:发生|出现)?(?:故障|宕机|失效|挂掉|下线|掉线)",
         rf"(?:with|when|if)\s+(?:any\s+)?{_N}\s+{_WHAT}\s+(?:is |are |goes? |being )?(?:down|lost|out|offline|failed|unavailable)",
-        rf"(?:any\s+)?{_N}\s+{_WHAT}\s+(?:may|can|could|might)\s+(?:fail|go down|be lost|be down|die)",
+        rf"(?:any\s+)?{_N}\s+(?:{_WHAT}|(?P<box>dgx|hgx|box|chassis))\s+(?:must be able to|may|can|could|might)\s+(?:fail|go down|be lost|be down|die)",
         rf"(?:预留|备用|冗余|保留|留有?)\s*{_N}\s*[个台]?\s*(?:备用|冗余|热备|空闲)?(?:的)?{_WHAT}(?!\s*显存)",
         rf"{_N}\s*[个台]?\s*(?:备用|冗余|热备){_WHAT}",
         rf"(?:容忍|允许|承受|容许)(?:任意|任何|单)?\s*{_N}?\s*[个台]?\s*{_WHAT}.{{0,4}}(?:故障|宕机|失效|挂掉|下线)",
@@ -317,7 +317,7 @@ def _spare(scene: Scene) -> tuple[Candidate | None, str]:
         groups = m.groupdict()
         count = groups.get("n") or "1"
         number = int(count) if count.isdigit() else _NUMBERS[count.lower()]
-        what = groups.get("what") or scene.text
+        what = groups.get("what") or ("node" if groups.get("box") else scene.text)
         node = re.search(r"node|server|machine|host|vm|节点|服务器|机", what, re.I)
         path = (
             "workload.spare_nodes"

@@ -86,6 +86,10 @@ def read_structured(leaves: list[Leaf], file: str, reading: Reading, context: tu
     configs = _config_roots(leaves, file)
     unused: dict[str, tuple[Leaf, str]] = {}
     hosts = {p.path[:-1] for p in leaves if p.path and str(p.path[-1]).lower() in ("cpu", "cpus", "vcpu", "vcpus")}
+    nics = {
+        p.path[:-1]: p.value for p in leaves
+        if len(p.path) > 1 and _COUNT_KEY.fullmatch(str(p.path[-1])) and _NIC.search(_words(p.path[-2])) and type(p.value) is int
+    }  # fmt: skip
     for leaf in leaves:
         root = max((r for r in configs if leaf.path[: len(r)] == r), key=len, default=None)
         if root is not None and (why := _of_another_tower(leaf, configs)):
@@ -98,6 +102,11 @@ def read_structured(leaves: list[Leaf], file: str, reading: Reading, context: tu
         known = root is not None and _read_config_key(leaf, len(root), file, reading)
         if not known and not _read_leaf(leaf, file, reading, context):
             unused[_generic_path(leaf)] = (leaf, _reason(leaf))
+        if (ports := nics.get(leaf.path[:-1])) and ports > 1:  # {"nic": {"count": 4, "gbps": 400}}
+            reading.candidates[before:] = [
+                replace(c, factor=ports, scope="node") if c.path == "hardware.inter_node_bandwidth" else c
+                for c in reading.candidates[before:]
+            ]
         group = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in leaf.path[:-1])
         generic = _generic_path(leaf)
         node = any(isinstance(k, int) and _is_node_list(leaf.path[:d]) for d, k in enumerate(leaf.path) if d)
@@ -415,6 +424,7 @@ def _read_leaf(leaf: Leaf, file: str, reading: Reading, context: tuple[str, ...]
     return read_statement(statement, reading)
 
 
+_NIC = re.compile(r"\b(?:nic|hca|port)s?\b|网[卡口]", re.I)
 _OTHER_PART = re.compile(
     r"\b(?:nic|hca|port|cpu|socket|disk|ssd|psu)s?\b|\bswitch|网卡|网口|硬盘|电源",
     re.I,

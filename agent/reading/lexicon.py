@@ -69,7 +69,7 @@ TERMS: tuple[Term, ...] = (
     Term("hardware.memory_bandwidth", "bytes/s",
          r"(?:gpu|device|single card|单卡|每卡|npu|card)? ?(?:v ?ram|memory|mem|hbm\w*|video memory|显存|访存|内存) ?(?:bandwidth|bw|带宽)|带宽|bandwidth|bw"),
     Term("hardware.inter_node_bandwidth", "bytes/s",
-         rf"(?:inter|cross|across)(?:[- ]{_NODE})?[- ]?{_NODE}(?: (?:network|link|interconnect|fabric))?(?: ?(?:bandwidth|bw|speed))?|between (?:the )?{_NODE}|network ?(?:bandwidth|bw|speed)?|nics?|hcas?"
+         rf"(?:inter|cross|across)(?:[- ]{_NODE})?[- ]?{_NODE}(?: (?:network|link|interconnect|fabric))?(?: ?(?:bandwidth|bw|speed))?|between (?:the )?{_NODE}|network ?(?:bandwidth|bw|speed)?|(?:host|server|node) (?:up)?links?|nics?|hcas?"
          r"|infiniband|ib|roce(?: ?v2)?|ethernet|rdma|connectx(?: ?\d)?|(?:cx)[ -]?[5678]|(?:compute |cluster |inter |scale out )?fabric(?: ?(?:bandwidth|bw))?|scale out(?: (?:bandwidth|bw))?|网络(?:带宽)?|网卡(?:带宽)?|以太网"
          r"|(?:机间|节点间|跨节点|跨机|机器间|服务器间|节点之间|机器之间)(?:的)?(?:互联|互连|通信|网络)?(?:带宽)?|[hn]dr|efa"),
     Term("hardware.intra_node_bandwidth", "bytes/s",
@@ -104,7 +104,7 @@ TERMS: tuple[Term, ...] = (
     Term("model.intermediate_size", "count",
          r"(?:ffn|mlp|feed ?forward|dense)? ?(?:intermediate|inner)(?: ffn| hidden)?(?: ?(?:size|dim(?:ension)?s?|width))?|(?:ffn|mlp|feed ?forward)(?: (?:network|layer|hidden|inner|intermediate))* ?(?:size|dim(?:ension)?s?|width|维度|大小)?|d ff|n inner|(?:前馈|中间)(?:网络|层)?(?:隐藏)?(?:层)?(?:的)?(?:维度|大小|维)|hidden (?:size|dim(?:ension)?) of (?:the )?(?:ffn|mlp|feed ?forward)"),
     Term("model.moe_intermediate_size", "count",
-         r"(?:moe|experts?|routed expert)(?: ffn)? ?(?:intermediate|hidden|inner|ffn)* ?(?:size|dim(?:ension)?s?|width)|hidden (?:size|dim(?:ension)?) of (?:the |each )?(?:moe|experts?)|moe ffn|experts? (?:ffn|mlp|width)|(?:moe|每个专家|专家) ?(?:的)?(?:ffn)? ?(?:隐藏|中间)?(?:层)?(?:维度|大小|维|隐藏维)|intermediate (?:size|dim) (?:of|per) (?:each )?experts?"),
+         r"(?:moe|experts?|routed expert)(?: ffn)? ?(?:intermediate|hidden|inner|ffn)* ?(?:size|dim(?:ension)?s?|width)|hidden (?:size|dim(?:ension)?) of (?:the |each )?(?:moe|experts?)|moe ffn|experts? (?:ffn|mlp|width)|d ?experts?|(?:moe|每个专家|专家) ?(?:的)?(?:ffn)? ?(?:隐藏|中间)?(?:层)?(?:维度|大小|维|隐藏维)|intermediate (?:size|dim) (?:of|per) (?:each )?experts?"),
     Term("model.num_experts", "count", r"(?:num|n|number of|total|mixture of)? ?(?:local|routed|routing|moe)? ?experts?(?: ?(?:num|count|number))?|(?:路由)?专家(?:数|个数|数量|总数)?"),
     Term("model.n_shared_experts", "count", r"(?:num|n|number of)? ?(?:shared|always[- ]on|always[- ]active|common) experts?(?: num)?|experts? shared|共享专家(?:数|个数|数量)?"),
     Term("model.num_experts_per_tok", "count",
@@ -126,7 +126,7 @@ TERMS: tuple[Term, ...] = (
     Term("workload.isl", "count", r"(?:sends?|submits?|uploads?|pastes?|reads|carr(?:y|ies)|contains?|comprises?|sending|submitting|uploading|pasting|carrying|drags? along|brings?(?: along)?)", side="pre", needs="tokens"),
     Term("workload.isl", "count", r"(?:提问|(?<![询访疑学顾])问(?![题答])|每(?:段|条|篇|份|封|通|单|则|件)(?:文本|数据|内容|录音|评论)?)", side="pre", needs="tokens"),
     Term("workload.osl", "count", r"(?:gets?|receives?|returns?|writes?|produces?|getting|receiving|returning|writing)(?: back)?|speaks? for|(?<!问)答(?![案复题])|产出|写出|吐出|得到", side="pre", needs="tokens"),
-    Term("workload.osl", "count", r"gets? back", side="pre"),
+    Term("workload.osl", "count", r"gets? back|generates?|generating", side="pre"),
     Term("workload.osl", "count", r"(?:(?:tokens?|words?) )?(?:coming |going |sent |sending |streamed )?(?:back|in return)", side="post"),
     Term("workload.isl", "count", r"(?:每次|单次)?(?:对话|聊天|会话|历史)(?:的)?(?:历史|记录|上下文|轮次)?(?=\s*(?:约|大约|大概)?\s*\d)|(?:chat|conversation|dialog(?:ue)?) histor(?:y|ies)", side="pre"),
     Term("workload.osl", "count",
@@ -134,7 +134,7 @@ TERMS: tuple[Term, ...] = (
     Term("workload.isl", "count", r"(?:documents?|files?|articles?|transcripts?|contracts?|papers?|books?|reports?|messages?|tickets?|e?mails?|questions?|queries|codebases?|passages?|文档|文章|材料|合同|原文|论文|问题|报告|代码库)(?:的)?(?:长度)?", needs="tokens"),
     Term("workload.osl", "count", r"(?:summar(?:y|ies)|translations?|abstracts?|results?|摘要|总结|译文|结果)(?:的)?(?:长度)?", needs="tokens"),
     Term("workload.seq_len", "count", r"(?:max(?:imum)? |min(?:imum)? )?(?:seq(?:uence)?|text)s? ?(?:len(?:gth)?s?)(?: range)?|序列(?:的)?长度(?:范围)?|长度范围|tokens per sequence|total (?:sequence )?length|seqlen|seq"),
-    Term("workload.max_context", "count", r"(?:max(?:imum)? |supported |longest )?(?:contexts?|ctx)(?: ?(?:lengths?|windows?|len|size))?|max(?:imum)? (?:model|total|seq(?:uence)?) ?(?:len(?:gth)?|tokens)|(?:最大|最长)?上下文(?:长度|窗口)?(?:最长|最大)?|最大(?:序列)?长度|最长序列"),
+    Term("workload.max_context", "count", r"(?:max(?:imum)? |supported |longest )?(?:contexts?|ctx)(?: ?(?:lengths?|windows?|len|size))?|max(?:imum)? (?:model|total|seq(?:uence)?) ?(?:len(?:gth)?|tokens)|max len(?:gth)?|(?:最大|最长)?上下文(?:长度|窗口)?(?:最长|最大)?|最大(?:序列)?长度|最长序列"),
     Term("workload.concurrency", "count",
          r"(?:max(?:imum)? |target |peak |average )?(?:concurren(?:cy|t)|simultaneous|parallel|online|active|in ?flight)(?: ?(?:users?|requests?|sessions?|streams?|clients?|sequences?|level|connections?|chats?|conversations?))?|cc(?= ?[:=])|conc|在途(?:请求)?(?:数)?|(?:并发|并行)(?:请求|用户|会话)?(?:数|量|度|路数)?|(?:同时|在线)(?:在线)?(?:用户|人)?(?:数)?|用户数|num concurrent"),
     Term("workload.concurrency", "count", rf"users?|people|persons?|devs|developers?|engineers?|lawyers?|doctors?|analysts?|coders?|employees|colleagues|students?|律师|医生|员工|同事|学生|客服|坐席|开发者|clients|agents|callers|members|testers|seats|sessions|streams|chats|conversations|{_WHO}|路(?:并发)?|用户|(?<!联系)(?<!负责)(?<!经办)(?<!提交)(?<!申请)人", side="noun"),
@@ -150,12 +150,14 @@ TERMS: tuple[Term, ...] = (
     Term("requirements.ttft_s", "s",
          rf"ttft|(?:the )?time to (?:the )?first token|(?:first|1st)[- ]?(?:token|word|byte|character|letter|chunk)s?{_TIME_WORD}|prefill{_TIME_WORD}|prompt processing{_TIME_WORD}|首(?:个)? ?(?:token|字|词|包|tok|词元)(?:的)? ?(?:返回)?{_TIME_WORD}|(?:预填充|首次响应|首响){_TIME_WORD}|(?:repl(?:y|ies)|answers?|responses?|output|streaming|generation|text)(?: (?:should|must|has to|have to|needs? to|ought to|shall|will|can|to))? (?:starts?|begins?)(?: (?:streaming|appearing|to appear|to stream))?|(?:看到|出现|返回|收到|输出|吐出)(?:第一个|首个) ?(?:字|词|token)|第一个 ?(?:字|token)(?:的)?{_TIME_WORD}|(?:开始|起)(?:回复|回答|输出|出字|吐字|生成)"),
     Term("requirements.tpot_s", "s",
-         rf"tpot|itl|tbt|(?:the )?(?:mean |average )?time per (?:output |generated )?token|inter[- ]?token{_TIME_WORD}|token[- ]to[- ]token{_TIME_WORD}|token (?:gap|spacing|interval|cadence)|next[- ]tokens?{_TIME_WORD}|(?:decode|decoding|generation){_TIME_WORD}(?: per token)?|(?:per|each|every)[- ](?:output )?token{_TIME_WORD}|(?:latency|time|delay) per (?:output |generated )?token|"
+         rf"tpot|itl|tbt|(?:the )?(?:mean |average )?time per (?:output |generated )?token|inter[- ]?token{_TIME_WORD}|token[- ]to[- ]token{_TIME_WORD}|token (?:gap|spacing|interval|cadence)|[吐出]字(?:间隔|时延|延迟)?|next[- ]tokens?{_TIME_WORD}|(?:decode|decoding|generation){_TIME_WORD}(?: per token)?|(?:per|each|every)[- ](?:output )?token{_TIME_WORD}|(?:latency|time|delay) per (?:output |generated )?token|"
          rf"(?:每(?:个)?|单(?:个)?|逐)(?:输出|生成)? ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|time between (?:two |consecutive |successive |output )*tokens?|(?:gap )?between (?:(?:each|the|any|two|consecutive|successive|adjacent|output|generated|following|subsequent|pairs? of) )*tokens?|(?:token ?间|字间|解码|生成)(?:的)?(?:延迟|时延|间隔){_TIME_WORD}|字间|(?:subsequent|further|following|later|remaining) tokens?|(?:every|each|any) (?:further|following|subsequent|additional|next|later|other|more) (?:one|token|word)|(?:further|following|subsequent|later) ones|(?:非首(?:个)?|增量) ?(?:token|字|词元?)(?:的)?{_TIME_WORD}|non[- ]?first[- ]?tokens?(?: latency)?|后续(?:每)?(?:个)? ?(?:token|字)|token 间隔"),
+    Term("requirements.tpot_s", "s", r"afterwards?|thereafter|from then on|after that", side="post"),
     Term("requirements.tpot_s", "tokens/s",
          r"(?:decode|decoding|generation|streaming|token|per[- ]user|user|output|single[- ]stream)s? (?:speed|rate|throughput)(?: per user)?|(?:per|each|every) (?:user|request|stream|session)|[吐出]字(?:的)?(?:速度|速率)?|(?:生成|输出|解码|单用户|单路)(?:的)?(?:速度|速率)|(?:每|单)(?:个|一个|一)?(?:用户|路|请求|会话)|tokens? per second per user|interactivity|speed|(?:streams?|streamed|streaming|types?|typing|decodes?|decoding|comes? out)(?: out)?(?: at)?|feels? (?:slower|faster)(?: than)?", transform="inverse"),
     Term("requirements.e2e_latency_s", "s",
          r"(?:e2e|end[- ]to[- ]end|total|overall|request|full|complete|response|inference|total inference|端到端|总|整体|请求|完整)(?: ?(?:inference|request|response|generation|推理|响应))?(?:的)? ?(?:latency|time ?out|delay|completion time|response time|time|延迟|时延|耗时|响应时间|时间|超时)|latency|延迟|时延|timeout|响应时间|e2e|end[- ]to[- ]end|端到端|(?:must|should|shall|has to|have to|needs? to|to) be (?:finished|completed?|done|ready|delivered|returned)|(?:full|complete|whole|entire|finished) (?:answer|response|reply|completion|request|result)s?|(?:完整|全部|整个)(?:的)?(?:回答|回复|响应|答案|请求|结果|输出)"),
+    Term("requirements.e2e_latency_s", "s", r"and be (?:finished|completed?|done|ready)", side="pre"),
     Term("requirements.throughput_per_device", "tokens/s",
          rf"(?:(?:output|input|total|token|decode|prefill) )?throughput ?(?:per|/) ?(?:single )?{_DEV}|(?:tokens?|tps|tok/s|tokens/s) ?(?:per|/) ?{_DEV}|per[- ]?{_DEV} (?:(?:output|input|total|token) )?throughput|single[- ]card throughput|(?:单卡|每卡|每张卡|每个? ?gpu|单 ?gpu|每张 ?gpu)(?:的)?(?:平均)?(?:输出|输入|总)?(?:吞吐(?:量|率)?|token ?吞吐)?"),
     Term("requirements.throughput_total", "tokens/s",

@@ -27,6 +27,7 @@ from agent.reading.lexicon import (
 )
 
 if TYPE_CHECKING:
+    from agent.reading.names import Name
     from agent.reading.scene import Scene
     from tools.units import Quantity
 
@@ -243,6 +244,8 @@ def _loose_count(scene: Scene, q: Any) -> list[Candidate]:
         return [scene.candidate("model.num_experts_per_tok", int(q.value), q.start, q.end)]
     if _EACH_HOLDS.search(scene.masked[: q.start]) and re.match(r"\s*(?:[,.;，。；]|$)", scene.masked[q.end :]):
         return [scene.candidate("hardware.devices_per_node", int(q.value), q.start, q.end)]
+    if _THE_OTHER_LENGTH.search(scene.masked[: q.start]) and _second_length(scene, q):
+        return [scene.candidate("workload.osl", int(q.value), q.start, q.end)]
     if path := _typical(scene, q):
         return [scene.candidate(path, int(q.value), q.start, q.end)]
     if re.search(r"[bB]$", q.text) and q.value >= 1e8 and scene.statement.kind != "leaf":
@@ -255,6 +258,18 @@ _EACH_HOLDS = re.compile(
     r"\b(?:servers?|nodes?|hosts?|machines?|instances?|boxes|chassis) (?:always )?(?:comes? with|have|has|holds?|carr(?:y|ies)|takes?)\s*$",
     re.I,
 )
+_THE_OTHER_LENGTH = re.compile(
+    r"[,;，；]\s*(?:and )?(?:the|its|a|an|each|every)\s+[a-z]+\s+(?:(?:is|has|are|about|around|of|~)\s*)*$", re.I
+)
+
+
+def _second_length(scene: Scene, q: Any) -> bool:
+    """ "A transcript is 9,500 tokens, the recap 450": what is made of the input, in tokens like it."""
+    lengths = {p.spot.term.path for p in scene.pairs if p.quantity.end <= q.start}
+    ends = re.match(r"\s*(?:tokens?\s*)?(?:[,.;，。；]|$)", scene.masked[q.end :])
+    return "workload.isl" in lengths and "workload.osl" not in lengths and ends is not None and q.value >= 8
+
+
 _OF_WHICH = re.compile(r"(?:\bof (?:which|these|those|them)|其中)\s*$", re.I)
 _FOR_A_TOKEN = re.compile(
     r"\s*(?:个)?(?:[a-z]+\s+){0,3}?(?:fires?\b|active\b|activated|selected|chosen|routed|used|per token|each token|被?激活|被选)",
@@ -295,8 +310,17 @@ def _sparse(scene: Scene, q: Any) -> tuple[str, ...]:
     return ("sparse",) if search(SPARSE).search(scene.text[max(0, q.start - 24) : q.end + 24]) else ()
 
 
-def flops_dtype(scene: Scene, start: int, end: int) -> str:
+def _touches(scene: Scene, name: Name, own: tuple[int, int]) -> bool:
+    """Whether a name stands right beside [start, end), no comma between."""
+    between = scene.text[name.end : own[0]] if name.end <= own[0] else scene.text[own[1] : name.start]
+    return len(between) <= 2 and not re.search(r"[,，;；、]", between)
+
+
+def flops_dtype(scene: Scene, start: int, end: int, own: tuple[int, int] | None = None) -> str:
     """The dtype that a peak in [start, end) is given for: in the label, or the nearest one beside it; else empty."""
+    beside = [n for n in scene.names if n.kind == "dtype" and own and _touches(scene, n, own)]
+    if len(beside) == 1:
+        return str(beside[0].value)  # "FP16 算力 400 TFLOPS，INT8 800 TOPS"
     near = [
         n
         for n in scene.names
@@ -375,7 +399,7 @@ _NOT_WORKING = re.compile(
     re.I,
 )
 _NOT_COUNTED = re.compile(
-    r"\b(?:is|are) (?:not|never) (?:counted|included|ours|part of)\b|\b(?:does|do) not count\b|\bis excluded\b|\bstays? with\b|不算|不计入?|除外|不在其中",
+    r"\b(?:is|are) (?:not|never) (?:counted|included|ours|part of)\b|\b(?:does|do) not count\b|\bis excluded\b|\bstays? with\b|不算|不参与|不计入?|除外|不在其中",
     re.I,
 )
 _BOXES = re.compile(r"\s+(?:\x01+)(?:\s*\(?\d+ ?GB?\)?)?\s+(?:boxes|servers|machines|nodes|hosts|workstations)\b", re.I)

@@ -51,6 +51,12 @@ def candidates_of(scene: Scene, p: Pair) -> list[Candidate]:
     if path == "workload.isl" and p.spot.term.needs and _is_the_answer(scene, p):
         p = replace(p, spot=replace(p.spot, term=OSL))
         return _length(scene, p, replace(base, path="workload.osl"), high)
+    if path == "workload.peak_factor" and (rate := _peak_rate(scene, p)):
+        return [replace(base, path="workload.request_rate", value=rate, tags=("peak",))]
+    if path == "workload.concurrency" and _OF_A_WHOLE.search(scene.text[: q.start]):
+        return []  # the 60 of "45 of the 60 dispatchers"
+    if path == "workload.concurrency" and p.spot.end <= q.start and (more := _AND_MORE.match(scene.text, q.end)):
+        high = max(value, float(more["n"]))
     if path == "workload.concurrency" and p.spot.term.side == "noun" and not _AT_ONCE.search(_own_clause(scene, q)):
         base = replace(base, tags=("headcount",))
     if path == "model.num_experts" and _CHOOSES.search(scene.masked[: q.start]):
@@ -72,13 +78,29 @@ def candidates_of(scene: Scene, p: Pair) -> list[Candidate]:
     return [base]
 
 
+_OF_A_WHOLE = re.compile(r"\d\s+(?:out )?of (?:the |our |these |those |all )?$", re.I)
+_AND_MORE = re.compile(r"\s*(?:,|and|/|、|和|及)\s*(?P<n>\d+)\s*(?:$|[(（,;])", re.I)  # "Concurrency: 96 and 192"
+
+
+def _peak_rate(scene: Scene, p: Pair) -> float | None:
+    """ "30 requests a second (burst 75)": no factor but the peak, in the unit of the rate before it."""
+    rates = [o for o in scene.quantities if o.dimension == "requests/s" and o.end <= p.quantity.start]
+    word = scene.text[p.spot.start : p.spot.end]
+    if not rates or re.search(r"factor|multipl|ratio|系数|倍", word, re.I):
+        return None
+    figure = re.match(r"\d[\d,]*(?:\.\d+)?", rates[-1].text)
+    one = rates[-1].value / float(figure.group().replace(",", "")) if figure else 1.0
+    return float(f"{p.quantity.value * one:.10g}") if p.quantity.value * one > rates[-1].value else None
+
+
 def _among_dims(scene: Scene, p: Pair) -> bool:
     """ "L=60, d_model=6144": a letter counts layers where other dims of a model stand beside it."""
     return any(o is not p and o.spot.term.path.startswith("model.") for o in scene.pairs)
 
 
 _AT_ONCE = re.compile(
-    r"同时|一起|at once|at (?:a|any|one) time|at the same time|concurrent|simultaneous|in parallel|online|active", re.I
+    r"同时|一起|\btogether\b|\blogged in\b|at once|at (?:a|any|one) time|at the same time|concurrent|simultaneous|in parallel|online|active",
+    re.I,
 )
 
 
@@ -132,6 +154,8 @@ def _stat(scene: Scene, p: Pair) -> str:
         scene.text[q.end :],
         re.I,
     )
+    if bracket := _SHARE_IN_BRACKETS.match(scene.text, q.end):
+        return f"p{bracket[1]}"
     if behind := _stat_behind_term(scene, p):
         return behind
     joint = after.end() if after else 0
@@ -167,6 +191,7 @@ def _stat(scene: Scene, p: Pair) -> str:
     return context[-1][1] if context else "limit"
 
 
+_SHARE_IN_BRACKETS = re.compile(r"[^,.;，。；()（）\d]{0,16}[(（]\s*(50|9[059])\s*%\s*[)）]")  # "55 ms per token (95%)"
 _STAT_JOINT = re.compile(
     r"(?:\s*[(（](?:we |this is |it is |as )?(?:measured?|counted|taken)\b)?\s*(?:(?:is|are) (?:ok|okay|fine|acceptable|enough|good)\b)?\s*[(（]?\s*(?:at|for|in|on)?\s*(?:the |an? |its )?\s*",
     re.I,
@@ -198,7 +223,7 @@ _ASIDE_BEGINS = re.compile(r"\s*(?:以内|之内|以下|左右|or less)?\s*[(（
 _ANY_STAT = "|".join(words for _, words in STATS)
 # "TTFT <= 600 ms, TPOT <= 25 ms, both p99": said once behind the last of several bounds
 _SHARED_STAT = re.compile(
-    rf"(?:\b(?:both|all)(?: of them| limits)?|均|都|皆|按|以)(?: (?:at|as|are|in|the|measured)|为|按|取|是|以|指)*\s*\(?(?:{_ANY_STAT})(?![A-Za-z0-9])",
+    rf"(?:\b(?:both|all)(?: of them| limits)?|均|都|皆|按|以)(?: (?:at|as|are|in|the|measured)|为|按|取|是|以|指)*\s*\(?(?:{_ANY_STAT})(?![A-Za-z0-9])|(?:{_ANY_STAT})(?![A-Za-z0-9]) (?:for |on |in )?(?:both|all of them|each)\b",
     re.I,
 )
 

@@ -87,7 +87,7 @@ def of_hardware(scene: Scene, p: Pair, base: Candidate, high: float | None) -> l
         return [
             replace(
                 base,
-                path=f"hardware.peak_flops.{loose.flops_dtype(scene, min(q.start, p.spot.start), max(q.end, p.spot.end))}",
+                path=f"hardware.peak_flops.{loose.flops_dtype(scene, min(q.start, p.spot.start), max(q.end, p.spot.end), (q.start, q.end))}",
             )
         ]
     return [base]
@@ -148,7 +148,9 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
             replace(base, path="hardware.num_nodes"),
             replace(base, path="hardware.devices_per_node", value=8, origin="derived"),
         ]
-    if path == "hardware.num_nodes" and _OTHER_NODES.search(scene.text[q.end : max(q.end, p.spot.end)]):
+    if path == "hardware.num_nodes" and _OTHER_NODES.search(
+        scene.text[q.end : max(q.end + 8, p.spot.end)].split("，")[0]
+    ):
         return []
     if path == "hardware.num_nodes" and (pool := _POOL.search(CLAUSE.split(scene.text[: q.start])[-1])):
         base = replace(base, tags=("prefill" if pool["prefill"] else "decode",))

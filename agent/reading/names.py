@@ -47,8 +47,9 @@ _OTHER_DEVICE = re.compile(
     r"(?:GeForce |Quadro )?(?:RTX|GTX) (?:PRO )?[A-Z]?\d{4}(?: ?(?:Ti|Super|Ada))?|Instinct MI\d+\w*|MI\d{2,3}X?|Radeon (?:Pro )?\w*\d{3,4}\w*|(?:MetaX|沐曦|Iluvatar|Biren|壁仞|Enflame|燧原|Cambricon|寒武纪|Moore Threads|摩尔线程|Hygon|海光|Kunlun(?:xin)?|昆仑芯?|T-Head|平头哥|Groq|Cerebras|SambaNova|Tenstorrent|Graphcore|Rebellions|FuriosaAI)[ -]?[A-Za-z]*[ -]?\d\w*(?:[ -](?:AI|Pro|Max|Ultra|S))?|Hygon [KZ]\d+|海光 ?\w*\d+|天数 ?\w*\d+|BI-?V\d+|沐曦 ?\w*\d+|C[56]00(?= ?卡)|Gaudi ?\d)(?![A-Za-z0-9])",
     re.I,
 )
+_TPU_SLICE = re.compile(r"\b(?P<generation>v(?:4|5e|5p|6e|7))-\d{1,4}\b", re.I)
 ENGINE_VERSION = re.compile(
-    r"(?:(?:-[a-z]+)*:|\s*(?:[=>~]=|\bversion|版本(?:号)?|[(（:@])?)\s*v?(?P<v>\d+\.\d+(?:\.\w+)*)(?!\s*[%A-Za-z])",
+    r"(?:(?:-[a-z]+)*:|\s*(?:[=>~]=|\bversion|版本(?:号)?|[(（:@])?)\s*v?(?P<v>\d+\.\d+(?:\.\w+)*)(?!\.?\w)(?!\s*(?:%|x\b|ms\b|s\b|GB|tok))",
     re.I,
 )
 _AXES = (
@@ -115,6 +116,9 @@ def find_names(text: str) -> list[Name]:
         add("device", ident, start, start + tail.start() if tail and tail.start() > 1 else end)
         if form := _FORM_FACTOR.match(text, end):
             add("noise", form["form"], form.start("form"), form.end("form"))
+    for match in _TPU_SLICE.finditer(text) if re.search(r"\btpus?\b|\bslice\b|\bpod\b", text, re.I) else ():
+        if tpu := _of_form(f"TPU {match['generation']}", ""):
+            add("device", tpu, match.start(), match.end())
     for match in _OTHER_DEVICE.finditer(text):
         add("device", match.group().strip(), match.start(), match.end())
     for kind, table in (("engine", ENGINES), ("dtype", DTYPES)):

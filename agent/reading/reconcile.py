@@ -257,7 +257,7 @@ def _lost_numbers(draft: Draft) -> None:
     """A number beside facts that is none itself is said to be left out, so that none is lost in silence."""
     said: dict[tuple[str, int], str] = defaultdict(str)
     for c in draft.reading.candidates:
-        if c.path in draft.facts or c.path.startswith(("hardware.", "ignore.")):
+        if c.path in draft.facts or c.path.startswith(("hardware.device_count", "ignore.")):
             said[c.file, c.line] += f" {fold_width(c.stated_as)}"
     for fact in draft.facts.values():
         if fact.evidence is not None:

@@ -486,7 +486,8 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 def _split_field(statement: Statement) -> Iterator[Statement]:
     """A field whose value holds several sentences: the label goes with the first, the rest are sentences of their own."""
     if parts := _fields_of(statement):
-        yield from parts
+        for part in parts:
+            yield from _split_field(part)
         return
     spans = sentence_spans(statement.text[statement.label_end :])
     if len(spans) < 2 or (
@@ -507,7 +508,7 @@ def _split_field(statement: Statement) -> Iterator[Statement]:
                       context=(*statement.context, statement.label))  # fmt: skip
 
 
-_INNER = re.compile(r"[;；]\s*(?=(?P<label>[^:：;；,，\d]{2,24})[:：]\s*\S)")
+_INNER = re.compile(r"(?:[;；]|[.。](?=\s))\s*(?=(?P<label>[^:：;；,，.\d]{2,24})[:：]\s*\S)")
 
 
 def _fields_of(statement: Statement) -> list[Statement]:

@@ -39,6 +39,7 @@ def read(scene: Scene, reading: Reading) -> None:
     """Adds sentence-level candidates and flags, one rule after the other."""
     for rule in (
         _unknowns,
+        _first_layer_dense,
         _names,
         _called_devices,
         _dtypes,
@@ -152,6 +153,15 @@ def _names(scene: Scene, reading: Reading) -> list[Candidate]:
     if scene.statement.kind != "leaf" and not any(c.path == "model.name" for c in out):
         out += _sized_names(scene)
     return out
+
+
+def _first_layer_dense(scene: Scene, reading: Reading) -> list[Candidate]:
+    m = re.search(
+        r"\bfirst (?:transformer |decoder )?(?:layer|block) (?:is|stays|remains) (?:plain |a )?dense\b|(?:首层|第一层)(?:为|是)稠密",
+        scene.text,
+        re.I,
+    )
+    return [scene.candidate("model.first_k_dense_replace", 1, m.start(), m.end())] if m else []
 
 
 # 'custom ASIC "Falcon-X2"', "in-house NPU, code name Tern-3"

@@ -38,6 +38,9 @@ def settle_device(draft: Draft) -> Device | None:
             if match.note and not memory:
                 draft.reading.flag("device-variant", match.note)
         except ToolError as error:
+            if (part := _as_named(c, own)) is not None:  # "a v6e-16 slice"
+                found.append((c, part))
+                continue
             found.append((c, None))
             draft.reading.flag("unknown-device", str(error))
     ids = {d.id: (c, d) for c, d in reversed(found) if d is not None}
