@@ -78,10 +78,12 @@ _TOP = re.compile(
 _EDGE = re.compile(r"[,，;；。()（）\n/]|\.(?=\s|$)|\b(?:and|but)\b|[而但]")
 
 
-def mark_rates(scene: Scene, reading: Reading) -> None:
+def mark_rates(scene: Scene, reading: Reading, first: int) -> None:
     """Marks every rate of the sentence as the mean or the peak by the words of its clause; `settle_peak` compares them."""
     line, quote = scene.statement.at(0)
-    for k, c in enumerate(reading.candidates):
+    # rules that take readings back may have moved the sentence's own a little to the front
+    for k in range(max(0, first - 64), len(reading.candidates)):
+        c = reading.candidates[k]
         if c.path != "workload.request_rate" or (c.line, c.quote) != (line, quote):
             continue
         place = re.search(rf"(?<![\d.]){re.escape(c.stated_as)}", scene.text)

@@ -57,6 +57,7 @@ def candidates_of(scene: Scene, p: Pair) -> list[Candidate]:
         return []  # the 60 of "45 of the 60 dispatchers"
     if path == "workload.concurrency" and p.spot.end <= q.start and (more := _AND_MORE.match(scene.text, q.end)):
         high = max(value, float(more["n"]))
+        base = replace(base, stated_as=scene.text[q.start : more.end("n")])
     if path == "workload.concurrency" and p.spot.term.side == "noun" and not _AT_ONCE.search(_own_clause(scene, q)):
         base = replace(base, tags=("headcount",))
     if path == "model.num_experts" and _CHOOSES.search(scene.masked[: q.start]):

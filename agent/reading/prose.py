@@ -62,7 +62,7 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
     sentence.read(scene, reading)
     economics.read(scene, reading)
     demand.read(scene, reading)
-    economics.mark_rates(scene, reading)
+    economics.mark_rates(scene, reading, first)
     if tainted:  # beside an order: believed where nothing else says it
         beside = [replace(c, weight=c.weight - BESIDE_AN_ORDER) for c in reading.candidates[first:]]
         reading.candidates[first:] = beside

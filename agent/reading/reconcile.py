@@ -253,6 +253,9 @@ def _account(draft: Draft) -> None:
             draft.reading.ignore(c.leaf, why)
 
 
+_FIGURE = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
 def _lost_numbers(draft: Draft) -> None:
     """A number beside facts that is none itself is said to be left out, so that none is lost in silence."""
     said: dict[tuple[str, int], str] = defaultdict(str)
@@ -262,12 +265,17 @@ def _lost_numbers(draft: Draft) -> None:
     for fact in draft.facts.values():
         if fact.evidence is not None:
             said[fact.evidence.file, fact.evidence.line] += f" {fold_width(fact.stated_as)}"
-    told = fold_width(" ".join([*(c.why for c in draft.conflicts), *(f.message for f in draft.reading.flags)]))
-    ignored = fold_width(" ".join(f"{i.section} {i.why}" for i in draft.reading.ignored))
+    follow = [f.stated_as for f in draft.facts.values() if f.origin == "derived" or " × " in f.stated_as]
+    told = [*follow, *(c.why for c in draft.conflicts), *(f.message for f in draft.reading.flags)]
+    everywhere = fold_width(" ".join([*told, *(f"{i.section} {i.why}" for i in draft.reading.ignored)]))
+    figures = set(_FIGURE.findall(everywhere))  # searched once: a long text has thousands of numbers
     for file, line, number, words in draft.reading.numbers:
-        figure = re.search(r"\d[\d,.]*\d|\d", number)
-        key = re.escape(figure.group() if figure else fold_width(number))
-        if not any(re.search(rf"(?<![\d.]){key}(?!\d|,\d)", text) for text in (said[file, line], told, ignored)):
+        here, figure = said[file, line], _FIGURE.search(number)
+        if figure is None:
+            known = fold_width(number) in here or fold_width(number) in everywhere
+        else:
+            known = figure.group() in figures or figure.group() in _FIGURE.findall(here)
+        if not known:
             draft.reading.ignore(f"{number} (line {line}: {words})", "a number that states nothing the plan depends on")
 
 
