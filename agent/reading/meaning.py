@@ -324,7 +324,10 @@ def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[
         value = _window(q, high if high is not None else base.value)
         own_min = search(MINIMUM).search(near + label) and not search(r"max|最[长大]").search(near + label)
         return [replace(base, path="workload.min_context" if own_min else path, value=value)]
-    if high is not None and kind in ("isl", "osl") and search(MEAN).search(near) and not search(MAXIMUM).search(near):
+    said_before = CLAUSE.split(region(scene, q))[-1] + " " + label
+    behind = _MEAN_BEHIND.match(scene.masked, q.end)
+    mean = (search(MEAN).search(said_before) or behind) and not search(MAXIMUM).search(said_before)
+    if high is not None and kind in ("isl", "osl") and mean:
         doubt = f"{base.stated_as} is a range of the mean; planned for its upper end"
         return [replace(base, value=tidy(path, high), doubt=doubt)]
     if high is not None:
@@ -350,6 +353,7 @@ def _length(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[
     return [replace(base, path=f"{path}_max")] if highest else [base]
 
 
+_MEAN_BEHIND = re.compile(r"\s*(?:tokens?|toks?)?\s*(?:on average|average\b|avg\b|平均)(?!\W*\d)", re.I)
 _OF_CONTEXT = re.compile(r"\s*(?:tokens?|toks?)\s+of\s+(?:\w+\s+)?context\b", re.I)
 _JOINED_LENGTHS = re.compile(r"\s*(?:tokens?|toks?)?\s*(?:in|input|输入)?\s*(?:tokens?)?\s*(?:and|/|和|与|及)\s*", re.I)
 

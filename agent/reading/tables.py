@@ -127,7 +127,7 @@ def parallel(label: str, value: str) -> list[tuple[str, str]] | None:
     names, values = ([p.strip() for p in re.split(r"\s+/\s+", text.strip())] for text in (label, value))
     if len(names) < 2 or len(names) != len(values) or not all((*names, *values)):
         return None
-    if any(re.search(r"\d", n) or len(n.split()) > 4 for n in names):
+    if any(re.search(r"\d|[(（)）]", n) or len(n.split()) > 4 for n in names):
         return None
     unit = re.fullmatch(r"[\d.,]+\s?[kK]?\s*(?P<unit>[A-Za-z%\u4e00-\u9fff].*)", values[-1])
     if unit:
