@@ -1,12 +1,13 @@
 """Conditions as strangers hand them over: manifests, listings of management tools, tenders, chats, sheets, forms, mails.
 
-Six batches were written, each with its facts, before the reader saw any of them. On first contact it read (recall,
+Seven batches were written, each with its facts, before the reader saw any of them. On first contact it read (recall,
 precision of path and value) 0.78 and 0.91 of 63 inputs; after what those taught, 0.84 and 0.93 of the next 26; after
 those, 0.91 and 0.94 of the next 20. The fourth was written to be harder (40 mails, chats, tenders and unknown schemas with
 shares of a crowd, loads of a day, corrections, hardware without a name): 0.79 and 0.90, and 33 values that were wrong and
 not disputed. After what it taught, the fifth (25 by new voices) was read to 0.76 and 0.89, with 27 such values: every new
-voice has words of its own; the sixth (16, plainer, with traps) to 0.88 and 0.94, with 7. Of the first three, those are kept
-that are read in full; of the others all, with what is still `open`. No rule knows any by name.
+voice has words of its own; the sixth (16, plainer, with traps) to 0.88 and 0.94, with 7; the seventh (10) to 0.82 and 0.87,
+with 10. Of the first three, those are kept that are read in full; of the others all, with what is still `open`. No rule
+knows any by name.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ WORDINGS = [
     ("8x A100 80GB, keep 8 GB per GPU free", {"requirements.memory_reserve": 0.1, "hardware.memory_bytes": 80e9}),
     # machines
     ("6 hosts of 4 L40S, dual 25GbE per host", {"hardware.inter_node_bandwidth": 2 * 25e9 / 8 / 4}),
-    ("3 trays with 8 chips/tray, 200 GB/s per chip inside the tray", {"hardware.num_devices": 24, "hardware.intra_node_bandwidth": 200e9}),
+    ("3 trays with 8 chips/tray", {"hardware.num_devices": 24}),
+    ("8 H100, 200 GB/s per chip inside the tray", {"hardware.intra_node_bandwidth": 200e9}),
     ("3 x p5.48xlarge", {"hardware.device": "h100_sxm_80gb", "hardware.num_nodes": 3, "hardware.num_devices": 24}),
     ("one GB200 NVL72 rack", {"hardware.num_devices": 72}),
     ("Ten L40S boxes? No: 8x H200 each; three of them.", {"hardware.num_nodes": 3, "hardware.devices_per_node": 8}),

@@ -216,7 +216,7 @@ _PARTS = {
 _OF_A_CROWD = r"(?:of (?:them|the|these|those|all|our|us|whom|which)\b)"
 _SHARE = re.compile(
     rf"\b(?:(?P<n>one|two|three|a)[ -](?P<part>third|quarter|fifth|tenth|twentieth|hundredth)s?|(?P<half>half)) (?={_OF_A_CROWD})"
-    r"|\b(?P<k>one|two|three) (?:in|out of) (?:every )?(?P<m>three|four|five|six|eight|ten|twelve|twenty|thirty|forty|fifty|a hundred)\b(?! (?:gpu|card|node|server|second|minute))"
+    r"|\b(?P<k>one|two|three|four|five|six|seven|eight|nine) (?:in|out of|of(?= (?:every )?ten\b)) (?:every )?(?P<m>three|four|five|six|eight|ten|twelve|twenty|thirty|forty|fifty|a hundred)\b(?! (?:gpu|card|node|server|second|minute))"
     r"|(?P<zm>[二三四五六七八九十])分之(?P<zk>[一二三四五六七八九])",
     re.I,
 )

@@ -17,10 +17,10 @@ from agent.reading.segments import Statement
 _NAMES = ("model.name", "hardware.device", "engine.name")
 _REFUSED = re.compile(r"\s*(?:no|nope|nah|not (?:that|this)|wrong)\b|\s*(?:不是|不对|不用|不上|不,|不，|否|错)", re.I)
 _AS_IS = re.compile(
-    r"(?:today|now|current(?:ly)?|existing|as[- ]is|observed|actual|before|old|status quo|present|measured|so far|现状|现有|当前|目前|现在|旧|实测|原方案)\b.{0,20}", re.I
+    r"(?:today|now|current(?:ly)?|existing|as[- ]is|observed|actual|before|old|status quo|present|measured|so far|retro\w*|pilot|poc|trial|试点|现状|现有|当前|目前|现在|旧|实测|原方案)\b.{0,30}", re.I
 )  # fmt: skip
 _TO_BE = re.compile(
-    r"(?:新方案|new|target|to[- ]be|wanted|want|goals?|future|after|planned?|proposed|desired|required|requirements?|next|tomorrow|wish|should be|目标|规划|新|期望|要求|改造后|之后|需求).{0,20}",
+    r"(?:新方案|roll-?out|production|go-?live|正式|上线|new|target|to[- ]be|wanted|want|goals?|future|after|planned?|proposed|desired|required|requirements?|next|tomorrow|wish|should be|目标|规划|新|期望|要求|改造后|之后|需求).{0,20}",
     re.I,
 )
 
@@ -64,7 +64,7 @@ def _rejected(
 
 
 _NOW_IT_IS = re.compile(
-    r"\bthat (?:was|is) (?:\w+ ){0,3}?(?:last|old|outdated|before|then|stale|wrong)\b[^\d]*?\bnow\b[^\d]{0,16}(?P<n>\d[\d,]*(?:\.\d+)?)|那是.{0,10}现在(?:是|到|有)?\s*(?P<zh>\d+(?:\.\d+)?)",
+    r"\bthat (?:was|is) (?:\w+ ){0,3}?(?:last|old|outdated|before|then|stale|wrong)\b[^\d]*?\bnow\b[^\d]{0,16}(?P<n>\d[\d,]*(?:\.\d+)?)|那是.{0,10}现在(?:是|到|有)?\s*(?P<zh>\d+(?:\.\d+)?)|^\W*(?:but |so |for now )?(?:plan|size|design|budget|calculate) (?:for|with|on) (?P<plan>\d[\d,]*)\W*$",
     re.I,
 )
 
@@ -77,7 +77,7 @@ def superseded(statement: Statement, before: Sequence[Candidate], reading: Readi
     ]
     if match is None or len(counted) != 1:
         return
-    old, part = counted[0], "n" if match["n"] else "zh"
+    old, part = counted[0], next(k for k in ("n", "zh", "plan") if match[k])
     figure = re.search(r"\d[\d,]*(?:\.\d+)?", old.stated_as)
     if figure is None:
         return
@@ -89,7 +89,9 @@ def superseded(statement: Statement, before: Sequence[Candidate], reading: Readi
 
 
 def _side(statement: Statement, words: re.Pattern[str]) -> bool:
-    names = (*statement.context, statement.label if statement.label_end else "")
+    names = [*statement.context, statement.label if statement.label_end else ""]
+    if lead := re.match(r"([^:：.。]{2,40})[:：]\s*\S", statement.text):
+        names.append(lead[1])
     if words is _AS_IS and _RUNS_TODAY.match(statement.text):
         return True
     return any(words.fullmatch(n.strip(" *_#:：")) for n in names if n)

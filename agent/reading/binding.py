@@ -255,7 +255,8 @@ def _score(text: str, spot: Spot, q: Quantity, label_end: int, index: int, quant
     if spot.is_name:
         tail = re.match(r"\s*(?:张|块|片|颗|卡|台|x\b|×|gpus?\b|cards?\b)", text[q.end :], re.I)
         linked = re.fullmatch(
-            r"\s*(?:NVL|SXM\d?|PCIe|\([^)]*\))?\s*[x×*]\s*|\s*[,，]?\s*(?:共|总共|合计)?\s*|\s*\x01*\s*\(?[x×*]|[\s(-]*\d+ ?G(?:i?B)?[\s)]*[\s\x01]*[x×*]\s*",
+            r"\s*(?:NVL|SXM\d?|PCIe|\([^)]*\))?\s*[x×*]\s*|\s*[,，]?\s*(?:共|总共|合计)?\s*|\s*\x01*\s*\(?[x×*]|[\s(-]*\d+ ?G(?:i?B)?[\s)]*[\s\x01]*[x×*]\s*"
+            + (r"|\s*[(（]\s*" if re.match(r"\s*[x×]\s*[)）]", text[q.end :]) else ""),  # "DGX H200 (1x)"
             text[spot.end : q.start],
             re.I,
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from agent.reading.facts import Candidate, Reading
@@ -42,6 +43,46 @@ def read(scene: Scene, reading: Reading) -> list[Candidate]:
         if q.start in used or (q.start < scene.label_end and scene.label_end):
             continue
         out += _LOOSE[q.dimension](scene, q) if q.dimension in _LOOSE else []
+    return [*out, *_there_and_back(scene, used)]
+
+
+_CACHED_PART = re.compile(r"\s*(?:tokens?\s*)?,?\s*of (?:which|them|that),?\s*(?:about |around )?$", re.I)
+
+
+def _there_and_back(scene: Scene, used: set[int]) -> list[Candidate]:
+    """ "each step ships 90k tokens of which 88k come from the cache, and emits 700 tokens": two lengths in a row, whatever the
+    verbs are, are what goes in and what comes out; a part of the first that is cached is the share that hits."""
+    if (
+        any(p.spot.term.path in ("workload.isl", "workload.osl") for p in scene.pairs)
+        or scene.label_end > scene.shift + 24
+    ):
+        return []
+    free = [
+        q
+        for q in scene.quantities
+        if q.start not in used and q.dimension == "count" and q.high is None and q.value >= 8
+    ]
+    cached = [
+        (a, b) for a, b in pairwise(free)
+        if _CACHED_PART.fullmatch(scene.masked[a.end : b.start]) and _REUSED.search(scene.text[b.end : b.end + 40])
+    ]  # fmt: skip
+    free = [q for q in free if not any(q is b for _, b in cached)]
+    lengths = [
+        q
+        for q in free
+        if re.match(r"\s*(?:tokens?|toks?)\b(?! (?:per|a|each|budget|window|limit))", scene.masked[q.end :], re.I)
+    ]
+    joined = len(lengths) == 2 and re.search(
+        r"\b(?:and|then)\s+[a-z]+s?\s+(?:back |out |about |around )*$", scene.masked[: lengths[1].start], re.I
+    )
+    if not joined:
+        return []
+    paths = zip(("workload.isl", "workload.osl"), lengths, strict=True)
+    out = [scene.candidate(path, int(q.value), q.start, q.end) for path, q in paths]
+    for whole, part in cached:
+        if whole is lengths[0] and part.value < whole.value:
+            share = float(f"{part.value / whole.value:.6g}")
+            out.append(scene.candidate("workload.prefix_hit_rate", share, part.start, part.end, origin="derived"))
     return out
 
 
@@ -106,6 +147,17 @@ def _loose_bytes(scene: Scene, q: Any) -> list[Candidate]:
     behind = re.split(r"[,，;；(（]", scene.masked[q.end : q.end + 18])[0]
     if _HOST.search(scene.masked[max(0, q.start - 16) : q.start] + " " + behind) or not 1e9 <= q.value <= 2e12:
         return []
+    if _NETWORK.search(_clause_of(scene, q)) and re.fullmatch(r"[Gg](?:igs?)?", q.unit):  # "four hundred gig per card"
+        link = scene.candidate("hardware.inter_node_bandwidth", q.value / 8, q.start, q.end)
+        return [
+            replace(
+                link,
+                scope="device" if _OF_EACH.match(scene.masked, q.end) else "",
+                doubt=f"{q.text} of network read as Gb/s, as NICs are named",
+            )
+        ]
+    if q.value > 3.2e11:
+        return []  # no device has so much
     if reserved(scene, q):
         return [scene.candidate("done.reserved_bytes", float(f"{q.value:.12g}"), q.start, q.end)]
     devices = [n for n in scene.names if n.kind == "device"]
@@ -126,6 +178,7 @@ def _loose_bytes(scene: Scene, q: Any) -> list[Candidate]:
     return [scene.candidate("hardware.memory_bytes", float(f"{q.value:.12g}"), q.start, q.end)]
 
 
+_NETWORK = re.compile(r"\bnetwork|\bnics?\b|\bfabric\b|infiniband|ethernet|\broce\b|网络|网卡|网口", re.I)
 _COUNTS = ("hardware.device_count", "hardware.devices_per_node")
 _AND_THEN = re.compile(
     r"\s*(?:x|×|[张块片颗])?\s*(?:gpus?|cards?|npus?|卡|\x01+)?\s*(?:(?:in )?each|apiece)?\s*[,，/]?\s*", re.I

@@ -155,6 +155,8 @@ def _stat(scene: Scene, p: Pair) -> str:
         scene.text[q.end :],
         re.I,
     )
+    if _THE_SAME.match(scene.text, q.end) and (said := stats_in(scene.text[: q.start])):
+        return said[-1][1]  # "60 ms a token, same percentile"
     if bracket := _SHARE_IN_BRACKETS.match(scene.text, q.end):
         return f"p{bracket[1]}"
     if behind := _stat_behind_term(scene, p):
@@ -171,6 +173,8 @@ def _stat(scene: Scene, p: Pair) -> str:
         shared = stats_in(scene.text[: p.spot.start])
         if shared and not any(o.quantity.end <= p.spot.start for o in scene.pairs):
             return shared[-1][1]
+    if own_end := _stat_of_the_clause(scene, q):
+        return own_end
     if shared_stat := _SHARED_STAT.search(scene.text[q.end :]):
         return stats_in(shared_stat.group())[0][1]
     label = scene.text[: scene.label_end]
@@ -192,6 +196,10 @@ def _stat(scene: Scene, p: Pair) -> str:
     return context[-1][1] if context else "limit"
 
 
+_THE_SAME = re.compile(
+    r"[^.;。；\d]{0,24}?[,，(]\s*(?:at |for |in )?(?:the )?same (?:percentile|quantile)|[^.;。；\d]{0,12}?[，（]同分位",
+    re.I,
+)
 _SHARE_IN_BRACKETS = re.compile(r"[^,.;，。；()（）\d]{0,16}[(（]\s*(50|9[059])\s*%\s*[)）]")  # "55 ms per token (95%)"
 _STAT_JOINT = re.compile(
     r"(?:\s*[(（](?:we |this is |it is |as )?(?:measured?|counted|taken)\b)?\s*(?:(?:is|are) (?:ok|okay|fine|acceptable|enough|good)\b)?\s*[(（]?\s*(?:at|for|in|on)?\s*(?:the |an? |its )?\s*",
@@ -237,6 +245,18 @@ _LEADING_STAT = re.compile(
     rf"\s*(?:the |at |for |in )*(?:{_ANY_STAT})(?:\s*(?:of|的)?\s*(?:all |the |our )*(?:[a-z]+|请求|用户))?\s*(?:slo|target)?\s*(?:[:：]|\b(?:must|should|has to|have to|needs? to|shall|will|get|see)\b)",
     re.I,
 )
+
+
+def _stat_of_the_clause(scene: Scene, q: Quantity) -> str:
+    """ "Three seconds is the limit for the 95th percentile, and …": the one statistic before the clause ends."""
+    clause = re.split(r"[,，;；。()（）\n]|\.(?=\s|$)", scene.text[q.end :])[0]
+    found = stats_in(clause)
+    nearer = any(q.end <= o.start < q.end + len(clause) for o in scene.quantities)
+    others = any(
+        q.end < o.spot.start < q.end + len(clause) + 12 and o.quantity is not q and "requirements" in o.spot.term.path
+        for o in scene.pairs
+    )
+    return found[0][1] if len(found) == 1 and not nearer and not others and found[0][1] not in ("mean", "max") else ""
 
 
 _POPULATION = re.compile(r"%|per ?cent|\bout of\b|\bin (?:10|ten)\b|成", re.I)

@@ -142,7 +142,8 @@ def _count(scene: Scene, p: Pair, base: Candidate, high: float | None) -> list[C
     if _OF_A_PACKAGE.search(scene.text[: q.start]) and _DIES.match(scene.text, q.end):
         return []  # "16 cards with 2 dies each"
     named = next((n for n in scene.names if n.kind == "device" and n.start >= q.end and n.start - q.end < 14), None)
-    system = named is not None and re.search(r"dgx|hgx", named.text, re.I)
+    title = named.text if named else scene.text[p.spot.start : p.spot.end] if p.spot.is_name else ""  # "DGX H200 (1x)"
+    system = re.search(r"dgx|hgx", title, re.I)
     if system and path == "hardware.device_count" and p.spot.is_name:
         return [
             replace(base, path="hardware.num_nodes"),

@@ -64,7 +64,7 @@ def settle_device(draft: Draft) -> Device | None:
     return device
 
 
-_SYSTEM = re.compile(r"\b(?:atlas|dgx|hgx|superpod|poweredge|proliant)\b", re.I)
+_SYSTEM = re.compile(r"\batlas\b|\b(?:dgx|hgx)\b(?![ -]*[A-Z]{1,2}\d{2,3})", re.I)
 
 
 def _chips_before_systems(named: list[Candidate]) -> list[Candidate]:
@@ -342,6 +342,10 @@ def _drop_weak_nodes(draft: Draft) -> None:
     total = max(
         (c.value for c in draft.by_path.get("hardware.num_devices", []) if isinstance(c.value, int)), default=None
     )
+    sought = any(c.value == "fewest_devices" for c in draft.by_path.get("objective", []))
+    if sought and each and total is None:
+        draft.by_path["hardware.num_nodes"] = firm  # "8 cards in a node, as few as possible" counts no nodes
+        return
     unbounded = any(c.value == "unbounded" for c in draft.by_path.get("hardware.num_devices", []))
     if firm or unbounded or (each and total and total > each):
         draft.by_path["hardware.num_nodes"] = firm

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 TABLE_RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$")
 _VALUE = re.compile(
-    r"(?:values?|settings?|spec(?:ification)?s?|数值|值|取值|参数值|配置|规格|要求|目标|target|limit|requirement|quantity|数量|内容|说明|detail|answer|response|回答|答复)?",
+    r"(?:values?|figures?|settings?|spec(?:ification)?s?|数值|值|取值|参数值|配置|规格|要求|目标|target|limit|requirement|quantity|数量|内容|说明|detail|answer|response|回答|答复)?",
     re.I,
 )
 _SUBJECT = re.compile(
@@ -119,6 +119,7 @@ def _names_without_title(table: Rows, header: list[str], subject: int) -> bool:
     return bool(cells) and sum(bool(re.match(r"\W*[A-Za-z\u4e00-\u9fff]", c)) for c in cells) > len(table.rows) / 2
 
 
+_STAT_WORD = re.compile(r"mean|average|avg|median|peak|max(?:imum)?|min(?:imum)?|typical|p ?\d\d", re.I)
 _BARE = re.compile(r"[\d.,]+\s?[kK]?")
 
 
@@ -127,8 +128,12 @@ def parallel(label: str, value: str) -> list[tuple[str, str]] | None:
     names, values = ([p.strip() for p in re.split(r"\s+/\s+", text.strip())] for text in (label, value))
     if len(names) < 2 or len(names) != len(values) or not all((*names, *values)):
         return None
-    if any(re.search(r"\d|[(（)）]", n) or len(n.split()) > 4 for n in names):
+    bare = [re.sub(r"\bp ?\d\d\b", "", n, flags=re.I) for n in names]
+    if any(re.search(r"\d|[(（)）]", n) or len(n.split()) > 5 for n in bare):
         return None
+    tail = names[-1].split(maxsplit=1)
+    if len(tail) == 2 and _STAT_WORD.fullmatch(tail[0]):  # "Mean / peak requests per second"
+        names = [f"{n} {tail[1]}" if _STAT_WORD.fullmatch(n) else n for n in names]
     unit = re.fullmatch(r"[\d.,]+\s?[kK]?\s*(?P<unit>[A-Za-z%\u4e00-\u9fff].*)", values[-1])
     if unit:
         values = [f"{v} {unit['unit']}" if _BARE.fullmatch(v) else v for v in values]
