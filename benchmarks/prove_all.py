@@ -2,7 +2,7 @@
 
 python benchmarks/prove_all.py              prove everything, print one line per graph, write benchmarks/prove_all.md
 python benchmarks/prove_all.py --print      the same without writing the page
-python benchmarks/prove_all.py --workers 1  in one process (default: 2)
+python benchmarks/prove_all.py --workers 1  in one process (default: one per core)
 
 Exit 1 if a graph is not proven. A refusal is no failure: it is counted, and listed with its reason. Every graph is
 executed twice, once at a batch and a prompt that all degrees divide and once at lengths that few of them do; the larger
@@ -86,7 +86,7 @@ def tp_choices(m: ModelSpec, most: int = 4) -> list[int]:
 def copied_kv(m: ModelSpec) -> list[int]:
     """Ranks that outnumber the KV heads, so that some hold copies; a latent is copied to all of them."""
     if m.attention.mla:
-        return [8, 4]
+        return [4, 8]
     kv, heads = m.attention.num_kv_heads, m.attention.num_heads
     return [t for k in (2, 4, 3, 5, 71) if heads % (t := kv * k) == 0 and t <= 80] or [2 * kv]
 
@@ -368,7 +368,7 @@ def _refusals(refused: Sequence[Line]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="prove every architecture under every axis set")
     parser.add_argument("--print", action="store_true", dest="print_only", help="do not write the page")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 2)
     args = parser.parse_args(argv)
     start = time.perf_counter()
     lines = run(cells(), args.workers, lambda line: print(line, flush=True))

@@ -20,5 +20,5 @@ AXIS = Axis(
         beside=frozenset({"experts"}),  # routed experts lie over ep and etp, on the same ranks
         engines="its layers are split along one dim",
     ),
-    examples=({"tp": 4, "axes": {"hidden_tp": 2}}, {"tp": 8, "pp": 2, "attn_dp": 2, "axes": {"hidden_tp": 4}}),
+    examples=({"tp": 4, "axes": {"hidden_tp": 2}}, {"tp": 4, "pp": 2, "attn_dp": 2, "axes": {"hidden_tp": 4}}),
 )
