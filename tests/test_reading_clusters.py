@@ -115,3 +115,12 @@ def test_the_words_around_one_amount_say_nothing_of_the_next() -> None:
 def test_what_a_user_feels_is_said_in_plain_words(text: str, path: str, value: object) -> None:
     c = read_conditions((input_of(f"8x H100. Llama-3.1-70B. {text}"),))
     assert {f.path: f.value for f in c.facts}[path] == value and not c.conflicts
+
+
+def test_a_line_of_thousands_of_numbers_is_data_and_says_so() -> None:
+    trace = ", ".join(str(i % 977) for i in range(20_000))
+    c = read_conditions(
+        (input_of(f"8x H100. Llama-3.1-70B. 64 concurrent requests.\n\nPrompt lengths seen: {trace} tokens.\n"),)
+    )
+    assert {f.path: f.value for f in c.facts}["workload.concurrency"] == 64
+    assert "many-numbers" in {f.code for f in c.flags} and any("20,000 numbers" in i.why for i in c.ignored)

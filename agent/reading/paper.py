@@ -102,10 +102,9 @@ _WANTS = re.compile(
 
 def _sets_a_method_against_others(text: str) -> bool:
     """A free-form paper: strategies of its own and of others, in degrees, and nothing that is asked for."""
-    named = {a for a, _, _ in axis_spans(text)}
-    degrees = [v for v in parse_degrees(text).axes.values() if v]
-    both = bool(BASELINE.search(text)) and bool(PROPOSED.search(text))
-    return both and bool(named) and bool(degrees) and not _ASKS.search(text) and not _WANTS.search(text)
+    if not (BASELINE.search(text) and PROPOSED.search(text)) or _ASKS.search(text) or _WANTS.search(text):
+        return False
+    return bool(axis_spans(text)) and any(v for v in parse_degrees(text).axes.values())
 
 
 def read_paper(files: Sequence[InputFile]) -> PaperMethod:

@@ -31,9 +31,23 @@ BESIDE_AN_ORDER = 8
 """What a fact on the line of an order to the reader loses of its weight."""
 
 
+MANY_NUMBERS = 300
+
+
+def _numbers_of(text: str) -> int:
+    return len(re.findall(r"\d+(?:[.,]\d+)*", text))
+
+
 def read_statement(statement: Statement, reading: Reading) -> bool:
     """Adds what `statement` says to `reading`; True when it said something (a fact, a flag, or a declared irrelevance)."""
     text = fold_width(statement.text)
+    if (count := _numbers_of(text)) > MANY_NUMBERS:
+        data = f"{count:,} numbers in one statement: data, not conditions, which are read up to {MANY_NUMBERS}"
+        reading.ignore(_short(statement.text), data)
+        reading.flag(
+            "many-numbers", f"{statement.file} line {statement.line}: {data}; state what they mean, such as mean and p95"
+        )
+        return True
     tainted = statement.kind != "leaf" and statement.line in reading.order_lines.get(statement.file, ())
     if order_in(text) or (commands(text) and (tainted or _goes_on(statement, reading))):
         return _flag_order(statement, text, reading)

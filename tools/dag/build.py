@@ -591,8 +591,9 @@ class _Walk:
             return
         assert p.comm is not None
         if p.comm.kind == "slice":
-            for u in units if not self._is_weight(p.output) else ():  # a part of a weight is its reader's to tell
-                self._slice(p, p.comm, u)
+            for u in units:
+                if (p.inputs[0], u.devices[0]) in self.env:  # else a weight, whose part is its reader's to tell
+                    self._slice(p, p.comm, u)
             return
         for sources, targets in self._members(p, p.comm):
             self._collective(p, p.comm, sources, targets)
