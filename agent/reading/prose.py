@@ -45,7 +45,8 @@ def read_statement(statement: Statement, reading: Reading) -> bool:
         data = f"{count:,} numbers in one statement: data, not conditions, which are read up to {MANY_NUMBERS}"
         reading.ignore(_short(statement.text), data)
         reading.flag(
-            "many-numbers", f"{statement.file} line {statement.line}: {data}; state what they mean, such as mean and p95"
+            "many-numbers",
+            f"{statement.file} line {statement.line}: {data}; state what they mean, such as mean and p95",
         )
         return True
     tainted = statement.kind != "leaf" and statement.line in reading.order_lines.get(statement.file, ())

@@ -10,6 +10,7 @@ from agent.reading.dialogue import conversation
 from agent.reading.forms import answered, answered_below, is_empty_box, is_ticked_box, ticked
 from agent.reading.lexicon import STATS
 from agent.reading.listings import device_listing, engine_command
+from agent.reading.names import find_names
 from agent.reading.tables import (
     cells_of,
     html_table,
@@ -105,9 +106,12 @@ _NOTE = re.compile(rf"^\s*(?P<mark>[{_MARKS}])\s*(?P<note>\S.{{0,160}})$")
 
 
 def _footnotes(lines: list[str]) -> dict[str, str]:
-    """Mark → what its note says of the place that it marks; a note with an amount of its own is a statement itself."""
+    """Mark → what its note says of the place that it marks; a note with an amount or a name of its own is a statement itself."""
     found = {m["mark"]: m["note"].strip() for line in lines if (m := _NOTE.match(line))}
-    return {mark: "" if find_quantities(mask_percentiles(note)) else note for mark, note in found.items()}
+    return {
+        mark: "" if find_quantities(mask_percentiles(note)) or find_names(note) else note
+        for mark, note in found.items()
+    }
 
 
 def _with_notes(statement: Statement, notes: dict[str, str]) -> Statement:
